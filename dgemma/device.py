@@ -1,0 +1,83 @@
+"""Picks the device and the dtype once, each with its reason as text.
+
+Knows which devices torch can see. Knows nothing about models beyond their size in bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from dgemma.errors import DeviceError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SMALL_BYTES = 10**9
+"""Below this size of the fp32 weights a CPU runs in fp32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A device and a dtype, and why."""
+
+    device: torch.device
+    dtype: torch.dtype
+    device_reason: str
+    dtype_reason: str
+
+
+def choose_device(asked: str = "auto") -> tuple[torch.device, str]:
+    """The device to run on, and the reason.
+
+    Raises:
+        DeviceError: the device asked for is unknown or not there.
+    """
+    if asked == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda"), f"CUDA device found: {torch.cuda.get_device_name()}"
+        return torch.device("cpu"), "no CUDA device found"
+    try:
+        device = torch.device(asked)
+    except RuntimeError as error:
+        raise DeviceError(f"unknown device {asked!r}; use auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(f"device {asked!r} asked for, but torch sees no CUDA device; use cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"device {asked!r} is not supported; use auto, cpu or cuda")
+    return device, "asked for"
+
+
+def choose_dtype(
+    asked: str, device: torch.device, parameters: int, stored: str | None
+) -> tuple[torch.dtype, str]:
+    """The dtype to run in, and the reason.
+
+    Args:
+        asked: "auto" or a name of `DTYPES`.
+        parameters: how many there are.
+        stored: the checkpoint's own dtype.
+
+    Raises:
+        DeviceError: an unknown dtype.
+    """
+    if asked != "auto":
+        if asked not in DTYPES:
+            raise DeviceError(f"unknown dtype {asked!r}; use auto, {', '.join(DTYPES)}")
+        return DTYPES[asked], "asked for"
+    size = parameters * 4
+    if device.type == "cpu" and size < SMALL_BYTES:
+        return torch.float32, f"on a CPU, {size / 1e6:.1f} MB of fp32 weights are under 1 GB"
+    name = stored if stored in DTYPES else "bfloat16"
+    source = "the checkpoint's own" if stored in DTYPES else "the checkpoint names none"
+    return DTYPES[name], source
+
+
+def choose(device: str, dtype: str, parameters: int, stored: str | None) -> Choice:
+    """Device and dtype together.
+
+    Raises:
+        DeviceError: either is not available.
+    """
+    place, why = choose_device(device)
+    number, because = choose_dtype(dtype, place, parameters, stored)
+    return Choice(place, number, why, because)

@@ -1,0 +1,1 @@
+"""Runs requests: rows in any phase, one forward per step."""

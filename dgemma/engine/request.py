@@ -1,0 +1,169 @@
+"""One request's life inside the engine: what is pending, what is committed, how it ends.
+
+Knows ids and counts. Knows nothing about tensors (no torch), text or other requests.
+
+    encode -> denoise -> (commit) encode -> denoise -> ... -> done      diffusion
+    encode -> encode  -> ...                               -> done      autoregressive
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from dgemma.errors import ContextOverflow, InvalidRequest
+from dgemma.types import (
+    RELEASED,
+    Event,
+    FinishReason,
+    Output,
+    Request,
+    SamplingParams,
+    TraceStep,
+    Usage,
+)
+
+DIFFUSION_FIELDS = (
+    "max_steps",
+    "entropy_bound",
+    "t_min",
+    "t_max",
+    "confidence_threshold",
+    "stability_threshold",
+    "thinking_budget",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the engine must know of the model.
+
+    Attributes:
+        context: most positions.
+        canvas: canvas length.
+        vocab_size: ids are below it.
+        end_ids: ids that end an answer.
+        pad_id: what follows an end id in a canvas.
+    """
+
+    context: int
+    canvas: int
+    vocab_size: int
+    end_ids: frozenset[int]
+    pad_id: int
+
+
+def resolve(request: Request, defaults: SamplingParams, limits: Limits, seed: int) -> Request:
+    """The request with every default filled in, checked against the model.
+
+    Args:
+        defaults: the checkpoint's own sampler.
+        seed: taken where the request names none.
+
+    Raises:
+        InvalidRequest: an empty prompt, an id outside the vocabulary, a diffusion field on an
+            autoregressive request, a thinking budget without `thought`.
+        ContextOverflow: no room for an answer.
+    """
+    ids, params = request.token_ids, request.params
+    if not ids:
+        raise InvalidRequest("the prompt is empty; give at least one token")
+    wrong = next((i for i in ids if not 0 <= i < limits.vocab_size), None)
+    if wrong is not None:
+        raise InvalidRequest(f"prompt id {wrong} is outside the vocabulary of {limits.vocab_size}")
+    need = limits.canvas if request.mode == "diffusion" else 1
+    if len(ids) + need > limits.context:
+        raise ContextOverflow(
+            f"a prompt of {len(ids)} tokens leaves no room for an answer of {need} in the model's "
+            f"context of {limits.context}; shorten it to at most {limits.context - need}"
+        )
+    if request.mode == "autoregressive":
+        for name in DIFFUSION_FIELDS:
+            if getattr(params, name) is not None:
+                raise InvalidRequest(
+                    f"{name} steers denoising and does nothing in autoregressive mode; leave it out"
+                )
+    else:
+        params = params.merged(defaults).merged(RELEASED)
+    if params.thinking_budget is not None and request.thought is None:
+        raise InvalidRequest("thinking_budget needs a chat prompt (Request.thought is not set)")
+    return replace(request, params=params.merged(SamplingParams(seed=seed)))
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where a request stands.
+
+    Attributes:
+        request: resolved.
+        pending: ids still to be encoded before the next canvas (or the next token) can begin.
+        committed: the answer's ids so far, without end ids.
+        canvases, steps: finished canvases, denoising steps (or model passes of the twin) so far.
+    """
+
+    request: Request
+    limits: Limits
+    pending: list[int] = field(default_factory=list)
+    committed: list[int] = field(default_factory=list)
+    encoded: int = 0
+    canvases: int = 0
+    steps: int = 0
+    trace: list[TraceStep] = field(default_factory=list)
+    output: Output | None = None
+
+    @property
+    def seed(self) -> int:
+        """The request's seed, given or drawn."""
+        assert self.request.params.seed is not None
+        return self.request.params.seed
+
+    def take(self, most: int) -> list[int]:
+        """The next pending ids, at most `most`; they count as encoded."""
+        taken, self.pending = self.pending[:most], self.pending[most:]
+        self.encoded += len(taken)
+        return taken
+
+    def commit(self, ids: list[int], ended: bool) -> Event:
+        """Add a finished canvas: its ids before the first end id, and whether one was there.
+
+        Without an end the answer goes on, unless `max_tokens` or the context is used up.
+        """
+        room = self.request.params.max_tokens
+        cut = ids if room is None else ids[: room - len(self.committed)]
+        event = Event(
+            type="commit", index=self.request.index, canvas=self.canvases, step=self.steps,
+            ids=tuple(cut),
+        )  # fmt: skip
+        self.committed += cut
+        self.canvases += 1
+        full = room is not None and len(self.committed) >= room
+        if len(cut) < len(ids) or (full and not ended):
+            self.finish("length")
+        elif ended:
+            self.finish("stop")
+        return event
+
+    def go_on(self, ids: list[int]) -> None:
+        """Encode these ids next and then begin another canvas, if the context has room for one."""
+        need = self.limits.canvas if self.request.mode == "diffusion" else 1
+        if self.encoded + len(self.pending) + len(ids) + need > self.limits.context:
+            self.finish("length")
+        else:
+            self.pending += ids
+
+    def finish(self, reason: FinishReason, error: str | None = None) -> None:
+        """End the request; only the first call counts."""
+        if self.output is None:
+            self.output = Output(
+                token_ids=tuple(self.committed),
+                seed=self.seed,
+                finish_reason=reason,
+                usage=Usage(
+                    prompt_tokens=len(self.request.token_ids),
+                    completion_tokens=len(self.committed),
+                    canvases=self.canvases,
+                    steps=self.steps,
+                ),
+                error=error,
+                trace=tuple(self.trace),
+                index=self.request.index,
+            )

@@ -1,0 +1,72 @@
+"""Every exception that `dgemma` raises on purpose, in one tree.
+
+    DGemmaError
+    +-- ConfigError        config.json or generation_config.json cannot be used
+    +-- CheckpointError    weights are missing, broken, mis-shaped or not finite
+    +-- ModelNotFound      the name is no bundled model, directory or cached hub name
+    +-- TokenizerError     no tokenizer, or one that cannot do what was asked
+    +-- TemplateError      the chat template is missing, or refused the messages
+    +-- InvalidRequest     a prompt or a parameter that cannot be honoured
+    |   +-- ContextOverflow    prompt does not fit the context of the model
+    +-- EngineError        a request failed while it ran
+    +-- MissingExtra       an optional dependency is not installed
+    +-- DeviceError        the device, dtype or kernel asked for is not there
+
+Knows nothing about HTTP, exit codes or how an error is shown to a person. Every message names
+the remedy. Programming mistakes of our own are plain `assert`s.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class DGemmaError(Exception):
+    """Base class: catch this to catch everything `dgemma` raises on purpose."""
+
+
+class ConfigError(DGemmaError):
+    """A configuration file is absent, unreadable, or asks for something unsupported."""
+
+
+class CheckpointError(DGemmaError):
+    """Weight files are missing, truncated, mis-shaped or hold values that are not finite."""
+
+
+class ModelNotFound(DGemmaError):
+    """The model's name is no bundled model, no directory and no name in the local hub cache."""
+
+
+class TokenizerError(DGemmaError):
+    """There is no tokenizer, it cannot be read, or it lacks a token that is needed."""
+
+
+class TemplateError(DGemmaError):
+    """The chat template is missing, or refused the conversation."""
+
+
+class InvalidRequest(DGemmaError):
+    """A prompt or parameter that cannot be honoured; the message names the field."""
+
+
+class ContextOverflow(InvalidRequest):
+    """The prompt leaves no room in the model's context."""
+
+
+class EngineError(DGemmaError):
+    """A request failed while it ran; the other requests go on."""
+
+
+class MissingExtra(DGemmaError):
+    """An optional dependency is not installed; the message has the install command."""
+
+
+class DeviceError(DGemmaError):
+    """The device, dtype or kernel that was asked for is not available."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the nearest of `known`, or an empty string when none is near."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {found[0]!r}?)" if found else ""

@@ -1,0 +1,91 @@
+"""The mixture of experts: gated products of each row with its top-k experts.
+
+Two ways that give the same numbers within rounding: `experts_sparse` sorts the rows by expert and
+computes only what was routed; `experts_dense` computes every expert on every row and weighs the
+unrouted ones with zero, which wins where experts are tiny and is what training uses.
+Knows nothing about routing, layers or configs.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ROW_TILE = 16
+"""Fewest rows of a matrix product. BLAS switches to another summation order below four rows, so
+a row's result would depend on how many neighbours it has; padded products do not."""
+
+DENSE_LIMIT = 1024
+"""Largest total width (experts x inner width) at which computing every expert is cheaper."""
+
+
+def rows_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """`x @ weight.T`, the same for a row whatever the other rows are.
+
+    Args:
+        x: [N, K] rows.
+        weight: [M, K].
+
+    Returns:
+        [N, M] in the dtype of `x`.
+    """
+    rows = x.shape[0]
+    if rows >= ROW_TILE or x.requires_grad:
+        return F.linear(x, weight)
+    return F.linear(F.pad(x, (0, 0, 0, ROW_TILE - rows)), weight)[:rows]
+
+
+def choose_experts(num_experts: int, inner: int) -> tuple[str, str]:
+    """The name of the faster way for these sizes, and the reason as text."""
+    width = num_experts * inner
+    if width <= DENSE_LIMIT:
+        return "dense", f"{num_experts} experts x {inner} = {width} <= {DENSE_LIMIT} columns"
+    return "sparse", f"{num_experts} experts x {inner} = {width} > {DENSE_LIMIT} columns"
+
+
+def experts_sparse(
+    x: Tensor,  # [N, D]
+    index: Tensor,  # [N, K] int64
+    weight: Tensor,  # [N, K] fp32
+    gate_up: Tensor,  # [E, 2F, D], gate rows first
+    down: Tensor,  # [E, D, F]
+) -> Tensor:
+    """Sum over the routed experts of weight * down(gelu_tanh(gate(x)) * up(x)): [N, D].
+
+    The sum runs over experts in ascending order in the dtype of `x`, as in `transformers`.
+    """
+    out = torch.zeros_like(x)
+    top_k = index.shape[1]
+    order = index.flatten().argsort(stable=True)  # assignments, grouped by expert
+    counts = torch.bincount(index.flatten(), minlength=gate_up.shape[0]).tolist()
+    start = 0
+    for expert, count in enumerate(counts):
+        if not count:
+            continue
+        slots = order[start : start + count]
+        start += count
+        rows = slots // top_k
+        gate, up = rows_linear(x[rows], gate_up[expert]).chunk(2, dim=-1)
+        y = rows_linear(F.gelu(gate, approximate="tanh") * up, down[expert])
+        y = y * weight.flatten()[slots, None]
+        out.index_add_(0, rows, y.to(out.dtype))
+    return out
+
+
+def experts_dense(
+    x: Tensor,  # [N, D]
+    index: Tensor,  # [N, K] int64
+    weight: Tensor,  # [N, K] fp32
+    gate_up: Tensor,  # [E, 2F, D], gate rows first
+    down: Tensor,  # [E, D, F]
+) -> Tensor:
+    """The same sum with every expert computed and the unrouted ones weighed with zero: [N, D]."""
+    experts, double, hidden = gate_up.shape
+    mix = torch.zeros(x.shape[0], experts, dtype=weight.dtype, device=x.device)
+    mix = mix.scatter(1, index, weight)
+    inner = rows_linear(x, gate_up.reshape(experts * double, hidden))
+    gate, up = inner.view(-1, experts, double).chunk(2, dim=-1)
+    act = F.gelu(gate, approximate="tanh") * up * mix[:, :, None].to(x.dtype)
+    wide = down.transpose(0, 1).reshape(hidden, -1)  # [D, E*F]
+    return rows_linear(act.reshape(x.shape[0], -1), wide)

@@ -1,0 +1,1 @@
+"""The network and nothing else: sizes, layers, attention, cache, forward."""

@@ -1,0 +1,153 @@
+"""Attention: the projections of a layer, and what a query may see in each mode.
+
+`Attention` projects, norms and rotates; an `AttentionContext` that is handed in decides which keys
+each query sees. `CachedContext` is the one for inference; training hands in its own.
+
+    encode   query p sees keys 0..p           (sliding layers: p-W+1..p)
+    denoise  every canvas position sees all cached keys and the whole canvas
+             (sliding layers: the last W-1 cached keys, counted from the canvas start)
+
+Knows nothing about experts, embeddings or schedules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dgemma.model.cache import RowCache
+from dgemma.model.config import ModelConfig
+from dgemma.model.layers import Linear, RMSNorm, rotate
+
+QUERY_BLOCK = 256
+"""Queries of one encode product: keeps masks small, so memory is linear in the prompt."""
+
+
+class AttentionContext(Protocol):
+    """Which keys each query sees. Called once per layer, in order."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [N, H, hd], k and v [N, Hkv, hd] of this forward's tokens -> [N, H, hd]."""
+        ...
+
+
+class Attention(nn.Module):
+    """q, k, v with their norms and rotary, then the output projection.
+
+    Full layers have no v_proj: their value is the raw output of k_proj under a scale-free norm,
+    without rotary. The softmax scale is 1.0: the norms on q and k take its place.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        shape = config.attention(layer)
+        self.layer = layer
+        self.head_dim = shape.head_dim
+        width, eps = config.hidden_size, config.rms_norm_eps
+        sliding = config.layer_types[layer] == "sliding_attention"
+        kv_width = shape.num_key_value_heads * shape.head_dim
+        self.q_proj = Linear(width, config.num_attention_heads * shape.head_dim)
+        self.k_proj = Linear(width, kv_width)
+        self.v_proj = Linear(width, kv_width) if sliding else None
+        self.o_proj = Linear(config.num_attention_heads * shape.head_dim, width)
+        self.q_norm = RMSNorm(shape.head_dim, eps)
+        self.k_norm = RMSNorm(shape.head_dim, eps)
+        self.v_norm = RMSNorm(shape.head_dim, eps, scale=False)
+
+    def forward(
+        self, x: Tensor, table: tuple[Tensor, Tensor], context: AttentionContext
+    ) -> Tensor:  # [N, D] -> [N, D]
+        rows = x.shape[0]
+        q = self.q_proj(x).view(rows, -1, self.head_dim)
+        k = self.k_proj(x).view(rows, -1, self.head_dim)
+        v = k if self.v_proj is None else self.v_proj(x).view(rows, -1, self.head_dim)
+        q = rotate(self.q_norm(q), *table)
+        k = rotate(self.k_norm(k), *table)
+        seen = context.attend(self.layer, q, k, self.v_norm(v))
+        out: Tensor = self.o_proj(seen.reshape(rows, -1))
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Consecutive tokens of one request in a packed forward.
+
+    Attributes:
+        cache: the request's cache.
+        length: how many tokens.
+        denoise: a canvas (reads the cache) or prompt tokens (appended to it).
+    """
+
+    cache: RowCache
+    length: int
+    denoise: bool
+
+
+def sdpa(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Grouped-query attention of one request with softmax scale 1.
+
+    Args:
+        q: [T, H, hd]; H is a multiple of the key/value heads.
+        keys, values: [Hkv, S, hd], not copied.
+        mask: bool [T, S], True where a query sees a key; None: it sees all.
+
+    Returns:
+        [T, H, hd].
+    """
+    length, heads, width = q.shape
+    kv_heads = keys.shape[0]
+    group = heads // kv_heads
+    # The queries that share a key head become more rows of it: no copy of the keys.
+    folded = q.view(length, kv_heads, group, width).permute(1, 2, 0, 3)
+    folded = folded.reshape(1, kv_heads, group * length, width)
+    if mask is not None:
+        mask = mask.repeat(group, 1)
+    out = F.scaled_dot_product_attention(folded, keys[None], values[None], mask, scale=1.0)
+    out = out.view(kv_heads, group, length, width).permute(2, 0, 1, 3)
+    return out.reshape(length, heads, width)
+
+
+class CachedContext:
+    """Attention of packed segments over their own caches, each request by itself: no padding."""
+
+    def __init__(self, config: ModelConfig, segments: Sequence[Segment]) -> None:
+        self.window = config.sliding_window
+        self.segments = segments
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See `AttentionContext`. Encode segments are appended to their caches."""
+        out = torch.empty_like(q)
+        start = 0
+        for segment in self.segments:
+            rows = slice(start, start + segment.length)
+            start += segment.length
+            store = segment.cache.layers[layer]
+            if segment.denoise:
+                keys, values = store.with_canvas(k[rows], v[rows])
+                out[rows] = sdpa(q[rows], keys, values, None)
+            else:
+                keys, values = store.append(k[rows], v[rows])
+                window = None if store.keep is None else self.window
+                self._causal(q[rows], keys, values, window, out[rows])
+        return out
+
+    @staticmethod
+    def _causal(q: Tensor, keys: Tensor, values: Tensor, window: int | None, out: Tensor) -> None:
+        """The last T of the S keys are the queries' own; write [T, H, hd] into `out`."""
+        length, total = q.shape[0], keys.shape[1]
+        offset = total - length
+        place = torch.arange(total, device=q.device)
+        for low in range(0, length, QUERY_BLOCK):
+            high = min(low + QUERY_BLOCK, length)
+            first = 0 if window is None else max(0, offset + low - window + 1)
+            seen = slice(first, offset + high)
+            own = place[offset + low : offset + high, None]
+            mask = place[None, seen] <= own
+            if window is not None:
+                mask &= place[None, seen] > own - window
+            out[low:high] = sdpa(q[low:high], keys[:, seen], values[:, seen], mask)

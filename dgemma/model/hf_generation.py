@@ -1,0 +1,85 @@
+"""`generation_config.json` to the sampler's defaults and back.
+
+Knows the keys of that file. Knows nothing about paths, sizes or how a canvas is drawn.
+Source: `transformers` 5.17 `generation_diffusion_gemma.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from dgemma.errors import ConfigError, InvalidRequest
+from dgemma.model.json_section import Section
+from dgemma.types import SamplingParams
+
+SAMPLER = "EntropyBoundSamplerConfig"
+NEUTRAL_GENERATION = frozenset({
+    "_commit_hash", "_from_model_config", "bos_token_id", "cache_config", "cache_implementation",
+    "disable_compile", "max_length", "max_new_tokens", "return_dict_in_generate",
+    "transformers_version",
+})  # fmt: skip
+"""`max_new_tokens` (256 in the release) would silently cut every answer: ignored on purpose."""
+
+
+class GenerationDefaults(NamedTuple):
+    """What generation_config.json says.
+
+    Attributes:
+        params: the checkpoint's sampler; None where the file is silent.
+        eos_token_ids: ids that end an answer; empty: take `ModelConfig.eos_token_ids`.
+        pad_token_id: None: take `ModelConfig.pad_token_id`.
+    """
+
+    params: SamplingParams = SamplingParams()
+    eos_token_ids: tuple[int, ...] = ()
+    pad_token_id: int | None = None
+
+
+def read_generation_config(values: Mapping[str, Any]) -> GenerationDefaults:
+    """The sampler's defaults, end ids and pad id in a parsed generation_config.json.
+
+    Raises:
+        ConfigError: another sampler than the entropy-bound one, or a value out of range.
+    """
+    section = Section("generation_config.json", values)
+    sampler_values = section.take("sampler_config", dict)
+    entropy_bound = None
+    if sampler_values is not None:
+        sampler = Section("generation_config.json: sampler_config", sampler_values)
+        sampler.fixed({"_cls_name": (SAMPLER,)})
+        entropy_bound = sampler.take("entropy_bound", float)
+        sampler.close((), strict=True)
+    try:
+        params = SamplingParams(
+            max_steps=section.take("max_denoising_steps", int),
+            entropy_bound=entropy_bound,
+            t_min=section.take("t_min", float),
+            t_max=section.take("t_max", float),
+            confidence_threshold=section.take("confidence_threshold", float),
+            stability_threshold=section.take("stability_threshold", int),
+        )
+    except InvalidRequest as error:
+        raise ConfigError(f"generation_config.json: {error}") from error
+    eos_token_ids = section.ids("eos_token_id", ())
+    defaults = GenerationDefaults(params, eos_token_ids, section.take("pad_token_id", int))
+    section.close(NEUTRAL_GENERATION, strict=False)
+    return defaults
+
+
+def write_generation_config(defaults: GenerationDefaults) -> dict[str, Any]:
+    """The content of generation_config.json; what is None or empty is left out."""
+    params = defaults.params
+    values: dict[str, Any] = {
+        "max_denoising_steps": params.max_steps,
+        "t_min": params.t_min,
+        "t_max": params.t_max,
+        "confidence_threshold": params.confidence_threshold,
+        "stability_threshold": params.stability_threshold,
+        "eos_token_id": list(defaults.eos_token_ids) or None,
+        "pad_token_id": defaults.pad_token_id,
+    }
+    if params.entropy_bound is not None:
+        bound = float(params.entropy_bound)
+        values["sampler_config"] = {"_cls_name": SAMPLER, "entropy_bound": bound}
+    return {key: value for key, value in values.items() if value is not None}

@@ -1,0 +1,202 @@
+"""A sentence to compact JSON with the keys of the sentence's form.
+
+Knows the forms and how an object is graded; knows nothing about where slot values come from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dgemma.tasks import slots
+from dgemma.tasks.draw import Draw, Split
+from dgemma.tasks.example import Example, asked
+from dgemma.tasks.slots import Slot
+
+PROMPT = "JSON: "
+
+Maker = Callable[[Draw, Split], Slot]
+
+
+def _count(draw: Draw, split: Split) -> Slot:
+    return slots.number(draw, split, 2, 99)
+
+
+def _room(draw: Draw, split: Split) -> Slot:
+    return slots.number(draw, split, 100, 999)
+
+
+def _invoice(draw: Draw, split: Split) -> Slot:
+    return slots.number(draw, split, 1000, 9999)
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Sentences that say the same things, and the answer's keys in order with their makers."""
+
+    sentences: tuple[str, ...]
+    keys: Mapping[str, Maker]
+
+
+FORMS: Mapping[str, Form] = {
+    "payment": Form(
+        (
+            "{payer} paid {amount} euros on {date}.",
+            "On {date} {payer} paid {amount} euros.",
+            "{amount} euros were paid by {payer} on {date}.",
+        ),
+        {"payer": slots.person, "amount": slots.amount, "date": slots.date},
+    ),
+    "transfer": Form(
+        (
+            "{from} sent {amount} dollars to {to}.",
+            "{to} got {amount} dollars from {from}.",
+        ),
+        {"from": slots.person, "to": slots.company, "amount": slots.amount},
+    ),
+    "order": Form(
+        (
+            "{buyer} ordered {count} {item}s.",
+            "An order of {count} {item}s came from {buyer}.",
+        ),
+        {"buyer": slots.person, "item": slots.item, "count": _count},
+    ),
+    "stock": Form(
+        (
+            "{shop} has {count} {item}s in {city}.",
+            "In {city}, {shop} keeps {count} {item}s.",
+        ),
+        {"shop": slots.company, "item": slots.item, "count": _count, "city": slots.city},
+    ),
+    "birth": Form(
+        (
+            "{name} was born on {born} in {city}.",
+            "Born in {city} on {born}: {name}.",
+        ),
+        {"name": slots.person, "born": slots.date, "city": slots.city},
+    ),
+    "trip": Form(
+        (
+            "The train from {from} to {to} leaves on {date}.",
+            "On {date} a train goes to {to} from {from}.",
+        ),
+        {"from": slots.city, "to": slots.city, "date": slots.date},
+    ),
+    "meeting": Form(
+        (
+            "Meet {with} on {date} at {time}.",
+            "At {time} on {date} we meet {with}.",
+        ),
+        {"with": slots.first_name, "date": slots.date, "time": slots.time},
+    ),
+    "job": Form(
+        (
+            "{name} works for {employer} in {city}.",
+            "{employer} gave {name} a job in {city}.",
+        ),
+        {"name": slots.person, "employer": slots.company, "city": slots.city},
+    ),
+    "address": Form(
+        (
+            "The house is at {number} {street} Street in {city}.",
+            "Send it to {number} {street} Street, {city}.",
+        ),
+        {"street": slots.city, "number": _count, "city": slots.city},
+    ),
+    "contact": Form(
+        (
+            "Call {name} at {phone}.",
+            "The phone number of {name} is {phone}.",
+        ),
+        {"name": slots.person, "phone": slots.phone},
+    ),
+    "weather": Form(
+        (
+            "It is {degrees} degrees in {city} at {time}.",
+            "At {time} {city} has {degrees} degrees.",
+        ),
+        {"city": slots.city, "degrees": _count, "time": slots.time},
+    ),
+    "price": Form(
+        (
+            "A {item} costs {price} euros at {shop}.",
+            "{shop} sells a {item} for {price} euros.",
+        ),
+        {"item": slots.item, "price": slots.amount, "shop": slots.company},
+    ),
+    "lost": Form(
+        (
+            "{name} lost a {item} in {city}.",
+            "A {item} was lost in {city} by {name}.",
+        ),
+        {"name": slots.person, "item": slots.item, "city": slots.city},
+    ),
+    "age": Form(
+        (
+            "{name} is {age} years old and lives in {city}.",
+            "{name} from {city} is {age} years old.",
+        ),
+        {"name": slots.person, "age": _count, "city": slots.city},
+    ),
+    "match": Form(
+        (
+            "{winner} beat {loser} on {date}.",
+            "{loser} lost to {winner} on {date}.",
+        ),
+        {"winner": slots.city, "loser": slots.city, "date": slots.date},
+    ),
+    "bill": Form(
+        (
+            "Bill {bill} from {shop} is {total} euros.",
+            "{shop} sent bill {bill} over {total} euros.",
+        ),
+        {"bill": _invoice, "shop": slots.company, "total": slots.amount},
+    ),
+    "booking": Form(
+        (
+            "{guest} booked room {room} until {until}.",
+            "Room {room} is kept for {guest} until {until}.",
+        ),
+        {"guest": slots.first_name, "room": _room, "until": slots.date},
+    ),
+}
+_NAMES = tuple(FORMS)
+
+
+def make_json(split: Split, seed: int, index: int) -> Example:
+    """A sentence of a random form; `meta` holds the form as "kind" and the slots."""
+    draw = Draw("json", split, seed, index)
+    kind = draw.pick(_NAMES)
+    form = FORMS[kind]
+    sentence = draw.pick(form.sentences)
+    values = {key: maker(draw, split) for key, maker in form.keys.items()}
+    said = {key: slot.said for key, slot in values.items()}
+    written = ",".join(f'"{key}":{slot.written}' for key, slot in values.items())
+    return Example(
+        task="json",
+        messages=asked(PROMPT + sentence.format(**said)),
+        answer="{" + written + "}",
+        meta={"kind": kind, "slots": tuple(values.values())},
+    )
+
+
+def _parsed(text: str) -> tuple[bool, Any]:
+    try:
+        return True, json.loads(text)
+    except (ValueError, RecursionError):
+        return False, None
+
+
+def grade_json(example: Example, text: str) -> dict[str, float]:
+    """`valid`: it is JSON; `exact`: it is the object wanted; `keys`: part of the keys right."""
+    valid, said = _parsed(text)
+    wanted: dict[str, Any] = json.loads(example.answer)
+    fields = said if isinstance(said, dict) else {}
+    right = sum(key in fields and fields[key] == value for key, value in wanted.items())
+    return {
+        "exact": float(valid and said == wanted),
+        "valid": float(valid),
+        "keys": right / len(wanted),
+    }

@@ -1,0 +1,112 @@
+"""From committed ids to an answer: text as it comes, thought and calls apart, stop strings.
+
+One reader folds one request. Knows nothing about canvases, engines or sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dgemma.text.parse import StreamParser
+from dgemma.text.tokenizer import Detokenizer, Tokenizer
+from dgemma.types import ToolCall
+
+
+class AnswerReader:
+    """Folds ids into text, thinking and tool calls, and ends at the first stop string.
+
+    Attributes:
+        text: the answer so far, whatever was held back left out.
+        thinking: the thought so far.
+        tool_calls: the calls so far.
+        stopped: whether a stop string was met; `text` ends before it.
+        kept: how many of the pushed ids belong to the answer (all, unless stopped).
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        stop: Sequence[str] = (),
+        chat: bool = False,
+        thought_open: bool = False,
+    ) -> None:
+        """
+        Args:
+            stop: strings that end the answer; looked for in its text, not in thoughts.
+            chat: split thought, calls and text; else all ids are text.
+            thought_open: the prompt ended within a thought.
+        """
+        self._stop = tuple(stop)
+        self._parser = StreamParser(tokenizer, thought_open=thought_open) if chat else None
+        self._plain = Detokenizer(tokenizer)
+        self._whole = ""  # all text so far, held back or not
+        self._ends: list[int] = []  # length of `_whole` after each id
+        self.text = ""
+        self.thinking = ""
+        self.tool_calls: list[ToolCall] = []
+        self.stopped = False
+        self.kept = 0
+
+    def push(self, ids: Sequence[int]) -> str:
+        """The answer text that these ids add for certain; nothing after a stop string."""
+        if self.stopped:
+            return ""
+        if self._stop:
+            for token_id in ids:
+                self._read([token_id])
+                self._ends.append(len(self._whole))
+        else:
+            self._read(ids)
+        self.kept += len(ids)
+        return self._advance(final=False)
+
+    def finish(self) -> str:
+        """What was held back."""
+        if self.stopped:
+            return ""
+        if self._parser is not None:
+            self._fold(self._parser.finish())
+        else:
+            self._whole += self._plain.flush()
+        return self._advance(final=True)
+
+    def _read(self, ids: Sequence[int]) -> None:
+        if self._parser is not None:
+            self._fold(self._parser.push(ids))
+        else:
+            self._whole += self._plain.push(ids)
+
+    def _fold(self, deltas: Sequence[tuple[str, object]]) -> None:
+        for field, value in deltas:
+            if isinstance(value, ToolCall):
+                self.tool_calls.append(value)
+            elif field == "thinking":
+                self.thinking += str(value)
+            else:
+                self._whole += str(value)
+
+    def _advance(self, final: bool) -> str:
+        """Move `text` forward as far as no stop string can still reach back."""
+        cuts = [at for s in self._stop if (at := self._whole.find(s)) >= 0]
+        if cuts:
+            end = min(cuts)
+            self.stopped = True
+            self.kept = sum(1 for length in self._ends if length <= end)
+        else:
+            end = len(self._whole) - (0 if final else self._held())
+        added = self._whole[len(self.text) : end]
+        self.text += added
+        return added
+
+    def _held(self) -> int:
+        """Length of the longest tail that may be the beginning of a stop string."""
+        return max(
+            (
+                size
+                for s in self._stop
+                for size in range(1, len(s))
+                if self._whole.endswith(s[:size])
+            ),
+            default=0,
+        )

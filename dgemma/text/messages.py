@@ -1,0 +1,230 @@
+"""What a conversation must look like, and its one clean form that chat templates read.
+
+Knows roles, contents, tool calls and tool declarations in OpenAI's form, and which field a
+complaint is about. Knows nothing about templates, control tokens or ids.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dgemma.errors import InvalidRequest, nearest
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+DEEPEST = 64
+"""How deep values may be nested in arguments, results and schemas."""
+_FIELDS = {
+    "system": ("role", "content"),
+    "developer": ("role", "content"),
+    "user": ("role", "content"),
+    "assistant": ("role", "content", "tool_calls", "reasoning", "reasoning_content"),
+    "tool": ("role", "content", "name", "tool_call_id"),
+}
+_NOT_YET = {
+    "image": "images", "image_url": "images", "input_image": "images", "audio": "audio",
+    "input_audio": "audio", "video": "video", "video_url": "video", "file": "files",
+}  # fmt: skip
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def clean_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A checked copy of a conversation.
+
+    "developer" becomes "system", whose text parts are joined; a missing content beside tool calls
+    becomes "", and arguments given as a JSON text become the object they hold.
+
+    Args:
+        messages: {"role", "content", ...} in order. A content is a string or a list of
+            {"type": "text", "text": ...}.
+
+    Raises:
+        InvalidRequest: no messages, an unknown role or field, a missing content, an image, or a
+            tool's result that answers no call; the message names the field and the remedy.
+    """
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
+        raise InvalidRequest("messages must be a list of {'role': ..., 'content': ...}")
+    if not messages:
+        raise InvalidRequest("messages is empty; give at least one message with role 'user'")
+    clean = [_message(message, f"messages[{k}]") for k, message in enumerate(messages)]
+    for k, message in enumerate(clean):
+        if message["role"] == "tool":
+            _check_result(clean, k)
+    return clean
+
+
+def clean_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """A checked copy of tool declarations; None for none.
+
+    Args:
+        tools: {"type": "function", "function": {"name", "description", "parameters"}} each.
+
+    Raises:
+        InvalidRequest: another form, or a value that is no JSON; the message names the field.
+    """
+    if tools is None:
+        return None
+    if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Sequence):
+        raise InvalidRequest("tools must be a list of {'type': 'function', 'function': {...}}")
+    clean = []
+    for k, tool in enumerate(tools):
+        where = f"tools[{k}]"
+        function = _mapping(_mapping(tool, where).get("function"), f"{where}.function")
+        if tool.get("type", "function") != "function":
+            raise InvalidRequest(f"{where}.type must be 'function', got {tool['type']!r}")
+        copy = _json(function, f"{where}.function")
+        _name(copy, f"{where}.function")
+        if not isinstance(copy.setdefault("description", ""), str):
+            raise InvalidRequest(f"{where}.function.description must be a string")
+        if copy.setdefault("parameters", None) is not None:
+            _mapping(copy["parameters"], f"{where}.function.parameters")
+        clean.append({"type": "function", "function": copy})
+    return clean or None
+
+
+def _message(message: object, where: str) -> dict[str, Any]:
+    given = _mapping(message, where)
+    role = given.get("role")
+    if not isinstance(role, str) or role not in ROLES:
+        hint = nearest(role, ROLES) if isinstance(role, str) else ""
+        known = ", ".join(repr(known) for known in ROLES)
+        raise InvalidRequest(f"{where}.role is {role!r}{hint}; use one of {known}")
+    for field in given:
+        if field not in _FIELDS[role] and given[field] not in (None, [], {}, ""):
+            hint = nearest(str(field), _FIELDS[role])
+            raise InvalidRequest(f"{where}.{field} is not known for role {role!r}{hint}; remove it")
+    clean: dict[str, Any] = {"role": "system" if role == "developer" else role}
+    calls = given.get("tool_calls") if role == "assistant" else None
+    content = given.get("content")
+    if content is None and calls:
+        content = ""
+    clean["content"] = _content(content, f"{where}.content")
+    if clean["role"] == "system" and isinstance(clean["content"], list):
+        clean["content"] = "".join(part["text"] for part in clean["content"])
+    if calls:
+        clean["tool_calls"] = _calls(calls, f"{where}.tool_calls")
+    for field in ("reasoning", "reasoning_content", "name", "tool_call_id"):
+        value = given.get(field)
+        if field in _FIELDS[role] and value is not None:
+            clean[field] = _text(value, f"{where}.{field}")
+    return clean
+
+
+def _content(content: object, where: str) -> str | list[dict[str, Any]]:
+    if content is None:
+        raise InvalidRequest(f"{where} is missing; give a string, '' for an empty message")
+    if isinstance(content, str):
+        return _text(content, where)
+    if not isinstance(content, Sequence) or isinstance(content, bytes):
+        raise InvalidRequest(f"{where} must be a string or a list of text parts")
+    return [_part(part, f"{where}[{k}]") for k, part in enumerate(content)]
+
+
+def _part(part: object, where: str) -> dict[str, Any]:
+    given = _mapping(part, where)
+    kind = given.get("type")
+    if kind in _NOT_YET:
+        raise InvalidRequest(
+            f"{where}: {_NOT_YET[kind]} are not supported yet; send only parts of type 'text'"
+        )
+    if kind != "text":
+        raise InvalidRequest(f"{where}.type is {kind!r}; use 'text'")
+    return {"type": "text", "text": _text(given.get("text"), f"{where}.text")}
+
+
+def _calls(calls: object, where: str) -> list[dict[str, Any]]:
+    if not isinstance(calls, Sequence) or isinstance(calls, (str, bytes)):
+        raise InvalidRequest(f"{where} must be a list")
+    clean = []
+    for k, call in enumerate(calls):
+        at = f"{where}[{k}]"
+        given = _mapping(call, at)
+        function = _mapping(given.get("function"), f"{at}.function")
+        arguments = function.get("arguments", {})
+        if isinstance(arguments, str):
+            arguments = _parsed(arguments, f"{at}.function.arguments")
+        copy = {
+            "name": _name(function, f"{at}.function"),
+            "arguments": _json(
+                _mapping(arguments, f"{at}.function.arguments"), f"{at}.function.arguments"
+            ),
+        }
+        clean.append({"type": "function", "function": copy})
+        if given.get("id") is not None:
+            clean[-1]["id"] = _text(given["id"], f"{at}.id")
+    return clean
+
+
+def _parsed(arguments: str, where: str) -> Any:
+    try:
+        return json.loads(arguments) if arguments.strip() else {}
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{where} is no JSON ({error}); give a JSON object") from error
+
+
+def _check_result(messages: Sequence[Mapping[str, Any]], k: int) -> None:
+    """A tool's result must follow the message that called the tool."""
+    before = k - 1
+    while before >= 0 and messages[before]["role"] == "tool":
+        before -= 1
+    calls = messages[before].get("tool_calls") if before >= 0 else None
+    if not calls:
+        raise InvalidRequest(
+            f"messages[{k}] is a tool's result without a call; put it right after the assistant's "
+            "message with the tool_calls"
+        )
+    asked = messages[k].get("tool_call_id")
+    known = [call.get("id") for call in calls]
+    if asked is not None and asked not in known and "name" not in messages[k]:
+        raise InvalidRequest(
+            f"messages[{k}].tool_call_id {asked!r} is the id of no call of messages[{before}]; "
+            "use the id of the call"
+        )
+
+
+def _mapping(value: object, where: str) -> Mapping[str, Any]:
+    if value is None:
+        raise InvalidRequest(f"{where} is missing; give an object")
+    if not isinstance(value, Mapping):
+        raise InvalidRequest(f"{where} must be an object, got {type(value).__name__}")
+    return value
+
+
+def _name(function: Mapping[str, Any], where: str) -> str:
+    name = function.get("name")
+    if not isinstance(name, str) or not name:
+        raise InvalidRequest(f"{where}.name is missing; give the tool's name")
+    return _text(name, f"{where}.name")
+
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{where} must be a string, got {type(value).__name__}")
+    if not value.isascii() and _SURROGATE.search(value):
+        raise InvalidRequest(f"{where} has a lone surrogate; send valid Unicode")
+    return value
+
+
+def _json(value: object, where: str, depth: int = 0) -> Any:
+    """A copy of a JSON value in plain dicts, lists and scalars."""
+    if depth > DEEPEST:
+        raise InvalidRequest(f"{where} is nested deeper than {DEEPEST} levels")
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise InvalidRequest(f"{where} is {value}, which is no JSON number")
+        return value
+    if isinstance(value, str):
+        return _text(value, where)
+    if isinstance(value, Mapping):
+        return {
+            _text(key, f"a key of {where}"): _json(inner, f"{where}.{key}", depth + 1)
+            for key, inner in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [_json(inner, f"{where}[{k}]", depth + 1) for k, inner in enumerate(value)]
+    raise InvalidRequest(f"{where} is no JSON value but {type(value).__name__}")

@@ -1,0 +1,263 @@
+"""The three things that a model's ids say: a thought, tool calls, and the answer's text.
+
+Works on ids, so a look-alike of a marker that is spelt out in ordinary tokens stays text. One
+implementation: `parse` is the fold of `StreamParser`. Knows the markers of the Gemma 4 family;
+knows nothing about canvases, engines or HTTP.
+Source: the Gemma 4 chat template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dgemma.errors import TokenizerError
+from dgemma.text.calls import NotACall, format_call, parse_call
+from dgemma.text.tokenizer import Detokenizer, Tokenizer
+from dgemma.types import ToolCall
+
+__all__ = [
+    "Delta", "MarkerIds", "NotACall", "Parsed", "StreamParser", "format_call", "parse",
+    "parse_call", "thought_is_open",
+]  # fmt: skip
+
+CHANNEL_HEAD = "thought\n"
+"""What a thought channel begins with."""
+BETWEEN_THOUGHTS = "\n"
+"""What stands between the texts of two thought channels."""
+
+Delta = tuple[Literal["thinking", "text"], str] | tuple[Literal["tool_call"], ToolCall]
+"""What a push adds: a piece of text to one of two fields, or a whole call."""
+
+
+@dataclass(frozen=True, slots=True)
+class MarkerIds:
+    """Ids of the markers in a model's answer.
+
+    Attributes:
+        channel_open, channel_close: around a thought.
+        call_open, call_close: around a tool call.
+        quote: around a string within a call.
+        ends: after any of these nothing counts: `<turn|>`, `<|tool_response>` and EOS.
+    """
+
+    channel_open: int
+    channel_close: int
+    call_open: int
+    call_close: int
+    quote: int
+    ends: frozenset[int]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> MarkerIds:
+        """The markers of a tokenizer.
+
+        Raises:
+            TokenizerError: one is missing.
+        """
+
+        def id_of(name: str) -> int:
+            token_id = tokenizer.id_of(name)
+            if token_id is None or token_id not in tokenizer.special_ids:
+                raise TokenizerError(f"no control token {name}; use a Gemma 4 tokenizer")
+            return token_id
+
+        return cls(
+            channel_open=id_of("<|channel>"),
+            channel_close=id_of("<channel|>"),
+            call_open=id_of("<|tool_call>"),
+            call_close=id_of("<tool_call|>"),
+            quote=id_of('<|"|>'),
+            ends=frozenset((id_of("<turn|>"), id_of("<|tool_response>"), tokenizer.eos_id)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What a model said.
+
+    Attributes:
+        thinking: the thought without its channel's name; None where there was none, or an empty one.
+        tool_calls: in the order in which they were written.
+        text: the answer. A call that cannot be read is in it as it was written, markers included.
+    """
+
+    thinking: str | None
+    tool_calls: tuple[ToolCall, ...]
+    text: str
+
+
+def parse(tokenizer: Tokenizer, ids: Sequence[int], *, thought_open: bool = False) -> Parsed:
+    """What a finished answer's ids say.
+
+    Args:
+        ids: committed ids; whatever follows the first end id is ignored.
+        thought_open: the prompt ended within a thought, see `thought_is_open`.
+
+    Raises:
+        TokenizerError: an id is outside the vocabulary, or a marker is missing from it.
+    """
+    parser = StreamParser(tokenizer, thought_open=thought_open)
+    thinking: list[str] = []
+    text: list[str] = []
+    calls: list[ToolCall] = []
+    for delta in parser.push(ids) + parser.finish():
+        if delta[0] == "tool_call":
+            calls.append(delta[1])
+        else:
+            (thinking if delta[0] == "thinking" else text).append(delta[1])
+    return Parsed("".join(thinking) or None, tuple(calls), "".join(text))
+
+
+def thought_is_open(markers: MarkerIds, ids: Sequence[int]) -> bool:
+    """Whether a prompt ends within a thought channel."""
+    for token_id in reversed(ids):
+        if token_id in (markers.channel_open, markers.channel_close) or token_id in markers.ends:
+            return token_id == markers.channel_open
+    return False
+
+
+class StreamParser:
+    """The same as ids come.
+
+    Holds back what may still turn out otherwise: the bytes of an unfinished character, the name
+    of a channel, the newline before a thought's end, and a call until it is closed. A thought
+    ends at its marker, or where a call begins; a call also ends where the answer does.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, thought_open: bool = False) -> None:
+        """`thought_open` as in `parse`."""
+        self._markers = MarkerIds.of(tokenizer)
+        self._tokenizer = tokenizer
+        self._letters = Detokenizer(tokenizer)
+        self._state: Literal["text", "thinking", "tool_call", "end"] = "text"
+        self._head: str | None = None  # the channel's name as far as it came; None when it is over
+        self._newlines = 0  # held back from the thought
+        self._thoughts = 0  # channels so far that held a text
+        self._in_channel = False  # this channel has given text
+        self._call: list[int] = []
+        if thought_open:
+            self._state = "thinking"
+
+    def push(self, ids: Sequence[int]) -> list[Delta]:
+        """What these ids add, neighbours of one field joined; nothing after the first end id.
+
+        Raises:
+            TokenizerError: an id is outside the vocabulary.
+        """
+        out: list[Delta] = []
+        start = 0
+        special = self._tokenizer.special_ids
+        for k, token_id in enumerate(ids):
+            if self._state == "end":
+                return _joined(out)
+            if token_id in special:
+                self._ordinary(ids[start:k], out)
+                self._control(token_id, out)
+                start = k + 1
+        if self._state != "end":
+            self._ordinary(ids[start:], out)
+        return _joined(out)
+
+    def finish(self) -> list[Delta]:
+        """What was held back; the answer ends here."""
+        out: list[Delta] = []
+        self._end(out)
+        return _joined(out)
+
+    def _control(self, token_id: int, out: list[Delta]) -> None:
+        markers = self._markers
+        if self._state == "tool_call":
+            if token_id == markers.quote:
+                self._call.append(token_id)
+                return
+            self._close_call(out, closed=token_id == markers.call_close)
+            if token_id == markers.call_close:
+                return
+        if token_id in markers.ends:
+            self._end(out)
+        elif token_id == markers.channel_open:
+            self._flush(out)
+            self._state, self._head, self._newlines = "thinking", "", 0
+            self._in_channel = False
+        elif token_id == markers.call_open:
+            self._flush(out)
+            self._state, self._call = "tool_call", []
+        elif token_id == markers.channel_close and self._state == "thinking":
+            self._flush(out)
+            self._state = "text"
+        else:  # a control token that means nothing here is dropped
+            self._emit(self._letters.flush(), out)
+
+    def _ordinary(self, ids: Sequence[int], out: list[Delta]) -> None:
+        if self._state == "tool_call":
+            self._tokenizer.decode(ids)  # refuses ids outside the vocabulary
+            self._call += ids
+        else:
+            self._emit(self._letters.push(ids), out)
+
+    def _emit(self, text: str, out: list[Delta]) -> None:
+        """Adds text to the field that is open."""
+        if not text:
+            return
+        if self._state == "text":
+            out.append(("text", text))
+            return
+        if self._head is not None:
+            self._head += text
+            if CHANNEL_HEAD.startswith(self._head) and self._head != CHANNEL_HEAD:
+                return
+            text, self._head = self._head.removeprefix(CHANNEL_HEAD), None
+        text = "\n" * self._newlines + text
+        kept = text.rstrip("\n")
+        self._newlines = len(text) - len(kept)
+        if kept:
+            if not self._in_channel and self._thoughts:
+                kept = BETWEEN_THOUGHTS + kept
+            self._thoughts += not self._in_channel
+            self._in_channel = True
+            out.append(("thinking", kept))
+
+    def _flush(self, out: list[Delta]) -> None:
+        """Ends the open text: an unfinished character is shown, a thought's last newline is not."""
+        self._emit(self._letters.flush(), out)
+        if self._state == "thinking" and self._head is not None:
+            head, self._head = self._head, None
+            if head != CHANNEL_HEAD.rstrip("\n"):
+                self._emit(head, out)
+
+    def _close_call(self, out: list[Delta], *, closed: bool) -> None:
+        """Ends a call; what cannot be read as one becomes text."""
+        markers, tokenizer = self._markers, self._tokenizer
+        pieces: list[list[int]] = [[]]
+        for token_id in self._call:
+            if token_id == markers.quote:
+                pieces.append([])
+            else:
+                pieces[-1].append(token_id)
+        try:
+            out.append(("tool_call", parse_call([tokenizer.decode(piece) for piece in pieces])))
+        except NotACall:
+            ids = [markers.call_open, *self._call] + [markers.call_close] * closed
+            out.append(("text", tokenizer.decode(ids, control=True)))
+        self._state, self._call = "text", []
+
+    def _end(self, out: list[Delta]) -> None:
+        if self._state == "tool_call":
+            self._close_call(out, closed=False)
+        elif self._state != "end":
+            self._flush(out)
+        self._state = "end"
+
+
+def _joined(deltas: list[Delta]) -> list[Delta]:
+    """The same with neighbours of one text field made one."""
+    out: list[Delta] = []
+    for delta in deltas:
+        last = out[-1] if out else None
+        if last is None or last[0] == "tool_call" or delta[0] == "tool_call" or last[0] != delta[0]:
+            out.append(delta)
+        else:
+            out[-1] = (delta[0], last[1] + delta[1])
+    return out

@@ -1,0 +1,344 @@
+"""Text to token ids and back, with a wall between a user's text and the model's control tokens.
+
+Knows the Gemma family's kind of vocabulary: byte-pair merges over characters, a space written as
+U+2581, byte tokens `<0x00>`..`<0xFF>` for everything else, and control tokens that ordinary text
+can never become. Reads it from a tokenizer.json or from a GGUF file. Knows nothing about chats,
+models or images.
+Source: the tokenizer of Gemma 4 (`tokenizer.ggml.*` of its GGUF vocabulary).
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, decoders, models, normalizers
+from tokenizers import Tokenizer as Backend
+
+from dgemma.errors import InvalidRequest, TokenizerError
+from dgemma.text.gguf import read_metadata
+
+SPACE = "\u2581"
+"""How the vocabulary writes a space."""
+REMEDY = "take the tokenizer files from the model's own page"
+_CONTROL_FORM = re.compile(r"<\|[^<>]+\|?>|<[^<>|]+\|>")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_GGUF_CONTROL, _GGUF_USER_DEFINED = 3, 4
+_NAMES = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+
+
+class Tokenizer:
+    """A vocabulary of the Gemma family.
+
+    Attributes:
+        vocab_size: number of ids, control tokens included.
+        bos_id, eos_id, pad_id: ids of the three named tokens.
+        special_ids: ids of all control tokens.
+    """
+
+    def __init__(self, backend: Backend, names: Mapping[str, str], source: str) -> None:
+        """Most callers use `from_directory` or `from_gguf`.
+
+        Args:
+            backend: a BPE with byte fallback; its special tokens become the control tokens.
+            names: texts of "bos_token", "eos_token" and "pad_token".
+            source: where it came from, for messages.
+
+        Raises:
+            TokenizerError: it is not of the Gemma family, or a named token is missing.
+        """
+        self._source = source
+        self._backend = backend
+        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+        self._control = _control_tokens(backend, source)
+        backend.add_special_tokens([t for t in self._control.values() if not t.special])
+        backend.encode_special_tokens = True  # from here on, text alone never makes one
+        self._control_ids = {token.content: token_id for token_id, token in self._control.items()}
+        self.special_ids = frozenset(self._control)
+        self._pattern = _control_pattern(self._control.values())
+        self._bytes = _byte_table(backend, self.special_ids, self.vocab_size, source)
+        self.bos_id, self.eos_id, self.pad_id = (self._named(key, names) for key in _NAMES)
+        for text in self._control_ids:
+            if not self.special_ids.isdisjoint(self._plain(text)):
+                raise TokenizerError(f"{source}: plain text becomes control token {text}; {REMEDY}")
+
+    @classmethod
+    def from_directory(cls, path: str | Path) -> Tokenizer:
+        """The tokenizer of a checkpoint directory in Hugging Face's layout.
+
+        Args:
+            path: holds tokenizer.json and, for the names of bos, eos and pad,
+                tokenizer_config.json or special_tokens_map.json.
+
+        Raises:
+            TokenizerError: tokenizer.json is absent, broken or of another family.
+        """
+        directory = Path(path)
+        file = directory / "tokenizer.json"
+        if not file.is_file():
+            raise TokenizerError(f"{directory} has no tokenizer.json; {REMEDY}")
+        try:
+            backend = Backend.from_file(str(file))
+        except Exception as error:  # the library raises nothing narrower
+            raise TokenizerError(f"{file} cannot be read ({error}); {REMEDY}") from error
+        backend.no_padding()
+        backend.no_truncation()
+        names = dict(_NAMES)
+        for other in ("special_tokens_map.json", "tokenizer_config.json"):
+            names |= _token_names(directory / other)
+        return cls(backend, names, str(file))
+
+    @classmethod
+    def from_gguf(cls, path: str | Path) -> Tokenizer:
+        """The tokenizer in a GGUF file's metadata; weights in the file are not looked at.
+
+        Raises:
+            TokenizerError: no GGUF file, or its vocabulary is not one of Gemma 4.
+        """
+        metadata = read_metadata(path)
+        kind = metadata.get("tokenizer.ggml.model")
+        if kind != "gemma4":
+            raise TokenizerError(f"{path}: vocabulary {kind!r} is not 'gemma4'; use tokenizer.json")
+        try:
+            tokens: list[str] = metadata["tokenizer.ggml.tokens"]
+            keys = zip(_NAMES, ("bos", "eos", "padding"), strict=True)
+            names = {key: tokens[metadata[f"tokenizer.ggml.{name}_token_id"]] for key, name in keys}
+            backend = _gguf_backend(metadata)
+        except Exception as error:  # the library raises nothing narrower
+            text = f"{path}: broken vocabulary ({type(error).__name__}: {error})"
+            raise TokenizerError(f"{text}; download the file again") from error
+        return cls(backend, names, str(path))
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its text (a space written as U+2581), None where there is none."""
+        found: int | None = self._backend.token_to_id(token)
+        return found
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The UTF-8 bytes a token stands for; b"" for a control token, which stands for no text.
+
+        Raises:
+            TokenizerError: the id is outside the vocabulary.
+        """
+        self._check((token_id,))
+        return self._bytes[token_id]
+
+    def token_text(self, token_id: int) -> str:
+        """A control token's own name, such as `<turn|>`; for others the text of `token_bytes`."""
+        self._check((token_id,))
+        if token_id in self._control:
+            return self._control[token_id].content
+        return self._bytes[token_id].decode("utf-8", "replace")
+
+    def encode(self, text: str, *, bos: bool = False, control: bool = False) -> list[int]:
+        """The ids of a text.
+
+        Args:
+            text: any Unicode text. U+2581 comes back as a space.
+            bos: whether `bos_id` is put in front.
+            control: whether names of control tokens in the text mean the tokens. Only for text
+                that we wrote ourselves; a user's text never becomes a control token.
+
+        Raises:
+            InvalidRequest: the text holds a lone surrogate, which is no Unicode text.
+        """
+        ids = [self.bos_id] if bos else []
+        for piece in self.pieces(text) if control else (text,):
+            if isinstance(piece, int):
+                ids.append(piece)
+            else:
+                ids += self._plain(piece)
+        return ids
+
+    def pieces(self, text: str) -> list[str | int]:
+        """The text cut at the names of control tokens: ordinary texts, and ids between them."""
+        out: list[str | int] = []
+        at = 0
+        for found in self._pattern.finditer(text):
+            if found.start() > at:
+                out.append(text[at : found.start()])
+            out.append(self._control_ids[found.group().strip()])
+            at = found.end()
+        if at < len(text):
+            out.append(text[at:])
+        return out
+
+    def control_names(self) -> list[str]:
+        """The names of all control tokens, sorted by id."""
+        return [self._control[token_id].content for token_id in sorted(self._control)]
+
+    def decode(self, ids: Sequence[int], *, control: bool = False) -> str:
+        """The text of ids; bytes that are no UTF-8 become U+FFFD.
+
+        Args:
+            ids: token ids. The bytes of a character never join over a control token.
+            control: whether control tokens are shown by name; else they are dropped.
+
+        Raises:
+            TokenizerError: an id is outside the vocabulary.
+        """
+        detokenizer = Detokenizer(self, control=control)
+        return detokenizer.push(ids) + detokenizer.flush()
+
+    def _plain(self, text: str) -> list[int]:
+        if not text.isascii() and (bad := _SURROGATE.search(text)):
+            raise InvalidRequest(
+                f"the text has a lone surrogate ({bad.group()!a}) at character {bad.start()}; "
+                "send valid Unicode"
+            )
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def _check(self, ids: Sequence[int]) -> None:
+        for token_id in (min(ids), max(ids)):
+            if not 0 <= token_id < self.vocab_size:
+                raise TokenizerError(
+                    f"id {token_id} is outside the vocabulary of {self.vocab_size} tokens; "
+                    "is this the tokenizer of the same model?"
+                )
+
+    def _named(self, key: str, names: Mapping[str, str]) -> int:
+        token_id = self.id_of(names[key])
+        if token_id is None:
+            raise TokenizerError(
+                f"{self._source}: {key} {names[key]!r} is not in the vocabulary; "
+                "name an existing token in tokenizer_config.json"
+            )
+        return token_id
+
+
+class Detokenizer:
+    """Ids to text as they come, never splitting a character.
+
+    The texts of all `push`es and of `flush` together are `decode` of all ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, control: bool = False) -> None:
+        """`control` as in `Tokenizer.decode`."""
+        self._tokenizer = tokenizer
+        self._control = control
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, ids: Sequence[int]) -> str:
+        """The text that these ids complete; the bytes of an unfinished character are held back.
+
+        Raises:
+            TokenizerError: an id is outside the vocabulary.
+        """
+        if not len(ids):
+            return ""
+        tokenizer = self._tokenizer
+        tokenizer._check(ids)
+        special, table = tokenizer.special_ids, tokenizer._bytes
+        if special.isdisjoint(ids):
+            return self._utf8.decode(b"".join(table[token_id] for token_id in ids))
+        out = []
+        for token_id in ids:
+            if token_id in special:
+                out.append(self.flush())
+                out.append(tokenizer.token_text(token_id) if self._control else "")
+            else:
+                out.append(self._utf8.decode(table[token_id]))
+        return "".join(out)
+
+    def flush(self) -> str:
+        """What was held back, as U+FFFD; empty at a character's border."""
+        return self._utf8.decode(b"", True)
+
+
+def _gguf_backend(metadata: Mapping[str, Any]) -> Backend:
+    """The vocabulary of Gemma 4 that GGUF metadata holds."""
+    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
+    types: list[int] = metadata["tokenizer.ggml.token_type"]
+    pairs = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
+    vocab = {token: token_id for token_id, token in enumerate(tokens)}
+    backend = Backend(
+        models.BPE(vocab, pairs, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
+    backend.normalizer = normalizers.Replace(" ", SPACE)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    control = (_GGUF_CONTROL, _GGUF_USER_DEFINED)
+    backend.add_special_tokens(
+        [
+            AddedToken(token, normalized=False, special=True)
+            for token, kind in zip(tokens, types, strict=True)
+            if kind in control
+        ]
+    )
+    return backend
+
+
+def _control_tokens(backend: Backend, source: str) -> dict[int, AddedToken]:
+    """The control tokens by id: those marked special, and those of the form `<|x>` or `<x|>`."""
+    added: dict[int, AddedToken] = backend.get_added_tokens_decoder()
+    control = {}
+    for token_id, token in added.items():
+        if not (token.special or _CONTROL_FORM.fullmatch(token.content)):
+            continue
+        if not token.content.strip() or token.single_word:
+            raise TokenizerError(f"{source}: control token {token.content!r} is not supported")
+        special = token
+        if not token.special:
+            special = AddedToken(token.content, normalized=False, special=False)
+        control[token_id] = special
+    return control
+
+
+def _control_pattern(tokens: Iterable[AddedToken]) -> re.Pattern[str]:
+    """Matches any control token's name, the longest first, with the blanks that it swallows."""
+    names = [
+        (r"\s*" if t.lstrip else "") + re.escape(t.content.strip()) + (r"\s*" if t.rstrip else "")
+        for t in sorted(tokens, key=lambda token: -len(token.content))
+    ]
+    return re.compile("|".join(names) or r"(?!)")
+
+
+def _byte_table(backend: Backend, special: frozenset[int], size: int, source: str) -> list[bytes]:
+    """The bytes of every id."""
+    table = [b""] * size
+    vocab: dict[str, int] = backend.get_vocab(with_added_tokens=True)
+    if max(vocab.values(), default=-1) >= size:
+        raise TokenizerError(f"{source}: ids have gaps; {REMEDY}")
+    for token, token_id in vocab.items():
+        table[token_id] = token.replace(SPACE, " ").encode("utf-8", "replace")
+    missing = 0
+    for byte in range(256):
+        found = vocab.get(f"<0x{byte:02X}>")
+        if found is None:
+            missing += 1
+        else:
+            table[found] = bytes((byte,))
+    if missing:
+        raise TokenizerError(
+            f"{source}: {missing} of the 256 byte tokens <0x00>..<0xFF> are missing; only "
+            "vocabularies of the Gemma family are supported"
+        )
+    for token_id in special:
+        table[token_id] = b""
+    return table
+
+
+def _token_names(file: Path) -> dict[str, str]:
+    """The texts of bos, eos and pad that a JSON file names; nothing if there is no such file."""
+    if not file.is_file():
+        return {}
+    try:
+        found: Any = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TokenizerError(f"{file} is no JSON ({error}); {REMEDY}") from error
+    if not isinstance(found, dict):
+        raise TokenizerError(f"{file} is no JSON object; {REMEDY}")
+    names = {}
+    for key in _NAMES:
+        value = found.get(key)
+        if isinstance(value, dict):
+            value = value.get("content")
+        if isinstance(value, str):
+            names[key] = value
+    return names

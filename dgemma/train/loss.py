@@ -1,0 +1,62 @@
+"""The objective: cross-entropy of the whole canvas, plus next-token cross-entropy of the encoder.
+
+Half of the canvases are self-conditioned with the belief of a first pass without gradient; for the
+others the soft embedding is exactly zero. All canvas positions count, clean ones too, with no
+weight on the noise level; gradients flow from the denoiser into the encoder's keys and values.
+Knows nothing about data or optimisers. Source: DiffusionGemma technical report (arXiv 2608.00146),
+eq. 13, and `docs/training.md`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dgemma.model.transformer import DiffusionGemma
+from dgemma.train.forward import Encoded, denoise, encode
+
+
+def canvas_loss(
+    model: DiffusionGemma,
+    encoded: Encoded,
+    noisy: Tensor,  # [M, C]
+    clean: Tensor,  # [M, C]
+    starts: Tensor,  # [M]
+    whole: bool,
+) -> Tensor:
+    """Mean cross-entropy of M canvases; the first half of them is self-conditioned."""
+    batch = encoded.hidden.shape[0]
+    half = noisy.shape[0] // batch // 2 * batch
+    with torch.no_grad():
+        stored = [(k.detach(), v.detach()) for k, v in encoded.stored]
+        first = denoise(model, noisy[:half], stored, starts[:half], whole, None)
+        soft = model.soft_embedding(model.logits(first))
+        soft = torch.cat((soft, soft.new_zeros(noisy.shape[0] - half, *soft.shape[1:])))
+    hidden = denoise(model, noisy, encoded.stored, starts, whole, soft)
+    return F.cross_entropy(model.logits(hidden).flatten(0, 1), clean.flatten())
+
+
+def next_token_loss(model: DiffusionGemma, hidden: Tensor, ids: Tensor, scored: Tensor) -> Tensor:
+    """Mean cross-entropy of the tokens whose target is scored: [B, S, D], [B, S], bool [B, S]."""
+    logits = model.logits(hidden[:, :-1])
+    losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+    weight = scored[:, 1:].to(losses.dtype)
+    return (losses * weight).sum() / weight.sum().clamp(min=1)
+
+
+def objective(
+    model: DiffusionGemma,
+    ids: Tensor,  # [B, S]
+    scored: Tensor | None,  # [B, S] tokens the encoder shall predict; None: no encoder loss
+    noisy: Tensor,
+    clean: Tensor,
+    starts: Tensor,
+    whole: bool,
+) -> tuple[Tensor, Tensor]:
+    """(canvas loss, encoder loss) of one batch; the encoder loss is zero where nothing is scored."""
+    encoded = encode(model, ids)
+    canvas = canvas_loss(model, encoded, noisy, clean, starts, whole)
+    if scored is None:
+        return canvas, canvas.new_zeros(())
+    return canvas, next_token_loss(model, encoded.hidden, ids, scored)

@@ -1,0 +1,59 @@
+"""The forward process: which canvas, how much noise, which ids.
+
+A position keeps its id with probability 1 - t, else it becomes a uniform id of the whole
+vocabulary, control ids included. Every draw comes from a generator seeded by recipe seed, step and
+part, never from global state. Knows nothing about the network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dgemma.train.data import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Noised:
+    """M noisy canvases over B encoded rows.
+
+    Attributes:
+        rows: [M] the encoded row of each canvas.
+        starts: [M] position of its first token, and how many encoded tokens it may see.
+        clean, noisy: [M, C].
+        t: [M] noise levels.
+    """
+
+    rows: Tensor
+    starts: Tensor
+    clean: Tensor
+    noisy: Tensor
+    t: Tensor
+
+
+def generator_for(seed: int, step: int, part: int) -> torch.Generator:
+    """The random stream of one part of one step."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 64 + part)
+
+
+def corrupt(
+    batch: Batch, canvases: int, vocab_size: int, power: float, generator: torch.Generator
+) -> Noised:
+    """Draw `canvases` noisy canvases for every row of a batch.
+
+    Args:
+        power: noise levels are t = u^power with u uniform in (0.001, 1]: 1.0 is the released
+            recipe, below 1.0 leans towards noisy canvases.
+    """
+    targets, blocks = torch.from_numpy(batch.targets), torch.from_numpy(batch.blocks)
+    rows = torch.arange(targets.shape[0]).repeat(canvases)
+    block = (torch.rand(rows.shape, generator=generator) * blocks[rows]).long()
+    clean = targets[rows, block]
+    width = clean.shape[1]
+    t = (0.001 + 0.999 * torch.rand(rows.shape, generator=generator)) ** power
+    noise = torch.randint(vocab_size, clean.shape, generator=generator)
+    hit = torch.rand(clean.shape, generator=generator) < t[:, None]
+    starts = torch.from_numpy(batch.prompt_lengths)[rows] + block * width
+    return Noised(rows, starts, clean, torch.where(hit, noise, clean), t)

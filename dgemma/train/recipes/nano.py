@@ -1,0 +1,130 @@
+"""nano: the small DiffusionGemma in the box, trained from scratch on the project's own tasks.
+
+Every part of the released architecture in small: five sliding layers and a full one, value-from-key
+on the full layer, experts beside a dense MLP, self-conditioning, one scalar per mode and layer,
+chat tokens. Knows the sizes, the mix of tasks and the numbers of the run; the loop knows the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+
+from dgemma.model.config import AttentionShape, ModelConfig
+from dgemma.model.transformer import DiffusionGemma
+from dgemma.tasks import make_example
+from dgemma.tasks.sudoku import make_sudoku
+from dgemma.text.chat import ChatTemplate
+from dgemma.text.tokenizer import Tokenizer
+from dgemma.train.data import Batch, Sample, make_batch, to_sample
+from dgemma.train.loop import Plan, train
+
+TEXT_TASKS = ("json", "json", "json", "tools", "thought", "gaps", "labels", "chat")
+"""One example of each a step, cycling; JSON is the second headline of the evaluation."""
+SUDOKU_ROWS = 24
+TEXT_ROWS = 8
+SUDOKU_ENCODED = 2
+"""Sudoku rows a step whose answer is encoded too, to train the autoregressive mode."""
+PLAN = Plan()
+RAMP = 1500
+"""Steps over which puzzles grow from nearly full to 45 blanks."""
+
+
+def nano_config(tokenizer: Tokenizer) -> ModelConfig:
+    """The sizes of nano."""
+    placeholders = (tokenizer.id_of(t) for t in ("<|image|>", "<|video|>", "<|audio|>"))
+    return ModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=128,
+        intermediate_size=192,
+        moe_intermediate_size=24,
+        num_experts=8,
+        top_k_experts=2,
+        num_attention_heads=6,
+        layer_types=("sliding_attention",) * 5 + ("full_attention",),
+        sliding=AttentionShape(head_dim=32, num_key_value_heads=3, rope_theta=500.0),
+        full=AttentionShape(
+            head_dim=64, num_key_value_heads=1, rope_theta=500.0, partial_rotary_factor=0.25
+        ),
+        sliding_window=128,
+        max_position_embeddings=8192,
+        canvas_length=96,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_ids=(1, 106, 50),
+        image_token_id=tokenizer.id_of("<|image|>"),
+        suppress_ids=tuple(i for i in placeholders if i is not None),
+    )
+
+
+@lru_cache(maxsize=1)
+def _text(directory: str) -> tuple[Tokenizer, ChatTemplate]:
+    tokenizer = Tokenizer.from_directory(directory)
+    return tokenizer, ChatTemplate.from_directory(directory, tokenizer)
+
+
+@dataclass(frozen=True, slots=True)
+class NanoBatches:
+    """The batches of a step: Sudoku with the prompt alone encoded, then the mix.
+
+    Attributes:
+        directory: where the tokenizer and the chat template are.
+        canvas: canvas length.
+        seed: of the recipe.
+    """
+
+    directory: str
+    canvas: int
+    seed: int
+
+    def sudoku(self, step: int, row: int) -> Sample:
+        """Puzzle of one row of a step; blanks grow over the first steps."""
+        part = min(1.0, step / RAMP)
+        blanks = (int(5 + 25 * part), int(20 + 25 * part))
+        index = step * SUDOKU_ROWS + row
+        return to_sample(
+            make_sudoku("train", self.seed, index, blanks=blanks), *_text(self.directory)
+        )
+
+    def __call__(self, step: int) -> list[Batch]:
+        grids = [self.sudoku(step, row) for row in range(SUDOKU_ROWS)]
+        texts = [
+            to_sample(
+                make_example(task, "train", self.seed, step * TEXT_ROWS + i), *_text(self.directory)
+            )
+            for i, task in enumerate(TEXT_TASKS)
+        ]
+        plain, encoded = grids[SUDOKU_ENCODED:], grids[:SUDOKU_ENCODED] + texts
+        return [
+            make_batch(plain, self.canvas, eos=1, pad=0, score_encoder=False),
+            make_batch(encoded, self.canvas, eos=1, pad=0, score_encoder=True),
+        ]
+
+
+def tokenizer_directory() -> Path:
+    """Where nano's tokenizer and template are."""
+    return Path(__file__).parents[2] / "assets" / "nano"
+
+
+def main() -> None:
+    """`python -m dgemma.train.recipes.nano`: train, or go on with a run that was stopped."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--directory", type=Path, default=Path("runs/nano"))
+    parser.add_argument("--steps", type=int, default=PLAN.steps, help="length of the whole run")
+    parser.add_argument("--until", type=int, help="stop before this step; resume later")
+    parser.add_argument("--eager", action="store_true", help="do not use torch.compile")
+    arguments = parser.parse_args()
+    tokenizer = Tokenizer.from_directory(tokenizer_directory())
+    config = nano_config(tokenizer)
+    model = DiffusionGemma(config)
+    model.reset_parameters(PLAN.seed)
+    plan = replace(PLAN, steps=arguments.steps, compile=not arguments.eager)
+    make = NanoBatches(str(tokenizer_directory()), config.canvas_length, plan.seed)
+    report = partial(print, flush=True)
+    train(model, make, plan, arguments.directory, report, arguments.until)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""The prompts that templates make, against `transformers`' rendering of the same template.
+
+`transformers` is the oracle: another sandbox with other code around it. A difference would mean
+that the model is asked in a form that it was not trained on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dgemma.errors import TemplateError
+from dgemma.text.chat import ChatTemplate
+from dgemma.text.tokenizer import Tokenizer
+
+pytest.importorskip("transformers", reason="the oracle of these tests is not installed")
+from transformers.utils.chat_template_utils import render_jinja_template
+
+ASK = [{"role": "user", "content": "x"}]
+
+
+def rendered_by_transformers(source: str, conversation: dict[str, Any]) -> str:
+    """The plain rendering, without any escape."""
+    rendered, _ = render_jinja_template(
+        conversations=[conversation["messages"]],
+        tools=conversation.get("tools"),
+        chat_template=source,
+        add_generation_prompt=conversation.get("add_generation_prompt", True),
+        enable_thinking=conversation.get("thinking", False),
+        bos_token="<bos>",
+    )
+    text: str = rendered[0]
+    return text
+
+
+def test_ids_equal_the_plain_rendering(
+    gemma_source: str, gemma: Tokenizer, gemma_template: ChatTemplate, conversation: dict[str, Any]
+) -> None:
+    """Catches marks that stay in a text, a filter or variable that we lack, a lost argument."""
+    text = rendered_by_transformers(gemma_source, conversation)
+    ids = gemma_template.encode(**conversation)
+    assert gemma.decode(ids, control=True) == text
+    assert ids == gemma.encode(text, control=True)
+
+
+def test_nano_speaks_gemmas_format(
+    gemma_source: str, nano: Tokenizer, nano_template: ChatTemplate, conversation: dict[str, Any]
+) -> None:
+    """Catches a nano that has learnt another format than the model it stands in for."""
+    text = rendered_by_transformers(gemma_source, conversation)
+    assert nano.decode(nano_template.encode(**conversation), control=True) == text
+
+
+def test_nano_differs_where_its_head_says_so(
+    gemma_source: str, nano: Tokenizer, nano_template: ChatTemplate
+) -> None:
+    """The two differences named in nano's template, so that neither goes unnoticed."""
+    call = {"id": "1", "function": {"name": "f", "arguments": {"a": None}}}
+    messages = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+    ]
+    schema = {"type": "object", "properties": {"type": {"type": "string"}}}
+    tool = {"function": {"name": "f", "description": "", "parameters": schema}}
+    theirs = rendered_by_transformers(gemma_source, {"messages": messages, "tools": [tool]})
+    ours = nano.decode(nano_template.encode(messages, tools=[tool]), control=True)
+    assert "{a:None}" in theirs and "{a:null}" in ours
+    assert "properties:{}" in theirs and "properties:{type:{" in ours
+
+
+def test_arguments_as_json_text_are_the_object(
+    gemma_template: ChatTemplate, conversation: dict[str, Any]
+) -> None:
+    """OpenAI's clients send arguments as a JSON text; the model must not see its quotes."""
+    call = {"id": "1", "function": {"name": "f", "arguments": {"a": [1, "b"]}}}
+    as_text = {"id": "1", "function": {"name": "f", "arguments": '{"a": [1, "b"]}'}}
+    one, other = (
+        gemma_template.encode(
+            [
+                {"role": "user", "content": "x"},
+                {"role": "assistant", "content": None, "tool_calls": [form]},
+            ]
+        )
+        for form in (call, as_text)
+    )
+    assert one == other
+
+
+def test_developer_is_system(gemma_template: ChatTemplate) -> None:
+    """A developer's message in mid-conversation would else open a turn of an unknown role."""
+    prompts = [
+        gemma_template.encode([*ASK, {"role": role, "content": "y"}])
+        for role in ("developer", "system")
+    ]
+    assert prompts[0] == prompts[1]
+
+
+def test_system_in_parts(gemma_template: ChatTemplate) -> None:
+    """Gemma's template would print the Python list of a system message's parts into the prompt."""
+    parts = [{"type": "text", "text": "Be "}, {"type": "text", "text": "short."}]
+    prompts = [
+        gemma_template.encode([{"role": "system", "content": content}, *ASK])
+        for content in (parts, "Be short.")
+    ]
+    assert prompts[0] == prompts[1]
+
+
+def test_the_templates_own_refusal(gemma: Tokenizer) -> None:
+    """A template's `raise_exception` must reach the caller as our error with its words."""
+    template = ChatTemplate("{{ raise_exception('roles must alternate') }}", gemma)
+    with pytest.raises(TemplateError, match="roles must alternate"):
+        template.encode(ASK)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages[0].content.missing.deeper }}",
+        "{{ messages[9]['role'] + 1 }}",
+        "{{ 'a' + 1 }}",
+        "{{ ''.__class__.__mro__ }}",
+        "{% set x = messages.append(1) %}",
+    ],
+)
+def test_faults_of_a_template(gemma: Tokenizer, source: str) -> None:
+    """A broken or a prying template gives our error, not a traceback nor an escape."""
+    with pytest.raises(TemplateError):
+        ChatTemplate(source, gemma).encode(ASK)
+
+
+def test_no_jinja(gemma: Tokenizer) -> None:
+    """Catches a syntax error that shows only at the first request."""
+    with pytest.raises(TemplateError, match="no valid Jinja"):
+        ChatTemplate("{% if %}", gemma)
+
+
+def test_loading(tmp_path: Path, nano: Tokenizer, vocab_file: Path) -> None:
+    """All places where checkpoints keep templates, and the error where there is none."""
+    with pytest.raises(TemplateError, match="has no chat template"):
+        ChatTemplate.from_directory(tmp_path, nano)
+    config = tmp_path / "tokenizer_config.json"
+    messages = [{"role": "user", "content": "x"}]
+    config.write_text('{"chat_template": "a{{ bos_token }}"}')
+    assert ChatTemplate.from_directory(tmp_path, nano).encode(messages)[-1] == nano.bos_id
+    named = '{"chat_template": [{"name": "default", "template": "{{ eos_token }}"}]}'
+    config.write_text(named)
+    assert ChatTemplate.from_directory(tmp_path, nano).encode(messages) == [nano.eos_id]
+    config.write_text("{")
+    with pytest.raises(TemplateError, match="cannot be read"):
+        ChatTemplate.from_directory(tmp_path, nano)
+    (tmp_path / "chat_template.jinja").write_text("{{ pad_token }}")
+    assert ChatTemplate.from_directory(tmp_path, nano).encode(messages) == [nano.pad_id]
+    assert ChatTemplate.from_gguf(vocab_file, nano).encode(messages)[0] == nano.bos_id

@@ -1,0 +1,106 @@
+"""Small models for the tests of `dgemma/weights`: ours, and the same one made by `transformers`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import DiffusionGemmaConfig
+from transformers.models.diffusion_gemma import modeling_diffusion_gemma as oracle
+
+from dgemma.model.config import AttentionShape, ModelConfig
+from dgemma.model.hf_config import write_config
+from dgemma.model.transformer import DiffusionGemma
+from dgemma.weights.save import save_weights
+
+TINY_VISION: dict[str, Any] = {
+    "model_type": "gemma4_vision",
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "patch_size": 4,
+    "position_embedding_size": 16,
+    "pooling_kernel_size": 2,
+    "standardize": True,
+    "use_clipped_linears": True,
+}
+
+
+@pytest.fixture
+def config() -> ModelConfig:
+    """Every kind of layer and tensor, a few thousand numbers."""
+    return ModelConfig(
+        vocab_size=100,
+        hidden_size=32,
+        intermediate_size=48,
+        moe_intermediate_size=16,
+        num_experts=4,
+        top_k_experts=2,
+        num_attention_heads=4,
+        layer_types=("sliding_attention", "full_attention", "sliding_attention", "full_attention"),
+        sliding=AttentionShape(head_dim=8, num_key_value_heads=2, rope_theta=1e4),
+        full=AttentionShape(
+            head_dim=16, num_key_value_heads=1, rope_theta=1e6, partial_rotary_factor=0.25
+        ),
+        sliding_window=16,
+        max_position_embeddings=512,
+        canvas_length=8,
+        vision=TINY_VISION,
+    )
+
+
+def _randomise(model: torch.nn.Module) -> None:
+    """Random numbers in everything that is saved, buffers too: no two tensors can be confused."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            value.copy_(torch.randn(value.shape, generator=generator))
+
+
+@pytest.fixture
+def random_model() -> Callable[..., DiffusionGemma]:
+    """Makes our network with every number random: (config, dtype)."""
+
+    def make(config: ModelConfig, dtype: torch.dtype = torch.float32) -> DiffusionGemma:
+        model = DiffusionGemma(config).to(dtype)
+        _randomise(model)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def meta_model() -> Callable[[ModelConfig], DiffusionGemma]:
+    """Makes our network without weights, as `load_weights` wants it."""
+
+    def make(config: ModelConfig) -> DiffusionGemma:
+        with torch.device("meta"):
+            return DiffusionGemma(config)
+
+    return make
+
+
+@pytest.fixture
+def reference_model() -> Callable[..., Any]:
+    """Makes the same network in `transformers`, with every number random: (config, dtype)."""
+
+    def make(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Any:
+        made = oracle.DiffusionGemmaForBlockDiffusion(DiffusionGemmaConfig(**write_config(config)))
+        made = made.to(dtype)
+        _randomise(made)
+        return made
+
+    return make
+
+
+@pytest.fixture
+def saved(tmp_path: Path, config: ModelConfig, random_model: Callable[..., DiffusionGemma]) -> Path:
+    """A directory with a checkpoint in several shards."""
+    model = random_model(config)
+    return save_weights(model, tmp_path / "model", config=config, max_shard_bytes=100_000)
