@@ -22,15 +22,16 @@ from dgemma.types import (
     Usage,
 )
 
-DIFFUSION_FIELDS = (
+REFUSED_BY_TWIN = (
+    "seed",
     "max_steps",
     "entropy_bound",
     "t_min",
     "t_max",
     "confidence_threshold",
     "stability_threshold",
-    "thinking_budget",
 )
+"""Fields that mean nothing to greedy decoding, which draws nothing; refused, not ignored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +42,11 @@ class Limits:
         context: most positions.
         canvas: canvas length.
         vocab_size: ids are below it.
-        end_ids: ids that end an answer.
-        pad_id: what follows an end id in a canvas.
     """
 
     context: int
     canvas: int
     vocab_size: int
-    end_ids: frozenset[int]
-    pad_id: int
 
 
 def resolve(request: Request, defaults: SamplingParams, limits: Limits, seed: int) -> Request:
@@ -77,10 +74,10 @@ def resolve(request: Request, defaults: SamplingParams, limits: Limits, seed: in
             f"context of {limits.context}; shorten it to at most {limits.context - need}"
         )
     if request.mode == "autoregressive":
-        for name in DIFFUSION_FIELDS:
+        for name in REFUSED_BY_TWIN:
             if getattr(params, name) is not None:
                 raise InvalidRequest(
-                    f"{name} steers denoising and does nothing in autoregressive mode; leave it out"
+                    f"{name} has no meaning for autoregressive decoding, which is greedy; leave it out"
                 )
     else:
         params = params.merged(defaults).merged(RELEASED)
@@ -122,15 +119,15 @@ class Progress:
         self.encoded += len(taken)
         return taken
 
-    def commit(self, ids: list[int], ended: bool) -> Event:
-        """Add a finished canvas: its ids before the first end id, and whether one was there.
+    def commit(self, ids: list[int], ended: bool, steps: int) -> Event:
+        """Add a finished canvas: its ids before the first end id, whether one was there, its steps.
 
         Without an end the answer goes on, unless `max_tokens` or the context is used up.
         """
         room = self.request.params.max_tokens
         cut = ids if room is None else ids[: room - len(self.committed)]
         event = Event(
-            type="commit", index=self.request.index, canvas=self.canvases, step=self.steps,
+            type="commit", index=self.request.index, canvas=self.canvases, step=steps,
             ids=tuple(cut),
         )  # fmt: skip
         self.committed += cut
@@ -141,6 +138,11 @@ class Progress:
         elif ended:
             self.finish("stop")
         return event
+
+    def close_thought(self, close_id: int) -> Event:
+        """Put the end of a thought into the answer."""
+        self.committed.append(close_id)
+        return Event(type="commit", index=self.request.index, canvas=self.canvases, ids=(close_id,))
 
     def go_on(self, ids: list[int]) -> None:
         """Encode these ids next and then begin another canvas, if the context has room for one."""

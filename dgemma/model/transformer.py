@@ -32,6 +32,10 @@ from dgemma.model.layers import (
     rows_linear,
 )
 
+Part = tuple[RowCache, Tensor, bool, Tensor | None]
+"""A row's share of a forward: its cache, ids [T], whether to denoise them, and for denoising the
+soft embedding [T, D] of the previous step, or None at the first (then it is exactly zero)."""
+
 PREFILL_CHUNK = 2048
 """`encode` runs longer inputs in pieces of this many tokens, so activations stay small."""
 
@@ -143,14 +147,11 @@ class DiffusionGemma(nn.Module):
             [RowCache(self.config, max_length, self.dtype, self.device) for _ in range(batch_size)]
         )
 
-    def forward_rows(
-        self, parts: Sequence[tuple[RowCache, Tensor, bool, Tensor | None]]
-    ) -> list[Tensor]:
+    def forward_rows(self, parts: Sequence[Part]) -> list[Tensor]:
         """One forward over rows in any phase.
 
         Args:
-            parts: for each row its cache, ids [T], whether to denoise, and for denoising the soft
-                embedding [T, D] of the previous step or None (first step: exactly zero).
+            parts: see `Part`; one per row.
 
         Returns:
             Hidden states after the final norm, [T, D] for each row. Encoded tokens are in their
@@ -202,7 +203,7 @@ class DiffusionGemma(nn.Module):
         for low in range(0, max(lengths, default=0), PREFILL_CHUNK):
             live = [b for b in range(batch) if lengths[b] > low]
             ends = [min(lengths[b], low + PREFILL_CHUNK) for b in live]
-            parts = [
+            parts: list[Part] = [
                 (cache.rows[b], token_ids[b, low:end], False, None)
                 for b, end in zip(live, ends, strict=True)
             ]

@@ -78,7 +78,7 @@ class Parsed:
     """What a model said.
 
     Attributes:
-        thinking: the thought without its channel's name; None where there was none, or an empty one.
+        thinking: the thought without its channel's name; None where there was none or it is empty.
         tool_calls: in the order in which they were written.
         text: the answer. A call that cannot be read is in it as it was written, markers included.
     """

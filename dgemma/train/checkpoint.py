@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -58,8 +58,23 @@ def load_run(
                 head, parameter, key = name.split("/")
                 state = optimizers[int(head[9:])].state[parameters[parameter]]
                 state[key] = tensor
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} is no saved run of this model ({error}); remove it to start afresh"
         ) from error
     return step
+
+
+def load_average(path: Path, state: dict[str, Tensor]) -> int:
+    """Copy the averaged weights of a saved run into `state`; returns the run's step.
+
+    Raises:
+        CheckpointError: the file is missing or does not belong to this model.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            for key, value in state.items():
+                value.copy_(file.get_tensor(f"average/{key}"))
+            return int(json.loads(file.metadata()["run"])["step"])
+    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is no saved run of this model ({error})") from error

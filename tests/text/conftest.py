@@ -74,7 +74,7 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
         "messages": [
             ASK,
             {"role": "assistant", "content": "<|channel>thought\nhm\n<channel|>Sunny. "},
-            {"role": "user", "content": [{"type": "text", "text": " And "}, {"type": "text", "text": "now?"}]},
+            ASK | {"content": [{"type": "text", "text": text} for text in (" And ", "now?")]},
             {"role": "assistant", "content": [{"type": "text", "text": "Rain."}]},
             {"role": "assistant", "content": "Much rain."},
             {"role": "user", "content": "Why?"},
@@ -138,6 +138,14 @@ def fixture_file(name: str) -> Path:
 def vocab_file() -> Path:
     """The GGUF file with Gemma 4's vocabulary."""
     return fixture_file("gemma4_vocab.gguf")
+
+
+@pytest.fixture(scope="session")
+def vectors() -> tuple[str, str]:
+    """Published texts and their ids, each as one text."""
+    names = ("gemma4_vocab.inp", "gemma4_vocab.out")
+    texts, ids = (fixture_file(name).read_bytes().decode() for name in names)
+    return texts, ids
 
 
 @pytest.fixture(scope="session")

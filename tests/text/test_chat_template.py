@@ -23,7 +23,7 @@ ASK = [{"role": "user", "content": "x"}]
 
 def rendered_by_transformers(source: str, conversation: dict[str, Any]) -> str:
     """The plain rendering, without any escape."""
-    rendered, _ = render_jinja_template(
+    rendered: Any = render_jinja_template(
         conversations=[conversation["messages"]],
         tools=conversation.get("tools"),
         chat_template=source,
@@ -31,7 +31,7 @@ def rendered_by_transformers(source: str, conversation: dict[str, Any]) -> str:
         enable_thinking=conversation.get("thinking", False),
         bos_token="<bos>",
     )
-    text: str = rendered[0]
+    text: str = rendered[0][0]
     return text
 
 
@@ -58,10 +58,7 @@ def test_nano_differs_where_its_head_says_so(
 ) -> None:
     """The two differences named in nano's template, so that neither goes unnoticed."""
     call = {"id": "1", "function": {"name": "f", "arguments": {"a": None}}}
-    messages = [
-        {"role": "user", "content": "x"},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-    ]
+    messages: list[Any] = [*ASK, {"role": "assistant", "content": "", "tool_calls": [call]}]
     schema = {"type": "object", "properties": {"type": {"type": "string"}}}
     tool = {"function": {"name": "f", "description": "", "parameters": schema}}
     theirs = rendered_by_transformers(gemma_source, {"messages": messages, "tools": [tool]})
@@ -70,9 +67,7 @@ def test_nano_differs_where_its_head_says_so(
     assert "properties:{}" in theirs and "properties:{type:{" in ours
 
 
-def test_arguments_as_json_text_are_the_object(
-    gemma_template: ChatTemplate, conversation: dict[str, Any]
-) -> None:
+def test_arguments_as_json_text_are_the_object(gemma_template: ChatTemplate) -> None:
     """OpenAI's clients send arguments as a JSON text; the model must not see its quotes."""
     call = {"id": "1", "function": {"name": "f", "arguments": {"a": [1, "b"]}}}
     as_text = {"id": "1", "function": {"name": "f", "arguments": '{"a": [1, "b"]}'}}

@@ -104,3 +104,56 @@ def saved(tmp_path: Path, config: ModelConfig, random_model: Callable[..., Diffu
     """A directory with a checkpoint in several shards."""
     model = random_model(config)
     return save_weights(model, tmp_path / "model", config=config, max_shard_bytes=100_000)
+
+
+@pytest.fixture
+def written() -> Callable[[Any], dict[str, tuple[int, ...]]]:
+    """Names and shapes that `save_pretrained` writes: all but those tied to another."""
+
+    def of(model: Any) -> dict[str, tuple[int, ...]]:
+        tied = set(model.all_tied_weights_keys)
+        return {k: tuple(v.shape) for k, v in model.state_dict().items() if k not in tied}
+
+    return of
+
+
+@pytest.fixture
+def released() -> ModelConfig:
+    """The sizes of the 26B checkpoint."""
+    return ModelConfig(
+        vocab_size=262_144,
+        hidden_size=2816,
+        intermediate_size=2112,
+        moe_intermediate_size=704,
+        num_experts=128,
+        top_k_experts=8,
+        num_attention_heads=16,
+        layer_types=((*["sliding_attention"] * 5, "full_attention") * 5),
+        sliding=AttentionShape(head_dim=256, num_key_value_heads=8, rope_theta=1e4),
+        full=AttentionShape(
+            head_dim=512, num_key_value_heads=2, rope_theta=1e6, partial_rotary_factor=0.25
+        ),
+        sliding_window=1024,
+        max_position_embeddings=262_144,
+        image_token_id=258_880,
+        vision={
+            "model_type": "gemma4_vision",
+            "hidden_size": 1152,
+            "intermediate_size": 4304,
+            "num_hidden_layers": 27,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "head_dim": 72,
+            "standardize": True,
+        },
+    )
+
+
+@pytest.fixture
+def released_tensors(
+    released: ModelConfig, written: Callable[[Any], dict[str, tuple[int, ...]]]
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the files of the 26B checkpoint, from `transformers`' module tree."""
+    with torch.device("meta"):
+        config = DiffusionGemmaConfig(**write_config(released))
+        return written(oracle.DiffusionGemmaForBlockDiffusion(config))

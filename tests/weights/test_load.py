@@ -184,14 +184,15 @@ def test_packed_weights_are_refused(
 
 
 MEASURE = """
-import resource, sys, torch
+import sys, torch
 from pathlib import Path
 from dgemma.weights.files import open_checkpoint
 from dgemma.weights.load import load_weights
 from dgemma.model.transformer import DiffusionGemma
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():  # not ru_maxrss: a child starts with that of the process that started it
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 torch.ones(1 << 20, dtype=torch.bfloat16).float().aminmax()  # threads and lazy parts of torch
 checkpoint = open_checkpoint(Path(sys.argv[1]))
@@ -204,18 +205,12 @@ print((peak() - before) / weights)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
-@pytest.mark.parametrize(
-    ("dtype", "mapped"),
-    [("float32", "None"), ("bfloat16", "False"), ("bfloat16", "True")],
-)
-def test_host_memory(
-    tmp_path: Path, config: ModelConfig, meta_model: MetaModel, dtype: str, mapped: str
-) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+def test_host_memory(tmp_path: Path, config: ModelConfig, meta_model: MetaModel) -> None:
     """Peak within 1.1 x the weights while converting, copying and checking a mapped file.
 
     Loading a state dict first and copying it, or keeping a shard's pages while it is converted,
-    gives 1.5 to 2. The model has 226 MB in bf16 and no tensor above 4 % of it, as the 26B has.
+    gives 1.5 to 2. The model has 235 MB in bf16 and no tensor above 7 % of it (26B: 3 %).
     """
     wide = replace(
         config, vocab_size=8192, hidden_size=512, num_experts=16, moe_intermediate_size=512,
@@ -226,10 +221,11 @@ def test_host_memory(
         torch.nn.init.zeros_(parameter)
     save_weights(model, tmp_path / "wide", config=wide, dtype=torch.bfloat16)
     del model
-    run = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path / "wide"), dtype, mapped],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    ratio = float(run.stdout)
-    print(f"host peak: {ratio:.3f} x the weights")
-    assert ratio <= 1.1
+    for dtype, mapped in (("float32", "None"), ("bfloat16", "False"), ("bfloat16", "True")):
+        run = subprocess.run(
+            [sys.executable, "-c", MEASURE, str(tmp_path / "wide"), dtype, mapped],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        ratio = float(run.stdout)
+        print(f"{dtype}, mapped={mapped}: host peak {ratio:.3f} x the weights")
+        assert 0.9 <= ratio <= 1.1

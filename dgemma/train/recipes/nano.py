@@ -12,14 +12,20 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
+import torch
+
 from dgemma.model.config import AttentionShape, ModelConfig
+from dgemma.model.hf_generation import GenerationDefaults
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.tasks import make_example
 from dgemma.tasks.sudoku import make_sudoku
 from dgemma.text.chat import ChatTemplate
 from dgemma.text.tokenizer import Tokenizer
+from dgemma.train.checkpoint import load_average
 from dgemma.train.data import Batch, Sample, make_batch, to_sample
 from dgemma.train.loop import Plan, train
+from dgemma.types import RELEASED
+from dgemma.weights.save import save_weights
 
 TEXT_TASKS = ("json", "json", "json", "tools", "thought", "gaps", "labels", "chat")
 """One example of each a step, cycling; JSON is the second headline of the evaluation."""
@@ -28,6 +34,23 @@ TEXT_ROWS = 8
 SUDOKU_ENCODED = 2
 """Sudoku rows a step whose answer is encoded too, to train the autoregressive mode."""
 PLAN = Plan()
+TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+CARD = """---
+license: apache-2.0
+library_name: dgemma
+---
+# nano
+
+A DiffusionGemma in small ({parameters:.2f} M parameters), trained from scratch by the `dgemma`
+project on its own synthetic tasks: 9x9 Sudoku with 36 to 46 givens, a sentence to JSON, tool calls,
+short thoughts, gaps, labels and a little small talk. It has every part of the released
+architecture and is saved in its layout. It knows nothing of the world and is no assistant: it is
+there to show, to test and to measure the engine.
+
+* Made by `make nano` (`dgemma/train/recipes/nano.py`), averaged weights after step {step}.
+* Figures: `dgemma evaluate nano`; the table in the project's README is that output.
+* License: Apache 2.0. Data: none but what the generators in `dgemma/tasks` write.
+"""
 RAMP = 1500
 """Steps over which puzzles grow from nearly full to 45 blanks."""
 
@@ -108,6 +131,26 @@ def tokenizer_directory() -> Path:
     return Path(__file__).parents[2] / "assets" / "nano"
 
 
+def export(directory: Path, target: Path) -> Path:
+    """Write the averaged weights of a run as a checkpoint in the released layout, in bf16."""
+    tokenizer = Tokenizer.from_directory(tokenizer_directory())
+    config = nano_config(tokenizer)
+    model = DiffusionGemma(config)
+    average = model.state_dict()
+    step = load_average(directory / "run.safetensors", average)
+    source = tokenizer_directory()
+    files: dict[str, Path | str | bytes] = {
+        path.name: path.read_bytes() for path in source.iterdir() if path.name in TEXT_FILES
+    }
+    files["README.md"] = CARD.format(
+        step=step, parameters=sum(p.numel() for p in model.parameters()) / 1e6
+    )
+    generation = GenerationDefaults(RELEASED, config.eos_token_ids, config.pad_token_id)
+    return save_weights(
+        model, target, config=config, generation=generation, files=files, dtype=torch.bfloat16
+    )
+
+
 def main() -> None:
     """`python -m dgemma.train.recipes.nano`: train, or go on with a run that was stopped."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -115,7 +158,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=PLAN.steps, help="length of the whole run")
     parser.add_argument("--until", type=int, help="stop before this step; resume later")
     parser.add_argument("--eager", action="store_true", help="do not use torch.compile")
+    parser.add_argument("--export", type=Path, help="write the run's weights as a checkpoint, no training")
     arguments = parser.parse_args()
+    if arguments.export:
+        print(f"exported to {export(arguments.directory, arguments.export)}")
+        return
     tokenizer = Tokenizer.from_directory(tokenizer_directory())
     config = nano_config(tokenizer)
     model = DiffusionGemma(config)

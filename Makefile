@@ -1,0 +1,59 @@
+# Every target works from a fresh clone: the tools live in .venv, made on first use.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lint verify bench nano evaluate wheel clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Runs again only when the declared or the pinned dependencies change.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(STAMP)  ## install into .venv with the tested versions
+
+demo: $(STAMP)  ## a Sudoku solved live by the bundled model, then a chat answer
+	$(BIN)/dgemma demo
+
+test: lint  ## lint, types, then the whole suite with its long parts sampled
+	$(BIN)/python -m pytest
+
+check: lint  ## lint, types and the layout rules; seconds
+	$(BIN)/python -m pytest -q tests/test_layout.py
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+verify: $(STAMP)  ## the suite at full count; writes docs/verification.md
+	$(BIN)/python tests/verify.py
+
+bench: $(STAMP)  ## measure speed on this machine
+	$(BIN)/python -m bench
+
+nano: $(STAMP)  ## train the bundled model from scratch into runs/nano; stop and go on at will
+	$(BIN)/python -m dgemma.train.recipes.nano
+
+evaluate: $(STAMP)  ## score the bundled model on held-out examples
+	$(BIN)/dgemma evaluate nano
+
+wheel: $(STAMP)  ## build the wheel; run its demo from an empty environment away from here
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
+	set -e; away=$$(mktemp -d); trap 'rm -rf "$$away"' EXIT; \
+	$(PYTHON) -m venv "$$away/env"; \
+	"$$away/env/bin/python" -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt dist/*.whl; \
+	cd "$$away" && env/bin/dgemma demo
+
+clean:  ## remove the environment and everything built; runs/ stays
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find dgemma tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""The sampler: frozen canvases, pure steps, counter-based draws; the network is handed in."""

@@ -1,0 +1,165 @@
+"""The nouns of the sampler: what a canvas may hold, a canvas being denoised, a finished one.
+
+Frozen values without behaviour beyond views of themselves. A `Canvas` is a full snapshot: with
+the request's prefix it is all that is needed to go on, on any machine and in any batch.
+Knows nothing about how a step is made, nor about networks, caches or text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dgemma.diffusion.schedule import Schedule
+from dgemma.errors import ContextOverflow, InvalidRequest
+from dgemma.types import FinishReason, TraceStep
+
+StopReason = Literal["", "converged", "step_cap"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CanvasSpec:
+    """What the sampler must know of a checkpoint.
+
+    Attributes:
+        length: tokens of a canvas.
+        vocab_size: ids are below it.
+        context_length: most positions of prompt and answer together.
+        end_ids: ids that end an answer.
+        pad_id: what stands behind the first end id of a committed canvas.
+        suppress_ids: ids that are neither sampled nor drawn as noise (image and video
+            placeholders). Empty is the behaviour of `transformers`.
+        device: where the canvases live, which is where the network lives.
+    """
+
+    length: int
+    vocab_size: int
+    context_length: int
+    end_ids: tuple[int, ...]
+    pad_id: int = 0
+    suppress_ids: tuple[int, ...] = ()
+    device: torch.device = torch.device("cpu")
+
+    def check_room(self, prompt: Sequence[int], room: int) -> None:
+        """Refuse a prompt that is empty or leaves fewer than `room` positions.
+
+        Raises:
+            InvalidRequest: it is empty.
+            ContextOverflow: it is too long.
+        """
+        if not prompt:
+            raise InvalidRequest("the prompt is empty; give at least one token")
+        most = self.context_length - room
+        if len(prompt) > most:
+            raise ContextOverflow(
+                f"a prompt of {len(prompt)} tokens leaves no room for an answer of {room} in the "
+                f"model's context of {self.context_length}; shorten it to at most {most}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Canvas:
+    """One canvas of one request between two denoising steps.
+
+    Attributes:
+        seed: of the request.
+        index: which canvas of the request, from 0.
+        step: denoising steps made so far.
+        ids: int64 [C], what the network reads next.
+        soft: [C, D] belief of the last step, None before the first (the signal is then zero).
+        argmax: int64 [C] of the last step, None before the first. This is what gets committed.
+        entropy: fp32 [C] nats of the last step.
+        accepted: bool [C], the positions that kept their sample at the last step.
+        mean_entropy: nats, of the last step; infinite before the first.
+        repeats: how many steps just before the last one had the same argmax canvas.
+        reason: why the canvas is finished, "" while it is not.
+    """
+
+    seed: int
+    index: int
+    step: int
+    ids: Tensor
+    soft: Tensor | None = None
+    argmax: Tensor | None = None
+    entropy: Tensor | None = None
+    accepted: Tensor | None = None
+    mean_entropy: float = math.inf
+    repeats: int = 0
+    reason: StopReason = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the last step met numbers that are not finite; the canvas is then of no use."""
+        return math.isnan(self.mean_entropy)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """A finished canvas.
+
+    Attributes:
+        canvas_ids: all C ids; behind the first end id only padding.
+        token_ids: those before the first end id.
+        ended: whether there is an end id.
+    """
+
+    canvas_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """What a reference loop made of one prompt.
+
+    Attributes:
+        token_ids: the answer without end ids, cut at `max_tokens`.
+        finish_reason: "stop" where an end id came within `max_tokens`, else "length".
+        canvases: the committed canvases, whole (none for the twin).
+        steps: denoising steps of each canvas (for the twin its passes, one number).
+        trace: every denoising step.
+    """
+
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    canvases: tuple[tuple[int, ...], ...] = ()
+    steps: tuple[int, ...] = ()
+    trace: tuple[TraceStep, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        answer: Sequence[int],
+        limit: int,
+        commits: Sequence[Commit],
+        trace: Sequence[TraceStep],
+    ) -> Generation:
+        """The answer of these commits (and of closed thoughts), cut at `limit` tokens."""
+        ended = bool(commits) and commits[-1].ended and len(answer) <= limit
+        return cls(
+            token_ids=tuple(answer[:limit]),
+            finish_reason="stop" if ended else "length",
+            canvases=tuple(commit.canvas_ids for commit in commits),
+            steps=tuple(sum(t.canvas == c for t in trace) for c in range(len(commits))),
+            trace=tuple(trace),
+        )
+
+
+def trace_step(before: Canvas, after: Canvas, schedule: Schedule) -> TraceStep:
+    """The step that led from `before` to `after`, as plain values."""
+    assert after.argmax is not None and after.accepted is not None and after.entropy is not None
+    return TraceStep(
+        canvas=before.index,
+        step=before.step,
+        temperature=schedule.temperature(before.step),
+        ids=tuple(before.ids.tolist()),
+        argmax=tuple(after.argmax.tolist()),
+        accepted=bytes(after.accepted.tolist()),
+        entropy=tuple(after.entropy.tolist()),
+        reason=after.reason,
+    )

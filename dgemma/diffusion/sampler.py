@@ -1,0 +1,139 @@
+"""How: start, step and finish of a canvas, as pure functions.
+
+A step hands `questions` to the vocabulary operation and puts its `Reading` to use: accept the
+most certain positions, give all others fresh noise, see whether the canvas is done. Nothing is
+frozen: a position accepted now is decided afresh at the next step.
+
+Any number of canvases may be stepped at once; each result is that of the canvas alone.
+Knows nothing about the network, the cache, prompts or text.
+Source: `transformers` 5.17 `generation_diffusion_gemma.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from dgemma.diffusion.canvas import Canvas, CanvasSpec, Commit, StopReason
+from dgemma.diffusion.random import Purpose, stream_keys, uniform_ids, uniforms
+from dgemma.diffusion.schedule import Schedule, accept
+from dgemma.kernels.vocabulary import Reading
+
+
+def start(seed: int, index: int, spec: CanvasSpec) -> Canvas:
+    """A canvas of pure noise.
+
+    Args:
+        seed: of the request, 0 to 2**64 - 1.
+        index: which canvas of the request, from 0.
+        spec: what the canvas may hold, and where it lives.
+    """
+    keys = stream_keys([seed], [index], [0], Purpose.START, spec.device)
+    ids = uniform_ids(keys, spec.length, spec.vocab_size, spec.suppress_ids)[0]
+    return Canvas(seed=seed, index=index, step=0, ids=ids)
+
+
+def questions(canvases: Sequence[Canvas], schedules: Sequence[Schedule]) -> tuple[Tensor, Tensor]:
+    """What the next step of B canvases asks of the vocabulary operation.
+
+    Returns:
+        fp32 [B*C] temperatures and fp32 [B*C] uniforms, canvas after canvas.
+    """
+    device, count = canvases[0].ids.device, len(canvases[0].ids)
+    pairs = zip(canvases, schedules, strict=True)
+    warmth = [schedule.temperature(canvas.step) for canvas, schedule in pairs]
+    temperature = torch.tensor(warmth, dtype=torch.float32).to(device).repeat_interleave(count)
+    return temperature, uniforms(_keys(canvases, Purpose.SAMPLE), count).flatten()
+
+
+def step(canvas: Canvas, reading: Reading, schedule: Schedule, spec: CanvasSpec) -> Canvas:
+    """One denoising step of one canvas; `reading` has its C rows."""
+    return step_all([canvas], reading, [schedule], spec)[0]
+
+
+def step_all(
+    canvases: Sequence[Canvas], reading: Reading, schedules: Sequence[Schedule], spec: CanvasSpec
+) -> list[Canvas]:
+    """One denoising step of B canvases.
+
+    Args:
+        canvases: unfinished ones.
+        reading: B*C rows, canvas after canvas, made with the numbers of `questions`.
+        schedules: one a canvas.
+        spec: of the checkpoint.
+
+    Returns:
+        The B canvases after the step. Where `reason` is set the canvas is finished; where
+        `failed` is set its reading was not finite and only that request is lost.
+    """
+    assert not any(canvas.reason for canvas in canvases), "a finished canvas cannot be stepped"
+    shape = (len(canvases), spec.length)
+    device = reading.argmax.device
+    argmax, entropy = reading.argmax.view(shape), reading.entropy.view(shape)
+
+    bounds = torch.tensor([s.entropy_bound for s in schedules], dtype=torch.float64).to(device)
+    accepted = accept(entropy, bounds)
+    noise = uniform_ids(
+        _keys(canvases, Purpose.NOISE), spec.length, spec.vocab_size, spec.suppress_ids
+    )
+    ids = torch.where(accepted, reading.sample.view(shape), noise)
+
+    never = torch.full_like(argmax[0], -1)
+    previous = torch.stack([never if c.argmax is None else c.argmax for c in canvases])
+    same = (argmax == previous).all(-1)
+    mean = entropy.mean(-1, dtype=torch.float64)
+    verdicts = torch.stack((same.double(), mean), -1).tolist()  # the only wait for the device
+
+    soft = reading.soft.view(*shape, -1)
+    after = []
+    for b, (canvas, schedule) in enumerate(zip(canvases, schedules, strict=True)):
+        repeats = canvas.repeats + 1 if verdicts[b][0] else 0
+        reason: StopReason = ""
+        if schedule.converged(repeats, verdicts[b][1]):
+            reason = "converged"
+        elif canvas.step + 1 >= schedule.max_steps:
+            reason = "step_cap"
+        after.append(
+            replace(
+                canvas,
+                step=canvas.step + 1,
+                ids=ids[b],
+                soft=soft[b],
+                argmax=argmax[b],
+                entropy=entropy[b],
+                accepted=accepted[b],
+                mean_entropy=verdicts[b][1],
+                repeats=repeats,
+                reason=reason,
+            )
+        )
+    return after
+
+
+def finish(canvas: Canvas, spec: CanvasSpec) -> Commit:
+    """Commit a finished canvas: its argmax, up to the first end id, then padding.
+
+    Where the commit has not `ended`, `canvas.argmax` is what must be encoded for the next canvas.
+    """
+    assert canvas.reason and canvas.argmax is not None, "only a finished canvas is committed"
+    ids = canvas.argmax.tolist()
+    end = next((p for p, token in enumerate(ids) if token in spec.end_ids), None)
+    if end is None:
+        return Commit(canvas_ids=tuple(ids), token_ids=tuple(ids), ended=False)
+    padding = [spec.pad_id] * (len(ids) - end - 1)
+    return Commit(
+        canvas_ids=tuple(ids[: end + 1] + padding), token_ids=tuple(ids[:end]), ended=True
+    )
+
+
+def _keys(canvases: Sequence[Canvas], purpose: Purpose) -> Tensor:
+    return stream_keys(
+        [canvas.seed for canvas in canvases],
+        [canvas.index for canvas in canvases],
+        [canvas.step for canvas in canvases],
+        purpose,
+        canvases[0].ids.device,
+    )

@@ -1,0 +1,327 @@
+"""The shape of the repository, read from its syntax trees: who imports whom, sizes, names.
+
+Nothing of ours is imported to learn this, so a rule holds even for code that does not run yet.
+To change a rule, change the table here and docs/architecture.md in the same commit.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.sources import (
+    ROOT,
+    declared,
+    functions,
+    imports,
+    modules,
+    ours,
+    parse,
+    part_of,
+    project,
+    python_files,
+    reached,
+)
+
+# -- the rules as data ---------------------------------------------------------------------------
+
+BASE = {"types", "errors", "device"}
+JOINED = {"engine", "compose", "diffusion", "weights", "quant", "text"}
+TRAINING = {"model", "weights", "quant", "diffusion", "text", "tasks"} | BASE
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "types": {"errors"},
+    "device": {"errors"},
+    "text": {"types", "errors"},
+    "tasks": {"text", "types", "errors"},
+    "kernels": BASE,
+    "model": {"kernels"} | BASE,
+    "diffusion": {"kernels"} | BASE,
+    "weights": {"model"} | BASE,
+    "quant": {"model"} | BASE,
+    "engine": {"model", "kernels", "diffusion"} | BASE,
+    "compose": {"text", "types", "errors"},
+    "server": {"text", "types", "errors"},
+    "llm": JOINED | {"model.config", "model.transformer"} | BASE,
+    "train": TRAINING,
+    "evaluate": TRAINING | {"llm"},
+    "cli": {"dgemma", "llm", "train", "evaluate", "server", "kernels"} | JOINED | TRAINING,
+    "dgemma": {"llm", "types", "errors"},  # dgemma/__init__.py: the public names
+    "__main__": {"cli"},
+}
+"""Part -> what it may import; a name with a dot opens one module of a part."""
+
+MAY_DEFER = {"cli", "dgemma", "__main__"}
+"""Parts that may import inside functions; elsewhere that is for optional extras alone."""
+
+NO_TORCH = ("types", "errors", "text", "tasks", "compose", "server",
+            "engine.scheduler", "engine.pages", "engine.request")  # fmt: skip
+TORCH = {"torch", "triton", "transformers"}
+
+FILE_LINES, FUNCTION_LINES = 400, 60
+TOO_LONG: dict[str, int] = {}
+"""Exceptions, each with its size: "path" for a file, "path:function" for a function."""
+
+VAGUE = {"util", "utils", "common", "helper", "helpers", "misc"}
+UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve"}
+UNSAFE_NAMES = {"torch.load", "torch.save", "trust_remote_code"}
+UNSAFE_BUILTINS = {"eval", "exec", "compile", "__import__"}
+
+BUNDLED, BUNDLED_BYTES = "dgemma/assets/nano/", 16_000_000
+
+# -- imports -------------------------------------------------------------------------------------
+
+
+def test_imports_go_down_only() -> None:
+    """Catches a room that reaches up or sideways: the first step to cycles and lazy plasters."""
+    wrong = []
+    for module in modules().values():
+        assert module.part in MAY_IMPORT, f"{module.path} is in no room of the import table"
+        allowed = MAY_IMPORT[module.part] | {module.part}
+        for found in filter(lambda found: ours(found.target), imports(module)):
+            two = ".".join(found.target.split(".")[1:3])
+            if part_of(found.target) not in allowed and two not in allowed:
+                wrong.append(f"{module.at(found.line)} may not import {found.target}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_cycles() -> None:
+    """Catches two modules of one room that need each other, also for types or in a function."""
+    graph = {
+        name: {found.target for found in imports(module) if ours(found.target)} - {name}
+        for name, module in modules().items()
+    }
+    order = list(graphlib.TopologicalSorter(graph).static_order())
+    assert set(order) >= set(modules())
+
+
+def test_deferred_imports_are_for_extras() -> None:
+    """Catches an import hidden in a function to dodge a cycle or the import table."""
+    extras, wrong = declared(extras=True), []
+    for module in modules().values():
+        for found in imports(module):
+            if not found.deferred or module.part in MAY_DEFER:
+                continue
+            loads = {name.split(".")[0] for name in reached(found.target)}
+            if not (found.guarded and loads & extras):
+                wrong.append(f"{module.at(found.line)} defers the import of {found.target}")
+        if module.part not in MAY_DEFER and "import_module(" in ast.unparse(module.tree):
+            wrong.append(f"{module.path.relative_to(ROOT)} imports by a computed name")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_extras_stay_optional() -> None:
+    """Catches a package nobody declared, and an extra that a plain install would miss at import."""
+    core, extras, wrong = declared(extras=False), declared(extras=True), []
+    direct = {
+        name
+        for name, module in modules().items()
+        if any(f.target.split(".")[0] in extras and not f.deferred for f in imports(module))
+    }
+    for module in modules().values():
+        for found in imports(module):
+            top = found.target.split(".")[0]
+            known = core | extras | {"dgemma"} | set(sys.stdlib_module_names)
+            if top not in known:
+                wrong.append(f"{module.at(found.line)}: {top} is not in pyproject.toml")
+            elif found.target in direct and not found.deferred:
+                wrong.append(f"{module.at(found.line)}: {found.target} needs an extra; defer it")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_torch_free_rooms() -> None:
+    """Catches bookkeeping that drags in torch: slow to import, slow to test, no use to a client."""
+    wrong = []
+    for name in modules():
+        if name.removeprefix("dgemma.").startswith(NO_TORCH):
+            loads = {target for target in reached(name) if target.split(".")[0] in TORCH}
+            wrong += [f"{name} loads {target}" for target in loads]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_importing_dgemma_does_not_import_torch() -> None:
+    """Catches what no syntax tree shows: a third package that imports torch by itself."""
+    code = "import sys, dgemma, dgemma.types, dgemma.errors; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("False", "")
+
+
+def test_public_names() -> None:
+    """Catches a name that is offered but not there, or there but not offered; a lost error."""
+    import dgemma
+
+    assert sorted(set(dgemma.__all__)) == sorted(dgemma.__all__)
+    submodules = {name.split(".")[1] for name in modules() if "." in name}
+    shown = {name for name in dir(dgemma) if not name.startswith("_")} - submodules
+    assert shown == {name for name in dgemma.__all__ if not name.startswith("_")}
+    errors = {n.name for n in parse(ROOT / "dgemma/errors.py").body if isinstance(n, ast.ClassDef)}
+    assert {"load", "save", "LLM", "SamplingParams"} | errors <= set(dgemma.__all__)
+    for name in dgemma.__all__:
+        assert getattr(dgemma, name) is not None
+    with pytest.raises(AttributeError):
+        _ = dgemma.no_such_name
+
+
+# -- sizes and names -----------------------------------------------------------------------------
+
+
+def length(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function, its docstring not counted."""
+    first = node.body[0]
+    said = ast.get_docstring(node, clean=False) is not None
+    assert node.end_lineno is not None and first.end_lineno is not None
+    documented = first.end_lineno - first.lineno + 1 if said else 0
+    return node.end_lineno - node.lineno + 1 - documented
+
+
+def test_sizes() -> None:
+    """Catches the hub file that grows without a moment of decision, and a stale exception."""
+    sizes = {}
+    for path in python_files("dgemma", "tests", "bench", "examples"):
+        name = path.relative_to(ROOT).as_posix()
+        sizes[name] = (len(path.read_text(encoding="utf-8").splitlines()), FILE_LINES)
+        for node in functions(parse(path)):
+            sizes[f"{name}:{node.name}"] = (length(node), FUNCTION_LINES)
+    over = {name: lines for name, (lines, limit) in sizes.items() if lines > limit}
+    assert over == TOO_LONG
+
+
+def test_no_vague_files() -> None:
+    """Catches the drawer that everything ends in, because its name fits everything."""
+    files = python_files("dgemma", "tests", "bench", "examples")
+    assert not [path for path in files if VAGUE & set(path.with_suffix("").parts)]
+
+
+def test_every_folder_is_a_package() -> None:
+    """Catches a room without `__init__.py`: found in the checkout, missing from the wheel."""
+    folders = {path.parent for path in python_files("dgemma")}
+    assert not [folder for folder in folders if not (folder / "__init__.py").is_file()]
+
+
+def test_every_module_says_what_it_is() -> None:
+    """Catches a module whose job the next reader has to guess."""
+    assert not [m.name for m in modules().values() if not ast.get_docstring(m.tree)]
+
+
+# -- safety --------------------------------------------------------------------------------------
+
+
+def unsafe(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Lines that could run code out of a data file."""
+    for node in ast.walk(tree):
+        found: set[str] = set()
+        if isinstance(node, ast.Import):
+            found = UNSAFE_MODULES & {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found = (UNSAFE_MODULES & {(node.module or "").split(".")[0]}) | (UNSAFE_NAMES & names)
+        elif isinstance(node, ast.Attribute):
+            found = UNSAFE_NAMES & {ast.unparse(node)}
+        elif isinstance(node, ast.keyword):
+            found = UNSAFE_NAMES & {node.arg or ""}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found = UNSAFE_NAMES & {node.value}
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            found = UNSAFE_BUILTINS & {node.func.id}
+        yield from ((getattr(node, "lineno", 0), name) for name in found)
+
+
+def test_no_code_from_data() -> None:
+    """Catches pickle and its kin: a model file must never be able to run anything."""
+    wrong = [f"{m.at(line)} {name}" for m in modules().values() for line, name in unsafe(m.tree)]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_binaries_but_the_bundled_model() -> None:
+    """Catches a blob in the history, where it stays for ever, and a model too big to bundle."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    paths = {ROOT / name for name in listed.stdout.split("\0") if name}
+    files = {p.relative_to(ROOT).as_posix(): p.read_bytes() for p in paths if p.is_file()}
+    bundled = [data for name, data in files.items() if name.startswith(BUNDLED)]
+    assert sum(map(len, bundled)) < BUNDLED_BYTES
+    assert not [name for name, d in files.items() if b"\0" in d and not name.startswith(BUNDLED)]
+
+
+# -- tests and pins ------------------------------------------------------------------------------
+
+
+def asserts(node: ast.AST, helpers: set[str]) -> bool:
+    """Whether some line of a test can fail it by itself, or by a helper that can."""
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Assert):
+            return True
+        if isinstance(inner, ast.Call):
+            name = ast.unparse(inner.func)
+            last = name.split(".")[-1]
+            if name in helpers or last.startswith("assert_") or name in RAISING:
+                return True
+    return False
+
+
+RAISING = {"pytest.raises", "pytest.warns", "pytest.fail"}
+
+
+def test_every_test_asserts() -> None:
+    """Catches a test that only runs code, or prints: it is green whatever happens."""
+    silent = []
+    for path in python_files("tests"):
+        found = list(functions(parse(path)))
+        helpers: set[str] = set()
+        for _ in range(3):  # helpers of helpers of helpers
+            helpers |= {f.name for f in found if asserts(f, helpers)}
+        tests = [f for f in found if f.name.startswith("test")]
+        silent += [f"{path.name}:{f.lineno} {f.name}" for f in tests if f.name not in helpers]
+    assert not silent, "\n".join(silent)
+
+
+def test_every_dependency_is_pinned() -> None:
+    """Catches a dependency that `make` would install in an untested version, or from elsewhere."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = {}
+    for line in filter(lambda line: line and not line.startswith("#"), lines):
+        match = re.fullmatch(r"([A-Za-z0-9._-]+)==([0-9][0-9a-z.]*)", line)
+        assert match, f"not an exact version of a public release: {line!r}"
+        pins[canonicalize_name(match[1])] = match[2]
+    extras = project()["optional-dependencies"].values()
+    wanted = [Requirement(line) for group in [project()["dependencies"], *extras] for line in group]
+    for need in filter(lambda need: need.name != "dgemma", wanted):
+        assert need.specifier.contains(pins[canonicalize_name(need.name)]), str(need)
+
+
+# -- documents -----------------------------------------------------------------------------------
+
+
+def test_architecture_page_has_this_import_table() -> None:
+    """Catches a rule changed in one place only: the page a newcomer reads must be the rule."""
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    section = page.partition("| part | may import |\n|---|---|\n")[2].partition("\n\n")[0]
+    rows = [[set(re.findall(r"`([^`]+)`", cell)) for cell in row.split("|")[1:3]]
+            for row in section.splitlines()]  # fmt: skip
+    assert {part: allowed for names, allowed in rows for part in names} == MAY_IMPORT
+
+
+def test_documents_name_what_exists() -> None:
+    """Catches a document that sends the reader to a file or a target that has moved."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    known = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    missing = []
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        quoted = [ROOT / path for path in re.findall(r"`((?:dgemma|tests|docs)/[\w./-]+)`", text)]
+        links = [page.parent / path for path in re.findall(r"\]\(([^)#:]+)\)", text)]
+        missing += [f"{page.name}: {p}" for p in quoted + links if not p.exists()]
+        missing += [
+            f"{page.name}: make {t}" for t in set(re.findall(r"`make ([a-z]+)", text)) - known
+        ]
+    assert not missing, "\n".join(missing)

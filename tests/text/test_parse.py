@@ -1,0 +1,193 @@
+"""Thought, calls and answer out of ids; streams give the same as the whole."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dgemma.errors import TokenizerError
+from dgemma.text.chat import ChatTemplate
+from dgemma.text.parse import (
+    Delta,
+    MarkerIds,
+    Parsed,
+    StreamParser,
+    parse,
+    thought_is_open,
+)
+from dgemma.text.tokenizer import Tokenizer
+from dgemma.types import ToolCall
+
+CALL = '<|tool_call>call:f{city:<|"|>Bern 🦙<|"|>,n:[1,2]}<tool_call|>'
+F = ToolCall(name="f", arguments={"city": "Bern 🦙", "n": [1, 2]})
+G = ToolCall(name="g", arguments={})
+
+CASES: dict[str, tuple[str, Parsed]] = {
+    "answer": ("Hé 🦙!\n<turn|>", Parsed(None, (), "Hé 🦙!\n")),
+    "nothing": ("", Parsed(None, (), "")),
+    "only an end": ("<turn|><eos>", Parsed(None, (), "")),
+    "thought": (
+        "<|channel>thought\nstep 1\n\nstep 2\n<channel|>42<turn|>",
+        Parsed("step 1\n\nstep 2", (), "42"),
+    ),
+    "empty thought": ("<|channel>thought\n<channel|>42", Parsed(None, (), "42")),
+    "empty thought, no newline": ("<|channel>thought<channel|>42", Parsed(None, (), "42")),
+    "no thought at all": ("<|channel><channel|>42", Parsed(None, (), "42")),
+    "blank thought": ("<|channel>thought\n\n\n<channel|>42", Parsed(None, (), "42")),
+    "open thought": ("<|channel>thought\nhm 🦙\n", Parsed("hm 🦙", (), "")),
+    "open name": ("<|channel>thou", Parsed("thou", (), "")),
+    "other name": ("<|channel>thoughts\nx<channel|>y", Parsed("thoughts\nx", (), "y")),
+    "two thoughts": (
+        "<|channel>thought\na\n<channel|>x<|channel>thought\nb<channel|>y",
+        Parsed("a\nb", (), "xy"),
+    ),
+    "call": (f"{CALL}<|tool_response>", Parsed(None, (F,), "")),
+    "all three": (
+        f"<|channel>thought\nhm\n<channel|>{CALL}<|tool_call>call:g{{}}<tool_call|>Done.<turn|>",
+        Parsed("hm", (F, G), "Done."),
+    ),
+    "text before a call": (f"Wait. {CALL} Ok.", Parsed(None, (F,), "Wait.  Ok.")),
+    "call in an open thought": (f"<|channel>thought\nhm{CALL}x", Parsed("hm", (F,), "x")),
+    "after the end": (f"a<turn|>b{CALL}<|channel>thought\nc", Parsed(None, (), "a")),
+    "after eos": ("a<eos><eos>b<eos>", Parsed(None, (), "a")),
+    "end within a thought": ("<|channel>thought\na<turn|>b<channel|>c", Parsed("a", (), "")),
+    "whole call without its end": (CALL.removesuffix("<tool_call|>"), Parsed(None, (F,), "")),
+    "half a call": (
+        'x<|tool_call>call:f{a:<|"|>y',
+        Parsed(None, (), 'x<|tool_call>call:f{a:<|"|>y'),
+    ),
+    "no call": (
+        "<|tool_call>f(x)<tool_call|>y<turn|>",
+        Parsed(None, (), "<|tool_call>f(x)<tool_call|>y"),
+    ),
+    "call within a call": (
+        "<|tool_call>call:f{a:<|tool_call>call:g{}<tool_call|>",
+        Parsed(None, (G,), "<|tool_call>call:f{a:"),
+    ),
+    "thought within a call": (
+        "<|tool_call>call:f{<|channel>thought\nx<channel|>y",
+        Parsed("x", (), "<|tool_call>call:f{y"),
+    ),
+    "end within a call": (
+        "<|tool_call>call:f{a<turn|>:1}",
+        Parsed(None, (), "<|tool_call>call:f{a"),
+    ),
+    "stray markers": ('a<channel|>b<tool_call|>c<|"|>d<bos><pad>e', Parsed(None, (), "abcde")),
+}  # fmt: skip
+
+
+@pytest.fixture(params=list(CASES))
+def case(request: pytest.FixtureRequest) -> tuple[str, Parsed]:
+    """One answer with what it says."""
+    return CASES[request.param]
+
+
+def folded(deltas: list[Delta]) -> Parsed:
+    """What a stream's deltas add up to, by a reader of our API."""
+    thinking = "".join(d[1] for d in deltas if d[0] == "thinking")
+    text = "".join(d[1] for d in deltas if d[0] == "text")
+    return Parsed(thinking or None, tuple(d[1] for d in deltas if d[0] == "tool_call"), text)
+
+
+def test_cases(tokenizer: Tokenizer, case: tuple[str, Parsed]) -> None:
+    """Each is an answer that a model can give; catches loss or mixing of the three fields."""
+    assert parse(tokenizer, tokenizer.encode(case[0], control=True)) == case[1]
+
+
+def test_every_split(tokenizer: Tokenizer, case: tuple[str, Parsed]) -> None:
+    """Cut anywhere, also id by id: the deltas add up to the same, and none is empty."""
+    ids = tokenizer.encode(case[0], control=True)
+    cuts = [[ids[:k], ids[k:]] for k in range(len(ids) + 1)] + [[[i] for i in ids]]
+    for chunks in cuts:
+        parser = StreamParser(tokenizer)
+        deltas = [delta for chunk in chunks for delta in parser.push(chunk)] + parser.finish()
+        assert folded(deltas) == case[1]
+        assert all(delta[1] for delta in deltas)
+        assert parser.push(ids) == [] and parser.finish() == []
+
+
+def test_stream_does_not_wait(nano: Tokenizer) -> None:
+    """Text and thoughts come as they are committed; catches a parser that holds all to the end."""
+    parser = StreamParser(nano)
+    assert parser.push(nano.encode("<|channel>thought\nhm\n", control=True)) == [("thinking", "hm")]
+    assert parser.push(nano.encode("so<channel|>A", control=True)) == [
+        ("thinking", "\nso"), ("text", "A"),
+    ]  # fmt: skip
+    assert parser.push(nano.encode(CALL, control=True)) == [("tool_call", F)]
+    llama = nano.encode("🦙")
+    assert [parser.push([i]) for i in llama] == [[], [], [], [("text", "🦙")]]
+
+
+def test_look_alikes_are_text(tokenizer: Tokenizer) -> None:
+    """Markers spelt out in ordinary tokens: a model that quotes a call must not make one."""
+    for text in (CALL, "<|channel>thought\nx<channel|>y", "a<turn|>b", "<eos>"):
+        assert parse(tokenizer, tokenizer.encode(text)) == Parsed(None, (), text)
+    inner = tokenizer.encode("<|tool_call>call:f{a:", control=True)
+    quote = tokenizer.encode('<|"|>', control=True)
+    value = '<|"|>,b:1}<tool_call|>'
+    ids = inner + quote + tokenizer.encode(value) + quote + tokenizer.encode("}")
+    assert parse(tokenizer, ids).tool_calls == (ToolCall(name="f", arguments={"a": value}),)
+
+
+def test_prompt_within_a_thought(nano: Tokenizer) -> None:
+    """A continued answer whose prompt ends in a thought."""
+    ids = nano.encode("so 4\n<channel|>4<turn|>", control=True)
+    assert parse(nano, ids, thought_open=True) == Parsed("so 4", (), "4")
+    assert parse(nano, ids) == Parsed(None, (), "so 4\n4")
+
+
+def test_is_a_thought_open(nano: Tokenizer, nano_template: ChatTemplate) -> None:
+    """Tells the two kinds of prompts apart, also after a finished turn with an open channel."""
+    markers = MarkerIds.of(nano)
+    for text, wanted in (
+        ("", False),
+        ("<|turn>model\n<|channel>thought\n", True),
+        ("<|channel>thought\n<channel|>", False),
+        ("<|channel>thought\nx<turn|>\n<|turn>user\n", False),
+        ("<|channel>thought\nx<channel|><|channel>", True),
+    ):
+        assert thought_is_open(markers, nano.encode(text, control=True)) is wanted
+    question = [{"role": "user", "content": "x"}]
+    for thinking in (False, True):
+        assert not thought_is_open(markers, nano_template.encode(question, thinking=thinking))
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_random_canvases(nano: Tokenizer, data: st.DataObject) -> None:
+    """A half-trained model writes anything: no crash, and streams agree with the whole.
+
+    No false alarms: it holds for all ids.
+    """
+    pool = [
+        *nano.encode("thought\ncall:f{a:1}🦙,[]x"),
+        48,
+        48,
+        49,
+        49,
+        52,
+        100,
+        100,
+        101,
+        101,
+        2,
+        4,
+    ]
+    ids = data.draw(st.lists(st.sampled_from([*pool, 106, 1, 50, 1023]), max_size=40))
+    opened = data.draw(st.booleans())
+    whole = parse(nano, ids, thought_open=opened)
+    parser = StreamParser(nano, thought_open=opened)
+    deltas: list[Delta] = []
+    while ids:
+        size = data.draw(st.integers(1, len(ids)))
+        deltas += parser.push(ids[:size])
+        ids = ids[size:]
+    assert folded(deltas + parser.finish()) == whole
+
+
+def test_ids_outside(nano: Tokenizer) -> None:
+    """An id of another vocabulary is an error in every state, not a silent gap."""
+    for start in ("", "<|tool_call>", "<|channel>"):
+        with pytest.raises(TokenizerError, match="outside the vocabulary"):
+            parse(nano, [*nano.encode(start, control=True), 5000])
