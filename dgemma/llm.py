@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 
@@ -228,15 +228,9 @@ class LLM:
             for stream in streams:
                 stream.close()
 
-    @overload
-    def generate(self, prompt: Prompt, params: SamplingParams | None = None, *,
-                 trace: bool = False) -> Output: ...  # fmt: skip
-    @overload
-    def generate(self, prompt: Sequence[Prompt], params: SamplingParams | None = None, *,
-                 n: int = 1, trace: bool = False) -> list[Output]: ...  # fmt: skip
     def generate(
         self, prompt: Any, params: SamplingParams | None = None, *, n: int = 1, trace: bool = False
-    ) -> Output | list[Output]:
+    ) -> Any:
         """Continue plain text or ids: no chat template, no control tokens from text.
 
         Args:

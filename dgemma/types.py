@@ -27,7 +27,8 @@ class SamplingParams:
     """How one answer is drawn. `None` means the checkpoint's value, else the released one.
 
     Attributes:
-        max_tokens: most tokens of the answer, end ids not counted; None = to the end of the context.
+        max_tokens: most tokens of the answer, end ids not counted; None = to the end of the
+            context.
         seed: 64-bit seed of the request; None = drawn, and reported in `Output.seed`.
         max_steps: most denoising steps a canvas (released: 48). Temperatures follow the
             fraction of steps left, so fewer steps also compress the schedule.

@@ -51,9 +51,7 @@ NAMES = (
 )
 
 
-def tiny_pair(
-    seed: int, *, sharpness: float = 1.0, **sizes: Any
-) -> tuple[Any, DiffusionGemma]:
+def tiny_pair(seed: int, *, sharpness: float = 1.0, **sizes: Any) -> tuple[Any, DiffusionGemma]:
     """The oracle's network and ours with the same random numbers in every weight.
 
     Args:
@@ -76,7 +74,9 @@ def tiny_pair(
                 continue
             noise = torch.randn(value.shape, generator=generator)
             # Norms, router scales and layer scalars start at one: random ones tell them apart.
-            value.copy_(1 + 0.3 * noise if value.dim() < 2 else 1.5 * noise * value.shape[-1] ** -0.5)
+            value.copy_(
+                1 + 0.3 * noise if value.dim() < 2 else 1.5 * noise * value.shape[-1] ** -0.5
+            )
         theirs.model.decoder.norm.weight.mul_(sharpness)
     ours = DiffusionGemma(_our_config(sizes))
     ours.load_state_dict(_our_names(theirs.state_dict()), strict=True)
@@ -85,7 +85,10 @@ def tiny_pair(
 
 def _oracle_model(sizes: dict[str, Any]) -> Any:
     text = {k: v for k, v in sizes.items() if k != "canvas_length"}
-    text |= {"layer_types": list(sizes["layer_types"]), "num_hidden_layers": len(sizes["layer_types"])}
+    text |= {
+        "layer_types": list(sizes["layer_types"]),
+        "num_hidden_layers": len(sizes["layer_types"]),
+    }
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 16}
     heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
     top = sizes["vocab_size"]

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgemma.errors import InvalidRequest
+from dgemma.kernels.experts import rows_linear
 from dgemma.model.attention import Attention, AttentionContext, CachedContext, Segment
 from dgemma.model.cache import Cache, RowCache
 from dgemma.model.config import AttentionShape, ModelConfig
@@ -29,7 +30,6 @@ from dgemma.model.layers import (
     SelfConditioning,
     rotary_frequencies,
     rotary_table,
-    rows_linear,
 )
 
 Part = tuple[RowCache, Tensor, bool, Tensor | None]
@@ -180,7 +180,7 @@ class DiffusionGemma(nn.Module):
         for cache, ids, denoise, _ in parts:
             if not denoise:
                 cache.length += len(ids)
-        return list(out.split([s.length for s in segments]))
+        return list(torch.split(out, [s.length for s in segments]))
 
     def encode(
         self, token_ids: Tensor, cache: Cache, lengths: Sequence[int] | None = None

@@ -25,7 +25,7 @@ def save_run(
     """Write everything a run needs to go on exactly where it stopped."""
     tensors = {f"model/{k}": v.detach().contiguous() for k, v in model.state_dict().items()}
     tensors |= {f"average/{k}": v.contiguous() for k, v in average.items()}
-    names = {p: n for n, p in model.named_parameters()}
+    names: dict[Tensor, str] = {p: n for n, p in model.named_parameters()}
     for i, optimizer in enumerate(optimizers):
         for p, state in optimizer.state.items():
             for key, value in state.items():

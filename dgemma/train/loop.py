@@ -64,7 +64,8 @@ class Plan:
 
 def optimizers_for(model: DiffusionGemma, plan: Plan) -> list[torch.optim.Optimizer]:
     """Muon for matrices and stacks of them; Adam for embeddings, norms, scalars and the router."""
-    matrices, rest = [], []
+    matrices: list[Tensor] = []
+    rest: list[Tensor] = []
     for name, parameter in model.named_parameters():
         hidden = parameter.dim() >= 2 and "embed" not in name and "router" not in name
         (matrices if hidden else rest).append(parameter)
@@ -141,7 +142,8 @@ def train(
         share = sum(len(b.ids) for b in parts)
         for part, batch in enumerate(parts):
             canvas, encoder = _losses(model, plan, batch, step, part)
-            ((canvas + plan.encoder_weight * encoder) * (len(batch.ids) / share)).backward()
+            loss = (canvas + plan.encoder_weight * encoder) * (len(batch.ids) / share)
+            torch.autograd.backward(loss)
             for name, value in ((f"canvas{part}", canvas), (f"encoder{part}", encoder)):
                 if not math.isfinite(value.item()):
                     raise FloatingPointError(f"{name} loss is {value.item()} at step {step}")

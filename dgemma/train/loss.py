@@ -54,7 +54,7 @@ def objective(
     starts: Tensor,
     whole: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(canvas loss, encoder loss) of one batch; the encoder loss is zero where nothing is scored."""
+    """(canvas loss, encoder loss) of one batch; the latter is zero where nothing is scored."""
     encoded = encode(model, ids)
     canvas = canvas_loss(model, encoded, noisy, clean, starts, whole)
     if scored is None:

@@ -158,7 +158,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=PLAN.steps, help="length of the whole run")
     parser.add_argument("--until", type=int, help="stop before this step; resume later")
     parser.add_argument("--eager", action="store_true", help="do not use torch.compile")
-    parser.add_argument("--export", type=Path, help="write the run's weights as a checkpoint, no training")
+    parser.add_argument(
+        "--export", type=Path, help="write the run's weights as a checkpoint, no training"
+    )
     arguments = parser.parse_args()
     if arguments.export:
         print(f"exported to {export(arguments.directory, arguments.export)}")

@@ -1,0 +1,66 @@
+"""`dgemma chat`: a conversation, with a live view of the canvas.
+
+Knows how turns are read and shown. Knows nothing about how answers are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from dgemma.cli.live import is_terminal, show
+from dgemma.cli.options import add_model, add_sampling, sampling
+from dgemma.errors import InvalidRequest
+
+HELP = "/new starts afresh, /quit ends (so does Ctrl-D)"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("--system", help="a system message")
+    parser.add_argument("--thinking", action="store_true", help="ask for thoughts")
+    add_model(parser)
+    add_sampling(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Read turns until the end of input."""
+    from dgemma.llm import load
+
+    params = sampling(arguments)
+    llm = load(
+        arguments.model, device=arguments.device, dtype=arguments.dtype,
+        strict=not arguments.no_strict,
+    )  # fmt: skip
+    tokenizer = llm.tokenizer
+    first = [{"role": "system", "content": arguments.system}] if arguments.system else []
+    messages: list[dict[str, Any]] = list(first)
+    llm.chat_ids([*first, {"role": "user", "content": "?"}], None, False)  # fails early, clearly
+    assert tokenizer is not None
+    talking = is_terminal(sys.stdout) and sys.stdin.isatty()
+    if talking:
+        print(f"{arguments.model}: {HELP}")
+    while True:
+        try:
+            line = input("> " if talking else "").strip()
+        except EOFError:
+            return 0
+        if line == "/quit":
+            return 0
+        if line == "/new":
+            messages = list(first)
+        elif line:
+            messages.append({"role": "user", "content": line})
+            try:
+                stream = llm.stream(messages, params, thinking=arguments.thinking)
+            except InvalidRequest as error:
+                messages.pop()
+                print(f"dgemma: {error}", file=sys.stderr)
+                continue
+            output = show(
+                stream, lambda i: tokenizer.decode([i]), frozenset(llm.engine.spec.end_ids)
+            )
+            if output.error:
+                print(f"dgemma: error: {output.error}", file=sys.stderr)
+            messages.append({"role": "assistant", "content": output.text})

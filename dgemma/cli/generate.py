@@ -1,0 +1,72 @@
+"""`dgemma generate`: continue a prompt, or answer it as a chat message.
+
+Knows how an answer is printed. Knows nothing about how it is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+
+from dgemma.cli.options import add_model, add_sampling, sampling
+from dgemma.errors import InvalidRequest
+from dgemma.types import Output
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("prompt", metavar="PROMPT", help="the text, or - to read standard input")
+    parser.add_argument("--raw", action="store_true", help="continue plain text, no chat template")
+    parser.add_argument("--thinking", action="store_true", help="ask for a thought first")
+    parser.add_argument(
+        "--autoregressive", action="store_true", help="decode token by token instead of denoising"
+    )
+    parser.add_argument("--json", action="store_true", help="print the whole output as JSON")
+    add_model(parser)
+    add_sampling(parser)
+
+
+def as_json(output: Output) -> str:
+    """An output for programs."""
+    values = asdict(output)
+    values["usage"]["tokens_per_step"] = output.usage.tokens_per_step
+    values.pop("trace")
+    return json.dumps(values, ensure_ascii=False)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the answer; 1 where it ended with an error."""
+    from dgemma.llm import load
+
+    text = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    if not text.strip():
+        raise InvalidRequest("the prompt is empty; give some text")
+    if arguments.raw and arguments.thinking:
+        raise InvalidRequest("--thinking needs the chat template; leave out --raw")
+    params = sampling(arguments)
+    llm = load(
+        arguments.model, device=arguments.device, dtype=arguments.dtype,
+        strict=not arguments.no_strict,
+    )  # fmt: skip
+    chat = llm.template is not None and not arguments.raw
+    messages = [{"role": "user", "content": text}]
+    if arguments.autoregressive:
+        prompt = messages if chat else text
+        output = llm.autoregress(prompt, params, thinking=arguments.thinking)
+    elif chat:
+        output = llm.chat(messages, params, thinking=arguments.thinking)
+    else:
+        output = llm.generate(text, params)
+    if arguments.json:
+        print(as_json(output))
+    else:
+        if output.thinking:
+            print(f"[thought] {output.thinking}\n")
+        for call in output.tool_calls:
+            print(f"[call] {call.name}({json.dumps(dict(call.arguments), ensure_ascii=False)})")
+        print(output.text)
+    if output.error:
+        print(f"dgemma: error: {output.error}", file=sys.stderr)
+    return 1 if output.finish_reason == "error" else 0

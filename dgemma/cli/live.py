@@ -1,0 +1,115 @@
+"""A live view of the canvas in a terminal: committed text solid, the draft dim, entropy as colour.
+
+Knows ANSI and the events of a stream. Knows nothing about models; a token's text is handed in.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import TextIO
+
+from dgemma.types import ENTROPY_PER_NAT, Event, Output
+
+RESET, DIM, CLEAR_BELOW = "\x1b[0m", "\x1b[2m", "\x1b[J"
+COLOURS = ((0.05, 252), (0.3, 114), (1.0, 179), (2.0, 173), (float("inf"), 167))
+"""Upper bounds in nats and their colours of the 256: sure is white, unsure is red."""
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether colours and redrawing make sense."""
+    return stream.isatty() and os.environ.get("TERM", "") != "dumb" and "NO_COLOR" not in os.environ
+
+
+def colour(entropy: int) -> int:
+    """The colour of one position from `Event.entropy`."""
+    nats = entropy / ENTROPY_PER_NAT
+    return next(code for bound, code in COLOURS if nats <= bound)
+
+
+def paint(event: Event, token_text: Callable[[int], str], end_ids: frozenset[int]) -> str:
+    """A frame as coloured text up to its first end id; dim where the sample was not accepted."""
+    parts = []
+    for token, sure, entropy in zip(event.ids, event.accepted, event.entropy, strict=True):
+        if token in end_ids:
+            break
+        parts.append(f"{'' if sure else DIM}\x1b[38;5;{colour(entropy)}m{token_text(token)}{RESET}")
+    return "".join(parts)
+
+
+class Screen:
+    """Redraws one block of text in place, as tall as the terminal allows."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.rows = 0
+
+    def draw(self, text: str) -> None:
+        """Replace what was drawn last."""
+        columns, lines = os.get_terminal_size(self.stream.fileno())
+        shown = text.split("\n")[-max(1, lines - 2) :]
+        up = f"\x1b[{self.rows}A" if self.rows else ""
+        self.stream.write(f"\r{up}{CLEAR_BELOW}" + "\n".join(shown))
+        self.stream.flush()
+        self.rows = sum(max(0, width(line) - 1) // columns for line in shown) + len(shown) - 1
+
+    def end(self, text: str) -> None:
+        """Draw for the last time and leave the cursor below."""
+        self.draw(text)
+        self.stream.write("\n")
+        self.stream.flush()
+        self.rows = 0
+
+
+def width(line: str) -> int:
+    """Columns of a line without its colour codes (one per character)."""
+    count, inside = 0, False
+    for char in line:
+        if char == "\x1b":
+            inside = True
+        elif inside:
+            inside = char != "m"
+        else:
+            count += 1
+    return count
+
+
+def show(
+    events: Iterable[Event],
+    token_text: Callable[[int], str],
+    end_ids: frozenset[int],
+    stream: TextIO = sys.stdout,
+    least_s: float = 0.0,
+) -> Output:
+    """Follow a stream to its end, drawing it live on a terminal or as plain text elsewhere.
+
+    Args:
+        events: of `LLM.stream`.
+        token_text: the text of one id.
+        end_ids: a frame's text ends before the first of these.
+        stream: where to draw.
+        least_s: least seconds a frame stays, so that a fast model can be watched.
+
+    Returns:
+        The output of the "done" event.
+    """
+    screen = Screen(stream) if is_terminal(stream) else None
+    committed = ""
+    for event in events:
+        if event.type == "commit":
+            committed += event.text
+        if screen is None:
+            stream.write(event.text if event.type != "frame" else "")
+            stream.flush()
+        elif event.type == "frame":
+            screen.draw(committed + paint(event, token_text, end_ids))
+            time.sleep(least_s)
+        if event.output is not None:
+            if screen is not None:
+                screen.end(event.output.text)
+            else:
+                stream.write("\n")
+            return event.output
+    raise AssertionError("a stream ends with an output")

@@ -1,0 +1,53 @@
+"""Options that several commands share: which model, and how to draw.
+
+Knows argparse and `SamplingParams`. Knows nothing about what a command does with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from dgemma.types import SamplingParams
+
+SAMPLING = {
+    "max_tokens": (int, "most tokens of the answer"),
+    "seed": (int, "seed of the answer; drawn and reported when absent"),
+    "max_steps": (int, "most denoising steps a canvas"),
+    "entropy_bound": (float, "nats of summed entropy a step may accept"),
+    "t_min": (float, "temperature at the last step"),
+    "t_max": (float, "temperature at the first step"),
+    "confidence_threshold": (float, "mean entropy in nats below which a stable canvas is done"),
+    "stability_threshold": (int, "how many earlier canvases must equal the newest"),
+    "thinking_budget": (int, "most thought tokens (chat only)"),
+}
+
+
+def add_model(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
+    """Which model, and where and how it runs."""
+    about = "bundled name, directory, or hub name in the local cache"
+    if positional:
+        parser.add_argument("model", nargs="?", default="nano", help=about)
+    else:
+        parser.add_argument("--model", default="nano", help=about)
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument(
+        "--no-strict", action="store_true", help="accept unknown keys in the model's config.json"
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Every field of `SamplingParams`."""
+    for name, (kind, about) in SAMPLING.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=about)
+    parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this text")
+
+
+def sampling(arguments: argparse.Namespace) -> SamplingParams:
+    """The parameters that were given; the rest stays at the checkpoint's values.
+
+    Raises:
+        InvalidRequest: a value out of range.
+    """
+    names = [*SAMPLING, "stop"]
+    return SamplingParams(**{name: getattr(arguments, name) for name in names})

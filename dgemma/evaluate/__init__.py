@@ -1,0 +1,1 @@
+"""Runs the tasks on a model and reports; the README's table is this output."""

@@ -1,0 +1,106 @@
+"""Score a model on held-out examples of the project's own tasks, in both modes.
+
+Every figure is computed from answers made by the engine. Knows tasks and outputs. Knows nothing
+about training, and nothing about how a report is laid out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from dgemma.llm import LLM
+from dgemma.tasks import Example, grade, make_example
+from dgemma.types import Mode, Output, Request, SamplingParams
+
+HELD_OUT_SEED = 20260610
+"""Of the fixed evaluation set; training uses other seeds, and its splits share nothing with it."""
+BATCH = 32
+BLANK_BINS = ((35, 37), (38, 40), (41, 43), (44, 45))
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums over the answers of one task in one mode.
+
+    Attributes:
+        count: answers.
+        scores: sum of each of the grader's scores.
+        steps: model passes that made tokens (denoising steps, or the twin's passes).
+        tokens: committed tokens.
+        bins: Sudoku alone: (solved, asked) by number of blanks.
+    """
+
+    count: int = 0
+    scores: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
+    tokens: int = 0
+    bins: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+
+    def add(self, example: Example, output: Output) -> None:
+        """Grade one answer."""
+        calls = [{"name": c.name, "arguments": dict(c.arguments)} for c in output.tool_calls]
+        scores = grade(example, output.text, output.thinking, calls)
+        self.count += 1
+        self.steps += output.usage.steps
+        self.tokens += output.usage.completion_tokens
+        for name, value in scores.items():
+            self.scores[name] = self.scores.get(name, 0.0) + value
+        if example.task == "sudoku":
+            blanks = example.meta["blanks"]
+            assert isinstance(blanks, int)
+            key = next(b for b in BLANK_BINS if b[0] <= blanks <= b[1])
+            solved, asked = self.bins.get(key, (0, 0))
+            self.bins[key] = (solved + int(scores["exact"]), asked + 1)
+
+    def mean(self, name: str) -> float:
+        """Mean of one score."""
+        return self.scores.get(name, 0.0) / max(1, self.count)
+
+
+def answers(
+    llm: LLM, examples: list[Example], mode: Mode, seed: int, max_tokens: int
+) -> Iterator[tuple[Example, Output]]:
+    """Answers to all examples, `BATCH` at a time."""
+    for low in range(0, len(examples), BATCH):
+        part = examples[low : low + BATCH]
+        streams = []
+        for i, example in enumerate(part):
+            ids = llm.chat_ids(
+                list(example.messages), list(example.tools) or None, example.thinking is not None
+            )
+            params = SamplingParams(max_tokens=max_tokens)
+            if mode == "diffusion":
+                params = SamplingParams(max_tokens=max_tokens, seed=seed + low + i)
+            streams.append(
+                llm.submit(Request(token_ids=tuple(ids), params=params, mode=mode), chat=True)
+            )
+        for example, stream in zip(part, streams, strict=True):
+            yield example, stream.result()
+
+
+def evaluate(
+    llm: LLM,
+    tasks: list[str],
+    modes: list[Mode],
+    n: int,
+    seed: int = HELD_OUT_SEED,
+    report: Callable[[str], None] = print,
+) -> dict[tuple[str, Mode], Tally]:
+    """Tallies by task and mode over `n` held-out examples of each task.
+
+    Args:
+        seed: of the examples and of the answers.
+        report: told how far it is.
+    """
+    canvas = llm.config.canvas_length
+    results: dict[tuple[str, Mode], Tally] = {}
+    for task in tasks:
+        examples = [make_example(task, "heldout", seed, i) for i in range(n)]
+        for mode in modes:
+            tally = results[task, mode] = Tally()
+            for example, output in answers(llm, examples, mode, seed, 2 * canvas):
+                tally.add(example, output)
+                if tally.count % (4 * BATCH) == 0 or tally.count == n:
+                    report(f"{task} {mode}: {tally.count}/{n}, exact {tally.mean('exact'):.3f}")
+    return results
