@@ -1,4 +1,7 @@
-"""`dgemma pull`: download a model into the local hub cache. The only command that uses the network."""
+"""`dgemma pull`: download a model into the local hub cache.
+
+The only command that uses the network.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The engine: takes requests, runs one forward per step over rows in any phase, tells what happened.
+"""The engine: takes requests, runs one forward per step over rows in any phase, reports events.
 
 Knows the model, the sampler and the caches. Knows nothing about text, files or servers. There is no
 thread of its own: whoever waits for an event drives the engine, one step at a time, under a lock.

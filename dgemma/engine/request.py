@@ -77,7 +77,8 @@ def resolve(request: Request, defaults: SamplingParams, limits: Limits, seed: in
         for name in REFUSED_BY_TWIN:
             if getattr(params, name) is not None:
                 raise InvalidRequest(
-                    f"{name} has no meaning for autoregressive decoding, which is greedy; leave it out"
+                    f"{name} has no meaning for autoregressive decoding, which is greedy; "
+                    "leave it out"
                 )
     else:
         params = params.merged(defaults).merged(RELEASED)

@@ -88,7 +88,26 @@ class Segment:
     denoise: bool
 
 
-def sdpa(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+def plain(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax in fp32, rounded to the keys' dtype, as in the oracle's eager attention."""
+    scores = q @ keys.transpose(2, 3)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values
+
+
+def fused(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """torch's own kernel: the same within rounding, without a matrix of scores."""
+    return F.scaled_dot_product_attention(q, keys, values, mask, scale=1.0)
+
+
+KERNELS = {"plain": plain, "sdpa": fused}
+"""q [1, Hkv, G*T, hd], keys and values [1, Hkv, S, hd], mask bool [G*T, S] -> like q."""
+
+
+def grouped(
+    q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, kernel: str = "sdpa"
+) -> Tensor:
     """Grouped-query attention of one request with softmax scale 1.
 
     Args:
@@ -107,7 +126,7 @@ def sdpa(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor
     folded = folded.reshape(1, kv_heads, group * length, width)
     if mask is not None:
         mask = mask.repeat(group, 1)
-    out = F.scaled_dot_product_attention(folded, keys[None], values[None], mask, scale=1.0)
+    out = KERNELS[kernel](folded, keys[None], values[None], mask)
     out = out.view(kv_heads, group, length, width).permute(2, 0, 1, 3)
     return out.reshape(length, heads, width)
 
@@ -115,13 +134,14 @@ def sdpa(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor
 class CachedContext:
     """Attention of packed segments over their own caches, each request by itself: no padding."""
 
-    def __init__(self, config: ModelConfig, segments: Sequence[Segment]) -> None:
+    def __init__(self, config: ModelConfig, segments: Sequence[Segment], kernel: str) -> None:
         self.window = config.sliding_window
+        self.kernel = kernel
         self.segments = segments
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See `AttentionContext`. Encode segments are appended to their caches."""
-        out = torch.empty_like(q)
+        out = torch.zeros_like(q)  # rows without a segment are filling
         start = 0
         for segment in self.segments:
             rows = slice(start, start + segment.length)
@@ -129,15 +149,16 @@ class CachedContext:
             store = segment.cache.layers[layer]
             if segment.denoise:
                 keys, values = store.with_canvas(k[rows], v[rows])
-                out[rows] = sdpa(q[rows], keys, values, None)
+                out[rows] = grouped(q[rows], keys, values, None, self.kernel)
             else:
                 keys, values = store.append(k[rows], v[rows])
                 window = None if store.keep is None else self.window
                 self._causal(q[rows], keys, values, window, out[rows])
         return out
 
-    @staticmethod
-    def _causal(q: Tensor, keys: Tensor, values: Tensor, window: int | None, out: Tensor) -> None:
+    def _causal(
+        self, q: Tensor, keys: Tensor, values: Tensor, window: int | None, out: Tensor
+    ) -> None:
         """The last T of the S keys are the queries' own; write [T, H, hd] into `out`."""
         length, total = q.shape[0], keys.shape[1]
         offset = total - length
@@ -150,4 +171,5 @@ class CachedContext:
             mask = place[None, seen] <= own
             if window is not None:
                 mask &= place[None, seen] > own - window
-            out[low:high] = sdpa(q[low:high], keys[:, seen], values[:, seen], mask)
+            block = q[low:high], keys[:, seen], values[:, seen], mask
+            out[low:high] = grouped(*block, self.kernel)

@@ -86,7 +86,7 @@ class GatedMLP(nn.Module):
 
 
 class Router(nn.Module):
-    """Picks the top-k experts of each token; the weights stay fp32 and sum to one before scaling."""
+    """Picks the top-k experts of each token; the weights are fp32 and sum to one before scaling."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -36,6 +36,9 @@ Part = tuple[RowCache, Tensor, bool, Tensor | None]
 """A row's share of a forward: its cache, ids [T], whether to denoise them, and for denoising the
 soft embedding [T, D] of the previous step, or None at the first (then it is exactly zero)."""
 
+ROWS = 64
+"""In fp32 on a CPU a forward is filled up to a multiple of this many rows."""
+
 PREFILL_CHUNK = 2048
 """`encode` runs longer inputs in pieces of this many tokens, so activations stay small."""
 
@@ -84,6 +87,7 @@ class DiffusionGemma(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.attention_kernel = "sdpa"
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.self_conditioning = SelfConditioning(config)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
@@ -175,12 +179,23 @@ class DiffusionGemma(nn.Module):
             positions.append(torch.arange(cache.length, end, device=self.device))
             modes.append(torch.full((len(ids), 1), denoise, device=self.device))
             segments.append(Segment(cache, len(ids), denoise))
-        context = CachedContext(self.config, segments)
+        # Elementwise kernels take a scalar path for what is left over behind whole vectors, which
+        # rounds otherwise: without filling up, a row's bits would depend on how many rows follow.
+        missing = -sum(s.length for s in segments) % ROWS if self._exact() else 0
+        if missing:
+            inputs.append(inputs[0].new_zeros(missing, inputs[0].shape[1]))
+            positions.append(positions[0].new_zeros(missing))
+            modes.append(modes[0].new_zeros(missing, 1))
+        context = CachedContext(self.config, segments, self.attention_kernel)
         out = self.run(torch.cat(inputs), torch.cat(positions), context, torch.cat(modes))
         for cache, ids, denoise, _ in parts:
             if not denoise:
                 cache.length += len(ids)
-        return list(torch.split(out, [s.length for s in segments]))
+        return list(torch.split(out[: len(out) - missing], [s.length for s in segments]))
+
+    def _exact(self) -> bool:
+        """Whether the same request must give the same bits in any batch: fp32 on a CPU."""
+        return self.dtype == torch.float32 and self.device.type == "cpu"
 
     def encode(
         self, token_ids: Tensor, cache: Cache, lengths: Sequence[int] | None = None
@@ -249,11 +264,18 @@ class DiffusionGemma(nn.Module):
         flat = rows_linear(belief.reshape(-1, belief.shape[-1]), self.embed.weight.T)
         return (flat * self.embed_scale()).view(*belief.shape[:-1], -1)
 
+    def use_reference_kernels(self) -> None:
+        """Run everything the oracle's eager way: in 16 bit, too, the logits are then its own."""
+        self.attention_kernel = "plain"
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            layer.experts.kernel = "sparse"
+
     @torch.no_grad()
     def reset_parameters(self, seed: int = 0) -> None:
         """Fresh random weights: normal matrices of std fan_in^-0.5, norms and scalars at one."""
         generator = torch.Generator(device="cpu").manual_seed(seed)
-        for name, parameter in self.named_parameters():
+        for parameter in self.parameters():
             if parameter.dim() < 2:
                 parameter.fill_(1.0)
                 continue

@@ -39,8 +39,8 @@ def test_round_trip(arguments: dict[str, Any]) -> None:
 
 def test_form() -> None:
     """The very text of Gemma's template: sorted without regard to case, bare keys, no blanks."""
-    call = ToolCall(name="f", arguments={"b": [1, -2.5, "x y"], "A": {"z": True, "k": None}})
-    assert format_call(call) == 'call:f{A:{k:null,z:true},b:[1,-2.5,<|"|>x y<|"|>]}'
+    call = ToolCall(name="f", arguments={"B": [1, -2.5, "x y"], "a": {"z": True, "k": None}})
+    assert format_call(call) == 'call:f{a:{k:null,z:true},B:[1,-2.5,<|"|>x y<|"|>]}'
     assert format_call(ToolCall(name="f", arguments={})) == "call:f{}"
     assert format_call(ToolCall(name="f", arguments={"a b": 1})) == 'call:f{<|"|>a b<|"|>:1}'
 

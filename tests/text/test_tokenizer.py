@@ -174,9 +174,10 @@ def test_added_tokens_of_other_kinds(tmp_path: Path, nano_directory: Path) -> No
     backend.add_tokens([AddedToken("<|late>", special=False, normalized=False)])
     backend.add_tokens([AddedToken("wordy", special=False)])
     backend.add_special_tokens([AddedToken("[gap]", special=True, lstrip=True)])
+    backend.add_special_tokens([AddedToken("[gap]2", special=True)])
     backend.save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer.from_directory(tmp_path)
-    assert tokenizer.vocab_size == 1027
+    assert tokenizer.vocab_size == 1028
     assert tokenizer.special_ids >= {1024, 1026} and 1025 not in tokenizer.special_ids
     assert 1024 not in tokenizer.encode("<|late>")
     assert tokenizer.encode("<|late>", control=True) == [1024]
@@ -184,6 +185,7 @@ def test_added_tokens_of_other_kinds(tmp_path: Path, nano_directory: Path) -> No
     assert tokenizer.encode("a \n[gap] b", control=True) == [
         *tokenizer.encode("a"), 1026, *tokenizer.encode(" b")
     ]  # fmt: skip
+    assert tokenizer.encode("[gap]2", control=True) == [1027], "the longer of two names"
     assert tokenizer.decode([1025]) == "wordy"
 
 

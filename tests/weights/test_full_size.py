@@ -7,6 +7,7 @@ import math
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -78,12 +79,16 @@ def write_sparse_checkpoint(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 def test_opens_52_gb_memory_mapped(
-    tmp_path: Path, released: ModelConfig, released_tensors: dict[str, tuple[int, ...]]
+    tmp_path: Path,
+    released: ModelConfig,
+    released_tensors: dict[str, tuple[int, ...]],
+    full: bool,
+    record: Callable[..., None],
 ) -> None:
     """The released size opens in under 2 GB of resident memory: nothing is read that is not used.
 
     A copy of one shard, or one pass over the weights, would already break the bound. The time is
-    printed, not asserted (the aim is 10 s; timed assertions are for `make verify`).
+    asserted at full count only: a busy machine must not fail the default suite.
     """
     sparse(tmp_path / "probe", b"", 1 << 26)
     if (tmp_path / "probe").stat().st_blocks * 512 > 1 << 20:
@@ -98,7 +103,12 @@ def test_opens_52_gb_memory_mapped(
     )
     assert run.returncode != 3, "more than 4 GB resident: the weights were read, not mapped"
     assert run.returncode == 0, run.stderr
-    weights, resident, seconds = run.stdout.split()
-    print(f"opened {int(weights) / 1e9:.1f} GB in {seconds} s, {int(resident) / 1e9:.2f} GB held")
-    assert 50e9 < int(weights) < 52e9
-    assert int(resident) < 2e9
+    weights, resident, seconds = (float(word) for word in run.stdout.split())
+    record("26B sparse files: GB of weights opened", weights / 1e9)
+    record("26B sparse files: GB resident", resident / 1e9, "< 2")
+    record("26B sparse files: seconds to open", seconds, "< 10")
+    print(f"opened {weights / 1e9:.1f} GB in {seconds:.1f} s, {resident / 1e9:.2f} GB resident")
+    assert 50e9 < weights < 52e9
+    assert resident < 2e9
+    if full:
+        assert seconds < 10
