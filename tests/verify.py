@@ -92,7 +92,10 @@ def document(report: dict[str, Any], closing: str, command: str) -> str:
         for name, row in sorted(report["files"].items())
     ]
     measured = [(m["name"], m["value"], m["limit"], m["test"]) for m in report["measurements"]]
-    skips = Counter((s["test"].partition("::")[0], s["reason"]) for s in report["skips"])
+    skips = Counter(
+        (s["test"].partition("::")[0], s["reason"].removeprefix("Skipped: "))
+        for s in report["skips"]
+    )
     lines = ["# Verification", "", "Written by `make verify` from what pytest printed.", ""]
     lines += table(("what", "this run"), facts)
     lines += ["## Measurements", "", *table(("measurement", "value", "limit", "test"), measured)]

@@ -97,10 +97,10 @@ def hub_cache() -> Path:
     """The local hub cache, found as huggingface-hub does."""
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if value := os.environ.get(name):
-            return Path(os.path.expandvars(value)).expanduser()
+            return Path(os.path.expanduser(os.path.expandvars(value)))
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or f"{base}/huggingface"
-    return Path(os.path.expandvars(home)).expanduser() / "hub"
+    return Path(os.path.expanduser(os.path.expandvars(home))) / "hub"
 
 
 def bundled_models() -> dict[str, Path]:
@@ -121,12 +121,14 @@ def find_model(name: str | Path, revision: str | None = None) -> tuple[Path, Ori
     bundled = bundled_models()
     if str(name) in bundled:
         return bundled[str(name)], "bundled"
-    directory = Path(name).expanduser()
-    if directory.is_dir():
+    directory = Path(os.path.expanduser(name))
+    if str(name) and os.path.isdir(
+        directory
+    ):  # unlike Path.is_dir, also for names no file could have
         return directory, "directory"
     looked = [
         f"bundled models: {', '.join(bundled) or 'none'}{nearest(str(name), bundled)}",
-        f"directory: {directory.absolute()} is none",
+        f"directory: {directory.absolute()} is not there",
     ]
     remedy = "Give a directory or a hub name of the form 'org/name'"
     if _is_hub_name(str(name)):
@@ -147,7 +149,7 @@ def _is_hub_name(name: str) -> bool:
 def _cached_snapshot(name: str, revision: str) -> tuple[Path | None, str]:
     """The snapshot of a hub name in the cache, or None and what is not there."""
     root = hub_cache() / f"models--{name.replace('/', '--')}"
-    if not root.is_dir():
+    if not os.path.isdir(root):
         return None, f"{root} is not there"
     ref = root / "refs" / revision
     commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision

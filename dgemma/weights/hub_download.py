@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ logger = logging.getLogger("dgemma")
 
 ENDINGS = (".safetensors", ".json", ".jinja", ".md", ".model", ".txt")
 BEGINNINGS = ("tokenizer", "LICENSE", "NOTICE")
+HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 READ_BYTES = 1 << 22
 """Bytes hashed at a time."""
 
@@ -63,10 +65,13 @@ def download(name: str, revision: str | None, endpoint: str | None) -> Path:
         commit, files = _listing(name, revision, endpoint)
         if CONFIG not in (file.name for file in files):
             raise ModelNotFound(f"{name} at {endpoint} has no {CONFIG}: there is no model to load")
-        blobs = cache / repo_folder_name(repo_id=name, repo_type="model") / "blobs"
-        blobs.mkdir(parents=True, exist_ok=True)
+        folder = repo_folder_name(repo_id=name, repo_type="model")
+        blobs, locks = cache / folder / "blobs", cache / ".locks" / folder
+        for path in (blobs, locks):
+            path.mkdir(parents=True, exist_ok=True)
         for file in files:
-            _complete(name, commit, endpoint, file, blobs / file.digest)
+            with FileLock(locks / f"{file.digest}.lock"):  # the one that the client takes, too
+                _complete(name, commit, endpoint, file, blobs / file.digest)
         # The small files, the links to the blobs, and the note of what the revision means.
         found = snapshot_download(
             name,
@@ -99,6 +104,11 @@ def _listing(name: str, revision: str | None, endpoint: str) -> tuple[str, list[
             files.append(RemoteFile(file, found.lfs.sha256, found.lfs.size, True))
         else:
             files.append(RemoteFile(file, found.blob_id or "", found.size or 0, False))
+        if not HASH.fullmatch(files[-1].digest):  # it becomes the name of a file
+            raise CheckpointError(
+                f"{endpoint} gives no usable hash of {file}, so that it could not be checked; pull "
+                "from another address"
+            )
     return info.sha or "", files
 
 
@@ -110,25 +120,24 @@ def _complete(name: str, commit: str, endpoint: str, file: RemoteFile, blob: Pat
     if not file.large or blob.exists():
         return
     part = blob.with_name(f"{blob.name}.dgemma-part")
-    with FileLock(f"{part}.lock"):
-        if part.exists() and part.stat().st_size > file.size:
-            part.unlink()
-        with part.open("ab") as target:
-            have = target.tell()
-            if have:
-                logger.info("%s: going on from %d of %d bytes", file.name, have, file.size)
-            http_get(
-                hf_hub_url(name, file.name, revision=commit, endpoint=endpoint),
-                target,
-                resume_size=have,
-                headers=build_hf_headers(),
-                expected_size=file.size,
-                displayed_filename=file.name,
-            )
-        if _digest(part, file) != file.digest:
-            part.unlink()
-            raise _wrong_hash(file, endpoint)
-        part.replace(blob)
+    if part.exists() and part.stat().st_size > file.size:
+        part.unlink()
+    with part.open("ab") as target:
+        have = target.tell()
+        if have:
+            logger.info("%s: going on from %d of %d bytes", file.name, have, file.size)
+        http_get(
+            hf_hub_url(name, file.name, revision=commit, endpoint=endpoint),
+            target,
+            resume_size=have,
+            headers=build_hf_headers(),
+            expected_size=file.size,
+            displayed_filename=file.name,
+        )
+    if _digest(part, file) != file.digest:
+        part.unlink()
+        raise _wrong_hash(file, endpoint)
+    part.replace(blob)
 
 
 def _digest(path: Path, file: RemoteFile) -> str:

@@ -69,7 +69,7 @@ def save_weights(
     Raises:
         CheckpointError: the directory holds something else, or cannot be written.
     """
-    target = Path(directory).expanduser().resolve()
+    target = Path(os.path.expanduser(directory)).resolve()
     _refuse_foreign(target)
     tensors: dict[str, Tensor] = {
         to_checkpoint(name): value.detach() for name, value in model.state_dict().items()

@@ -101,8 +101,9 @@ def test_not_found_says_what_was_looked_for(
     assert "dgemma pull org/name" in message
     with pytest.raises(ModelNotFound, match="did you mean 'nano'"):
         find_model("nanno")
-    with pytest.raises(ModelNotFound, match="org/name"):
-        find_model("../up/and/away")
+    for strange in ("../up/and/away", "", "~nobody/x", "a/" + "b" * 5000, "a\0b", "a/b/c"):
+        with pytest.raises(ModelNotFound, match="no model named"):
+            find_model(strange)
 
 
 def test_opens_what_was_saved(saved: Path, config: ModelConfig) -> None:

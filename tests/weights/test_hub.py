@@ -1,4 +1,4 @@
-"""`pull` against a small hub on the loopback device: resume, hashes, errors, only what is needed."""
+"""`pull` against a small hub on the loopback device: resume, hashes, errors, what is fetched."""
 
 from __future__ import annotations
 
@@ -309,6 +309,14 @@ def test_errors_name_their_remedy(hub: FakeHub) -> None:
     hub.gated = False
     del hub.files["config.json"]
     with pytest.raises(ModelNotFound, match=r"no config\.json"):
+        pull(NAME)
+
+
+def test_hashes_are_no_paths(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hash names a file in the cache: one like "../../x" from a bad mirror must not be used."""
+    entry = hub.entry
+    monkeypatch.setattr(hub, "entry", lambda name, key: entry(name, key) | {"blobId": "../../x"})
+    with pytest.raises(CheckpointError, match="no usable hash"):
         pull(NAME)
 
 
