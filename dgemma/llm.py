@@ -5,6 +5,7 @@ Knows how prompts become ids and events become text. Knows nothing about how a s
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,9 +45,13 @@ class Stream:
     last) event is "done" with finish reason "cancelled".
     """
 
-    def __init__(self, events: EngineStream, reader: AnswerReader | None, draft: Draft) -> None:
+    def __init__(
+        self, events: EngineStream, reader: AnswerReader | None, texts: deque[str], draft: Draft
+    ) -> None:
+        """`texts` has the text of every commit, in order; see `LLM.submit`."""
         self._events = events
         self._reader = reader
+        self._texts = texts
         self._draft = draft
         self._finished = False
 
@@ -60,10 +65,7 @@ class Stream:
         if event.type == "frame":
             return replace(event, text=self._draft(event.ids))
         if event.type == "commit":
-            text = "" if self._reader is None else self._reader.push(event.ids)
-            if self._reader is not None and self._reader.stopped:
-                self._events.close()
-            return replace(event, text=text)
+            return replace(event, text=self._texts.popleft() if self._texts else "")
         return self._done(event)
 
     def _done(self, event: Event) -> Event:
@@ -198,7 +200,15 @@ class LLM:
         reader = None
         if self.tokenizer is not None:
             reader = AnswerReader(self.tokenizer, stop=stop, chat=chat, thought_open=open_thought)
-        return Stream(self.engine.submit(request), reader, self._draft)
+        texts: deque[str] = deque()
+
+        def enough(ids: Sequence[int]) -> bool:
+            if reader is None:
+                return False
+            texts.append(reader.push(ids))
+            return reader.stopped
+
+        return Stream(self.engine.submit(request, enough), reader, texts, self._draft)
 
     def _draft(self, ids: Sequence[int]) -> str:
         return "" if self.tokenizer is None else self.tokenizer.decode(ids)

@@ -63,4 +63,6 @@ def run(arguments: argparse.Namespace) -> int:
             )
             if output.error:
                 print(f"dgemma: error: {output.error}", file=sys.stderr)
-            messages.append({"role": "assistant", "content": output.text})
+                messages.pop()  # as if it had not been asked
+            else:
+                messages.append({"role": "assistant", "content": output.text})

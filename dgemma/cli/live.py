@@ -49,17 +49,25 @@ class Screen:
     def draw(self, text: str) -> None:
         """Replace what was drawn last."""
         columns, lines = os.get_terminal_size(self.stream.fileno())
-        shown = text.split("\n")[-max(1, lines - 2) :]
+        shown: list[str] = []
+        rows = 0
+        for line in reversed(text.split("\n")):  # the newest lines, as many as fit
+            tall = 1 + max(0, width(line) - 1) // columns
+            if shown and rows + tall > lines - 2:
+                break
+            shown.insert(0, line)
+            rows += tall
+        self._replace("\n".join(shown))
+        self.rows = rows - 1
+
+    def _replace(self, text: str) -> None:
         up = f"\x1b[{self.rows}A" if self.rows else ""
-        self.stream.write(f"\r{up}{CLEAR_BELOW}" + "\n".join(shown))
+        self.stream.write(f"\r{up}{CLEAR_BELOW}{text}")
         self.stream.flush()
-        self.rows = sum(max(0, width(line) - 1) // columns for line in shown) + len(shown) - 1
 
     def end(self, text: str) -> None:
-        """Draw for the last time and leave the cursor below."""
-        self.draw(text)
-        self.stream.write("\n")
-        self.stream.flush()
+        """Write all of the final text, however tall, and leave the cursor below."""
+        self._replace(text + "\n")
         self.rows = 0
 
 
@@ -80,7 +88,7 @@ def show(
     events: Iterable[Event],
     token_text: Callable[[int], str],
     end_ids: frozenset[int],
-    stream: TextIO = sys.stdout,
+    stream: TextIO | None = None,
     least_s: float = 0.0,
 ) -> Output:
     """Follow a stream to its end, drawing it live on a terminal or as plain text elsewhere.
@@ -89,12 +97,13 @@ def show(
         events: of `LLM.stream`.
         token_text: the text of one id.
         end_ids: a frame's text ends before the first of these.
-        stream: where to draw.
+        stream: where to draw; None: standard output.
         least_s: least seconds a frame stays, so that a fast model can be watched.
 
     Returns:
         The output of the "done" event.
     """
+    stream = stream or sys.stdout
     screen = Screen(stream) if is_terminal(stream) else None
     committed = ""
     for event in events:

@@ -17,7 +17,7 @@ from dgemma.diffusion.canvas import CanvasSpec
 from dgemma.diffusion.sampler import questions, step_all
 from dgemma.diffusion.schedule import Schedule
 from dgemma.engine.request import Limits, Progress, resolve
-from dgemma.engine.row import Row
+from dgemma.engine.row import Enough, Row
 from dgemma.kernels.vocabulary import Controls, Vocabulary
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.types import Event, Request, SamplingParams
@@ -73,8 +73,12 @@ class Engine:
         self._rows: list[Row] = []
         self._lock = threading.RLock()
 
-    def submit(self, request: Request) -> Stream:
+    def submit(self, request: Request, enough: Enough | None = None) -> Stream:
         """Take a request; it runs while its stream, or any other, is iterated.
+
+        Args:
+            enough: see `Enough`. Asked within the step, so a request ends at the same place however
+                late its events are read.
 
         Raises:
             InvalidRequest, ContextOverflow: it cannot be honoured; nothing was started.
@@ -82,7 +86,7 @@ class Engine:
         resolved = resolve(request, self.defaults, self.limits, seed=secrets.randbits(63))
         progress = Progress(resolved, self.limits, pending=list(resolved.token_ids))
         cache = self.model.new_cache(1, self.limits.context).rows[0]
-        row = Row(progress, cache, self.spec, Schedule.of(resolved.params))
+        row = Row(progress, cache, self.spec, Schedule.of(resolved.params), enough)
         with self._lock:
             self._rows.append(row)
         return Stream(self, row)
@@ -148,6 +152,8 @@ class Engine:
 
     def _retire(self, row: Row) -> None:
         """Take a finished row out and queue its last event."""
+        if row not in self._rows:
+            return  # cancelled during this step: its stream was collected as garbage
         self._rows.remove(row)
         output = row.progress.output
         assert output is not None
@@ -155,7 +161,7 @@ class Engine:
 
 
 class Stream(Iterator[Event]):
-    """The events of one request. Iterating drives the engine; `close` cancels."""
+    """The events of one request. Iterating drives the engine; `close` cancels, so does forgetting."""
 
     def __init__(self, engine: Engine, row: Row) -> None:
         self._engine = engine
@@ -174,3 +180,6 @@ class Stream(Iterator[Event]):
     def close(self) -> None:
         """Cancel the request if it still runs; its "done" event stays to be read."""
         self._engine.cancel(self._row)
+
+    def __del__(self) -> None:
+        self.close()  # nobody can read the events any more

@@ -163,7 +163,7 @@ class Progress:
                 usage=Usage(
                     prompt_tokens=len(self.request.token_ids),
                     completion_tokens=len(self.committed),
-                    canvases=self.canvases,
+                    canvases=self.canvases if self.request.mode == "diffusion" else 0,
                     steps=self.steps,
                 ),
                 error=error,

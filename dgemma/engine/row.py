@@ -6,6 +6,7 @@ Knows the sampler and the cache. Knows nothing about other rows, batching or thr
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -15,9 +16,13 @@ from dgemma.diffusion.sampler import finish, start
 from dgemma.diffusion.schedule import Schedule
 from dgemma.diffusion.thought import budget_exceeded
 from dgemma.engine.request import Progress
+from dgemma.errors import DGemmaError
 from dgemma.model.cache import RowCache
 from dgemma.model.transformer import Part
 from dgemma.types import ENTROPY_PER_NAT, Event
+
+Enough = Callable[[tuple[int, ...]], bool]
+"""Shown the ids of every commit in turn; True ends the request with "stop"."""
 
 
 @dataclass(slots=True, eq=False)
@@ -28,6 +33,7 @@ class Row:
     cache: RowCache
     spec: CanvasSpec
     schedule: Schedule
+    enough: Enough | None = None
     canvas: Canvas | None = None
     events: deque[Event] = field(default_factory=deque)
 
@@ -78,8 +84,17 @@ class Row:
     def _commit(self, canvas: Canvas) -> None:
         commit = finish(canvas, self.spec)
         self.canvas = None
-        self.events.append(self.progress.commit(list(commit.token_ids), commit.ended, canvas.step))
+        self._tell(self.progress.commit(list(commit.token_ids), commit.ended, canvas.step))
         self._go_on(list(commit.token_ids))
+
+    def _tell(self, event: Event) -> None:
+        """Queue a commit, and ask whether it was enough."""
+        self.events.append(event)
+        try:
+            if self.enough is not None and self.enough(event.ids):
+                self.progress.finish("stop")
+        except DGemmaError as error:  # this request's alone
+            self.progress.finish("error", str(error))
 
     def chose(self, token: int) -> None:
         """Take in one token of the autoregressive twin; -1 where it was not finite."""
@@ -90,7 +105,7 @@ class Row:
         else:
             ended = token in self.spec.end_ids
             ids = [] if ended else [token]
-            self.events.append(progress.commit(ids, ended, 1))
+            self._tell(progress.commit(ids, ended, 1))
             self._go_on(ids)
 
     def _go_on(self, ids: list[int]) -> None:
@@ -101,6 +116,6 @@ class Row:
         thought = progress.request.thought
         budget = progress.request.params.thinking_budget
         if thought is not None and budget_exceeded(progress.committed, thought, budget):
-            self.events.append(progress.close_thought(thought.close_id))
+            self._tell(progress.close_thought(thought.close_id))
             ids = [*ids, thought.close_id]
         progress.go_on(ids)

@@ -27,12 +27,34 @@ from dgemma.train.loop import Plan, train
 from dgemma.types import RELEASED
 from dgemma.weights.save import save_weights
 
-TEXT_TASKS = ("json", "json", "json", "tools", "thought", "gaps", "labels", "chat")
-"""One example of each a step, cycling; JSON is the second headline of the evaluation."""
-SUDOKU_ROWS = 24
-TEXT_ROWS = 8
-SUDOKU_ENCODED = 2
-"""Sudoku rows a step whose answer is encoded too, to train the autoregressive mode."""
+STRIDE = 32
+"""Indices a step may use of each task, so that no example is ever seen twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """What a step is made of.
+
+    Attributes:
+        grids: Sudoku rows whose prompt alone is encoded.
+        encoded_grids: Sudoku rows whose answer is encoded too, for the autoregressive mode.
+        long: tasks with long prompts, beside `encoded_grids` in one batch.
+        short: tasks with short prompts, in a batch of their own.
+    """
+
+    grids: int
+    encoded_grids: int
+    long: tuple[str, ...]
+    short: tuple[str, ...]
+
+
+_FIRST = Mix(22, 2, ("tools",), ("json", "json", "json", "thought", "gaps", "labels", "chat"))
+_SECOND = Mix(
+    14, 2, ("tools", "tools"),
+    ("json",) * 9 + ("thought", "gaps", "gaps", "labels", "chat"),
+)  # fmt: skip
+MIXES = ((0, _FIRST), (1750, _SECOND))
+"""(first step, mix): Sudoku comes first, copying names into JSON takes longer and comes later."""
 PLAN = Plan()
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 CARD = """---
@@ -102,27 +124,32 @@ class NanoBatches:
     canvas: int
     seed: int
 
-    def sudoku(self, step: int, row: int) -> Sample:
+    def grid(self, step: int, row: int) -> Sample:
         """Puzzle of one row of a step; blanks grow over the first steps."""
         part = min(1.0, step / RAMP)
         blanks = (int(5 + 25 * part), int(20 + 25 * part))
-        index = step * SUDOKU_ROWS + row
-        return to_sample(
-            make_sudoku("train", self.seed, index, blanks=blanks), *_text(self.directory)
-        )
+        example = make_sudoku("train", self.seed, step * STRIDE + row, blanks=blanks)
+        return to_sample(example, *_text(self.directory))
+
+    def texts(self, step: int, first: int, tasks: tuple[str, ...]) -> list[Sample]:
+        """One example of each task; `first` keeps the indices of a step apart."""
+        return [
+            to_sample(
+                make_example(task, "train", self.seed, step * STRIDE + first + i),
+                *_text(self.directory),
+            )
+            for i, task in enumerate(tasks)
+        ]
 
     def __call__(self, step: int) -> list[Batch]:
-        grids = [self.sudoku(step, row) for row in range(SUDOKU_ROWS)]
-        texts = [
-            to_sample(
-                make_example(task, "train", self.seed, step * TEXT_ROWS + i), *_text(self.directory)
-            )
-            for i, task in enumerate(TEXT_TASKS)
-        ]
-        plain, encoded = grids[SUDOKU_ENCODED:], grids[:SUDOKU_ENCODED] + texts
+        mix = next(mix for start, mix in reversed(MIXES) if step >= start)
+        grids = [self.grid(step, row) for row in range(mix.grids + mix.encoded_grids)]
+        long = grids[mix.grids :] + self.texts(step, 0, mix.long)
+        short = self.texts(step, len(mix.long), mix.short)
         return [
-            make_batch(plain, self.canvas, eos=1, pad=0, score_encoder=False),
-            make_batch(encoded, self.canvas, eos=1, pad=0, score_encoder=True),
+            make_batch(grids[: mix.grids], self.canvas, eos=1, pad=0, score_encoder=False),
+            make_batch(long, self.canvas, eos=1, pad=0, score_encoder=True),
+            make_batch(short, self.canvas, eos=1, pad=0, score_encoder=True),
         ]
 
 
