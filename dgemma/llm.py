@@ -153,7 +153,7 @@ class LLM:
             if not prompt:
                 raise InvalidRequest("the prompt is empty; give some text")
             return self._text().encode(prompt, bos=True)
-        ids = list(prompt)
+        ids = list(prompt) if isinstance(prompt, Sequence) else [prompt]
         if not ids:
             raise InvalidRequest("the prompt is empty; give at least one token")
         if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
@@ -257,7 +257,8 @@ class LLM:
             ContextOverflow: a prompt too long for the model.
             TokenizerError: text, but the checkpoint has no tokenizer.
         """
-        batch = not isinstance(prompt, str) and bool(prompt) and not isinstance(prompt[0], int)
+        many = isinstance(prompt, Sequence) and not isinstance(prompt, str) and bool(prompt)
+        batch = many and isinstance(prompt[0], Sequence)
         prompts = [self.prompt_ids(p) for p in (prompt if batch else [prompt])]
         outputs = self._run(prompts, params, n=n, trace=trace)
         return outputs if batch or n > 1 else outputs[0]

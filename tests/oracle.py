@@ -51,7 +51,9 @@ NAMES = (
 )
 
 
-def tiny_pair(seed: int, *, sharpness: float = 1.0, **sizes: Any) -> tuple[Any, DiffusionGemma]:
+def tiny_pair(
+    seed: int, *, gain: float = 1.5, sharpness: float = 1.0, **sizes: Any
+) -> tuple[Any, DiffusionGemma]:
     """The oracle's network and ours with the same random numbers in every weight.
 
     Args:
@@ -77,9 +79,8 @@ def tiny_pair(seed: int, *, sharpness: float = 1.0, **sizes: Any) -> tuple[Any, 
                 continue
             noise = torch.randn(value.shape, generator=generator)
             # Norms, router scales and layer scalars start at one: random ones tell them apart.
-            value.copy_(
-                1 + 0.3 * noise if value.dim() < 2 else 1.5 * noise * value.shape[-1] ** -0.5
-            )
+            std = (1.5 if "embed_tokens" in name else gain) * value.shape[-1] ** -0.5
+            value.copy_(1 + 0.3 * noise if value.dim() < 2 else std * noise)
         theirs.model.decoder.norm.weight.mul_(sharpness)
     ours = DiffusionGemma(_our_config(sizes))
     ours.load_state_dict(_our_names(theirs.state_dict()), strict=True)

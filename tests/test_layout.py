@@ -258,14 +258,15 @@ def test_no_binaries_but_the_bundled_model() -> None:
 
 
 def asserts(node: ast.AST, helpers: set[str]) -> bool:
-    """Whether some line of a test can fail it by itself, or by a helper that can."""
+    """Whether a line of a test can fail it: an assert, a checked subprocess, a helper that can."""
     for inner in ast.walk(node):
         if isinstance(inner, ast.Assert):
             return True
         if isinstance(inner, ast.Call):
             name = ast.unparse(inner.func)
             last = name.split(".")[-1]
-            if name in helpers or last.startswith("assert_") or name in RAISING:
+            checked = any(ast.unparse(word) == "check=True" for word in inner.keywords)
+            if name in helpers or last.startswith("assert_") or name in RAISING or checked:
                 return True
     return False
 

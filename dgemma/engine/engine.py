@@ -89,6 +89,9 @@ class Engine:
         row = Row(progress, cache, self.spec, Schedule.of(resolved.params), enough)
         with self._lock:
             self._rows.append(row)
+            row.begin()
+            if progress.output is not None:
+                self._retire(row)
         return Stream(self, row)
 
     @property
@@ -161,7 +164,7 @@ class Engine:
 
 
 class Stream(Iterator[Event]):
-    """The events of one request. Iterating drives the engine; `close` cancels, so does forgetting."""
+    """The events of one request. Iterating drives the engine; closing or dropping it cancels."""
 
     def __init__(self, engine: Engine, row: Row) -> None:
         self._engine = engine

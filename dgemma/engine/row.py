@@ -44,6 +44,10 @@ class Row:
         ids = torch.tensor(self.progress.take(chunk), device=self.spec.device)
         return self.cache, ids, False, None
 
+    def begin(self) -> None:
+        """A budget of no thought at all closes the prompt's own thought before the first canvas."""
+        self._go_on([])
+
     def begin_canvas(self) -> None:
         """Start the next canvas; nothing is pending."""
         self.canvas = start(self.progress.seed, self.progress.canvases, self.spec)

@@ -11,14 +11,14 @@ Knows names and shapes; knows nothing about how a network computes, nor about pa
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from dgemma.errors import CheckpointError
-from dgemma.weights.files import FLOAT_NAMES, Checkpoint
+from dgemma.weights.files import FLOAT_NAMES, Checkpoint, TensorInfo
 from dgemma.weights.names import is_vision, pattern, to_checkpoint, to_ours
 
 logger = logging.getLogger("dgemma")
@@ -63,9 +63,13 @@ def load_weights(
     if mapped is None:
         mapped = checkpoint.nbytes >= MAP_FROM_BYTES
     mapped = mapped and device.type == "cpu"
-    for name, source in _read(checkpoint, wanted, mapped):
-        target = source
-        if not mapped or source.dtype != (dtype or source.dtype):
+    maps: dict[Path, Tensor] = {}
+    for name in wanted:
+        info = checkpoint.tensors[name]
+        kept = mapped and dtype in (None, _stored_dtype(info))
+        # What is copied gets a mapping of its own: only with its mapping go the pages it read.
+        source = target = _view(info, maps if kept else {})
+        if not kept:
             target = torch.empty(source.shape, dtype=dtype or source.dtype, device=device)
         _fill(name, target, source, check_finite)
         _assign(model, to_ours(name) or "", target)
@@ -73,32 +77,30 @@ def load_weights(
 
 def aside_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The tensors that `load_weights` leaves aside, by the checkpoint's names, memory-mapped."""
-    names = [name for name in checkpoint.tensors if is_vision(to_ours(name) or "")]
-    return dict(_read(checkpoint, names, mapped=True))
-
-
-def _read(
-    checkpoint: Checkpoint, names: Iterable[str], mapped: bool
-) -> Iterator[tuple[str, Tensor]]:
-    """Views of the named tensors, shard by shard, none of which is read yet.
-
-    Views that stay are taken from one mapping a shard. For copies the mapping is made anew for
-    each tensor, for only with its mapping go the pages that were read.
-    """
     maps: dict[Path, Tensor] = {}
-    for name in names:
-        info = checkpoint.tensors[name]
-        if not mapped:
-            maps.clear()
-        if info.file not in maps:
-            size = info.file.stat().st_size
-            maps[info.file] = torch.from_file(str(info.file), False, size, dtype=torch.uint8)
-        # `safe_open` gives the same views, but touches each: 52 GB then take seconds to open.
-        raw = maps[info.file][info.start : info.start + info.nbytes]
-        dtype: torch.dtype = getattr(torch, FLOAT_NAMES[info.dtype])
-        if info.start % dtype.itemsize:  # the format allows it, though nobody writes it
-            raw = raw.clone()
-        yield name, raw.view(dtype).view(info.shape)
+    return {
+        name: _view(info, maps)
+        for name, info in checkpoint.tensors.items()
+        if is_vision(to_ours(name) or "")
+    }
+
+
+def _stored_dtype(info: TensorInfo) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, FLOAT_NAMES[info.dtype])
+    return dtype
+
+
+def _view(info: TensorInfo, maps: dict[Path, Tensor]) -> Tensor:
+    """A tensor in its file, none of which is read yet; `maps` has the files mapped so far."""
+    if info.file not in maps:
+        size = info.file.stat().st_size
+        maps[info.file] = torch.from_file(str(info.file), False, size, dtype=torch.uint8)
+    # `safe_open` gives the same views, but touches each: 52 GB then take seconds to open.
+    raw = maps[info.file][info.start : info.start + info.nbytes]
+    dtype = _stored_dtype(info)
+    if info.start % dtype.itemsize:  # the format allows it, though nobody writes it
+        raw = raw.clone()
+    return raw.view(dtype).view(info.shape)
 
 
 def _fill(name: str, target: Tensor, source: Tensor, check_finite: bool) -> None:
@@ -152,7 +154,7 @@ def _compare(wanted: Mapping[str, torch.Size], checkpoint: Checkpoint, aside: li
         ),
         "not in floating point": _grouped(
             (name, f" is {held[name].dtype}")
-            for name in wanted
+            for name in (*wanted, *aside)
             if name in held and held[name].dtype not in FLOAT_NAMES
         ),
     }

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,13 +63,48 @@ def test_every_number_arrives(
     assert not any(t.is_meta for t in (*model.parameters(), *model.buffers()))
 
 
-def test_another_dtype(saved: Path, config: ModelConfig, meta_model: MetaModel) -> None:
+def test_every_number_is_in_its_place(
+    tmp_path: Path,
+    config: ModelConfig,
+    meta_model: MetaModel,
+    reference_model: Callable[..., Any],
+) -> None:
+    """Both networks compute the same in both modes, with self-conditioning, from one file.
+
+    A table that swaps two tensors of one shape (gate and up, the two layer scalars) survives
+    every comparison of shapes and every round trip; with random weights it fails here.
+    """
+    reference = reference_model(config).eval()
+    reference.save_pretrained(tmp_path)
+    model = meta_model(config)
+    load_weights(model, open_checkpoint(tmp_path))
+    prompt, canvas = torch.arange(3, 15)[None], torch.arange(40, 48)[None]
+    logits = torch.randn(1, 8, config.vocab_size, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        theirs = reference.model(
+            input_ids=prompt, decoder_input_ids=canvas, self_conditioning_logits=logits
+        )
+        cache = model.new_cache(1, 64)
+        encoded = model.encode(prompt, cache)
+        denoised = model.denoise(canvas, cache, model.soft_embedding(logits))
+    for ours, wanted in (
+        (encoded, theirs.encoder_last_hidden_state),
+        (denoised, theirs.last_hidden_state),
+    ):
+        assert float((ours - wanted).abs().max()) <= 1e-3 * float(wanted.abs().max())
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_another_dtype(
+    saved: Path, config: ModelConfig, meta_model: MetaModel, mapped: bool
+) -> None:
     """The same numbers, rounded as torch rounds."""
     model = meta_model(config)
-    load_weights(model, open_checkpoint(saved), dtype=torch.bfloat16)
+    load_weights(model, open_checkpoint(saved), dtype=torch.bfloat16, mapped=mapped)
     exact = meta_model(config)
     load_weights(exact, open_checkpoint(saved))
     for name, value in model.state_dict().items():
+        assert value.dtype == torch.bfloat16
         assert torch.equal(value, exact.state_dict()[name].bfloat16()), name
 
 
@@ -186,14 +222,14 @@ def test_packed_weights_are_refused(
 def test_unaligned_tensors(single: Path, config: ModelConfig, meta_model: MetaModel) -> None:
     """The format lets a header have any length; a view at an odd place is refused by torch."""
     path = single / "model.safetensors"
-    wanted = load_file(path)
+    wanted = load_file(path)[NORM].clone()  # the library maps the file, which changes below
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = content[8 : 8 + length] + b" "
     path.write_bytes((length + 1).to_bytes(8, "little") + header + content[8 + length :])
     model = meta_model(config)
     load_weights(model, open_checkpoint(single), mapped=True)
-    assert torch.equal(model.norm.weight, wanted[NORM])
+    assert torch.equal(model.norm.weight, wanted)
 
 
 MEASURE = """
@@ -236,7 +272,7 @@ def test_host_memory(
         torch.nn.init.zeros_(parameter)
     save_weights(model, tmp_path / "wide", config=wide, dtype=torch.bfloat16)
     del model
-    for dtype, mapped in (("float32", "False"), ("bfloat16", "False"), ("bfloat16", "True")):
+    for dtype, mapped in (("float32", "True"), ("bfloat16", "False"), ("bfloat16", "True")):
         run = subprocess.run(
             [sys.executable, "-c", MEASURE, str(tmp_path / "wide"), dtype, mapped],
             capture_output=True, text=True, check=True,

@@ -124,6 +124,28 @@ def test_config_and_generation_come_back(
     assert theirs.generation_config.sampler_config.entropy_bound == 0.1
 
 
+def test_vision_is_copied_as_it_is(
+    tmp_path: Path,
+    config: ModelConfig,
+    meta_model: MetaModel,
+    reference_model: Callable[..., Any],
+) -> None:
+    """Another dtype for the text part does not touch what this program does not understand."""
+    reference_model(config).save_pretrained(tmp_path / "theirs")
+    checkpoint = open_checkpoint(tmp_path / "theirs")
+    model = meta_model(checkpoint.config)
+    load_weights(model, checkpoint)
+    save_weights(
+        model, tmp_path / "ours", config=checkpoint.config, dtype=torch.bfloat16, aside=checkpoint
+    )
+    before = load_file(tmp_path / "theirs" / "model.safetensors")
+    after = load_file(tmp_path / "ours" / "model.safetensors")
+    assert after.keys() == before.keys()
+    for name, value in after.items():
+        wanted = before[name] if "vision" in name else before[name].bfloat16()
+        assert value.dtype == wanted.dtype and torch.equal(value, wanted), name
+
+
 def test_shards_keep_to_their_size(saved: Path) -> None:
     """Each tensor is in the shard that the index names, and no shard is too large but for one
     whose only tensor is."""

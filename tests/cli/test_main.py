@@ -1,0 +1,273 @@
+"""The command line: every command answers, every mistake gives one clear line and exit code 2."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dgemma.cli import main as cli
+from dgemma.model.config import AttentionShape, ModelConfig
+from dgemma.model.hf_config import write_config
+from dgemma.weights.files import bundled_models
+
+WEIGHTS = "model.safetensors"
+Ran = tuple[int, str, str]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Runs a command line in this process: exit code, standard output, standard error."""
+
+    def go(*words: str) -> Ran:
+        capsys.readouterr()
+        try:
+            code = cli.main(list(words))
+        except SystemExit as end:
+            assert isinstance(end.code, int)
+            code = end.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return go
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of nano that a test may break."""
+    return Path(shutil.copytree(bundled_models()["nano"], tmp_path / "broken"))
+
+
+def change_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Edit a JSON file in place."""
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def truncated(at: Path) -> None:
+    """Half of the weights' file."""
+    whole = (at / WEIGHTS).read_bytes()
+    (at / WEIGHTS).write_bytes(whole[: len(whole) // 2])
+
+
+def missing_shard(at: Path) -> None:
+    """An index that names two shards, one of them absent."""
+    weights = load_file(at / WEIGHTS)
+    names = sorted(weights)
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    save_file({name: weights[name] for name in names[:5]}, at / shards[0])
+    placed = {name: shards[k >= 5] for k, name in enumerate(names)}
+    (at / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
+    (at / WEIGHTS).unlink()
+
+
+def wrong_shape(at: Path) -> None:
+    """One tensor with a row less."""
+    weights = load_file(at / WEIGHTS)
+    name = next(name for name in sorted(weights) if weights[name].dim() == 2)
+    save_file(weights | {name: weights[name][1:].clone()}, at / WEIGHTS)
+
+
+def nan_weights(at: Path) -> None:
+    """One number that is none."""
+    weights = load_file(at / WEIGHTS)
+    weights[sorted(weights)[3]].view(-1)[0] = torch.nan
+    save_file(weights, at / WEIGHTS)
+
+
+def broken_json(at: Path) -> None:
+    """A config.json cut off in the middle."""
+    text = (at / "config.json").read_text()
+    (at / "config.json").write_text(text[: len(text) // 2])
+
+
+def unknown_key(at: Path) -> None:
+    """A key of the text part that nobody knows."""
+    change_json(at / "config.json", lambda v: v["text_config"].update(hidden_sizes=3))
+
+
+def unknown_tokenizer(at: Path) -> None:
+    """A tokenizer of a kind that is not read."""
+    change_json(at / "tokenizer.json", lambda v: v["model"].update(type="Magic"))
+
+
+@pytest.mark.parametrize(
+    ("breaks", "remedy"),
+    [
+        (truncated, "download"),
+        (missing_shard, "download"),
+        (wrong_shape, "download"),
+        (nan_weights, "take another checkpoint"),
+        (broken_json, "restore"),
+        (unknown_key, "strict"),
+        (unknown_tokenizer, "tokenizer.json"),
+    ],
+)
+def test_broken_checkpoint(
+    breaks: Callable[[Path], None], remedy: str, copy: Path, run: Callable[..., Ran]
+) -> None:
+    """A broken checkpoint ends in a traceback, in text made of noise, or with exit code 0."""
+    breaks(copy)
+    before = sorted(copy.parent.rglob("*"))
+    code, out, err = run("generate", "--model", str(copy), "Hello")
+    assert code == 2 and out == ""
+    assert err.count("error:") == 1 and err.startswith("dgemma: error: ")
+    assert remedy in err and "Traceback" not in err
+    assert sorted(copy.parent.rglob("*")) == before, "something was written"
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (("generate", ""), "give some text"),
+        (("generate", "  \n"), "give some text"),
+        (("generate", "--raw", "--thinking", "x"), "--raw"),
+        (("generate", "word " * 9000), "shorten"),
+        (("generate", "--raw", "word " * 9000), "shorten"),
+        (("generate", "--max-tokens", "0", "x"), "at least 1"),
+        (("generate", "--max-tokens", "-4", "x"), "at least 1"),
+        (("generate", "--max-tokens", "many", "x"), "int"),
+        (("generate", "--autoregressive", "--max-steps", "4", "x"), "leave it out"),
+        (("generate", "--max-stepz", "4", "x"), "did you mean '--max-steps'"),
+        (("generate", "--device", "abacus", "x"), "use auto"),
+        (("generate", "--dtype", "int3", "x"), "use auto"),
+        (("generate", "--model", "nono", "x"), "did you mean 'nano'"),
+        (("generate",), "PROMPT"),
+        (("genrate", "x"), "did you mean 'generate'"),
+        (("evaluate", "--tasks", "sudku"), "did you mean 'sudoku'"),
+        (("evaluate", "-n", "0"), "at least 1"),
+        (("info",), "model"),
+    ],
+)
+def test_wrong_use(words: tuple[str, ...], remedy: str, run: Callable[..., Ran]) -> None:
+    """A mistake of the user ends in a traceback, or says nothing that helps."""
+    code, out, err = run(*words)
+    assert code == 2 and out == ""
+    assert err.count("error:") == 1 and remedy in err and "Traceback" not in err
+
+
+def test_generate(run: Callable[..., Ran]) -> None:
+    """JSON for programs that does not parse, or differs between runs with one seed."""
+    words = ("generate", "--seed", "5", "--max-tokens", "20", "--max-steps", "4", "What is 1+1?")
+    code, out, err = run(*words, "--json")
+    assert (code, err) == (0, "")
+    values = json.loads(out)
+    assert values["seed"] == 5 and len(values["token_ids"]) <= 20
+    assert values["usage"]["completion_tokens"] == len(values["token_ids"])
+    assert "tokens_per_step" in values["usage"]
+    code, plain, _ = run(*words)
+    assert code == 0 and values["text"] in plain
+
+
+@pytest.mark.parametrize("more", [("--raw",), ("--thinking",), ("--stop", "a"), ()])
+def test_generate_ways(
+    more: tuple[str, ...], run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An option that breaks the command; the prompt is read from standard input."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello"))
+    words = ("generate", "-", "--max-tokens", "9", "--max-steps", "2", "--json", *more)
+    code, out, err = run(*words)
+    assert (code, err) == (0, "") and json.loads(out)["finish_reason"] in ("stop", "length")
+
+
+def test_generate_autoregressive(run: Callable[..., Ran]) -> None:
+    """The twin cannot be reached from the command line."""
+    code, out, _ = run("generate", "--autoregressive", "--max-tokens", "3", "--json", "Hello")
+    assert code == 0 and json.loads(out)["usage"]["canvases"] == 0
+
+
+def test_info(run: Callable[..., Ran]) -> None:
+    """Sizes that are typed, not computed, or that disagree with the weights."""
+    code, out, _ = run("info", "nano", "--json")
+    facts = json.loads(out)
+    weights = load_file(bundled_models()["nano"] / WEIGHTS)
+    assert code == 0 and facts["parameters"] == sum(w.numel() for w in weights.values())
+    code, out, _ = run("info", "nano")
+    assert code == 0 and "parameters" in out
+
+
+def test_info_of_the_released_sizes(tmp_path: Path, run: Callable[..., Ran]) -> None:
+    """The arithmetic of parameters: 25.2 B in all and 3.8 B active, the embedding once."""
+    config = ModelConfig(
+        vocab_size=262_144, hidden_size=2816, intermediate_size=2112, moe_intermediate_size=704,
+        num_experts=128, top_k_experts=8, num_attention_heads=16,
+        layer_types=((*["sliding_attention"] * 5, "full_attention") * 5),
+        sliding=AttentionShape(head_dim=256, num_key_value_heads=8, rope_theta=1e4),
+        full=AttentionShape(
+            head_dim=512, num_key_value_heads=2, rope_theta=1e6, partial_rotary_factor=0.25
+        ),
+        sliding_window=1024, max_position_embeddings=262_144,
+    )  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(write_config(config)))
+    code, out, err = run("info", str(tmp_path), "--json")
+    assert (code, err) == (0, "")
+    facts = json.loads(out)
+    assert facts["parameters"] == pytest.approx(25.2e9, rel=0.005)
+    assert facts["active_parameters"] == pytest.approx(3.8e9, rel=0.02)
+    assert facts["weight_bytes"]["bfloat16"] == 2 * facts["parameters"]
+
+
+def test_doctor(run: Callable[..., Ran]) -> None:
+    """A choice without its reason."""
+    code, out, _ = run("doctor", "--json")
+    rows = json.loads(out)
+    assert code == 0 and {"device", "dtype", "threads", "experts"} <= {row["what"] for row in rows}
+    assert all(row["value"] and row["reason"] for row in rows)
+    assert len(run("doctor")[1].splitlines()) == len(rows)
+
+
+@pytest.mark.slow
+def test_demo(run: Callable[..., Ran]) -> None:
+    """The first thing a newcomer runs fails, or hides a wrong answer."""
+    code, out, err = run("demo", "--seed", "1")
+    assert (code, err) == (0, "")
+    assert out.count("Right: ") + out.count("Wrong: ") == 2
+    assert "model passes" in out and "\x1b" not in out
+
+
+def test_chat_reads_turns(run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe gets prompts and colours, or an end of input is an error."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n\n/new\nWho are you?\n/quit\nnever\n"))
+    code, out, err = run("chat", "--max-tokens", "12", "--max-steps", "3", "--system", "Be brief.")
+    assert (code, err) == (0, "")
+    assert out.count("\n") >= 2 and "\x1b" not in out and "> " not in out
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert run("chat") == (0, "", "")
+
+
+def test_chat_goes_on_after_a_refusal(
+    run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One message that is too long ends the conversation, or stays in it."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("word " * 9000 + "\nHello\n"))
+    code, out, err = run("chat", "--max-tokens", "5", "--max-steps", "2")
+    assert code == 0 and err.count("shorten") == 1 and out.endswith("\n")
+
+
+@pytest.mark.parametrize("command", ["", *cli.COMMANDS])
+def test_help(command: str, run: Callable[..., Ran]) -> None:
+    """A help text with a stray percent sign raises."""
+    code, out, err = run(*([command] if command else []), "--help")
+    assert (code, err) == (0, "") and "usage: dgemma" in out
+
+
+def test_no_command(run: Callable[..., Ran]) -> None:
+    """`dgemma` alone shows how to use it."""
+    code, out, _ = run()
+    assert code == 2 and "commands:" in out
+
+
+def test_help_is_quick() -> None:
+    """`dgemma --help` waits for torch to be imported."""
+    code = "import sys, dgemma.cli.main; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,151 @@
+"""Whole generations against `transformers`' own loop, with its draws replaced by ours.
+
+The networks are tiny and random, and tame on purpose (`gain` 0.4, see `tests/oracle.py`): fp32
+rounding then stays at 1e-5 of a logit over any number of steps. About 1,000 draws and as many
+comparisons of entropies each meet a tie that close with a chance of some 1e-5, so another BLAS or
+another `transformers` turns one of these runs with a chance of about one in fifty; on one machine
+a run is the same for ever.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from dgemma.diffusion.canvas import CanvasSpec, Generation
+from dgemma.diffusion.generate import generate
+from dgemma.diffusion.schedule import Schedule
+from dgemma.kernels.vocabulary import Vocabulary
+from dgemma.model.transformer import DiffusionGemma
+from dgemma.types import SamplingParams
+from tests.oracle import OracleRun, oracle_generate, tiny_pair
+
+UNSURE: dict[str, Any] = {"gain": 0.4, "sharpness": 1.0}
+SURE: dict[str, Any] = {
+    "gain": 0.4, "sharpness": 4.0, "canvas_length": 16,
+    "layer_types": ("sliding_attention", "full_attention"),
+}  # fmt: skip
+# (network, sampler, canvases): one that always runs to the step cap and accepts little, and one
+# that accepts most and stops early.
+CONFIGS = {
+    "unsure": (UNSURE, SamplingParams(max_steps=8), 3),
+    "sure": (
+        SURE,
+        SamplingParams(max_steps=16, confidence_threshold=0.2, entropy_bound=0.5),
+        4,
+    ),
+    "stable": (
+        SURE,
+        SamplingParams(max_steps=12, confidence_threshold=0.3, stability_threshold=2, t_max=0.6),
+        2,
+    ),
+}
+SEEDS = [0, 1, 2, 3, 2**64 - 1]
+
+
+def prompts(rows: int) -> torch.Tensor:
+    """Longer than the window of 16; the rows differ."""
+    return torch.randint(1, 290, (rows, 20), generator=torch.Generator().manual_seed(rows))
+
+
+def ours(
+    model: DiffusionGemma,
+    prompt: list[int],
+    params: SamplingParams,
+    canvases: int,
+    end_ids: tuple[int, ...] = (),
+) -> Generation:
+    config = model.config
+    spec = CanvasSpec(
+        length=config.canvas_length,
+        vocab_size=config.vocab_size,
+        context_length=config.max_position_embeddings,
+        end_ids=end_ids,
+    )  # suppress_ids empty: the oracle draws image placeholders like any other id
+    cache = model.new_cache(1, spec.context_length)
+    cap = config.final_logit_softcapping
+    vocabulary = Vocabulary(model.embed.weight, cap, model.embed_scale())
+    limit = SamplingParams(max_tokens=canvases * spec.length)
+    return generate(
+        prompt,
+        params.merged(limit),
+        spec,
+        lambda ids: model.encode(ids, cache),
+        lambda ids, soft: model.denoise(ids, cache, soft),
+        vocabulary.read,
+    )
+
+
+def assert_same(made: Generation, run: OracleRun) -> None:
+    """Every canvas that was read, every argmax, the steps of each canvas, every token."""
+    assert made.steps == tuple(len(drafts) for drafts in run.drafts)
+    for told in made.trace:
+        assert list(told.ids) == run.read[told.canvas][told.step][0].tolist()
+        assert list(told.argmax) == run.drafts[told.canvas][told.step][0].tolist()
+    assert [i for canvas in made.canvases for i in canvas] == run.ids[0].tolist()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_same_canvas_at_every_step(name: str, seed: int) -> None:
+    """Any departure from the oracle: order of acceptance, noise, temperature, stop, hand-over."""
+    sizes, params, canvases = CONFIGS[name]
+    theirs, model = tiny_pair(seed % 1000, **sizes)
+    params = params.merged(SamplingParams(seed=seed))
+    run = oracle_generate(
+        theirs, prompts(1), [seed], Schedule.of(params), canvases=canvases, end_ids=()
+    )
+    assert_same(ours(model, prompts(1)[0].tolist(), params, canvases), run)
+    assert len(run.drafts) == canvases
+
+
+def test_the_cases_are_worth_running() -> None:
+    """Were no canvas to stop early, or none to run to the cap, half of the loop would be untested.
+
+    Also: placeholders of images must occur in committed text, which then reads as padding.
+    """
+    reasons, tokens = set(), set()
+    for name, (sizes, params, canvases) in CONFIGS.items():
+        for seed in SEEDS:
+            _, model = tiny_pair(seed % 1000, **sizes)
+            asked = params.merged(SamplingParams(seed=seed))
+            made = ours(model, prompts(1)[0].tolist(), asked, canvases)
+            reasons |= {(name, t.reason) for t in made.trace if t.reason}
+            tokens |= {token for canvas in made.canvases for token in canvas}
+    assert reasons >= {("unsure", "step_cap"), ("sure", "converged"), ("stable", "converged")}
+    assert 298 in tokens
+
+
+@pytest.mark.parametrize("seed", SEEDS[:2])
+def test_end_ids_in_mid_canvas(seed: int) -> None:
+    """The first end id stays, padding follows, no canvas after it; taken from an endless run."""
+    sizes, params, canvases = CONFIGS["sure"]
+    theirs, model = tiny_pair(seed, **sizes)
+    params = params.merged(SamplingParams(seed=seed))
+    prompt = prompts(1)
+    endless = ours(model, prompt[0].tolist(), params, canvases)
+    earlier = set(endless.canvases[0])
+    where, end = next((p, t) for p, t in enumerate(endless.canvases[1]) if t not in earlier and p)
+    end_ids = (299, end, 297) if 299 not in earlier and 297 not in earlier else (end,)
+    made = ours(model, prompt[0].tolist(), params, canvases, end_ids)
+    run = oracle_generate(
+        theirs, prompt, [seed], Schedule.of(params), canvases=canvases, end_ids=end_ids
+    )
+    assert_same(made, run)
+    assert len(made.canvases) == 2 and made.finish_reason == "stop"
+    assert len(made.token_ids) == 16 + where and made.canvases[1][-1] == 0
+
+
+def test_rows_of_the_oracles_batch_are_ours_alone() -> None:
+    """The oracle goes on with finished rows; what they had must be what each gives by itself."""
+    sizes, params, canvases = CONFIGS["sure"]
+    theirs, model = tiny_pair(0, **sizes)
+    run = oracle_generate(
+        theirs, prompts(3), [4, 5, 6], Schedule.of(params), canvases=canvases, end_ids=()
+    )
+    for b, seed in enumerate((4, 5, 6)):
+        asked = params.merged(SamplingParams(seed=seed))
+        made = ours(model, prompts(3)[b].tolist(), asked, canvases)
+        assert [i for canvas in made.canvases for i in canvas] == run.ids[b].tolist()

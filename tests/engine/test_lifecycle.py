@@ -1,0 +1,268 @@
+"""Every request ends exactly once, with one of four reasons, whatever happens to it."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from dgemma.engine.engine import Engine
+from dgemma.model.config import AttentionShape, ModelConfig
+from dgemma.model.transformer import DiffusionGemma
+from dgemma.types import Event, Output, Request, SamplingParams
+
+
+def tiny(seed: int = 0, *, context: int = 256) -> DiffusionGemma:
+    """A random network whose step costs about a millisecond."""
+    model = DiffusionGemma(
+        ModelConfig(
+            vocab_size=64, hidden_size=16, intermediate_size=16, moe_intermediate_size=8,
+            num_experts=2, top_k_experts=1, num_attention_heads=2,
+            layer_types=("sliding_attention", "full_attention"),
+            sliding=AttentionShape(head_dim=8, num_key_value_heads=1, rope_theta=1e4),
+            full=AttentionShape(head_dim=8, num_key_value_heads=1, rope_theta=1e4),
+            sliding_window=8, max_position_embeddings=context, canvas_length=8,
+        )
+    )  # fmt: skip
+    model.reset_parameters(seed)
+    return model.eval().requires_grad_(False)
+
+
+def engine(seed: int = 0, **sizes: Any) -> Engine:
+    """An engine that no end id stops."""
+    return Engine(tiny(seed, **sizes), end_ids=())
+
+
+def request(seed: int = 1, *, mode: Any = "diffusion", **params: Any) -> Request:
+    """Three steps a canvas, twenty tokens, frames and a trace."""
+    values = {"max_tokens": 20} | params
+    if mode == "diffusion":
+        values = {"seed": seed, "max_steps": 3} | values
+    own = SamplingParams(**values)
+    return Request(
+        token_ids=(2, 5, 6, 7), params=own, mode=mode, frames=True, trace=True, index=seed
+    )
+
+
+def run(events: Any) -> tuple[list[Event], Output]:
+    """All events and the output, after checking that there is one end and it is the last."""
+    seen = list(events)
+    assert [event.type for event in seen].count("done") == 1
+    assert seen[-1].type == "done" and seen[-1].output is not None
+    assert all(event.output is None for event in seen[:-1])
+    assert list(events) == [], "events came after the end"
+    return seen, seen[-1].output
+
+
+def test_ends_with_length() -> None:
+    """An answer cut at max_tokens says "stop", or ends twice."""
+    _, output = run(engine().submit(request()))
+    assert output.finish_reason == "length" and len(output.token_ids) == 20
+
+
+def test_ends_with_stop() -> None:
+    """An end id is part of the answer, or the answer goes on behind it."""
+    one = engine()
+    _, free = run(one.submit(request(max_tokens=8)))
+    end = free.token_ids[4]
+    _, output = run(Engine(one.model, end_ids=(end,)).submit(request()))
+    assert output.finish_reason == "stop"
+    assert output.token_ids == free.token_ids[: free.token_ids.index(end)]
+
+
+@pytest.mark.parametrize("mode", ["diffusion", "autoregressive"])
+def test_closing_at_every_position(mode: str) -> None:
+    """Closing between two events loses the end, ends twice, or leaves the row in the engine."""
+    one = engine()
+    total = len(list(one.submit(request(mode=mode))))
+    whole = run(one.submit(request(mode=mode)))[1].token_ids
+    for position in range(total + 1):
+        stream = one.submit(request(mode=mode))
+        head = [next(stream) for _ in range(position)]
+        stream.close()
+        stream.close()
+        tail = list(stream)
+        events = head + tail
+        assert [event.type for event in events].count("done") == 1
+        output = events[-1].output
+        assert output is not None and output.finish_reason in ("cancelled", "length")
+        if position <= 1:
+            assert output.finish_reason == "cancelled"
+        assert output.token_ids == whole[: len(output.token_ids)]
+        assert one.running == 0
+
+
+def test_an_abandoned_stream_is_cancelled() -> None:
+    """A caller that breaks out of its loop leaves a row that every later step pays for."""
+    one = engine()
+    next(one.submit(request()))
+    gc.collect()
+    assert one.running == 0
+
+
+def poison(model: DiffusionGemma) -> None:
+    """Puts a NaN where every row meets it."""
+    model.layers[0].input_norm.weight[0] = torch.nan
+
+
+@pytest.mark.parametrize("mode", ["diffusion", "autoregressive"])
+def test_nan_weights(mode: str) -> None:
+    """Numbers that are not finite become tokens, an endless loop, or an exception."""
+    one = engine()
+    kept = one.model.layers[0].input_norm.weight.clone()
+    before = run(one.submit(request(mode=mode)))[1].token_ids
+    poison(one.model)
+    _, output = run(one.submit(request(mode=mode)))
+    assert output.finish_reason == "error" and "not finite" in str(output.error)
+    one.model.layers[0].input_norm.weight.copy_(kept)
+    assert run(one.submit(request(mode=mode)))[1].token_ids == before, "the engine is spoilt"
+
+
+def test_forward_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault in the network leaves requests without an end, or spoils the engine."""
+    one = engine()
+    expected = run(one.submit(request()))[1]
+    streams = [one.submit(request(k)) for k in (1, 2)]
+    one.step()
+
+    def broken(parts: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(one.model, "forward_rows", broken)
+        for stream in streams:
+            _, output = run(stream)
+            assert output.finish_reason == "error"
+            assert "RuntimeError: out of memory" in str(output.error)
+    assert one.running == 0
+    assert run(one.submit(request()))[1] == expected
+
+
+def test_only_the_bad_row_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One request's NaN takes its neighbours with it."""
+    one = engine()
+    expected = run(one.submit(request(2)))[1]
+    bad, good = one.submit(request(1)), one.submit(request(2))
+    forward = one.model.forward_rows
+    rows: list[Any] = []
+
+    def one_bad(parts: Any) -> Any:
+        rows[:] = rows or [parts[0][0]]
+        out = forward(parts)
+        return [h * torch.nan if part[0] is rows[0] else h
+                for h, part in zip(out, parts, strict=True)]  # fmt: skip
+
+    monkeypatch.setattr(one.model, "forward_rows", one_bad)
+    assert run(bad)[1].finish_reason == "error"
+    assert run(good)[1] == expected
+
+
+@pytest.mark.parametrize("mode", ["diffusion", "autoregressive"])
+def test_end_of_the_context(mode: str) -> None:
+    """The answer runs past the model's positions, or stops a canvas too early."""
+    _, output = run(engine(context=40).submit(request(mode=mode, max_tokens=None)))
+    assert output.finish_reason == "length"
+    room = 40 - 4
+    assert len(output.token_ids) == (room // 8 * 8 if mode == "diffusion" else room)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 7, 8, 9, 16, 20])
+def test_max_tokens_and_usage(max_tokens: int) -> None:
+    """The cut is off by one at a canvas border, or the counts are those before the cut."""
+    _, output = run(engine().submit(request(max_tokens=max_tokens)))
+    usage = output.usage
+    assert len(output.token_ids) == usage.completion_tokens == max_tokens
+    assert usage.prompt_tokens == 4
+    assert usage.canvases == -(-max_tokens // 8)
+    assert usage.steps == 3 * usage.canvases
+    assert usage.tokens_per_step == max_tokens / usage.steps
+
+
+def test_usage_of_the_twin() -> None:
+    """A model that decodes token by token reports canvases, or passes that it did not make."""
+    _, output = run(engine().submit(request(mode="autoregressive")))
+    assert output.usage.canvases == 0
+    assert output.usage.steps == output.usage.completion_tokens == 20
+    assert output.usage.tokens_per_step == 1
+
+
+def test_two_engines() -> None:
+    """State shared between engines: two models in one process answer for each other."""
+    expected = [run(engine(seed).submit(request()))[1] for seed in (0, 1)]
+    assert expected[0].token_ids != expected[1].token_ids
+    pair = [engine(seed).submit(request()) for seed in (0, 1)]
+    outputs: list[Output | None] = [None, None]
+    while None in outputs:
+        for k, stream in enumerate(pair):
+            if outputs[k] is None:
+                outputs[k] = next(stream).output
+    assert outputs == expected
+
+
+def test_two_threads() -> None:
+    """Threads that drive one engine at once lose events or step a row twice."""
+    one = engine()
+    expected = [run(one.submit(request(seed, max_tokens=40)))[0] for seed in range(8)]
+    got: dict[int, list[Event]] = {}
+    faults: list[BaseException] = []
+
+    def work(seeds: range) -> None:
+        try:
+            for seed in seeds:
+                got[seed] = list(one.submit(request(seed, max_tokens=40)))
+        except BaseException as fault:
+            faults.append(fault)
+
+    threads = [threading.Thread(target=work, args=(range(k, 8, 2),)) for k in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+    assert not faults
+    assert [got[seed] for seed in range(8)] == expected
+
+
+def test_closing_from_another_thread() -> None:
+    """A close that comes during a step ends the request twice or is lost."""
+    one = engine()
+    for _ in range(20):
+        stream = one.submit(request(max_tokens=200))
+        next(stream)
+        closer = threading.Thread(target=stream.close)
+        closer.start()
+        _, output = run(stream)
+        closer.join()
+        assert output.finish_reason == "cancelled"
+    assert one.running == 0
+
+
+def test_drawn_seed() -> None:
+    """A drawn seed that is not reported, or does not give the same answer again."""
+    one = engine()
+    free = Request(token_ids=(2, 3), params=SamplingParams(max_tokens=8, max_steps=2))
+    first, second = (run(one.submit(free))[1] for _ in range(2))
+    assert first.seed != second.seed
+    again = request(max_tokens=8, max_steps=2, seed=first.seed)
+    repeated = Request(token_ids=(2, 3), params=again.params)
+    assert run(one.submit(repeated))[1] == first
+
+
+@pytest.fixture
+def chunks() -> Callable[[int], Engine]:
+    """An engine with a chunk of that many tokens."""
+    return lambda size: Engine(tiny(), end_ids=(), chunk=size)
+
+
+def test_cancel_while_encoding(chunks: Callable[[int], Engine]) -> None:
+    """A request cancelled in the middle of its prompt never ends."""
+    one = chunks(1)
+    stream = one.submit(request())
+    one.step()
+    stream.close()
+    _, output = run(stream)
+    assert output.finish_reason == "cancelled" and output.token_ids == ()

@@ -1,0 +1,164 @@
+"""A request's bookkeeping without tensors, thoughts and their budget, traces and frames."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from dgemma.engine.engine import Engine
+from dgemma.engine.request import Limits, Progress, resolve
+from dgemma.errors import ContextOverflow, InvalidRequest
+from dgemma.types import ENTROPY_PER_NAT, Request, SamplingParams, ThoughtIds
+from tests.nano import by_reference, nano, nano_engine, random_request
+
+LIMITS = Limits(context=40, canvas=8, vocab_size=100)
+CLOSE = 101
+"""Nano's `<channel|>`."""
+
+
+def progress(prompt: int = 4, **params: int) -> Progress:
+    """A request of that many prompt tokens, its prompt encoded."""
+    request = Request(token_ids=(3,) * prompt, params=SamplingParams(seed=1, **params))
+    state = Progress(resolve(request, SamplingParams(), LIMITS, 9), LIMITS, [3] * prompt)
+    state.take(prompt)
+    return state
+
+
+def test_no_torch() -> None:
+    """The request's life must be testable, and readable, without tensors."""
+    code = "import sys, dgemma.engine.request; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("ids", "params", "named"),
+    [
+        ((), {}, "empty"),
+        ((100,), {}, "100"),
+        ((-1,), {}, "-1"),
+        ((3,), {"thinking_budget": 3}, "thinking_budget"),
+        ((3,), {"t_max": 0.1}, "t_max"),
+    ],
+)
+def test_refused(ids: tuple[int, ...], params: dict[str, float], named: str) -> None:
+    """A request that cannot be honoured starts and fails late, without naming the cause."""
+    request = Request(token_ids=ids, params=SamplingParams(**params))  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match=named):
+        resolve(request, SamplingParams(), LIMITS, seed=1)
+
+
+@pytest.mark.parametrize(("mode", "most"), [("diffusion", 32), ("autoregressive", 39)])
+def test_longest_prompt(mode: str, most: int) -> None:
+    """The check of the context is off by one, or forgets the canvas."""
+    request = Request(token_ids=(3,) * most, mode=mode)  # type: ignore[arg-type]
+    resolve(request, SamplingParams(), LIMITS, seed=1)
+    with pytest.raises(ContextOverflow, match=f"at most {most}"):
+        resolve(replace(request, token_ids=(3,) * (most + 1)), SamplingParams(), LIMITS, seed=1)
+
+
+def test_defaults_fill_gaps_only() -> None:
+    """The checkpoint's values win over the user's, or the released ones over the checkpoint's."""
+    request = Request(token_ids=(3,), params=SamplingParams(max_steps=5))
+    params = resolve(request, SamplingParams(max_steps=7, t_max=0.9), LIMITS, seed=1).params
+    assert (params.max_steps, params.t_max, params.t_min, params.seed) == (5, 0.9, 0.4, 1)
+
+
+def test_the_first_end_counts() -> None:
+    """A cancel that comes after the end overwrites its reason."""
+    state = progress(max_tokens=4)
+    state.commit([5] * 8, ended=False, steps=2)
+    state.finish("cancelled")
+    assert state.output is not None and state.output.finish_reason == "length"
+    assert state.output.token_ids == (5,) * 4
+
+
+@pytest.mark.parametrize(
+    ("ids", "ended", "reason"),
+    [
+        (3, True, "stop"),
+        (4, True, "stop"),
+        (4, False, "length"),
+        (5, True, "length"),
+        (3, False, ""),
+    ],
+)
+def test_end_id_and_limit(ids: int, ended: bool, reason: str) -> None:
+    """At the limit an end id decides between "stop" and "length"."""
+    state = progress(max_tokens=4)
+    state.commit([5] * ids, ended=ended, steps=1)
+    assert (state.output.finish_reason if state.output else "") == reason
+
+
+def test_thinking_budget() -> None:
+    """A thought goes on past its budget, or the engine closes it elsewhere than the reference."""
+    thought = ThoughtIds(open_id=100, close_id=CLOSE, is_open=True)
+    engine = nano_engine(endless=True)
+    size = engine.spec.length
+    for budget, borders in ((0, 0), (1, 1), (size, 1), (size + 1, 2), (None, 9)):
+        params = SamplingParams(seed=3, max_steps=2, max_tokens=3 * size, thinking_budget=budget)
+        request = Request(token_ids=(2, 300, 301), params=params, thought=thought)
+        events = list(engine.submit(request))
+        output = events[-1].output
+        assert output is not None
+        made = by_reference(engine, request)
+        assert output.token_ids == made.token_ids
+        assert output.finish_reason == made.finish_reason
+        spoken = [i for event in events if event.type == "commit" for i in event.ids]
+        assert tuple(spoken) == output.token_ids
+        if borders < 3 and CLOSE not in output.token_ids[: borders * size]:
+            assert output.token_ids[borders * size] == CLOSE
+
+
+def test_trace_and_frames() -> None:
+    """Frames and trace tell different stories, or another one than the reference's."""
+    for number in (0, 3, 6):
+        engine = nano_engine(endless=True)
+        request = replace(random_request(number), frames=True, trace=True)
+        events = list(engine.submit(request))
+        output = events[-1].output
+        assert output is not None
+        made = by_reference(engine, request)
+        assert output.trace == made.trace
+        frames = [event for event in events if event.type == "frame"]
+        assert len(frames) == output.usage.steps == len(output.trace)
+        for frame, step in zip(frames, output.trace, strict=True):
+            assert (frame.canvas, frame.step) == (step.canvas, step.step)
+            assert (frame.ids, frame.accepted) == (step.argmax, step.accepted)
+            near = [min(255, round(ENTROPY_PER_NAT * nats)) for nats in step.entropy]
+            assert all(abs(a - b) <= 1 for a, b in zip(frame.entropy, near, strict=True))
+        commits = [event for event in events if event.type == "commit"]
+        assert [event.canvas for event in commits] == list(range(len(commits)))
+        assert [event.step for event in commits] == list(made.steps)
+        assert {event.index for event in events} == {request.index}
+
+
+def test_no_trace_unasked() -> None:
+    """Every request pays for frames and traces that nobody reads."""
+    events = list(nano_engine().submit(random_request(1)))
+    assert {event.type for event in events} == {"commit", "done"}
+    assert events[-1].output is not None and events[-1].output.trace == ()
+
+
+def test_enough() -> None:
+    """What ends an answer from outside (a stop string) is asked late, or its fault spreads."""
+    engine = Engine(nano().model, end_ids=())
+    request = Request(token_ids=(2,), params=SamplingParams(seed=1, max_steps=2, max_tokens=300))
+    seen: list[tuple[int, ...]] = []
+    other = engine.submit(request)
+    stream = engine.submit(request, lambda ids: bool(seen.append(ids)) or len(seen) == 2)
+    assert list(other)[-1].output is not None  # drives both, far past the end of the second
+    output = list(stream)[-1].output
+    assert output is not None and output.finish_reason == "stop"
+    assert output.usage.canvases == len(seen) == 2
+
+    def fault(ids: tuple[int, ...]) -> bool:
+        raise InvalidRequest("no such id")
+
+    other, stream = engine.submit(request), engine.submit(request, fault)
+    output = list(stream)[-1].output
+    assert output is not None and (output.finish_reason, output.error) == ("error", "no such id")
+    last = list(other)[-1].output
+    assert last is not None and last.finish_reason == "length"

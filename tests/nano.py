@@ -1,0 +1,75 @@
+"""The bundled model as tests use it: a real network with early stops and end ids.
+
+It is trained again now and then, so no test may expect a certain text of it.
+"""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+
+import torch
+
+import dgemma
+from dgemma.diffusion.canvas import Generation
+from dgemma.diffusion.generate import generate
+from dgemma.engine.engine import Engine
+from dgemma.llm import LLM
+from dgemma.tasks import TASKS, make_example
+from dgemma.types import Request, SamplingParams
+
+
+@cache
+def nano(dtype: str = "float32") -> LLM:
+    """The bundled model on the CPU, loaded once."""
+    return dgemma.load("nano", device="cpu", dtype=dtype)
+
+
+def nano_engine(*, endless: bool = False, chunk: int = 512) -> Engine:
+    """A fresh engine on nano's network; an endless one knows no end ids: many canvases."""
+    llm = nano()
+    return Engine(
+        llm.model,
+        end_ids=() if endless else llm.engine.spec.end_ids,
+        defaults=llm.defaults,
+        chunk=chunk,
+    )
+
+
+def random_request(number: int, *, most_tokens: int = 200) -> Request:
+    """A cheap request: a task's prompt, or up to 300 random ids, and random parameters."""
+    draw = random.Random(number)
+    llm = nano()
+    if draw.random() < 0.5:
+        example = make_example(draw.choice(TASKS), "heldout", 1, number)
+        ids = llm.chat_ids(example.messages, list(example.tools) or None, False)
+    else:
+        size = draw.choice((1, 2, 17, 127, 128, 129, 300))
+        ids = [draw.randrange(llm.config.vocab_size) for _ in range(size)]
+    params = SamplingParams(
+        seed=draw.getrandbits(64),
+        max_steps=draw.randint(4, 12),
+        max_tokens=draw.randint(1, draw.choice((96, 96, most_tokens))),
+        entropy_bound=draw.choice((None, 0.0, 1.0, 30.0)),
+        t_min=draw.choice((None, 0.1)),
+        t_max=draw.choice((None, 1.2)),
+        confidence_threshold=draw.choice((None, 0.5)),
+        stability_threshold=draw.choice((None, 0, 2)),
+    )
+    return Request(token_ids=tuple(ids), params=params, index=number)
+
+
+@torch.inference_mode()
+def by_reference(engine: Engine, request: Request) -> Generation:
+    """The same request by the reference loop, with the engine's network and defaults."""
+    model, spec = engine.model, engine.spec
+    rows = model.new_cache(1, spec.context_length)
+    return generate(
+        request.token_ids,
+        request.params.merged(engine.defaults),
+        spec,
+        lambda ids: model.encode(ids, rows),
+        lambda ids, soft: model.denoise(ids, rows, soft),
+        engine.vocabulary.read,
+        request.thought,
+    )
