@@ -153,7 +153,10 @@ class LLM:
             if not prompt:
                 raise InvalidRequest("the prompt is empty; give some text")
             return self._text().encode(prompt, bos=True)
-        ids = list(prompt) if isinstance(prompt, Sequence) else [prompt]
+        try:
+            ids: list[int] = [*prompt]
+        except TypeError as error:
+            raise InvalidRequest("a prompt is a string or a list of token ids") from error
         if not ids:
             raise InvalidRequest("the prompt is empty; give at least one token")
         if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):

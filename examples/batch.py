@@ -1,4 +1,4 @@
-"""A batch with seeds: two prompts, two drafts of each; a draft is the same alone as in the batch."""
+"""A batch with seeds: two prompts, two drafts of each; a draft alone gives the same."""
 
 import dgemma
 

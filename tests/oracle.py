@@ -240,6 +240,8 @@ def oracle_generate(
         mock.patch.object(torch, "randint", draws.randint),
         mock.patch.object(torch, "multinomial", draws.multinomial),
         mock.patch.object(model, "forward", watched),
+        # Without a compiled sampler it does nothing but import torch's compiler, for seconds.
+        mock.patch.object(torch.compiler, "cudagraph_mark_step_begin", lambda: None),
     ):
         out = model.generate(prompt, generation_config=config, streamer=streamer)
     run = OracleRun(out.sequences[:, prompt.shape[1] :])

@@ -28,11 +28,13 @@ def canvas_loss(
     """Mean cross-entropy of M canvases; the first half of them is self-conditioned."""
     batch = encoded.hidden.shape[0]
     half = noisy.shape[0] // batch // 2 * batch
-    with torch.no_grad():
-        stored = [(k.detach(), v.detach()) for k, v in encoded.stored]
-        first = denoise(model, noisy[:half], stored, starts[:half], whole, None)
-        soft = model.soft_embedding(model.logits(first))
-        soft = torch.cat((soft, soft.new_zeros(noisy.shape[0] - half, *soft.shape[1:])))
+    soft = None
+    if half:
+        with torch.no_grad():
+            stored = [(k.detach(), v.detach()) for k, v in encoded.stored]
+            first = denoise(model, noisy[:half], stored, starts[:half], whole, None)
+            soft = model.soft_embedding(model.logits(first))
+            soft = torch.cat((soft, soft.new_zeros(noisy.shape[0] - half, *soft.shape[1:])))
     hidden = denoise(model, noisy, encoded.stored, starts, whole, soft)
     return F.cross_entropy(model.logits(hidden).flatten(0, 1), clean.flatten())
 

@@ -34,7 +34,7 @@ def run(
 
 def counting(canvas: int, step: int) -> Belief:
     """Canvas 0 is 20 21 22 23, canvas 1 is 30 31 32 33 and so on; sure from the start."""
-    return [20 + 10 * canvas + k for k in range(4)], SURE
+    return [20 + 10 * canvas + k + 100 * (canvas > 2) for k in range(4)], SURE
 
 
 def ending(last: int) -> Callable[[int, int], Belief]:

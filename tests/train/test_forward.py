@@ -146,7 +146,12 @@ def test_half_is_self_conditioned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model.self_conditioning, "forward", watched)
     encoded = encode(model, random_ids(2, PROMPT))
     canvas_loss(
-        model, encoded, random_ids(4, CANVAS), random_ids(4, CANVAS), torch.full((4,), PROMPT), False
+        model,
+        encoded,
+        random_ids(4, CANVAS),
+        random_ids(4, CANVAS),
+        torch.full((4,), PROMPT),
+        False,
     )
     first, second = given
     assert first.shape[0] == 2 * CANVAS and not first.any()

@@ -12,6 +12,7 @@ import torch
 from dgemma.errors import CheckpointError
 from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.transformer import DiffusionGemma
+from dgemma.train import loop
 from dgemma.train.checkpoint import load_average, load_run
 from dgemma.train.data import Batch, Sample, make_batch
 from dgemma.train.loop import Plan, batches, optimizers_for, train
@@ -126,7 +127,7 @@ def test_noise() -> None:
         assert abs(kept[part].float().mean() - expected) < 0.02
     counts = torch.bincount(noised.noisy[~kept], minlength=24).float()
     assert len(counts) == 24 and ((counts / counts.mean() - 1).abs() < 0.25).all()
-    assert 0.001 <= noised.t.min() and noised.t.max() <= 1
+    assert noised.t.min() >= 0.001 and noised.t.max() <= 1
     assert set(noised.starts.tolist()) == {2, 6, 10}
     assert noised.rows.tolist() == list(range(50)) * 300
     assert abs(noised.t.mean() - 0.5) < 0.02
@@ -176,3 +177,19 @@ def test_rate() -> None:
     plan = Plan(steps=100, warmup=10, decay=0.5)
     assert plan.rate(0) == 0.1 and plan.rate(9) == plan.rate(50) == 1
     assert plan.rate(75) == 0.5 and plan.rate(99) == 0.02
+
+
+def test_padding_is_never_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of different lengths, padded, take the short cut in which canvases see everything."""
+    given: list[bool] = []
+
+    def watched(*args: object) -> tuple[torch.Tensor, torch.Tensor]:
+        given.append(bool(args[-1]))
+        return torch.zeros(()), torch.zeros(())
+
+    monkeypatch.setattr(loop, "objective", watched)
+    mixed = [Sample([2, 5], [6, 1]), Sample([2, 5, 5], [6, 1])]
+    for samples in (mixed, mixed[:1]):
+        batch = make_batch(samples, 4, eos=1, pad=0, score_encoder=False)
+        loop._losses(tiny(), PLAN, batch, 0, 0)
+    assert given == [False, True]

@@ -1,0 +1,99 @@
+"""The live view: what is painted, how wide it is, and that redrawing leaves nothing behind."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from dgemma.cli import live
+from dgemma.cli.live import DIM, Screen, colour, paint, show, width
+from dgemma.types import Event, Output
+
+
+class Terminal(io.StringIO):
+    """A terminal of 10 columns that keeps what is written to it."""
+
+    def isatty(self) -> bool:
+        """It says that it is one."""
+        return True
+
+    def fileno(self) -> int:
+        """Nobody reads from it."""
+        return 1
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """10 columns, 6 lines."""
+    size = os.terminal_size((10, 6))
+    monkeypatch.setattr(live.os, "get_terminal_size", lambda fd: size)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    return Terminal()
+
+
+def events(*texts: str) -> Iterator[Event]:
+    """A frame and a commit for each text, then the end."""
+    for text in texts:
+        ids = tuple(map(ord, text))
+        size = len(ids)
+        yield Event(type="frame", ids=ids, accepted=b"\1" * size, entropy=bytes(size))
+        yield Event(type="commit", ids=ids, text=text)
+    yield Event(type="done", output=Output(text="".join(texts)))
+
+
+def test_paint() -> None:
+    """Text behind the end id is shown, or sure positions are dim."""
+    frame = Event(type="frame", ids=(97, 98, 1, 99), accepted=b"\1\0\0\0", entropy=bytes(4))
+    text = paint(frame, chr, frozenset({1}))
+    assert width(text) == 2 and text.count(DIM) == 1
+    assert text.index("a") < text.index(DIM) < text.index("b") and "c" not in text
+
+
+def test_colours() -> None:
+    """An entropy without a colour raises; a sure position looks like an unsure one."""
+    codes = [colour(entropy) for entropy in range(256)]
+    assert codes[0] != codes[255] and len(set(codes)) == len(live.COLOURS)
+
+
+def test_rows_are_counted(terminal: Terminal) -> None:
+    """The cursor goes up too far or too little: lines of the last frame stay on the screen."""
+    screen = Screen(terminal)
+    for text, rows in (("", 0), ("x" * 10, 0), ("x" * 11, 1), ("a\nb", 1), ("x" * 25 + "\nb", 3)):
+        screen.draw(text)
+        assert screen.rows == rows, text
+    screen.draw("end")
+    assert terminal.getvalue().endswith(f"\r\x1b[3A{live.CLEAR_BELOW}end")
+
+
+def test_never_taller_than_the_terminal(terminal: Terminal) -> None:
+    """Long lines that wrap scroll the screen, and every frame leaves a copy behind."""
+    screen = Screen(terminal)
+    screen.draw("\n".join("y" * 25 for _ in range(9)))
+    assert screen.rows <= 4
+
+
+def test_end_shows_all(terminal: Terminal) -> None:
+    """The beginning of a long answer is lost when the view ends."""
+    text = "\n".join(f"line {k}" for k in range(20))
+    output = show(events(text), chr, frozenset(), terminal)
+    assert output.text == text and terminal.getvalue().endswith(text + "\n")
+
+
+def test_plain_where_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """A pipe gets escape codes, or the text twice, or output redirected later is missed."""
+    show(events("ab", "cd"), chr, frozenset())
+    assert capsys.readouterr().out == "abcd\n"
+
+
+@pytest.mark.parametrize(("name", "value"), [("TERM", "dumb"), ("NO_COLOR", "1")])
+def test_terminals_that_want_no_colour(
+    name: str, value: str, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user's wish for plain text is ignored."""
+    monkeypatch.setenv(name, value)
+    show(events("ab"), chr, frozenset(), terminal)
+    assert terminal.getvalue() == "ab\n"

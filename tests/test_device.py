@@ -1,0 +1,43 @@
+"""The choice of device and dtype: told with its reason, never a silent fallback."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dgemma.device import choose, choose_device, choose_dtype
+from dgemma.errors import DeviceError
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("device", ["abacus", "meta", "cpu:x", ""])
+def test_unknown_device(device: str) -> None:
+    """An unknown device falls back to another, or raises what only torch understands."""
+    with pytest.raises(DeviceError, match="use auto, cpu or cuda"):
+        choose_device(device)
+
+
+def test_absent_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA that is asked for and absent becomes a CPU without a word."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match="use cpu"):
+        choose_device("cuda")
+    assert choose_device("auto") == (CPU, "no CUDA device found")
+
+
+def test_dtype() -> None:
+    """A large model runs in fp32 on a CPU, or a small one in bf16."""
+    assert choose_dtype("auto", CPU, 249_999_999, "bfloat16")[0] == torch.float32
+    assert choose_dtype("auto", CPU, 250_000_000, "bfloat16")[0] == torch.bfloat16
+    assert choose_dtype("auto", torch.device("cuda"), 10, "float16")[0] == torch.float16
+    assert choose_dtype("auto", torch.device("cuda"), 10, "U8")[0] == torch.bfloat16
+    assert choose_dtype("float16", CPU, 10, None) == (torch.float16, "asked for")
+    with pytest.raises(DeviceError, match="float32"):
+        choose_dtype("int3", CPU, 10, None)
+
+
+def test_reasons() -> None:
+    """A choice without its reason."""
+    choice = choose("cpu", "auto", 10, None)
+    assert choice.device == CPU and choice.device_reason and choice.dtype_reason
