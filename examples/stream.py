@@ -1,20 +1,19 @@
-"""A chat of two turns, and what happens inside each answer while it is denoised."""
+"""A chat answer, then another one watched while it is denoised."""
 
 import dgemma
 
 llm = dgemma.load("nano")
-messages = []
-for question in ("What is your name?", "Topic: Vuval played a tune."):
-    messages.append({"role": "user", "content": question})
-    print(f"> {question}")
-    for event in llm.stream(messages, dgemma.SamplingParams(seed=1, max_steps=12)):
-        if event.type == "frame":
-            sure = sum(event.accepted)
-            draft = event.text.partition("<turn|>")[0]
-            print(f"  step {event.step}: {sure}/{len(event.ids)} accepted, draft {draft!r}")
-        elif event.type == "commit":
-            print(f"  canvas {event.canvas} committed: {event.text!r}")
-        else:
-            output = event.output
-    print(output.text)
-    messages.append({"role": "assistant", "content": output.text})
+answer = llm.chat([{"role": "user", "content": "What can you do?"}], dgemma.SamplingParams(seed=1))
+print(answer.text)
+
+messages = [{"role": "user", "content": "What is your name?"}]
+print()
+for event in llm.stream(messages, dgemma.SamplingParams(seed=1)):
+    if event.type == "frame":  # one per denoising step
+        sure = sum(event.accepted)
+        draft = event.text.partition("<turn|>")[0]
+        print(f"step {event.step}: {sure}/{len(event.ids)} accepted, draft {draft!r}")
+    elif event.type == "commit":  # one per canvas
+        print(f"canvas {event.canvas} committed after {event.step} steps: {event.text!r}")
+    else:  # "done", always the last
+        print(f"{event.output.text}  [{event.output.finish_reason}]")

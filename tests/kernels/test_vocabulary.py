@@ -73,7 +73,7 @@ def test_equals_the_definition(size: int, temperature: float) -> None:
     expected = -(p * p.log()).sum(-1)
     torch.testing.assert_close(got.entropy.double(), expected, atol=1e-5, rtol=1e-5)
     soft = p @ words.table.double() * WIDTH**0.5
-    torch.testing.assert_close(got.soft.double(), soft, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got.soft.double(), soft, atol=5e-5, rtol=5e-5)
     ids = torch.stack((got.argmax, got.sample), -1)
     assert got.logprobs is not None
     plain = distribution(words, hidden, 1.0)
@@ -285,8 +285,8 @@ def test_rows_that_are_not_finite_say_so(value: float) -> None:
 def test_bf16_decides_in_fp32() -> None:
     """Trap 3: entropy and sample from fp32 logits; only the belief sees them rounded to bf16.
 
-    Seen to fail with the tempered logits rounded before the entropy, and with the belief's softmax
-    run in bf16.
+    Seen to fail with the tempered logits rounded before the entropy. (A softmax asked for in bf16
+    cannot be told apart on a CPU: torch computes it in fp32 and rounds the result.)
     """
     words, hidden = make(700, 4.0, torch.bfloat16), hidden_rows(40).bfloat16()
     got = words.read(hidden, torch.full((40,), 0.4), random_keys(40), PLAIN)
@@ -298,8 +298,6 @@ def test_bf16_decides_in_fp32() -> None:
     belief = logits.bfloat16().softmax(-1, dtype=torch.float32).bfloat16()
     soft = torch.nn.functional.linear(belief, words.table.T) * words.embed_scale
     assert torch.equal(got.soft, soft) and soft.dtype == torch.bfloat16
-    low = logits.bfloat16().softmax(-1) @ words.table * words.embed_scale
-    assert not torch.equal(low, soft)
 
 
 @torch.no_grad()
