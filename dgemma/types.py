@@ -101,6 +101,13 @@ class SamplingParams:
         return SamplingParams(**values)
 
 
+REFUSED_BY_TWIN = (
+    "seed", "max_steps", "entropy_bound", "t_min", "t_max", "confidence_threshold",
+    "stability_threshold", "thinking_budget",
+)  # fmt: skip
+"""Fields that the autoregressive mode refuses: it is greedy, so it draws nothing, and it has
+neither steps nor canvas borders."""
+
 RELEASED = SamplingParams(
     max_steps=48, entropy_bound=0.1, t_min=0.4, t_max=0.8,
     confidence_threshold=0.005, stability_threshold=1,

@@ -17,32 +17,21 @@ from dgemma.diffusion.canvas import CanvasSpec, Generation
 from dgemma.diffusion.generate import Encode
 from dgemma.errors import EngineError, InvalidRequest
 from dgemma.kernels.vocabulary import Controls
-from dgemma.types import SamplingParams
+from dgemma.types import REFUSED_BY_TWIN, SamplingParams
 
 Greedy = Callable[[Tensor, Controls], Tensor]  # hidden [N, D] -> ids [N], -1 where not finite
-
-REFUSED = (
-    "max_steps",
-    "entropy_bound",
-    "t_min",
-    "t_max",
-    "confidence_threshold",
-    "stability_threshold",
-    "thinking_budget",
-)
-"""Fields of `SamplingParams` that belong to denoising and its canvas borders."""
 
 
 def refuse_diffusion_fields(params: SamplingParams) -> None:
     """Refuse what the twin would have to ignore.
 
     Raises:
-        InvalidRequest: a field of `REFUSED` is set; the message names it.
+        InvalidRequest: a field of `REFUSED_BY_TWIN` is set; the message names it.
     """
-    for name in REFUSED:
+    for name in REFUSED_BY_TWIN:
         if getattr(params, name) is not None:
             raise InvalidRequest(
-                f"{name} steers denoising and does nothing in autoregressive mode; leave it out"
+                f"{name} has no meaning for autoregressive decoding, which is greedy; leave it out"
             )
 
 
@@ -64,7 +53,7 @@ def autoregress(
         token, the end id included; the pass over the prompt yields the first of them.
 
     Raises:
-        InvalidRequest: a field of `REFUSED` is set, or the prompt is empty or too long.
+        InvalidRequest: a field of `REFUSED_BY_TWIN` is set, or the prompt is empty or too long.
         EngineError: the network returned numbers that are not finite.
     """
     refuse_diffusion_fields(params)

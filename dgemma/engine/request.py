@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from dgemma.errors import ContextOverflow, InvalidRequest
 from dgemma.types import (
+    REFUSED_BY_TWIN,
     RELEASED,
     Event,
     FinishReason,
@@ -21,17 +22,6 @@ from dgemma.types import (
     TraceStep,
     Usage,
 )
-
-REFUSED_BY_TWIN = (
-    "seed",
-    "max_steps",
-    "entropy_bound",
-    "t_min",
-    "t_max",
-    "confidence_threshold",
-    "stability_threshold",
-)
-"""Fields that mean nothing to greedy decoding, which draws nothing; refused, not ignored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +74,8 @@ def resolve(request: Request, defaults: SamplingParams, limits: Limits, seed: in
         params = params.merged(defaults).merged(RELEASED)
     if params.thinking_budget is not None and request.thought is None:
         raise InvalidRequest("thinking_budget needs a chat prompt (Request.thought is not set)")
-    return replace(request, params=params.merged(SamplingParams(seed=seed)))
+    drawn = seed if request.mode == "diffusion" else 0
+    return replace(request, params=params.merged(SamplingParams(seed=drawn)))
 
 
 @dataclass(slots=True)

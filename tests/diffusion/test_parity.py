@@ -1,15 +1,15 @@
 """Whole generations against `transformers`' own loop, with its draws replaced by ours.
 
 The networks are tiny and random, and tame on purpose (`gain` 0.4, see `tests/oracle.py`): fp32
-rounding then stays at 1e-5 of a logit over any number of steps. About 1,000 draws and as many
-comparisons of entropies each meet a tie that close with a chance of some 1e-5, so another BLAS or
-another `transformers` turns one of these runs with a chance of about one in fifty; on one machine
-a run is the same for ever.
+rounding then stays at 1e-6 of the hidden states over any number of steps. What is left are near
+ties: of two entropies at the border of acceptance, of two logits, of a draw with the edge of its
+token. So seeds were picked that meet none: random noise of 2e-4 on the hidden states at every
+step, four times, changed no canvas of theirs. Of 63 seeds tried 43 stood that, and without any
+noise one in about fifty differs from the oracle by such a tie.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,34 +25,28 @@ from tests.oracle import OracleRun, oracle_generate, tiny_pair
 
 UNSURE: dict[str, Any] = {"gain": 0.4, "sharpness": 1.0}
 SURE: dict[str, Any] = {
-    "gain": 0.4, "sharpness": 4.0, "canvas_length": 16,
+    "gain": 0.4, "sharpness": 3.0, "canvas_length": 16,
     "layer_types": ("sliding_attention", "full_attention"),
 }  # fmt: skip
-# (network, sampler, canvases): one that always runs to the step cap and accepts little, and one
-# that accepts most and stops early.
+TOP = 2**64 - 1
+# (network, sampler, canvases, seeds): one that always runs to the step cap and accepts little, one
+# that accepts most and stops early or late, one with a longer wait for stability.
 CONFIGS = {
-    "unsure": (UNSURE, SamplingParams(max_steps=8), 3),
+    "unsure": (UNSURE, SamplingParams(max_steps=8), 3, (2, 7, 10, 17, TOP)),
     "sure": (
         SURE,
         SamplingParams(max_steps=16, confidence_threshold=0.2, entropy_bound=0.5),
         4,
+        (0, 7, 10, 13, TOP),
     ),
     "stable": (
         SURE,
         SamplingParams(max_steps=12, confidence_threshold=0.3, stability_threshold=2, t_max=0.6),
         2,
+        (0, 4, 11, 14, TOP),
     ),
 }
-SEEDS = [0, 1, 3, 4, 2**64 - 1]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The number of threads turns sums; one thread keeps a run the same in any company."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+CASES = [(name, seed) for name, config in CONFIGS.items() for seed in config[3]]
 
 
 def prompts(rows: int) -> torch.Tensor:
@@ -99,11 +93,10 @@ def assert_same(made: Generation, run: OracleRun) -> None:
     assert [i for canvas in made.canvases for i in canvas] == run.ids[0].tolist()
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(("name", "seed"), CASES)
 def test_same_canvas_at_every_step(name: str, seed: int) -> None:
     """Any departure from the oracle: order of acceptance, noise, temperature, stop, hand-over."""
-    sizes, params, canvases = CONFIGS[name]
+    sizes, params, canvases, _ = CONFIGS[name]
     theirs, model = tiny_pair(seed % 1000, **sizes)
     params = params.merged(SamplingParams(seed=seed))
     run = oracle_generate(
@@ -116,19 +109,22 @@ def test_same_canvas_at_every_step(name: str, seed: int) -> None:
 def test_the_cases_are_worth_running() -> None:
     """Were no canvas to stop early, or none to run to the cap, half the loop were untested."""
     reasons = set()
-    for name, (sizes, params, canvases) in CONFIGS.items():
-        for seed in SEEDS:
-            _, model = tiny_pair(seed % 1000, **sizes)
-            asked = params.merged(SamplingParams(seed=seed))
-            made = ours(model, prompts(1)[0].tolist(), asked, canvases)
-            reasons |= {(name, t.reason) for t in made.trace if t.reason}
-    assert reasons >= {("unsure", "step_cap"), ("sure", "converged"), ("stable", "converged")}
+    for name, seed in CASES:
+        sizes, params, canvases, _ = CONFIGS[name]
+        _, model = tiny_pair(seed % 1000, **sizes)
+        asked = params.merged(SamplingParams(seed=seed))
+        made = ours(model, prompts(1)[0].tolist(), asked, canvases)
+        reasons |= {(name, t.reason) for t in made.trace if t.reason}
+    assert reasons == {
+        ("unsure", "step_cap"), ("sure", "step_cap"), ("sure", "converged"),
+        ("stable", "step_cap"), ("stable", "converged"),
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", SEEDS[:2])
+@pytest.mark.parametrize("seed", (0, 10))
 def test_end_ids_in_mid_canvas(seed: int) -> None:
     """The first end id stays, padding follows, no canvas after it; taken from an endless run."""
-    sizes, params, canvases = CONFIGS["sure"]
+    sizes, params, canvases, _ = CONFIGS["sure"]
     theirs, model = tiny_pair(seed, **sizes)
     params = params.merged(SamplingParams(seed=seed))
     prompt = prompts(1)
@@ -147,7 +143,7 @@ def test_end_ids_in_mid_canvas(seed: int) -> None:
 
 def test_rows_of_the_oracles_batch_are_ours_alone() -> None:
     """The oracle goes on with finished rows; what they had must be what each gives by itself."""
-    sizes, params, canvases = CONFIGS["sure"]
+    sizes, params, canvases, _ = CONFIGS["sure"]
     theirs, model = tiny_pair(0, **sizes)
     run = oracle_generate(
         theirs, prompts(3), [4, 5, 6], Schedule.of(params), canvases=canvases, end_ids=()

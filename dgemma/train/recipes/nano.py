@@ -50,8 +50,8 @@ class Mix:
 
 _FIRST = Mix(22, 2, ("tools",), ("json", "json", "json", "thought", "gaps", "labels", "chat"))
 _SECOND = Mix(
-    14, 2, ("tools", "tools"),
-    ("json",) * 9 + ("thought", "gaps", "gaps", "labels", "chat"),
+    10, 2, ("tools", "tools"),
+    ("json",) * 13 + ("thought", "gaps", "gaps", "labels", "chat"),
 )  # fmt: skip
 MIXES = ((0, _FIRST), (1750, _SECOND))
 """(first step, mix): Sudoku comes first, copying names into JSON takes longer and comes later."""
