@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dgemma.kernels.vocabulary import Controls, Reading
+from dgemma.kernels.controls import Controls
+from dgemma.kernels.reading import Reading
 
 Belief = tuple[Sequence[int], Sequence[float]]
 """The argmax of each position, and its entropy in nats."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from dgemma.diffusion.canvas import CanvasSpec, Generation
 from dgemma.diffusion.generate import Encode
 from dgemma.errors import EngineError, InvalidRequest
-from dgemma.kernels.vocabulary import Controls
+from dgemma.kernels.controls import Controls
 from dgemma.types import REFUSED_BY_TWIN, SamplingParams
 
 Greedy = Callable[[Tensor, Controls], Tensor]  # hidden [N, D] -> ids [N], -1 where not finite

@@ -17,7 +17,8 @@ from dgemma.diffusion.sampler import finish, questions, start, step
 from dgemma.diffusion.schedule import Schedule
 from dgemma.diffusion.thought import budget_exceeded
 from dgemma.errors import EngineError
-from dgemma.kernels.vocabulary import Controls, Reading
+from dgemma.kernels.controls import Controls
+from dgemma.kernels.reading import Reading
 from dgemma.types import SamplingParams, ThoughtIds, TraceStep
 
 Encode = Callable[[Tensor], Tensor]  # ids [1, T] -> hidden [1, T, D]; appends to the context

@@ -20,7 +20,7 @@ from torch import Tensor
 from dgemma.diffusion.canvas import Canvas, CanvasSpec, Commit, StopReason
 from dgemma.diffusion.random import Purpose, stream_keys, uniform_ids, uniforms
 from dgemma.diffusion.schedule import Schedule, accept
-from dgemma.kernels.vocabulary import Reading
+from dgemma.kernels.reading import Reading
 
 
 def start(seed: int, index: int, spec: CanvasSpec) -> Canvas:

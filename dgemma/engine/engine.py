@@ -18,7 +18,8 @@ from dgemma.diffusion.sampler import questions, step_all
 from dgemma.diffusion.schedule import Schedule
 from dgemma.engine.request import Limits, Progress, resolve
 from dgemma.engine.row import Enough, Row
-from dgemma.kernels.vocabulary import Controls, Vocabulary
+from dgemma.kernels.controls import Controls
+from dgemma.kernels.vocabulary import Vocabulary
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.types import Event, Request, SamplingParams
 

@@ -8,7 +8,8 @@ import torch
 from dgemma.diffusion.autoregress import autoregress
 from dgemma.diffusion.canvas import CanvasSpec, Generation
 from dgemma.errors import ContextOverflow, EngineError, InvalidRequest
-from dgemma.kernels.vocabulary import Controls, Vocabulary
+from dgemma.kernels.controls import Controls
+from dgemma.kernels.vocabulary import Vocabulary
 from dgemma.types import REFUSED_BY_TWIN, RELEASED, SamplingParams
 from tests.fakes import ScriptedModel
 from tests.oracle import tiny_pair

@@ -14,7 +14,7 @@ from dgemma.diffusion.canvas import Canvas, CanvasSpec, trace_step
 from dgemma.diffusion.random import Purpose, stream_keys, uniform_ids, uniforms
 from dgemma.diffusion.sampler import finish, questions, start, step, step_all
 from dgemma.diffusion.schedule import Schedule
-from dgemma.kernels.vocabulary import Reading
+from dgemma.kernels.reading import Reading
 from dgemma.types import SamplingParams
 from tests.fakes import reading
 

@@ -13,7 +13,10 @@ from torch import Tensor
 from dgemma.diffusion.random import Purpose, stream_keys, uniforms
 from dgemma.errors import InvalidRequest
 from dgemma.kernels import vocabulary
-from dgemma.kernels.vocabulary import BLOCK, Controls, Reading, Vocabulary
+from dgemma.kernels.blocks import BLOCK
+from dgemma.kernels.controls import Controls
+from dgemma.kernels.reading import Reading
+from dgemma.kernels.vocabulary import Vocabulary
 from dgemma.model.transformer import DiffusionGemma
 from tests.diffusion.chance import chi_square, chi_square_limit
 from tests.oracle import tiny_pair
