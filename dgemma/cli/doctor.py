@@ -36,6 +36,7 @@ def facts(model: str, device: str, dtype: str, strict: bool) -> list[tuple[str, 
 
     from dgemma.device import choose
     from dgemma.kernels.experts import choose_experts
+    from dgemma.kernels.vocabulary import choose_vocabulary
     from dgemma.model.size import measure
     from dgemma.weights.files import find_model, open_checkpoint
 
@@ -43,15 +44,15 @@ def facts(model: str, device: str, dtype: str, strict: bool) -> list[tuple[str, 
     checkpoint = open_checkpoint(directory, strict=strict)
     config = checkpoint.config
     choice = choose(device, dtype, measure(config).parameters, checkpoint.dtype)
-    kernel, why = choose_experts(config.num_experts, config.moe_intermediate_size)
+    experts = choose_experts(config.num_experts, config.moe_intermediate_size, choice.dtype)
     rows = [
         ("python", platform.python_version(), sys.executable),
         ("model", model, str(directory)),
         ("device", str(choice.device), choice.device_reason),
         ("dtype", str(choice.dtype).removeprefix("torch."), choice.dtype_reason),
         ("threads", str(torch.get_num_threads()), "torch's own choice; OMP_NUM_THREADS changes it"),
-        ("experts", kernel, why),
-        ("vocabulary", "plain", "the reference; no streamed kernel is built yet"),
+        ("experts", *experts),
+        ("vocabulary", *choose_vocabulary(config.vocab_size)),
         ("attention", "sdpa per request", "keys are never padded"),
     ]
     for name in PACKAGES:

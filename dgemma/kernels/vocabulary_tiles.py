@@ -30,6 +30,7 @@ from dgemma.kernels.blocks import (
     pick_inside,
     total,
 )
+from dgemma.kernels.buffers import SCRATCH
 from dgemma.kernels.controls import Controls
 from dgemma.kernels.experts import ROW_TILE
 from dgemma.kernels.reading import Logprobs, Reading
@@ -40,22 +41,6 @@ TILE_ELEMENTS = 1 << 21
 CUDA_TILE_ELEMENTS = 1 << 23
 GATHER_ELEMENTS = 1 << 24
 """Most elements of embeddings gathered at a time for chosen ids."""
-
-
-class Buffers:
-    """Scratch memory by name, reused from step to step: fresh pages cost more than the sums."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._flat: dict[tuple[str, torch.dtype], Tensor] = {}
-
-    def take(self, name: str, rows: int, width: int, dtype: torch.dtype) -> Tensor:
-        """An uninitialised [rows, width]; the next `take` of the name hands out the same memory."""
-        flat = self._flat.get((name, dtype))
-        if flat is None or flat.numel() < rows * width:
-            flat = torch.empty(rows * width, dtype=dtype, device=self.device)
-            self._flat[name, dtype] = flat
-        return flat[: rows * width].view(rows, width)
 
 
 @dataclass(slots=True, eq=False)
@@ -75,20 +60,18 @@ class Running:
     soft: Tensor
 
 
-def epilogue(
-    x: Tensor, low: int, running: Running, buffers: Buffers, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def epilogue(x: Tensor, low: int, running: Running, like: Tensor) -> tuple[Tensor, Tensor]:
     """Take the tempered logits of a tile into account.
 
     Args:
         x: fp32 [N, T], T a multiple of 256; -inf where barred; overwritten.
         low: the first id.
         running: sums, peak and best are brought up to date.
-        dtype: of the weights.
+        like: a tensor with the dtype of the weights.
 
     Returns:
-        The weights exp(logit - peak) in `dtype` [N, T], and fp32 [N, 1] by which what was summed
-        so far must shrink because the peak has risen.
+        The weights exp(logit - peak) [N, T] in the dtype of `like`, and fp32 [N, 1] by which what
+        was summed so far must shrink because the peak has risen.
     """
     rows = x.shape[0]
     blocks = as_blocks(x)  # [N, T/256, 256]
@@ -102,12 +85,12 @@ def epilogue(
     shrink = (running.peak - peak).exp_()[:, None]
     running.peak = peak
     blocks.sub_(top[:, :, None])
-    e = torch.exp(blocks, out=buffers.take("e", rows, x.shape[1], x.dtype).view_as(blocks))
+    e = torch.exp(blocks, out=SCRATCH.take("e", rows, x.shape[1], x).view_as(blocks))
     running.sums.top[:, here] = top
     running.sums.mass[:, here] = e.sum(-1)
     running.sums.moment[:, here] = blocks.clamp_(min=LOWEST).mul_(e).sum(-1)
     e.mul_((top - peak[:, None]).exp_()[:, :, None])
-    weights = buffers.take("weights", rows, x.shape[1], dtype)
+    weights = SCRATCH.take("weights", rows, x.shape[1], like)
     return weights.copy_(e.view(rows, -1)), shrink
 
 
@@ -123,7 +106,6 @@ class TiledReader:
         self.table = table
         self.softcap = softcap
         self.embed_scale = embed_scale
-        self.buffers = Buffers(table.device)
         self.tile_elements = CUDA_TILE_ELEMENTS if table.is_cuda else TILE_ELEMENTS
 
     def read(
@@ -174,10 +156,9 @@ class TiledReader:
 
     def _absorb(self, x: Tensor, low: int, running: Running) -> None:
         """Add a tile's tempered logits to what is known, and its embeddings to the belief."""
-        dtype = self.table.dtype
-        weights, shrink = epilogue(x, low, running, self.buffers, dtype)
+        weights, shrink = epilogue(x, low, running, self.table)
         table = self.table[low : low + x.shape[1]]
-        part = self.buffers.take("part", *running.soft.shape, dtype)
+        part = SCRATCH.take("part", len(x), self.table.shape[1], self.table)
         torch.mm(weights[:, : len(table)], table, out=part)
         running.soft.mul_(shrink).add_(part)
 
@@ -187,16 +168,16 @@ class TiledReader:
         if rows < ROW_TILE:  # see `rows_linear`
             hidden = F.pad(hidden, (0, 0, 0, ROW_TILE - rows))
         width = -(-(high - low) // BLOCK) * BLOCK
-        x = self.buffers.take("x", len(hidden), width, torch.float32)
+        x = SCRATCH.take("x", len(hidden), width, self.embed_scale.float())
         table = self.table[low:high].T
         if self.table.dtype == torch.float32 and width == high - low:
             torch.mm(hidden, table, out=x)
         else:
-            raw = self.buffers.take("raw", len(hidden), high - low, self.table.dtype)
+            raw = SCRATCH.take("raw", len(hidden), high - low, self.table)
             x[:, : high - low].copy_(torch.mm(hidden, table, out=raw))
             x[:, high - low :] = -torch.inf
         x = x[:rows]
-        x.div_(self.softcap).tanh_().mul_(self.softcap)
+        capped(x, self.softcap, exact=self.table.dtype == torch.float32)
         x[:, high - low :] = -torch.inf
         controls.adjust(x[:, : high - low], low)
         return x
@@ -228,6 +209,14 @@ class TiledReader:
         ]
         logits = torch.cat(parts).div_(self.softcap).tanh_().mul_(self.softcap)
         return controls.adjust_ids(logits, ids)
+
+
+def capped(x: Tensor, cap: float, exact: bool) -> Tensor:
+    """`cap * tanh(x / cap)` in place; not exact: within 4e-7 of the cap, in half the time."""
+    if exact:
+        return x.div_(cap).tanh_().mul_(cap)
+    # tanh(y) = 1 - 2 / (1 + exp(2 y)); an overflow to infinity gives 1.
+    return x.mul_(2 / cap).exp_().add_(1).reciprocal_().mul_(-2 * cap).add_(cap)
 
 
 def _fields(sums: BlockSums) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgemma.kernels.experts import choose_experts, experts_dense, experts_sparse, rows_linear
+from dgemma.kernels.experts import EXPERTS, choose_experts, rows_linear
 from dgemma.model.config import AttentionShape, ModelConfig
 
 
@@ -113,10 +113,10 @@ class Experts(nn.Module):
         count, inner, width = config.num_experts, config.moe_intermediate_size, config.hidden_size
         self.gate_up_proj = nn.Parameter(torch.empty(count, 2 * inner, width))
         self.down_proj = nn.Parameter(torch.empty(count, width, inner))
-        self.kernel, self.reason = choose_experts(count, inner)
+        self.kernel, self.reason = choose_experts(count, inner, self.down_proj.dtype)
 
     def forward(self, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:  # [N, D] -> [N, D]
-        run = experts_dense if self.kernel == "dense" else experts_sparse
+        run = EXPERTS[self.kernel]
         return run(x, index, weight, self.gate_up_proj, self.down_proj)
 
 

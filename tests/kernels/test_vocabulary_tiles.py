@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from dgemma.errors import InvalidRequest
+from dgemma.kernels import vocabulary_tiles
+from dgemma.kernels.buffers import Buffers
 from dgemma.kernels.controls import Controls
 from dgemma.kernels.vocabulary import Vocabulary, choose_vocabulary
 from tests.kernels.test_vocabulary import hidden_rows, make, random_keys, rows_of, same
@@ -70,16 +72,18 @@ def test_rows_do_not_depend_on_each_other() -> None:
         assert same(part, rows_of(whole, pick))
 
 
-def test_no_tensor_of_rows_times_vocabulary() -> None:
+def test_no_tensor_of_rows_times_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trap 7: what a step may hold is one tile, and the same one at the next step."""
+    scratch = Buffers()
+    monkeypatch.setattr(vocabulary_tiles, "SCRATCH", scratch)
     _, tiles = both(1 << 15)
     tiles.tiles.tile_elements = 64 * 1024
     hidden, keys, temperature = hidden_rows(64), random_keys(64), torch.full((64,), 0.6)
     tiles.read(hidden, temperature, keys, Controls())
-    flats = dict(tiles.tiles.buffers._flat)
-    assert max(flat.numel() for flat in flats.values()) == 64 * 1024
+    assert max(scratch.held.values()) == 64 * 1024
+    before = {name: flat.data_ptr() for name, flat in scratch._flat.items()}
     tiles.read(hidden, temperature, keys, Controls())
-    assert all(tiles.tiles.buffers._flat[name] is flat for name, flat in flats.items())
+    assert before == {name: flat.data_ptr() for name, flat in scratch._flat.items()}
 
 
 def test_not_finite_rows_are_told() -> None:
