@@ -35,6 +35,7 @@ def facts(model: str, device: str, dtype: str, strict: bool) -> list[tuple[str, 
     import torch
 
     from dgemma.device import choose
+    from dgemma.kernels.attention import choose_attention
     from dgemma.kernels.experts import choose_experts
     from dgemma.kernels.vocabulary import choose_vocabulary
     from dgemma.model.size import measure
@@ -53,7 +54,7 @@ def facts(model: str, device: str, dtype: str, strict: bool) -> list[tuple[str, 
         ("threads", str(torch.get_num_threads()), "torch's own choice; OMP_NUM_THREADS changes it"),
         ("experts", *experts),
         ("vocabulary", *choose_vocabulary(config.vocab_size)),
-        ("attention", "sdpa per request", "keys are never padded"),
+        ("attention", *choose_attention(choice.dtype, choice.device)),
     ]
     for name in PACKAGES:
         try:

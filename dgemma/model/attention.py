@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dgemma.kernels.attention import grouped
 from dgemma.model.cache import RowCache
 from dgemma.model.config import ModelConfig
 from dgemma.model.layers import Linear, RMSNorm, rotate
@@ -86,49 +86,6 @@ class Segment:
     cache: RowCache
     length: int
     denoise: bool
-
-
-def plain(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax in fp32, rounded to the keys' dtype, as in the oracle's eager attention."""
-    scores = q @ keys.transpose(2, 3)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    return scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values
-
-
-def fused(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """torch's own kernel: the same within rounding, without a matrix of scores."""
-    return F.scaled_dot_product_attention(q, keys, values, mask, scale=1.0)
-
-
-KERNELS = {"plain": plain, "sdpa": fused}
-"""q [1, Hkv, G*T, hd], keys and values [1, Hkv, S, hd], mask bool [G*T, S] -> like q."""
-
-
-def grouped(
-    q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, kernel: str = "sdpa"
-) -> Tensor:
-    """Grouped-query attention of one request with softmax scale 1.
-
-    Args:
-        q: [T, H, hd]; H is a multiple of the key/value heads.
-        keys, values: [Hkv, S, hd], not copied.
-        mask: bool [T, S], True where a query sees a key; None: it sees all.
-
-    Returns:
-        [T, H, hd].
-    """
-    length, heads, width = q.shape
-    kv_heads = keys.shape[0]
-    group = heads // kv_heads
-    # The queries that share a key head become more rows of it: no copy of the keys.
-    folded = q.view(length, kv_heads, group, width).permute(1, 2, 0, 3)
-    folded = folded.reshape(1, kv_heads, group * length, width)
-    if mask is not None:
-        mask = mask.repeat(group, 1)
-    out = KERNELS[kernel](folded, keys[None], values[None], mask)
-    out = out.view(kv_heads, group, length, width).permute(2, 0, 1, 3)
-    return out.reshape(length, heads, width)
 
 
 class CachedContext:

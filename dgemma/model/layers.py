@@ -34,11 +34,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width)) if scale else None
 
     def forward(self, x: Tensor) -> Tensor:  # [..., width] -> [..., width]
-        y = x.float()
-        y = y * torch.pow(y.pow(2).mean(-1, keepdim=True) + self.eps, -0.5)
-        if self.weight is not None:
-            y = y * self.weight.float()
-        return y.type_as(x)
+        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
 
 
 def rotary_frequencies(shape: AttentionShape) -> Tensor:
@@ -113,11 +109,14 @@ class Experts(nn.Module):
         count, inner, width = config.num_experts, config.moe_intermediate_size, config.hidden_size
         self.gate_up_proj = nn.Parameter(torch.empty(count, 2 * inner, width))
         self.down_proj = nn.Parameter(torch.empty(count, width, inner))
-        self.kernel, self.reason = choose_experts(count, inner, self.down_proj.dtype)
+        self.kernel = "auto"
 
     def forward(self, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:  # [N, D] -> [N, D]
-        run = EXPERTS[self.kernel]
-        return run(x, index, weight, self.gate_up_proj, self.down_proj)
+        kernel = self.kernel
+        if kernel == "auto":
+            count, _, inner = self.down_proj.shape
+            kernel, _ = choose_experts(count, inner, x.dtype)
+        return EXPERTS[kernel](x, index, weight, self.gate_up_proj, self.down_proj)
 
 
 class SelfConditioning(nn.Module):

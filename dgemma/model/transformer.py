@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgemma.errors import InvalidRequest
+from dgemma.kernels.attention import choose_attention
 from dgemma.kernels.experts import rows_linear
 from dgemma.model.attention import Attention, AttentionContext, CachedContext, Segment
 from dgemma.model.cache import Cache, RowCache
@@ -87,7 +88,7 @@ class DiffusionGemma(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.attention_kernel = "sdpa"
+        self.attention_kernel = "auto"
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.self_conditioning = SelfConditioning(config)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
@@ -186,7 +187,10 @@ class DiffusionGemma(nn.Module):
             inputs.append(inputs[0].new_zeros(missing, inputs[0].shape[1]))
             positions.append(positions[0].new_zeros(missing))
             modes.append(modes[0].new_zeros(missing, 1))
-        context = CachedContext(self.config, segments, self.attention_kernel)
+        kernel = self.attention_kernel
+        if kernel == "auto":
+            kernel, _ = choose_attention(self.dtype, self.device)
+        context = CachedContext(self.config, segments, kernel)
         out = self.run(torch.cat(inputs), torch.cat(positions), context, torch.cat(modes))
         for cache, ids, denoise, _ in parts:
             if not denoise:
