@@ -4,10 +4,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint verify bench nano evaluate wheel clean
+.PHONY: help setup demo test check lint verify bench performance nano evaluate wheel clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Runs again only when the declared or the pinned dependencies change.
 $(STAMP): pyproject.toml constraints.txt
@@ -36,8 +36,25 @@ lint: $(STAMP)
 verify: $(STAMP)  ## the suite at full count; writes docs/verification.md
 	$(BIN)/python tests/verify.py
 
-bench: $(STAMP)  ## measure speed on this machine
-	$(BIN)/python -m bench
+# Another model: make bench MODEL=DIRECTORY
+MODEL ?= nano
+bench: $(STAMP)  ## measure speed on this machine: a step, answers, transformers beside it
+	$(BIN)/dgemma bench step $(MODEL)
+	$(BIN)/dgemma bench generate $(MODEL)
+	$(BIN)/dgemma bench compare $(MODEL)
+
+# Random weights at the sizes of the released model, three layers of thirty: 6.4 GB on the disk.
+REAL := runs/real-layers-3
+$(REAL)/config.json: $(STAMP)
+	$(BIN)/dgemma bench --make real-layers:3 $(REAL)
+performance: $(STAMP) $(REAL)/config.json  ## measure at real sizes; writes docs/performance.md
+	set -e; new=$$(mktemp); trap 'rm -f "$$new"' EXIT; exec > "$$new"; \
+	printf '# Performance\n\nWritten by `make performance`, which ran the commands named below.\n\n'; \
+	for prompt in 64 1024; do $(BIN)/dgemma bench compare $(REAL) --prompt $$prompt; done; \
+	for prompt in 64 1024; do $(BIN)/dgemma bench step $(REAL) --prompt $$prompt; done; \
+	$(BIN)/dgemma bench scale $(REAL) --prompts 64,512,1024,1536,2048,4096,8192; \
+	$(BIN)/dgemma bench generate nano; \
+	cp "$$new" docs/performance.md
 
 nano: $(STAMP)  ## train the bundled model from scratch into runs/nano; stop and go on at will
 	$(BIN)/python -m dgemma.train.recipes.nano

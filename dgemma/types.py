@@ -18,6 +18,9 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 EventType = Literal["frame", "commit", "done"]
 Mode = Literal["diffusion", "autoregressive"]
 
+WIDTH_STEP, END_ROOM = 32, 16
+"""An automatic canvas is a multiple of the one, with room for `max_tokens` and the other."""
+
 ENTROPY_PER_NAT = 64
 """`Event.entropy` holds round(64 x nats) per position, capped at 255 (about 4 nats)."""
 
@@ -36,6 +39,10 @@ class SamplingParams:
         t_min, t_max: temperature at the last and at the first step (0.4, 0.8).
         confidence_threshold: mean entropy in nats below which a stable canvas is done (0.005).
         stability_threshold: how many earlier argmax canvases must equal the newest (1).
+        ignore_tail: whether positions behind the first end id of the draft count as stable and
+            certain, since they will be cut off (released: no). A canvas never takes longer.
+        canvas_length: tokens of a canvas, at most the checkpoint's own length, which is the
+            default; a narrow canvas costs less. "auto": just wide enough for `max_tokens`.
         stop: strings that end the answer; the text is cut before the first of them.
         thinking_budget: most thought tokens; at the first canvas border past it the thought
             channel is closed and the answer begins.
@@ -52,14 +59,17 @@ class SamplingParams:
     t_max: float | None = None
     confidence_threshold: float | None = None
     stability_threshold: int | None = None
+    ignore_tail: bool | None = None
+    canvas_length: int | Literal["auto"] | None = None
     stop: Sequence[str] | None = None
     thinking_budget: int | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("max_tokens", 1), ("seed", 0), ("max_steps", 1),
-                            ("stability_threshold", 0), ("thinking_budget", 0)):  # fmt: skip
+                            ("stability_threshold", 0), ("thinking_budget", 0),
+                            ("canvas_length", 1)):  # fmt: skip
             value = getattr(self, name)
-            if value is None:
+            if value is None or (name == "canvas_length" and value == "auto"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int):
                 raise InvalidRequest(f"{name} must be an integer, got {value!r}")
@@ -75,6 +85,8 @@ class SamplingParams:
                 raise InvalidRequest(f"{name} must be a number, got {value!r}")
             if not math.isfinite(value) or value < 0 or (value == 0 and name in ("t_min", "t_max")):
                 raise InvalidRequest(f"{name} must be positive and finite, got {value}")
+        if self.ignore_tail not in (None, True, False):
+            raise InvalidRequest(f"ignore_tail must be true or false, got {self.ignore_tail!r}")
         if self.t_min is not None and self.t_max is not None and self.t_min > self.t_max:
             raise InvalidRequest(f"t_min {self.t_min} must not be above t_max {self.t_max}")
         if self.stop is not None:
@@ -103,7 +115,7 @@ class SamplingParams:
 
 REFUSED_BY_TWIN = (
     "seed", "max_steps", "entropy_bound", "t_min", "t_max", "confidence_threshold",
-    "stability_threshold", "thinking_budget",
+    "stability_threshold", "ignore_tail", "canvas_length", "thinking_budget",
 )  # fmt: skip
 """Fields that the autoregressive mode refuses: it is greedy, so it draws nothing, and it has
 neither steps nor canvas borders."""
@@ -113,6 +125,24 @@ RELEASED = SamplingParams(
     confidence_threshold=0.005, stability_threshold=1,
 )  # fmt: skip
 """The sampler of the released checkpoint (its `generation_config.json`)."""
+
+
+def canvas_width(params: SamplingParams, full: int) -> int:
+    """Tokens of a canvas under `params`, where the checkpoint's own canvas has `full`.
+
+    Raises:
+        InvalidRequest: a wider canvas than the checkpoint's.
+    """
+    asked = params.canvas_length
+    if asked is None or (asked == "auto" and params.max_tokens is None):
+        return full
+    if asked == "auto":
+        assert params.max_tokens is not None
+        roomy = params.max_tokens + END_ROOM
+        return min(full, -(-roomy // WIDTH_STEP) * WIDTH_STEP)
+    if asked > full:
+        raise InvalidRequest(f"canvas_length {asked} is above the model's {full}; ask for less")
+    return asked
 
 
 @dataclass(frozen=True, slots=True)

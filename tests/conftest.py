@@ -11,6 +11,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -107,27 +108,30 @@ def record(request: pytest.FixtureRequest) -> Callable[..., None]:
 
 
 class Report:
-    """Collects what a run showed and writes it as JSON: counts per file, skips, measurements."""
+    """Collects what a run showed and writes it as JSON: counts per test, skips, measurements.
+
+    The cases of a parametrised test count together.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.files: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.tests: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.skips: list[dict[str, str]] = []
         self.measurements: list[dict[str, object]] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        file = report.nodeid.partition("::")[0]
-        self.files[file]["ms"] += round(1000 * report.duration)
+        test = report.nodeid.partition("[")[0]
+        self.tests[test]["ms"] += round(1000 * report.duration)
         outcome = "xfailed" if hasattr(report, "wasxfail") else report.outcome
         if report.when == "call" or report.outcome != "passed":
-            self.files[file][outcome] += 1
+            self.tests[test][outcome] += 1
         if outcome == "skipped":
             assert isinstance(report.longrepr, tuple)
             self.skips.append({"test": report.nodeid, "reason": report.longrepr[2]})
         if report.when == "teardown":
-            rows = [row for key, row in report.user_properties if key == MEASUREMENT]
+            rows: list[Any] = [row for key, row in report.user_properties if key == MEASUREMENT]
             self.measurements += [{"test": report.nodeid, **row} for row in rows]
 
     def pytest_sessionfinish(self) -> None:
-        found = {"files": self.files, "skips": self.skips, "measurements": self.measurements}
+        found = {"tests": self.tests, "skips": self.skips, "measurements": self.measurements}
         self.path.write_text(json.dumps(found, indent=1), encoding="utf-8")

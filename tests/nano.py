@@ -55,6 +55,8 @@ def random_request(number: int, *, most_tokens: int = 200) -> Request:
         t_max=draw.choice((None, 1.2)),
         confidence_threshold=draw.choice((None, 0.5)),
         stability_threshold=draw.choice((None, 0, 2)),
+        ignore_tail=draw.choice((None, True)),
+        canvas_length=draw.choice((None, None, 40, "auto")),
     )
     return Request(token_ids=tuple(ids), params=params, index=number)
 

@@ -1,26 +1,18 @@
 """The oracle: `transformers`' DiffusionGemma beside ours, with the same random weights.
 
-`tiny_pair` makes the two networks, `oracle_generate` runs the oracle's own generation loop with
-its global draws replaced by our counter-based ones.
+`tiny_pair` makes the two networks; `dgemma.evaluate.parity` runs the oracle's own generation loop
+with its global draws replaced by our counter-based ones.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 from transformers import DiffusionGemmaConfig, DiffusionGemmaTextConfig, Gemma4VisionConfig
 from transformers.models.diffusion_gemma import modeling_diffusion_gemma as modeling
-from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
-    DiffusionGemmaGenerationConfig,
-    EntropyBoundSamplerConfig,
-)
 
-from dgemma.diffusion.random import Purpose, stream_keys, uniform_ids, uniforms
-from dgemma.diffusion.schedule import Schedule
 from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.transformer import DiffusionGemma
 
@@ -93,8 +85,13 @@ def _oracle_model(sizes: dict[str, Any]) -> Any:
         "layer_types": list(sizes["layer_types"]),
         "num_hidden_layers": len(sizes["layer_types"]),
     }
-    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 16}
-    heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
+    vision: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "head_dim": 16,
+    }
+    heads: dict[str, Any] = {"num_attention_heads": 1, "num_key_value_heads": 1}
     top = sizes["vocab_size"]
     config = DiffusionGemmaConfig(
         text_config=DiffusionGemmaTextConfig(**text),
@@ -102,7 +99,8 @@ def _oracle_model(sizes: dict[str, Any]) -> Any:
         canvas_length=sizes["canvas_length"],
         image_token_id=top - 2, boi_token_id=top - 3, eoi_token_id=top - 4,
     )  # fmt: skip
-    model = modeling.DiffusionGemmaForBlockDiffusion(config).eval().float()
+    model: Any = modeling.DiffusionGemmaForBlockDiffusion(config)
+    model.eval().float()
     model.set_attn_implementation("eager")
     return model
 
@@ -137,117 +135,3 @@ def _our_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             name = name.removeprefix("model.encoder.language_model.")
             out[name.replace("layer_scalar", "encode_scalar")] = value
     return out
-
-
-@dataclass
-class OracleRun:
-    """What the oracle's loop did.
-
-    Attributes:
-        ids: [B, canvases * C], the whole committed canvases.
-        read: for each canvas, the canvases [B, C] its network read, step after step.
-        drafts: likewise the argmax canvases after each step.
-    """
-
-    ids: Tensor
-    read: list[list[Tensor]] = field(default_factory=list)
-    drafts: list[list[Tensor]] = field(default_factory=list)
-
-
-class _Draws:
-    """Stands in for the global generator: the draws of `dgemma.diffusion.random`, in its order.
-
-    The oracle draws once a canvas (start), then twice a step (sample, noise).
-    """
-
-    def __init__(self, seeds: list[int], vocab_size: int) -> None:
-        self.seeds, self.vocab_size = seeds, vocab_size
-        self.canvas, self.step, self.sampled = -1, 0, False
-
-    def _keys(self, purpose: Purpose) -> Tensor:
-        rows = len(self.seeds)
-        return stream_keys(
-            self.seeds, [self.canvas] * rows, [self.step] * rows, purpose, torch.device("cpu")
-        )
-
-    def randint(self, low: int, high: int, size: tuple[int, int], device: Any) -> Tensor:
-        assert (low, high) == (0, self.vocab_size)
-        if self.sampled:
-            out = uniform_ids(self._keys(Purpose.NOISE), size[1], high)
-            self.step, self.sampled = self.step + 1, False
-            return out
-        self.canvas, self.step = self.canvas + 1, 0
-        return uniform_ids(self._keys(Purpose.START), size[1], high)
-
-    def multinomial(self, probs: Tensor, num_samples: int) -> Tensor:
-        """Plain inverse CDF in fp64, written without the blocks of `kernels/vocabulary`."""
-        assert num_samples == 1 and not self.sampled
-        self.sampled = True
-        keys = uniforms(self._keys(Purpose.SAMPLE), probs.shape[0] // len(self.seeds))
-        reached = probs.double().cumsum(-1)
-        target = keys.flatten().double() * reached[:, -1]
-        return torch.searchsorted(reached, target[:, None], right=True)
-
-
-class _Drafts:
-    """A streamer that keeps the draft of every step."""
-
-    def __init__(self) -> None:
-        self.drafts: list[list[Tensor]] = [[]]
-
-    def put(self, value: Tensor) -> None:
-        self.drafts.append([])
-
-    def put_draft(self, value: Tensor) -> None:
-        self.drafts[-1].append(value)
-
-    def end(self) -> None:
-        pass
-
-
-def oracle_generate(
-    model: Any,
-    prompt: Tensor,
-    seeds: list[int],
-    schedule: Schedule,
-    *,
-    canvases: int,
-    end_ids: tuple[int, ...],
-    pad_id: int = 0,
-) -> OracleRun:
-    """`transformers`' own `generate` on prompts [B, T] with our draws for `seeds`, one a row."""
-    draws, streamer = _Draws(seeds, model.config.text_config.vocab_size), _Drafts()
-    inputs: list[Tensor] = []
-    forward = model.forward
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        inputs.append(kwargs["decoder_input_ids"].clone())
-        return forward(*args, **kwargs)
-
-    length = model.config.canvas_length
-    config = DiffusionGemmaGenerationConfig(
-        max_new_tokens=canvases * length,
-        max_denoising_steps=schedule.max_steps,
-        sampler_config=EntropyBoundSamplerConfig(entropy_bound=schedule.entropy_bound),
-        t_min=schedule.t_min,
-        t_max=schedule.t_max,
-        stability_threshold=schedule.stability_threshold,
-        confidence_threshold=schedule.confidence_threshold,
-        eos_token_id=list(end_ids) or None,
-        pad_token_id=pad_id,
-    )
-    with (
-        mock.patch.object(torch, "randint", draws.randint),
-        mock.patch.object(torch, "multinomial", draws.multinomial),
-        mock.patch.object(model, "forward", watched),
-        # Without a compiled sampler it does nothing but import torch's compiler, for seconds.
-        mock.patch.object(torch.compiler, "cudagraph_mark_step_begin", lambda: None),
-    ):
-        out = model.generate(prompt, generation_config=config, streamer=streamer)
-    run = OracleRun(out.sequences[:, prompt.shape[1] :])
-    run.drafts = [part for part in streamer.drafts if part]
-    for part in run.drafts:
-        run.read.append(inputs[: len(part)])
-        inputs = inputs[len(part) :]
-    assert not inputs
-    return run

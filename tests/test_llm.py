@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import shutil
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import torch
 import dgemma
 from dgemma.errors import ContextOverflow, InvalidRequest, TemplateError, TokenizerError
 from dgemma.llm import LLM
-from dgemma.types import Output, SamplingParams
+from dgemma.types import Output, Request, SamplingParams
 from dgemma.weights.files import bundled_models
 from tests.nano import nano
 
@@ -151,7 +152,8 @@ def test_autoregress_refuses(llm: LLM) -> None:
     assert out.usage.steps <= 3
     values = {
         "max_steps": 3, "entropy_bound": 0.1, "t_min": 0.4, "t_max": 0.8, "seed": 1,
-        "confidence_threshold": 0.1, "stability_threshold": 1,
+        "confidence_threshold": 0.1, "stability_threshold": 1, "ignore_tail": True,
+        "canvas_length": 32,
     }  # fmt: skip
     for name, value in values.items():
         with pytest.raises(InvalidRequest, match=name):
@@ -167,12 +169,15 @@ BAD: dict[str, list[Any]] = {
     "t_max": [0.0, float("inf")],
     "confidence_threshold": [-1e-9, "x"],
     "stability_threshold": [-1, 1.0],
+    "ignore_tail": [2, "yes"],
+    "canvas_length": [0, -1, 1.5, True, "wide"],
     "stop": [[""], [3], ""],
     "thinking_budget": [-1, 1.5],
 }
 CHANGES: dict[str, Any] = {
     "max_tokens": 3, "seed": 99, "max_steps": 1, "entropy_bound": 60.0, "t_min": 0.01,
     "t_max": 5.0, "confidence_threshold": 50.0, "stability_threshold": 0, "stop": None,
+    "canvas_length": 40,
 }  # fmt: skip
 
 
@@ -194,6 +199,8 @@ def test_every_field_changes_something(endless: LLM) -> None:
     before = endless.generate("Hello", base, trace=True)
     for field in dataclasses.fields(SamplingParams):
         name = field.name
+        if name == "ignore_tail":
+            continue  # this model never ends: see `test_ignore_tail_reaches_the_sampler`
         if name == "thinking_budget":
             with pytest.raises(InvalidRequest, match=name):
                 endless.generate("Hello", replace(base, thinking_budget=5))
@@ -205,6 +212,30 @@ def test_every_field_changes_something(endless: LLM) -> None:
         plain = endless.generate("Hello", own, trace=True)
         changed = endless.generate("Hello", replace(own, **{name: value}), trace=True)
         assert replace(changed, seed=0) != replace(plain, seed=0), name
+
+
+def test_ignore_tail_reaches_the_sampler(llm: LLM) -> None:
+    """A draft that ends at once has no tail that counts, so two equal drafts are enough for it."""
+    always = replace(llm.engine.spec, end_ids=tuple(range(llm.config.vocab_size)))
+    engine = copy.copy(llm.engine)
+    engine.spec, engine._rows = always, []
+    params = SamplingParams(seed=1, max_steps=12, max_tokens=90, t_min=2.0, t_max=3.0)
+    ids = tuple(llm.prompt_ids("Once upon a time"))
+    steps = []
+    for tail in (None, True):
+        own = replace(params, ignore_tail=tail, confidence_threshold=1.0)
+        output = list(engine.submit(Request(token_ids=ids, params=own)))[-1].output
+        assert output is not None
+        steps.append(output.usage.steps)
+    assert steps[1] < steps[0]
+
+
+def test_a_canvas_wider_than_the_models_is_refused(llm: LLM) -> None:
+    """Positions beyond what the model was trained on."""
+    with pytest.raises(InvalidRequest, match="canvas_length 97"):
+        llm.generate("Hello", replace(QUICK, canvas_length=97))
+    out = llm.generate("Hello", replace(QUICK, canvas_length=24), trace=True)
+    assert {len(step.ids) for step in out.trace} == {24}
 
 
 def test_thinking_budget_in_chat(endless: LLM) -> None:

@@ -1,7 +1,12 @@
-"""`make verify`: the suite at full count, and what it printed as docs/verification.md.
+"""`make verify`: every acceptance line at full count, and the outcome as docs/verification.md.
 
-Knows how to run pytest and how to lay out tables. Knows nothing about what is measured: a test
-says that itself, through the `record` fixture.
+Knows which tests and commands stand for which line, how to run them, and how to lay out tables.
+Knows nothing about what is measured: a test says that itself, through the `record` fixture.
+
+    make verify                                    everything
+    python tests/verify.py --no-clone [PYTEST ...] without the commands in a clean clone
+
+A line holds when all its tests passed. One whose tests were not there, or not run, does not hold.
 """
 
 from __future__ import annotations
@@ -10,11 +15,12 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +30,55 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = "docs/verification.md"
+TRAPS = re.findall(r"tests/\w+/test_\w+\.py::test_\w+", (ROOT / "docs/traps.md").read_text())
+MAIN = "tests/cli/test_main.py"
+ACCEPTANCE: dict[str, tuple[str, ...]] = {
+    "1 parity of the network": ("tests/model/test_parity.py", "tests/model/test_window.py"),
+    "2 parity of whole generations": (
+        "tests/diffusion/test_parity.py",
+        "tests/diffusion/test_parity_nano.py",
+    ),
+    "3 traps, see docs/traps.md": tuple(TRAPS),
+    "4 same seed, same tokens": ("tests/engine/test_same_tokens.py",),
+    "5 sizes, names and files of 26B": (
+        f"{MAIN}::test_info_of_the_released_sizes",
+        "tests/weights/test_names.py",
+        "tests/weights/test_full_size.py",
+    ),
+    "6 vocabulary of Gemma 4": (
+        "tests/text/test_tokenizer.py::test_published_vectors",
+        "tests/text/test_tokenizer.py::test_round_trip",
+        "tests/text/test_tokenizer.py::test_the_two_exceptions",
+    ),
+    "7 one clear error": (
+        f"{MAIN}::test_broken_checkpoint",
+        f"{MAIN}::test_wrong_use",
+        f"{MAIN}::test_no_abbreviations",
+        "tests/weights/test_files.py",
+        "tests/weights/test_load.py",
+        "tests/test_llm.py::test_bad_prompts",
+        "tests/test_llm.py::test_bad_messages",
+        "tests/test_llm.py::test_a_prompt_longer_than_the_context",
+    ),
+    "8 what nano can do": ("tests/evaluate/test_scores.py",),
+    "fast paths equal the reference": (
+        "tests/kernels/test_vocabulary_tiles.py",
+        "tests/kernels/test_controls.py",
+        "tests/kernels/test_experts.py",
+        "tests/kernels/test_attention.py",
+    ),
+    "Triton kernels in the interpreter": (
+        "tests/kernels/test_triton_vocabulary.py",
+        "tests/kernels/test_triton_experts.py",
+        "tests/kernels/test_triton_attention.py",
+    ),
+    "memory of a run as predicted": ("tests/cli/test_info_memory.py",),
+}
+"""Acceptance line -> its tests: files, or single tests. Line 9 is `IN_A_CLONE`."""
+
+IN_A_CLONE = ("make demo", "make test", "make wheel")
+"""Acceptance line 9: run in a clean clone, with no environment, an empty HOME, no pip cache."""
+
 OUTCOMES = ("passed", "failed", "skipped", "xfailed")
 FINISHED = (0, 1)
 """Exit codes of pytest after a whole run: all passed, some failed."""
@@ -75,7 +130,72 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
     return ["| " + " | ".join(cell(value) for value in line) + " |" for line in lines] + [""]
 
 
-def document(report: dict[str, Any], closing: str, command: str) -> str:
+def in_a_clone() -> list[tuple[str, int, float]]:
+    """Each command of `IN_A_CLONE` with its exit code and its seconds."""
+    done = []
+    with tempfile.TemporaryDirectory() as folder:
+        home, clone = Path(folder) / "home", Path(folder) / "clone"
+        home.mkdir()
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+        clean = {"PATH": os.defpath, "HOME": str(home), "PIP_NO_CACHE_DIR": "1"}
+        for command in IN_A_CLONE:
+            started = time.perf_counter()
+            words = [*command.split(), f"PYTHON={Path(sys.executable).resolve()}"]
+            code = subprocess.run(words, cwd=clone, env=clean).returncode
+            done.append((command, code, time.perf_counter() - started))
+    return done
+
+
+def acceptance(tests: dict[str, dict[str, int]]) -> list[tuple[str, int, int, int, int, str]]:
+    """For each line: tests, their cases passed, failed and skipped, and the verdict."""
+    rows = []
+    for line, names in ACCEPTANCE.items():
+        counts = Counter[str]()
+        found, missing = set[str](), []
+        for name in names:
+            here = {test for test in tests if test == name or test.startswith(f"{name}::")}
+            found |= here
+            if not here:
+                missing.append(name)
+        for test in found:
+            counts.update(tests[test])
+        if missing or not counts["passed"]:
+            verdict = f"not run: {', '.join(missing)}" if missing else "not run"
+        elif counts["failed"]:
+            verdict = "fails"
+        else:
+            verdict = "holds" if not counts["skipped"] else "holds as far as run"
+        ran = (counts["passed"], counts["failed"], counts["skipped"])
+        rows.append((line, len(found), *ran, verdict))
+    return rows
+
+
+def per_file(tests: dict[str, dict[str, int]]) -> list[tuple[object, ...]]:
+    """File, cases by outcome, seconds."""
+    files: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for test, row in tests.items():
+        files[test.partition("::")[0]].update(row)
+    return [
+        (name, *(row[outcome] for outcome in OUTCOMES), f"{row['ms'] / 1000:.1f}")
+        for name, row in sorted(files.items())
+    ]
+
+
+def measured(report: dict[str, Any]) -> list[tuple[str, object, str, str]]:
+    """Name, value, limit, test; the cases of a test that measure one thing are one row."""
+    groups: defaultdict[tuple[str, str, str], list[Any]] = defaultdict(list)
+    for row in report["measurements"]:
+        groups[row["name"], row["limit"], row["test"].partition("[")[0]].append(row["value"])
+    rows: list[tuple[str, object, str, str]] = []
+    for (name, limit, test), values in groups.items():
+        spread = f"{min(values):.3g} to {max(values):.3g}, {len(values)} cases"
+        rows.append((name, values[0] if len(values) == 1 else spread, limit, test))
+    return rows
+
+
+def document(
+    report: dict[str, Any], closing: str, command: str, cloned: list[tuple[str, int, float]] | None
+) -> str:
     """The text of docs/verification.md."""
     software = [f"Python {platform.python_version()}"]
     software += [f"{name} {version(name)}" for name in ("torch", "transformers", "numpy")]
@@ -87,29 +207,43 @@ def document(report: dict[str, Any], closing: str, command: str) -> str:
         ("command", f"`{command}`"),
         ("result", closing),
     ]
-    files = [
-        (name, *(row.get(outcome, 0) for outcome in OUTCOMES), f"{row['ms'] / 1000:.1f}")
-        for name, row in sorted(report["files"].items())
-    ]
-    measured = [(m["name"], m["value"], m["limit"], m["test"]) for m in report["measurements"]]
     skips = Counter(
         (s["test"].partition("::")[0], s["reason"].removeprefix("Skipped: "))
         for s in report["skips"]
     )
-    lines = ["# Verification", "", "Written by `make verify` from what pytest printed.", ""]
+    lines = ["# Verification", "", "Written by `make verify` from what it ran.", ""]
     lines += table(("what", "this run"), facts)
-    lines += ["## Measurements", "", *table(("measurement", "value", "limit", "test"), measured)]
-    lines += ["## Tests per file", "", *table(("file", *OUTCOMES, "seconds"), files)]
+    head = ("line", "tests", "cases passed", "failed", "skipped", "verdict")
+    lines += ["## Acceptance", "", *table(head, acceptance(report["tests"]))]
+    lines += ["Line 9, in a clean clone of the commit, `env -i`, empty HOME, no pip cache:", ""]
+    if cloned is None:
+        lines += ["Not run (`--no-clone`).", ""]
+    else:
+        rows = [(f"`{name}`", code, f"{seconds:.0f}") for name, code, seconds in cloned]
+        lines += table(("command", "exit code", "seconds"), rows)
+    lines += [
+        "## Measurements",
+        "",
+        *table(("measurement", "value", "limit", "test"), measured(report)),
+    ]
+    lines += [
+        "## Cases per file",
+        "",
+        *table(("file", *OUTCOMES, "seconds"), per_file(report["tests"])),
+    ]
     if skips:
         rows = [(file, number, reason) for (file, reason), number in sorted(skips.items())]
-        lines += ["## Not run here", "", *table(("file", "tests", "reason"), rows)]
+        lines += ["## Not run here", "", *table(("file", "cases", "reason"), rows)]
     return "\n".join(lines)
 
 
 def main() -> int:
-    """Run, write, and exit as pytest did."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog="other arguments go to pytest")
+    """Run, write; 0 when every line holds."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="other arguments go to pytest", allow_abbrev=False
+    )
     parser.add_argument("--output", type=Path, default=ROOT / DOCUMENT)
+    parser.add_argument("--no-clone", action="store_true", help="leave out acceptance line 9")
     options, arguments = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.json"
@@ -118,10 +252,15 @@ def main() -> int:
             print(f"pytest did not finish (exit code {code}); {DOCUMENT} is as before")
             return code
         report = json.loads(path.read_text(encoding="utf-8"))
+    cloned = None if options.no_clone else in_a_clone()
     command = " ".join(["pytest --full", *arguments])
-    options.output.write_text(document(report, closing, command), encoding="utf-8")
+    options.output.write_text(document(report, closing, command, cloned), encoding="utf-8")
     print(f"wrote {options.output}")
-    return code
+    rows = acceptance(report["tests"])
+    open_lines = [f"{row[0]}: {row[-1]}" for row in rows if not row[-1].startswith("holds")]
+    open_lines += [f"9 {name}: exit code {code}" for name, code, _ in cloned or () if code]
+    print("\n".join(open_lines) or "every acceptance line that was run holds")
+    return 1 if code or open_lines else 0
 
 
 if __name__ == "__main__":

@@ -45,7 +45,9 @@ def facts(model: str, device: str, dtype: str, strict: bool) -> list[tuple[str, 
     checkpoint = open_checkpoint(directory, strict=strict)
     config = checkpoint.config
     choice = choose(device, dtype, measure(config).parameters, checkpoint.dtype)
-    experts = choose_experts(config.num_experts, config.moe_intermediate_size, choice.dtype)
+    experts = choose_experts(
+        config.num_experts, config.moe_intermediate_size, choice.dtype, choice.device
+    )
     rows = [
         ("python", platform.python_version(), sys.executable),
         ("model", model, str(directory)),
@@ -53,7 +55,7 @@ def facts(model: str, device: str, dtype: str, strict: bool) -> list[tuple[str, 
         ("dtype", str(choice.dtype).removeprefix("torch."), choice.dtype_reason),
         ("threads", str(torch.get_num_threads()), "torch's own choice; OMP_NUM_THREADS changes it"),
         ("experts", *experts),
-        ("vocabulary", *choose_vocabulary(config.vocab_size)),
+        ("vocabulary", *choose_vocabulary(config.vocab_size, choice.device)),
         ("attention", *choose_attention(choice.dtype, choice.device)),
     ]
     for name in PACKAGES:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
+from typing import TYPE_CHECKING
 
 from dgemma.cli.options import add_model
 from dgemma.errors import InvalidRequest, nearest
 from dgemma.types import Mode
+
+if TYPE_CHECKING:
+    from dgemma.llm import LLM
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +24,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mode", choices=("both", "diffusion", "autoregressive"), default="both", help="both"
     )
+    parser.add_argument(
+        "--against", action="append", metavar="SETTING", default=[],
+        help="compare with a setting such as max_steps=12,ignore_tail=true, paired; repeatable",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _compare(llm: LLM, tasks: list[str], arguments: argparse.Namespace) -> int:
+    """Settings beside each other; diffusion alone."""
+    from dgemma.evaluate.paired import as_markdown, compare, parse_setting
+
+    made = {}
+    for task in tasks:
+        settings = [parse_setting(text) for text in ("", *arguments.against)]
+        made[task] = settings
+        compare(
+            llm, task, settings, arguments.n, 2 * llm.config.canvas_length,
+            report=lambda line: print(line, file=sys.stderr),
+        )  # fmt: skip
+    if arguments.json:
+        print(json.dumps({t: [dataclasses.asdict(s) for s in made[t]] for t in tasks}))
+    else:
+        print("\n\n".join(as_markdown(task, made[task]) for task in tasks))
+    return 0
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -41,6 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.model, device=arguments.device, dtype=arguments.dtype,
         strict=not arguments.no_strict,
     )  # fmt: skip
+    if arguments.against:
+        return _compare(llm, tasks, arguments)
     results = evaluate(
         llm, tasks, modes, arguments.n, report=lambda line: print(line, file=sys.stderr)
     )

@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from dgemma import __version__
 from dgemma.errors import DGemmaError, nearest
@@ -26,12 +26,17 @@ COMMANDS = {
     "check": "parity with transformers on this machine",
     "pull": "download a model into the local hub cache",
     "evaluate": "score a model on held-out examples",
+    "bench": "measure speed, beside this machine's ceilings and transformers",
     "doctor": "what was chosen on this machine, and why",
 }
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that names the nearest option when one is unknown."""
+    """An argument parser that takes options by their whole names, and names the nearest one."""
+
+    def __init__(self, **settings: Any) -> None:
+        # An abbreviation would change its meaning on the day a second option begins like it.
+        super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
         known = [option for action in self._actions for option in action.option_strings]
@@ -50,7 +55,8 @@ def build() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"dgemma {__version__}")
-    parser.add_argument("command", metavar="COMMAND", help="one of those below")
+    # Optional only so that an unknown option is named before the command is missed.
+    parser.add_argument("command", metavar="COMMAND", nargs="?", help="one of those below")
     return parser
 
 
@@ -62,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     arguments = parser.parse_args(given[:1])
+    if arguments.command is None:
+        parser.error("no command; see `dgemma --help`")
     if arguments.command not in COMMANDS:
         parser.error(f"unknown command {arguments.command!r}{nearest(arguments.command, COMMANDS)}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")

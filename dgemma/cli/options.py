@@ -6,10 +6,18 @@ Knows argparse and `SamplingParams`. Knows nothing about what a command does wit
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 from dgemma.types import SamplingParams
 
-SAMPLING = {
+
+def _width(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
+_width.__name__ = "number or auto"  # what argparse calls it in an error
+
+SAMPLING: dict[str, tuple[Callable[[str], object], str]] = {
     "max_tokens": (int, "most tokens of the answer"),
     "seed": (int, "seed of the answer; drawn and reported when absent"),
     "max_steps": (int, "most denoising steps a canvas"),
@@ -18,6 +26,7 @@ SAMPLING = {
     "t_max": (float, "temperature at the first step"),
     "confidence_threshold": (float, "mean entropy in nats below which a stable canvas is done"),
     "stability_threshold": (int, "how many earlier canvases must equal the newest"),
+    "canvas_length": (_width, "tokens of a canvas, or auto: as many as max-tokens needs"),
     "thinking_budget": (int, "most thought tokens (chat only)"),
 }
 
@@ -40,6 +49,10 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Every field of `SamplingParams`."""
     for name, (kind, about) in SAMPLING.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=about)
+    parser.add_argument(
+        "--ignore-tail", action="store_true", default=None,
+        help="behind the first end id nothing must be stable or certain",
+    )  # fmt: skip
     parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this text")
 
 
@@ -49,5 +62,5 @@ def sampling(arguments: argparse.Namespace) -> SamplingParams:
     Raises:
         InvalidRequest: a value out of range.
     """
-    names = [*SAMPLING, "stop"]
+    names = [*SAMPLING, "ignore_tail", "stop"]
     return SamplingParams(**{name: getattr(arguments, name) for name in names})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dgemma.diffusion.schedule import Schedule
 from dgemma.errors import ContextOverflow, InvalidRequest
-from dgemma.types import FinishReason, TraceStep
+from dgemma.types import FinishReason, SamplingParams, TraceStep, canvas_width
 
 StopReason = Literal["", "converged", "step_cap"]
 
@@ -44,6 +44,14 @@ class CanvasSpec:
     pad_id: int = 0
     suppress_ids: tuple[int, ...] = ()
     device: torch.device = torch.device("cpu")
+
+    def narrowed(self, params: SamplingParams) -> CanvasSpec:
+        """The same with the canvas length that `params` ask for.
+
+        Raises:
+            InvalidRequest: a wider canvas than this one.
+        """
+        return replace(self, length=canvas_width(params, self.length))
 
     def check_room(self, prompt: Sequence[int], room: int) -> None:
         """Refuse a prompt that is empty or leaves fewer than `room` positions.

@@ -45,6 +45,7 @@ def generate(
         InvalidRequest: the prompt is empty, or leaves no room for a canvas (`ContextOverflow`).
         EngineError: the network returned numbers that are not finite.
     """
+    spec = spec.narrowed(params)
     spec.check_room(prompt, spec.length)
     assert params.seed is not None and (thought or params.thinking_budget is None)
     schedule, limit = Schedule.of(params), params.max_tokens or spec.context_length

@@ -70,21 +70,25 @@ def step_all(
         `failed` is set its reading was not finite and only that request is lost.
     """
     assert not any(canvas.reason for canvas in canvases), "a finished canvas cannot be stepped"
-    shape = (len(canvases), spec.length)
+    shape = (len(canvases), len(canvases[0].ids))
     device = reading.argmax.device
     argmax, entropy = reading.argmax.view(shape), reading.entropy.view(shape)
 
     bounds = torch.tensor([s.entropy_bound for s in schedules], dtype=torch.float64).to(device)
     accepted = accept(entropy, bounds)
     noise = uniform_ids(
-        _keys(canvases, Purpose.NOISE), spec.length, spec.vocab_size, spec.suppress_ids
+        _keys(canvases, Purpose.NOISE), shape[1], spec.vocab_size, spec.suppress_ids
     )
     ids = torch.where(accepted, reading.sample.view(shape), noise)
 
     never = torch.full_like(argmax[0], -1)
     previous = torch.stack([never if c.argmax is None else c.argmax for c in canvases])
-    same = (argmax == previous).all(-1)
-    mean = entropy.mean(-1, dtype=torch.float64)
+    same, mean = argmax == previous, entropy.mean(-1, dtype=torch.float64)
+    if any(s.ignore_tail for s in schedules):
+        counted = _counted(argmax, schedules, spec)
+        same = same | ~counted
+        mean = entropy.where(counted, 0.0).mean(-1, dtype=torch.float64)
+    same = same.all(-1)
     verdicts = torch.stack((same.double(), mean), -1).tolist()  # the only wait for the device
 
     soft = reading.soft.view(*shape, -1)
@@ -111,6 +115,14 @@ def step_all(
             )
         )
     return after
+
+
+def _counted(argmax: Tensor, schedules: Sequence[Schedule], spec: CanvasSpec) -> Tensor:
+    """bool [B, C]: the positions up to the first end id, or all where the tail is not ignored."""
+    ends = torch.isin(argmax, torch.tensor(spec.end_ids, dtype=argmax.dtype, device=argmax.device))
+    tail = ends.cumsum(-1) - ends.long() > 0
+    ignore = torch.tensor([s.ignore_tail for s in schedules], device=argmax.device)
+    return ~(tail & ignore[:, None])
 
 
 def finish(canvas: Canvas, spec: CanvasSpec) -> Commit:

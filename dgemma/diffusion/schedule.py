@@ -25,6 +25,7 @@ class Schedule:
     t_max: float
     confidence_threshold: float
     stability_threshold: int
+    ignore_tail: bool = False
 
     @classmethod
     def of(cls, params: SamplingParams) -> Schedule:
@@ -44,6 +45,7 @@ class Schedule:
             t_max=full.t_max,
             confidence_threshold=full.confidence_threshold,
             stability_threshold=full.stability_threshold,
+            ignore_tail=bool(full.ignore_tail),
         )
 
     def temperature(self, step: int) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -85,9 +86,11 @@ class Engine:
             InvalidRequest, ContextOverflow: it cannot be honoured; nothing was started.
         """
         resolved = resolve(request, self.defaults, self.limits, seed=secrets.randbits(63))
-        progress = Progress(resolved, self.limits, pending=list(resolved.token_ids))
+        spec = self.spec.narrowed(resolved.params)
+        limits = replace(self.limits, canvas=spec.length)
+        progress = Progress(resolved, limits, pending=list(resolved.token_ids))
         cache = self.model.new_cache(1, self.limits.context).rows[0]
-        row = Row(progress, cache, self.spec, Schedule.of(resolved.params), enough)
+        row = Row(progress, cache, spec, Schedule.of(resolved.params), enough)
         with self._lock:
             self._rows.append(row)
             row.begin()
@@ -119,7 +122,8 @@ class Engine:
                 pairs = list(zip(rows, hidden, strict=True))
                 canvases = [(row, states) for row, states in pairs if row.canvas is not None]
                 encoded = [(row, states) for row, states in pairs if row.canvas is None]
-                self._denoised(canvases)
+                for width in {row.spec.length for row, _ in canvases}:
+                    self._denoised([pair for pair in canvases if pair[0].spec.length == width])
                 self._encoded(encoded)
             except Exception as error:  # told to every request that was in the step
                 for row in rows:
@@ -129,9 +133,7 @@ class Engine:
                     self._retire(row)
 
     def _denoised(self, rows: list[tuple[Row, Tensor]]) -> None:
-        """Read the vocabulary for all canvases together and step each."""
-        if not rows:
-            return
+        """Read the vocabulary for all canvases of one length together and step each."""
         canvases = [row.canvas for row, _ in rows if row.canvas is not None]
         schedules = [row.schedule for row, _ in rows]
         hidden = torch.cat([states for _, states in rows])

@@ -21,6 +21,7 @@ from dgemma.types import (
     SamplingParams,
     TraceStep,
     Usage,
+    canvas_width,
 )
 
 
@@ -48,7 +49,8 @@ def resolve(request: Request, defaults: SamplingParams, limits: Limits, seed: in
 
     Raises:
         InvalidRequest: an empty prompt, an id outside the vocabulary, a diffusion field on an
-            autoregressive request, a thinking budget without `thought`.
+            autoregressive request, a thinking budget without `thought`, a canvas wider than
+            the model's.
         ContextOverflow: no room for an answer.
     """
     ids, params = request.token_ids, request.params
@@ -57,7 +59,7 @@ def resolve(request: Request, defaults: SamplingParams, limits: Limits, seed: in
     wrong = next((i for i in ids if not 0 <= i < limits.vocab_size), None)
     if wrong is not None:
         raise InvalidRequest(f"prompt id {wrong} is outside the vocabulary of {limits.vocab_size}")
-    need = limits.canvas if request.mode == "diffusion" else 1
+    need = canvas_width(params, limits.canvas) if request.mode == "diffusion" else 1
     if len(ids) + need > limits.context:
         raise ContextOverflow(
             f"a prompt of {len(ids)} tokens leaves no room for an answer of {need} in the model's "

@@ -8,20 +8,21 @@ Source of the reference's order of draws: `transformers` 5.17 `generation_diffus
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
 
+from dgemma.diffusion.canvas import Generation
 from dgemma.diffusion.generate import generate
 from dgemma.diffusion.random import Purpose, stream_keys, uniform_ids, uniforms
+from dgemma.diffusion.schedule import Schedule
 from dgemma.errors import MissingExtra
 from dgemma.llm import LLM
-from dgemma.types import RELEASED, SamplingParams
+from dgemma.types import SamplingParams
 from dgemma.weights.files import read_json
 
 CANVASES = 2
@@ -59,21 +60,23 @@ def reference_model(directory: Any, dtype: torch.dtype, device: torch.device) ->
 
 
 class Draws:
-    """Stands in for `torch.randint` and `torch.multinomial` in the reference's loop.
+    """Stands in for torch's global generator in the reference's loop, in its order of draws.
 
-    The reference draws once a canvas (its first noise) and twice a step (sample, then noise).
+    The reference draws once a canvas (its first noise) and twice a step (sample, then noise), for
+    all rows of the batch at once.
     """
 
-    def __init__(self, seed: int, vocab_size: int) -> None:
-        self.seed, self.vocab_size = seed, vocab_size
+    def __init__(self, seeds: Sequence[int], vocab_size: int) -> None:
+        self.seeds, self.vocab_size = list(seeds), vocab_size
         self.canvas, self.step, self.sampled = -1, 0, False
 
     def _keys(self, purpose: Purpose, device: torch.device) -> Tensor:
-        return stream_keys([self.seed], [self.canvas], [self.step], purpose, device)
+        rows = len(self.seeds)
+        return stream_keys(self.seeds, [self.canvas] * rows, [self.step] * rows, purpose, device)
 
     def randint(self, low: int, high: int, size: tuple[int, int], device: Any) -> Tensor:
         """Noise: START at a canvas's beginning, else NOISE of this step."""
-        assert (low, high) == (0, self.vocab_size)
+        assert (low, high, size[0]) == (0, self.vocab_size, len(self.seeds))
         if self.sampled:
             out = uniform_ids(self._keys(Purpose.NOISE, device), size[1], high)
             self.step, self.sampled = self.step + 1, False
@@ -82,84 +85,124 @@ class Draws:
         return uniform_ids(self._keys(Purpose.START, device), size[1], high)
 
     def multinomial(self, probs: Tensor, num_samples: int) -> Tensor:
-        """Inverse CDF in fp64 at our uniforms."""
-        assert num_samples == 1
+        """Plain inverse CDF in fp64, written without the blocks of `kernels/vocabulary`."""
+        assert num_samples == 1 and not self.sampled
         self.sampled = True
-        keys = uniforms(self._keys(Purpose.SAMPLE, probs.device), probs.shape[0])
+        keys = uniforms(self._keys(Purpose.SAMPLE, probs.device), len(probs) // len(self.seeds))
         reached = probs.double().cumsum(-1)
         target = keys.flatten().double() * reached[:, -1]
         return torch.searchsorted(reached, target[:, None], right=True)
 
 
-@contextmanager
-def replaced_draws(draws: Draws) -> Iterator[None]:
-    """Put `draws` in the place of torch's own."""
+class _Drafts:
+    """A streamer that keeps the draft of every step."""
+
+    def __init__(self) -> None:
+        self.drafts: list[list[Tensor]] = [[]]
+
+    def put(self, value: Tensor) -> None:
+        self.drafts.append([])
+
+    def put_draft(self, value: Tensor) -> None:
+        self.drafts[-1].append(value)
+
+    def end(self) -> None:
+        pass
+
+
+@dataclass
+class ReferenceRun:
+    """What the reference's loop did.
+
+    Attributes:
+        ids: [B, canvases * C], the whole committed canvases.
+        read: for each canvas, the canvases [B, C] its network read, step after step.
+        drafts: likewise the argmax canvases after each step.
+    """
+
+    ids: Tensor
+    read: list[list[Tensor]] = field(default_factory=list)
+    drafts: list[list[Tensor]] = field(default_factory=list)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Denoising steps of each canvas."""
+        return tuple(len(drafts) for drafts in self.drafts)
+
+
+def reference_generate(
+    model: Any,
+    prompt: Tensor,
+    seeds: Sequence[int],
+    schedule: Schedule,
+    *,
+    canvases: int,
+    end_ids: Sequence[int],
+    pad_id: int = 0,
+) -> ReferenceRun:
+    """The reference's own `generate` on prompts [B, T] with our draws for `seeds`, one a row."""
+    from transformers.models.diffusion_gemma import generation_diffusion_gemma as reference
+
+    draws, streamer = Draws(seeds, model.config.text_config.vocab_size), _Drafts()
+    inputs: list[Tensor] = []
+    forward = model.forward
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        inputs.append(kwargs["decoder_input_ids"].clone())
+        return forward(*args, **kwargs)
+
+    make: Any = reference.DiffusionGemmaGenerationConfig
+    config = make(
+        max_new_tokens=canvases * model.config.canvas_length,
+        max_denoising_steps=schedule.max_steps,
+        sampler_config=reference.EntropyBoundSamplerConfig(entropy_bound=schedule.entropy_bound),
+        t_min=schedule.t_min,
+        t_max=schedule.t_max,
+        stability_threshold=schedule.stability_threshold,
+        confidence_threshold=schedule.confidence_threshold,
+        # None would fall back to the checkpoint's end ids; this one is in no canvas.
+        eos_token_id=list(end_ids) or [draws.vocab_size],
+        pad_token_id=pad_id,
+    )
     with (
         mock.patch.object(torch, "randint", draws.randint),
         mock.patch.object(torch, "multinomial", draws.multinomial),
+        mock.patch.object(model, "forward", watched),
+        # Without a compiled sampler it does nothing but import torch's compiler, for seconds.
+        mock.patch.object(torch.compiler, "cudagraph_mark_step_begin", lambda: None),
     ):
-        yield
-
-
-def reference_canvases(
-    model: Any, prompt: list[int], params: SamplingParams, canvases: int, end_ids: tuple[int, ...]
-) -> tuple[list[int], int]:
-    """All committed ids of the reference's own `generate`, and its number of denoising steps."""
-    from transformers.models.diffusion_gemma.generation_diffusion_gemma import (
-        DiffusionGemmaGenerationConfig,
-        EntropyBoundSamplerConfig,
-    )
-
-    full = params.merged(RELEASED)
-    assert full.seed is not None and full.entropy_bound is not None
-    steps = 0
-    forward = model.forward
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal steps
-        steps += 1
-        return forward(*args, **kwargs)
-
-    make: Any = DiffusionGemmaGenerationConfig
-    config = make(
-        max_new_tokens=canvases * model.config.canvas_length,
-        max_denoising_steps=full.max_steps,
-        sampler_config=EntropyBoundSamplerConfig(entropy_bound=full.entropy_bound),
-        t_min=full.t_min,
-        t_max=full.t_max,
-        stability_threshold=full.stability_threshold,
-        confidence_threshold=full.confidence_threshold,
-        eos_token_id=list(end_ids) or None,
-        pad_token_id=0,
-    )
-    ids = torch.tensor([prompt], device=model.device)
-    model.forward = counted
-    try:
-        with replaced_draws(Draws(full.seed, model.config.text_config.vocab_size)):
-            out = model.generate(ids, generation_config=config)
-    finally:
-        model.forward = forward
-    return out.sequences[0, len(prompt) :].tolist(), steps
+        out = model.generate(prompt, generation_config=config, streamer=streamer)
+    run = ReferenceRun(out.sequences[:, prompt.shape[1] :])
+    run.drafts = [part for part in streamer.drafts if part]
+    for part in run.drafts:
+        run.read.append(inputs[: len(part)])
+        inputs = inputs[len(part) :]
+    assert not inputs, "a forward without a draft: the reference's loop is not the one we know"
+    return run
 
 
 @torch.inference_mode()
-def our_canvases(
-    llm: LLM, prompt: list[int], params: SamplingParams, canvases: int
-) -> tuple[list[int], int]:
-    """The same by our reference loop, nothing suppressed."""
-    model = llm.model
-    spec = replace(llm.engine.spec, suppress_ids=())
+def our_generate(
+    llm: LLM,
+    prompt: Sequence[int],
+    params: SamplingParams,
+    *,
+    canvases: int,
+    end_ids: Sequence[int] | None = None,
+) -> Generation:
+    """The same by our reference loop, nothing suppressed; `end_ids` None: the checkpoint's."""
+    model, spec = llm.model, replace(llm.engine.spec, suppress_ids=())
+    if end_ids is not None:
+        spec = replace(spec, end_ids=tuple(end_ids))
     cache = model.new_cache(1, spec.context_length)
-    made = generate(
+    return generate(
         prompt,
-        replace(params, max_tokens=canvases * spec.length),
+        replace(params, max_tokens=canvases * spec.length).merged(llm.defaults),
         spec,
         lambda ids: model.encode(ids, cache),
         lambda ids, soft: model.denoise(ids, cache, soft),
         llm.engine.vocabulary.read,
     )
-    ids = [i for canvas in made.canvases for i in canvas]
-    return ids, sum(made.steps)
 
 
 def compare(llm: LLM, prompt: str, seed: int) -> dict[str, Any]:
@@ -183,19 +226,21 @@ def compare(llm: LLM, prompt: str, seed: int) -> dict[str, Any]:
         ours = model.logits(model.denoise(canvas, cache))
         theirs = reference(input_ids=tokens, decoder_input_ids=canvas).logits.float()
     difference = ((ours - theirs).abs().max() / theirs.abs().max()).item()
-    params = SamplingParams(seed=seed)
-    mine, my_steps = our_canvases(llm, ids, params, CANVASES)
-    other, other_steps = reference_canvases(
-        reference, ids, params, CANVASES, llm.engine.spec.end_ids
-    )
+    params = SamplingParams(seed=seed).merged(llm.defaults)
+    made = our_generate(llm, ids, params, canvases=CANVASES)
+    run = reference_generate(
+        reference, tokens, [seed], Schedule.of(params), canvases=CANVASES,
+        end_ids=llm.engine.spec.end_ids, pad_id=llm.engine.spec.pad_id,
+    )  # fmt: skip
+    mine, other = [i for canvas in made.canvases for i in canvas], run.ids[0].tolist()
     differing = sum(a != b for a, b in zip(mine, other, strict=False)) + abs(len(mine) - len(other))
     step_holds = difference <= TOLERANCE[dtype]
-    exact = dtype != torch.float32 or (differing == 0 and my_steps == other_steps)
+    exact = dtype != torch.float32 or (differing == 0 and made.steps == run.steps)
     return {
         "dtype": str(dtype).removeprefix("torch."),
         "step_difference": difference,
         "tolerance": TOLERANCE[dtype],
-        "same_steps": my_steps == other_steps,
+        "same_steps": made.steps == run.steps,
         "same_tokens": differing == 0,
         "differing_tokens": differing,
         "passed": step_holds and exact,

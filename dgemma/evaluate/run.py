@@ -39,8 +39,7 @@ class Tally:
 
     def add(self, example: Example, output: Output) -> None:
         """Grade one answer."""
-        calls = [{"name": c.name, "arguments": dict(c.arguments)} for c in output.tool_calls]
-        scores = grade(example, output.text, output.thinking, calls)
+        scores = score(example, output)
         self.count += 1
         self.steps += output.usage.steps
         self.tokens += output.usage.completion_tokens
@@ -58,10 +57,17 @@ class Tally:
         return self.scores.get(name, 0.0) / max(1, self.count)
 
 
+def score(example: Example, output: Output) -> dict[str, float]:
+    """The grader's scores of one answer."""
+    calls = [{"name": c.name, "arguments": dict(c.arguments)} for c in output.tool_calls]
+    return grade(example, output.text, output.thinking, calls)
+
+
 def answers(
-    llm: LLM, examples: list[Example], mode: Mode, seed: int, max_tokens: int
-) -> Iterator[tuple[Example, Output]]:
-    """Answers to all examples, `BATCH` at a time."""
+    llm: LLM, examples: list[Example], mode: Mode, seed: int, max_tokens: int,
+    setting: SamplingParams | None = None,
+) -> Iterator[tuple[Example, Output]]:  # fmt: skip
+    """Answers to all examples, `BATCH` at a time; `setting` is for diffusion alone."""
     for low in range(0, len(examples), BATCH):
         part = examples[low : low + BATCH]
         streams = []
@@ -72,6 +78,7 @@ def answers(
             params = SamplingParams(max_tokens=max_tokens)
             if mode == "diffusion":
                 params = SamplingParams(max_tokens=max_tokens, seed=seed + low + i)
+                params = params.merged(setting or SamplingParams())
             streams.append(
                 llm.submit(Request(token_ids=tuple(ids), params=params, mode=mode), chat=True)
             )

@@ -27,7 +27,9 @@ class Buffers(threading.local):
         key = name, like.dtype, like.device
         flat = self._flat.get(key)
         if flat is None or flat.numel() < rows * width:
-            flat = torch.empty(rows * width, dtype=like.dtype, device=like.device)
+            # A tensor made in inference mode could not be written to outside of it.
+            with torch.inference_mode(False):
+                flat = torch.empty(rows * width, dtype=like.dtype, device=like.device)
             self._flat[key] = flat
         return flat[: rows * width].view(rows, width)
 

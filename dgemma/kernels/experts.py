@@ -1,20 +1,23 @@
 """The mixture of experts: gated products of each row with its top-k experts.
 
-Three ways that give the same numbers within rounding. `experts_sparse` is the reference: expert by
+Four ways that give the same numbers within rounding. `experts_sparse` is the reference: expert by
 expert, only what was routed. `experts_grouped` sorts the rows by expert once and does everything
-but the products for all experts together; it is for 16 bit. `experts_dense` computes every expert
+but the products for all experts together; it is for 16 bit on a CPU, `experts_triton` for CUDA;
+neither has a backward. `experts_dense` computes every expert
 on every row and weighs the unrouted ones with zero, which wins where experts are tiny and is what
 training uses. Knows nothing about routing, layers or configs.
 """
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dgemma.errors import MissingExtra
 from dgemma.kernels.buffers import SCRATCH
 
 ROW_TILE = 16
@@ -41,12 +44,24 @@ def rows_linear(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(F.pad(x, (0, 0, 0, ROW_TILE - rows)), weight)[:rows]
 
 
-def choose_experts(num_experts: int, inner: int, dtype: torch.dtype) -> tuple[str, str]:
-    """The name of the faster way for these sizes, and the reason as text."""
+def choose_experts(
+    num_experts: int, inner: int, dtype: torch.dtype, device: torch.device, grad: bool = False
+) -> tuple[str, str]:
+    """The name of the faster way for these sizes, and the reason as text.
+
+    Args:
+        num_experts, inner: sizes of the layer.
+        dtype, device: of weights and rows.
+        grad: whether gradients are wanted; the fast ways for large layers have no backward.
+    """
     width = num_experts * inner
     if width <= DENSE_LIMIT:
         return "dense", f"{num_experts} experts x {inner} = {width} <= {DENSE_LIMIT} columns"
     why = f"{num_experts} experts x {inner} = {width} > {DENSE_LIMIT} columns"
+    if grad:
+        return "sparse", f"{why}; gradients are wanted"
+    if device.type == "cuda" and find_spec("triton") is not None:
+        return "triton", f"{why}; {device}"
     if dtype == torch.float32:
         return "sparse", f"{why}; fp32 keeps every row apart, bit for bit"
     return "grouped", f"{why}; 16 bit"
@@ -137,4 +152,30 @@ def experts_dense(
     return rows_linear(act.reshape(x.shape[0], -1), wide)
 
 
-EXPERTS = {"dense": experts_dense, "sparse": experts_sparse, "grouped": experts_grouped}
+def experts_on_cuda(
+    x: Tensor,  # [N, D]
+    index: Tensor,  # [N, K] int64
+    weight: Tensor,  # [N, K] fp32
+    gate_up: Tensor,  # [E, 2F, D], gate rows first
+    down: Tensor,  # [E, D, F]
+) -> Tensor:
+    """The same sum by the kernels of `experts_triton`: [N, D].
+
+    Raises:
+        MissingExtra: the triton package is not installed.
+    """
+    try:
+        from dgemma.kernels.experts_triton import experts_triton
+    except ModuleNotFoundError as error:
+        raise MissingExtra(
+            "the CUDA kernels need the triton package; pip install 'dgemma[cuda]'"
+        ) from error
+    return experts_triton(x, index, weight, gate_up, down)
+
+
+EXPERTS = {
+    "dense": experts_dense,
+    "sparse": experts_sparse,
+    "grouped": experts_grouped,
+    "triton": experts_on_cuda,
+}

@@ -12,6 +12,8 @@ Source: `transformers` 5.17 `modeling_diffusion_gemma.py` (cap, soft embedding) 
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 
@@ -28,14 +30,17 @@ CHUNK_ELEMENTS = 1 << 23
 ROWS_LIMIT = 1 << 14
 """Largest vocabulary that is read row by row: the logits of a canvas then stay in cache."""
 
-KERNELS = ("rows", "tiles")
+KERNELS = ("rows", "tiles", "triton")
 
 
-def choose_vocabulary(size: int) -> tuple[str, str]:
+def choose_vocabulary(size: int, device: torch.device) -> tuple[str, str]:
     """The name of the faster way for a vocabulary of `size` ids, and the reason as text."""
     if size <= ROWS_LIMIT:
         return "rows", f"{size} ids <= {ROWS_LIMIT}: whole rows of logits stay in cache"
-    return "tiles", f"{size} ids > {ROWS_LIMIT}: streamed, the logits never exist in memory"
+    why = f"{size} ids > {ROWS_LIMIT}: streamed, the logits never exist in memory"
+    if device.type == "cuda" and find_spec("triton") is not None:
+        return "triton", f"{why}; {device}"
+    return "tiles", why
 
 
 class Vocabulary:
@@ -45,7 +50,8 @@ class Vocabulary:
         table: [V, D], the embedding, which is the head as well.
         softcap: c of `c * tanh(logit / c)`.
         embed_scale: scalar tensor in the table's dtype that scales every embedding.
-        kernel: "rows" (the plain reference), "tiles" (streamed) or "auto".
+        kernel: "rows" (the plain reference), "tiles" (streamed), "triton" (streamed, with kernels
+            for CUDA) or "auto".
     """
 
     def __init__(
@@ -57,10 +63,10 @@ class Vocabulary:
         self.softcap = softcap
         self.embed_scale = embed_scale
         self.rows_at_a_time = max(ROW_TILE, CHUNK_ELEMENTS // table.shape[0])
-        self.kernel, self.reason = choose_vocabulary(table.shape[0])
+        self.kernel, self.reason = choose_vocabulary(table.shape[0], table.device)
         if kernel != "auto":
             self.kernel, self.reason = kernel, "asked for"
-        self.tiles = TiledReader(table, softcap, embed_scale)
+        self.tiles = TiledReader(table, softcap, embed_scale, triton=self.kernel == "triton")
 
     @torch.no_grad()
     def read(
@@ -81,7 +87,7 @@ class Vocabulary:
             InvalidRequest: see `Controls.check`.
         """
         controls.check(self.table.shape[0])
-        if self.kernel == "tiles" and controls.filters is None:
+        if self.kernel != "rows" and controls.filters is None:
             return self.tiles.read(hidden, temperature, keys, controls)
         rows = torch.arange(len(hidden), device=hidden.device)
         parts = []

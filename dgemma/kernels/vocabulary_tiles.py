@@ -13,11 +13,13 @@ Source: the idea of the online softmax (Milakov and Gimelshein, arXiv 1805.02867
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dgemma.errors import MissingExtra
 from dgemma.kernels.blocks import (
     BLOCK,
     LOWEST,
@@ -32,7 +34,7 @@ from dgemma.kernels.blocks import (
 )
 from dgemma.kernels.buffers import SCRATCH
 from dgemma.kernels.controls import Controls
-from dgemma.kernels.experts import ROW_TILE
+from dgemma.kernels.experts import ROW_TILE, rows_linear
 from dgemma.kernels.reading import Logprobs, Reading
 
 TILE_ELEMENTS = 1 << 21
@@ -100,12 +102,17 @@ class TiledReader:
     Args:
         table: [V, D].
         softcap, embed_scale: see `Vocabulary`.
+        triton: use the kernels of `vocabulary_triton`.
     """
 
-    def __init__(self, table: Tensor, softcap: float, embed_scale: Tensor) -> None:
+    def __init__(
+        self, table: Tensor, softcap: float, embed_scale: Tensor, triton: bool = False
+    ) -> None:
         self.table = table
         self.softcap = softcap
         self.embed_scale = embed_scale
+        self.triton = _triton() if triton else None
+        self.exact = table.dtype == torch.float32
         self.tile_elements = CUDA_TILE_ELEMENTS if table.is_cuda else TILE_ELEMENTS
 
     def read(
@@ -125,16 +132,21 @@ class TiledReader:
         plain = BlockSums.empty(rows, size, device) if controls.wants_logprobs else None
         likely: list[tuple[Tensor, Tensor]] = []
         tile = max(BLOCK, self.tile_elements // max(rows, ROW_TILE) // BLOCK * BLOCK)
+        fused = self.triton is not None and controls.bias is None and plain is None
         for low in range(0, size, tile):
-            x = self._logits(hidden, low, min(low + tile, size), controls)
+            high = min(low + tile, size)
+            if fused:
+                self._absorb_fused(hidden, temperature, low, high, controls, running)
+                continue
+            x = self._logits(hidden, low, high, controls)
             if plain is not None:
                 here = slice(low // BLOCK, low // BLOCK + x.shape[1] // BLOCK)
                 for whole, part in zip(_fields(plain), _fields(block_sums(x)), strict=True):
                     whole[:, here] = part
             if controls.alternatives:
                 likely = [_best(x, low, likely, controls.alternatives)]
-            x.div_(temperature[:, None])
-            self._absorb(x, low, running)
+            weights, shrink = epilogue(x.div_(temperature[:, None]), low, running, self.table)
+            self._believe(weights, shrink, low, running)
         # The cap hides an infinite product, so the hidden state itself is looked at.
         nats = torch.where(hidden.isfinite().all(-1), entropy(running.sums), torch.nan)
         sample = self._sample(hidden, temperature, keys, controls, running.sums)
@@ -154,11 +166,35 @@ class TiledReader:
             )
         return Reading(running.best, sample, nats, soft, logprobs)
 
-    def _absorb(self, x: Tensor, low: int, running: Running) -> None:
-        """Add a tile's tempered logits to what is known, and its embeddings to the belief."""
-        weights, shrink = epilogue(x, low, running, self.table)
-        table = self.table[low : low + x.shape[1]]
-        part = SCRATCH.take("part", len(x), self.table.shape[1], self.table)
+    def _absorb_fused(
+        self,
+        hidden: Tensor,
+        temperature: Tensor,
+        low: int,
+        high: int,
+        controls: Controls,
+        running: Running,
+    ) -> None:
+        """A tile without fp32 logits: raw products, then one kernel."""
+        assert self.triton is not None
+        rows, width = len(hidden), -(-(high - low) // BLOCK) * BLOCK
+        raw = SCRATCH.take("raw", rows, width, self.table)
+        if width == high - low:
+            torch.mm(hidden, self.table[low:high].T, out=raw)
+        else:
+            raw[:, : high - low] = hidden @ self.table[low:high].T
+            raw[:, high - low :] = -torch.inf
+        controls.adjust(raw[:, : high - low], low)
+        weights = SCRATCH.take("weights", rows, width, self.table)
+        shrink = self.triton.absorb(
+            raw, weights, temperature, self.softcap, low, running.peak, running.best, running.sums
+        )
+        self._believe(weights, shrink, low, running)
+
+    def _believe(self, weights: Tensor, shrink: Tensor, low: int, running: Running) -> None:
+        """Add a tile's embeddings to the belief."""
+        table = self.table[low : low + weights.shape[1]]
+        part = SCRATCH.take("part", len(weights), self.table.shape[1], self.table)
         torch.mm(weights[:, : len(table)], table, out=part)
         running.soft.mul_(shrink).add_(part)
 
@@ -177,7 +213,7 @@ class TiledReader:
             x[:, : high - low].copy_(torch.mm(hidden, table, out=raw))
             x[:, high - low :] = -torch.inf
         x = x[:rows]
-        capped(x, self.softcap, exact=self.table.dtype == torch.float32)
+        capped(x, self.softcap, exact=self.exact)
         x[:, high - low :] = -torch.inf
         controls.adjust(x[:, : high - low], low)
         return x
@@ -192,12 +228,22 @@ class TiledReader:
     ) -> Tensor:
         """int64 [N]; the logits of the chosen block of each row are made anew."""
         block, rest = pick_block(sums, keys)
-        out = torch.zeros_like(block)
+        x = capped(self._block_products(hidden, block).float(), self.softcap, exact=self.exact)
+        ids = block[:, None] * BLOCK + torch.arange(BLOCK, device=block.device)
+        size = self.table.shape[0]
+        x = controls.adjust_ids(x, ids.clamp(max=size - 1)).masked_fill(ids >= size, -torch.inf)
+        return block * BLOCK + pick_inside(x.div_(temperature[:, None]), rest)
+
+    def _block_products(self, hidden: Tensor, block: Tensor) -> Tensor:
+        """Products of each row with the 256 embeddings of its block: [N, 256]."""
+        if self.triton is not None:
+            products: Tensor = self.triton.block_products(hidden, self.table, block)
+            return products
+        out = hidden.new_zeros(len(hidden), BLOCK)
         for chosen in sorted(set(block.tolist())):
             rows = (block == chosen).nonzero()[:, 0]
-            low, high = chosen * BLOCK, min((chosen + 1) * BLOCK, len(self.table))
-            x = self._logits(hidden[rows], low, high, controls.rows(rows))
-            out[rows] = low + pick_inside(x.div_(temperature[rows, None]), rest[rows])
+            table = self.table[chosen * BLOCK : (chosen + 1) * BLOCK]
+            out[rows, : len(table)] = rows_linear(hidden[rows], table)
         return out
 
     def _chosen(self, hidden: Tensor, ids: Tensor, controls: Controls) -> Tensor:
@@ -207,8 +253,7 @@ class TiledReader:
             torch.bmm(self.table[i], h[:, :, None])[:, :, 0].float()
             for i, h in zip(*(torch.split(t, at_a_time) for t in (ids, hidden)), strict=True)
         ]
-        logits = torch.cat(parts).div_(self.softcap).tanh_().mul_(self.softcap)
-        return controls.adjust_ids(logits, ids)
+        return controls.adjust_ids(capped(torch.cat(parts), self.softcap, self.exact), ids)
 
 
 def capped(x: Tensor, cap: float, exact: bool) -> Tensor:
@@ -217,6 +262,21 @@ def capped(x: Tensor, cap: float, exact: bool) -> Tensor:
         return x.div_(cap).tanh_().mul_(cap)
     # tanh(y) = 1 - 2 / (1 + exp(2 y)); an overflow to infinity gives 1.
     return x.mul_(2 / cap).exp_().add_(1).reciprocal_().mul_(-2 * cap).add_(cap)
+
+
+def _triton() -> ModuleType:
+    """The kernels for CUDA.
+
+    Raises:
+        MissingExtra: the triton package is not installed.
+    """
+    try:
+        from dgemma.kernels import vocabulary_triton
+    except ModuleNotFoundError as error:
+        raise MissingExtra(
+            "the CUDA kernels need the triton package; pip install 'dgemma[cuda]'"
+        ) from error
+    return vocabulary_triton
 
 
 def _fields(sums: BlockSums) -> tuple[Tensor, Tensor, Tensor]:

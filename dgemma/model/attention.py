@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from dgemma.kernels.attention import grouped
+from dgemma.kernels.attention import attend_on_cuda, grouped
 from dgemma.model.cache import RowCache
 from dgemma.model.config import ModelConfig
 from dgemma.model.layers import Linear, RMSNorm, rotate
@@ -106,11 +106,17 @@ class CachedContext:
             store = segment.cache.layers[layer]
             if segment.denoise:
                 keys, values = store.with_canvas(k[rows], v[rows])
-                out[rows] = grouped(q[rows], keys, values, None, self.kernel)
+                if self.kernel == "triton":
+                    out[rows] = attend_on_cuda(q[rows], keys, values, None, causal=False)
+                else:
+                    out[rows] = grouped(q[rows], keys, values, None, self.kernel)
             else:
                 keys, values = store.append(k[rows], v[rows])
                 window = None if store.keep is None else self.window
-                self._causal(q[rows], keys, values, window, out[rows])
+                if self.kernel == "triton":
+                    out[rows] = attend_on_cuda(q[rows], keys, values, window, causal=True)
+                else:
+                    self._causal(q[rows], keys, values, window, out[rows])
         return out
 
     def _causal(

@@ -115,7 +115,8 @@ class Experts(nn.Module):
         kernel = self.kernel
         if kernel == "auto":
             count, _, inner = self.down_proj.shape
-            kernel, _ = choose_experts(count, inner, x.dtype)
+            grad = torch.is_grad_enabled() and (x.requires_grad or self.down_proj.requires_grad)
+            kernel, _ = choose_experts(count, inner, x.dtype, x.device, grad)
         return EXPERTS[kernel](x, index, weight, self.gate_up_proj, self.down_proj)
 
 

@@ -1,4 +1,4 @@
-"""How big a model is: parameters, active parameters, bytes at each precision, cache per token.
+"""How big a model is: parameters, bytes at each precision, cache per token, memory of a run.
 
 Everything is computed from the config by building the network on the meta device; nothing is
 typed in. Knows nothing about files or devices.
@@ -10,6 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
+from dgemma.kernels.attention import SCORES
+from dgemma.kernels.blocks import BLOCK
+from dgemma.kernels.vocabulary_tiles import TILE_ELEMENTS
+from dgemma.model.cache import RowCache
 from dgemma.model.config import ModelConfig
 from dgemma.model.transformer import DiffusionGemma
 
@@ -45,6 +49,71 @@ class Size:
         """Bytes of keys and values of one request after `tokens` tokens."""
         sliding = self.cache_fixed * min(tokens, window - 1) // max(1, window - 1)
         return (sliding + self.cache_per_token * tokens) * item_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peak:
+    """Most memory that a run takes, in bytes, by what it is for.
+
+    Attributes:
+        weights: of the text part.
+        cache: keys and values of all requests, as allocated at the end of their prompts.
+        work: activations of the widest forward, and the scratch memory of the kernels.
+    """
+
+    weights: int
+    cache: int
+    work: int
+
+    @property
+    def total(self) -> int:
+        """All of it, without what Python and torch themselves take."""
+        return self.weights + self.cache + self.work
+
+
+def peak(
+    config: ModelConfig, dtype: torch.dtype, prompt: int, batch: int = 1, chunk: int = 512
+) -> Peak:
+    """Predict the memory of a run on a CPU.
+
+    Args:
+        dtype: of weights, activations and cache.
+        prompt: tokens of each request's prompt.
+        batch: requests that run side by side.
+        chunk: prompt tokens that one forward encodes of a request.
+    """
+    item, width, canvas = dtype.itemsize, config.hidden_size, config.canvas_length
+    rows = batch * max(canvas, min(prompt, chunk))
+    heads = max(
+        shape.head_dim * (config.num_attention_heads + 2 * shape.num_key_value_heads)
+        for shape in (config.sliding, config.full)
+    )
+    inner, top_k = config.moe_intermediate_size, config.top_k_experts
+    routed = rows * top_k * (width + 3 * inner) * item
+    layer = rows * (6 * width + 3 * heads + 3 * config.intermediate_size) * item
+    tile = min(TILE_ELEMENTS, batch * canvas * config.vocab_size)
+    blocks = batch * canvas * config.vocab_size // BLOCK
+    words = tile * (8 + 2 * item) + batch * canvas * width * (4 + 3 * item) + 60 * blocks
+    scores = 2 * min(SCORES, config.num_attention_heads * canvas * (prompt + canvas)) * item
+    return Peak(
+        weights=measure(config).parameters * item,
+        cache=batch * cache_allocated(config, dtype, prompt, chunk),
+        work=routed + layer + words + scores,
+    )
+
+
+def cache_allocated(config: ModelConfig, dtype: torch.dtype, prompt: int, chunk: int) -> int:
+    """Bytes that one request's cache allocates for a prompt and a canvas, growth included."""
+    row = RowCache(config, prompt + config.canvas_length, dtype, torch.device("meta"))
+    for layer, store in enumerate(row.layers):
+        shape = config.attention(layer)
+        one = torch.empty(chunk, shape.num_key_value_heads, shape.head_dim, device="meta")
+        for low in range(0, prompt, chunk):
+            piece = one[: min(chunk, prompt - low)]
+            store.append(piece, piece)
+        canvas = one[:1].expand(config.canvas_length, -1, -1)
+        store.with_canvas(canvas, canvas)
+    return row.nbytes()
 
 
 def measure(config: ModelConfig) -> Size:

@@ -189,7 +189,8 @@ class DiffusionGemma(nn.Module):
             modes.append(modes[0].new_zeros(missing, 1))
         kernel = self.attention_kernel
         if kernel == "auto":
-            kernel, _ = choose_attention(self.dtype, self.device)
+            grad = torch.is_grad_enabled() and self.embed.weight.requires_grad
+            kernel, _ = choose_attention(self.dtype, self.device, grad)
         context = CachedContext(self.config, segments, kernel)
         out = self.run(torch.cat(inputs), torch.cat(positions), context, torch.cat(modes))
         for cache, ids, denoise, _ in parts:

@@ -104,8 +104,36 @@ def company(draw: Draw, split: Split) -> Slot:
 
 
 def item(draw: Draw, split: Split) -> Slot:
-    """A thing one can hold or buy; its plural ends in s, its article is "a"."""
-    return _quoted("item", drawn("item", split, lambda: draw.pick(ITEMS)))
+    """A thing one can hold or buy; its plural ends in s, its article is "a".
+
+    Held-out things are real words. Of a short list a model learns the list, not to copy, so two
+    thirds of those in training are made up: syllables, or the head of one thing on the tail of
+    another ("spork").
+    """
+    kind = draw.below(3) if split == "train" else 0
+    make = (lambda: draw.pick(ITEMS), lambda: _syllables(draw), lambda: _blend(draw))[kind]
+    return _quoted("item", drawn("item", split, make if kind == 0 else lambda: _unlisted(make)))
+
+
+def _syllables(draw: Draw) -> str:
+    count = draw.between(1, 2)
+    parts = [draw.pick(_ONSETS) + draw.pick(_VOWELS) for _ in range(count)]
+    return "".join(parts) + draw.pick(_CODAS)
+
+
+def _blend(draw: Draw) -> str:
+    """The head of one training thing on the tail of another: 3 to 8 letters, no s at the end."""
+    known = [thing for thing in ITEMS if split_of("item", thing) == "train"]
+    head, tail = draw.pick(known), draw.pick(known)
+    return head[: draw.between(1, len(head) - 1)] + tail[draw.between(1, len(tail) - 1) :]
+
+
+def _unlisted(make: Callable[[], str]) -> str:
+    """What `make` gives, made anew until it fits a sentence and is no listed thing."""
+    while True:
+        word = make()
+        if 3 <= len(word) <= 8 and word not in ITEMS and word[-1] != "s" and word[0] not in _VOWELS:
+            return word
 
 
 def number(draw: Draw, split: Split, least: int, most: int) -> Slot:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,11 @@ def test_broken_checkpoint(
         (("generate", "--max-tokens", "many", "x"), "int"),
         (("generate", "--autoregressive", "--max-steps", "4", "x"), "leave it out"),
         (("generate", "--max-stepz", "4", "x"), "did you mean '--max-steps'"),
+        (("generate", "--max-tok", "4", "x"), "did you mean '--max-tokens'"),
+        (("generate", "--max-tok=4", "x"), "did you mean '--max-tokens'"),
+        (("doctor", "--js"), "did you mean '--json'"),
+        (("--vers",), "did you mean '--version'"),
+        (("--",), "no command"),
         (("generate", "--device", "abacus", "x"), "use auto"),
         (("generate", "--dtype", "int3", "x"), "use auto"),
         (("generate", "--model", "nono", "x"), "did you mean 'nano'"),
@@ -198,10 +204,11 @@ def test_info(run: Callable[..., Ran]) -> None:
 
 def test_info_of_the_released_sizes(tmp_path: Path, run: Callable[..., Ran]) -> None:
     """The arithmetic of parameters: 25.2 B in all and 3.8 B active, the embedding once."""
+    layers: Any = (*["sliding_attention"] * 5, "full_attention") * 5
     config = ModelConfig(
         vocab_size=262_144, hidden_size=2816, intermediate_size=2112, moe_intermediate_size=704,
         num_experts=128, top_k_experts=8, num_attention_heads=16,
-        layer_types=((*["sliding_attention"] * 5, "full_attention") * 5),
+        layer_types=layers,
         sliding=AttentionShape(head_dim=256, num_key_value_heads=8, rope_theta=1e4),
         full=AttentionShape(
             head_dim=512, num_key_value_heads=2, rope_theta=1e6, partial_rotary_factor=0.25
@@ -259,6 +266,18 @@ def test_help(command: str, run: Callable[..., Ran]) -> None:
     """A help text with a stray percent sign raises."""
     code, out, err = run(*([command] if command else []), "--help")
     assert (code, err) == (0, "") and "usage: dgemma" in out
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_no_abbreviations(command: str) -> None:
+    """`--max-t` means `--max-tokens` today and is ambiguous tomorrow: scripts would break."""
+    parser = cli.Parser(prog="dgemma")
+    import_module(f"dgemma.cli.{command}").configure(parser)
+    options = [name for action in parser._actions for name in action.option_strings]
+    needed = ["x" for action in parser._actions if not action.option_strings]
+    usual, _ = parser.parse_known_args(needed)
+    for short in [name[:-1] for name in options if len(name) > 3 and name[:-1] not in options]:
+        assert parser.parse_known_args([*needed, short]) == (usual, [short])
 
 
 def test_no_command(run: Callable[..., Ran]) -> None:

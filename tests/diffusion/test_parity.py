@@ -18,10 +18,11 @@ import torch
 from dgemma.diffusion.canvas import CanvasSpec, Generation
 from dgemma.diffusion.generate import generate
 from dgemma.diffusion.schedule import Schedule
+from dgemma.evaluate.parity import ReferenceRun, reference_generate
 from dgemma.kernels.vocabulary import Vocabulary
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.types import SamplingParams
-from tests.oracle import OracleRun, oracle_generate, tiny_pair
+from tests.oracle import tiny_pair
 
 UNSURE: dict[str, Any] = {"gain": 0.4, "sharpness": 1.0}
 SURE: dict[str, Any] = {
@@ -84,7 +85,7 @@ def ours(
     )
 
 
-def assert_same(made: Generation, run: OracleRun) -> None:
+def assert_same(made: Generation, run: ReferenceRun) -> None:
     """Every canvas that was read, every argmax, the steps of each canvas, every token."""
     assert made.steps == tuple(len(drafts) for drafts in run.drafts)
     for told in made.trace:
@@ -99,7 +100,7 @@ def test_same_canvas_at_every_step(name: str, seed: int) -> None:
     sizes, params, canvases, _ = CONFIGS[name]
     theirs, model = tiny_pair(seed % 1000, **sizes)
     params = params.merged(SamplingParams(seed=seed))
-    run = oracle_generate(
+    run = reference_generate(
         theirs, prompts(1), [seed], Schedule.of(params), canvases=canvases, end_ids=()
     )
     assert_same(ours(model, prompts(1)[0].tolist(), params, canvases), run)
@@ -133,7 +134,7 @@ def test_end_ids_in_mid_canvas(seed: int) -> None:
     where, end = next((p, t) for p, t in enumerate(endless.canvases[1]) if t not in earlier and p)
     end_ids = (299, end, 297) if 299 not in earlier and 297 not in earlier else (end,)
     made = ours(model, prompt[0].tolist(), params, canvases, end_ids)
-    run = oracle_generate(
+    run = reference_generate(
         theirs, prompt, [seed], Schedule.of(params), canvases=canvases, end_ids=end_ids
     )
     assert_same(made, run)
@@ -145,7 +146,7 @@ def test_rows_of_the_oracles_batch_are_ours_alone() -> None:
     """The oracle goes on with finished rows; what they had must be what each gives by itself."""
     sizes, params, canvases, _ = CONFIGS["sure"]
     theirs, model = tiny_pair(0, **sizes)
-    run = oracle_generate(
+    run = reference_generate(
         theirs, prompts(3), [4, 5, 6], Schedule.of(params), canvases=canvases, end_ids=()
     )
     for b, seed in enumerate((4, 5, 6)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from dgemma.diffusion.random import Purpose, stream_keys, uniform_ids, uniforms
 from dgemma.diffusion.sampler import finish, questions, start, step, step_all
 from dgemma.diffusion.schedule import Schedule
 from dgemma.kernels.reading import Reading
-from dgemma.types import SamplingParams
+from dgemma.types import SamplingParams, canvas_width
 from tests.fakes import reading
 
 SPEC = CanvasSpec(length=4, vocab_size=1000, context_length=64, end_ids=(1, 106, 50))
@@ -120,6 +121,36 @@ def test_confidence_is_the_mean_over_all_positions() -> None:
     canvas = start(1, 0, SPEC)
     assert not stepped(canvas, reading([5, 6, 7, 8], [0.0, 0.0, 0.0, 2.0]), schedule).reason
     assert stepped(canvas, reading([5, 6, 7, 8], [0.0, 0.0, 0.0, 1.9]), schedule).reason
+
+
+def test_the_tail_may_be_ignored() -> None:
+    """What stands behind the first end id is cut off, so it need not settle; the end id must."""
+    assert 1 in SPEC.end_ids
+    schedule = replace(NEVER, confidence_threshold=0.5, stability_threshold=1)
+    for ignore in (False, True):
+        settling = replace(schedule, ignore_tail=ignore)
+        canvas = start(1, 0, SPEC)
+        for tail, unsure in ((7, 9.0), (8, 9.0)):
+            canvas = stepped(canvas, reading([5, 1, tail, 1], [0.1, 0.1, unsure, 9.0]), settling)
+        assert canvas.reason == ("converged" if ignore else "")
+        moved = replace(start(1, 0, SPEC), argmax=torch.tensor([5, 6, 7, 1]))
+        assert not stepped(moved, reading([5, 1, 7, 1], SURE), settling).reason
+        doubtful = replace(start(1, 0, SPEC), argmax=torch.tensor([5, 1, 7, 1]))
+        assert not stepped(doubtful, reading([5, 1, 7, 1], [0.1, 2.0, 0, 0]), settling).reason
+        endless = replace(start(1, 0, SPEC), argmax=torch.tensor([5, 6, 7, 8]))
+        assert not stepped(endless, reading([5, 6, 7, 8], [0.0, 0, 0, 2.4]), settling).reason
+
+
+@pytest.mark.parametrize(
+    ("asked", "most", "width"),
+    [
+        (None, 5, 256), ("auto", None, 256), ("auto", 1, 32), ("auto", 16, 32), ("auto", 17, 64),
+        ("auto", 32, 64), ("auto", 200, 224), ("auto", 5000, 256), (7, None, 7), (256, 3, 256),
+    ],
+)  # fmt: skip
+def test_canvas_width(asked: Any, most: int | None, width: int) -> None:
+    """A 32-token answer costs a quarter of a full canvas; none is cut off by its own canvas."""
+    assert canvas_width(SamplingParams(canvas_length=asked, max_tokens=most), 256) == width
 
 
 def test_the_step_cap_takes_the_last_argmax() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -104,21 +105,21 @@ def test_an_abandoned_stream_is_cancelled() -> None:
     assert one.running == 0
 
 
-def poison(model: DiffusionGemma) -> None:
-    """Puts a NaN where every row meets it."""
-    model.layers[0].input_norm.weight[0] = torch.nan
+def shared_weight(model: DiffusionGemma) -> torch.Tensor:
+    """A weight that every row meets."""
+    return model.get_parameter("layers.0.input_norm.weight")
 
 
 @pytest.mark.parametrize("mode", ["diffusion", "autoregressive"])
 def test_nan_weights(mode: str) -> None:
     """Numbers that are not finite become tokens, an endless loop, or an exception."""
     one = engine()
-    kept = one.model.layers[0].input_norm.weight.clone()
+    kept = shared_weight(one.model).clone()
     before = run(one.submit(request(mode=mode)))[1].token_ids
-    poison(one.model)
+    shared_weight(one.model)[0] = torch.nan
     _, output = run(one.submit(request(mode=mode)))
     assert output.finish_reason == "error" and "not finite" in str(output.error)
-    one.model.layers[0].input_norm.weight.copy_(kept)
+    shared_weight(one.model).copy_(kept)
     assert run(one.submit(request(mode=mode)))[1].token_ids == before, "the engine is spoilt"
 
 
@@ -159,6 +160,40 @@ def test_only_the_bad_row_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one.model, "forward_rows", one_bad)
     assert run(bad)[1].finish_reason == "error"
     assert run(good)[1] == expected
+
+
+def test_a_finished_row_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trap 6: a row that stays in the forward behind its end, or changes the answer it gave."""
+    one = engine()
+    expected = [run(one.submit(request(k, max_tokens=k * 8)))[1] for k in (1, 4)]
+    forward, rows = one.model.forward_rows, []
+
+    def counted(parts: Any) -> Any:
+        rows.append(len(parts))
+        return forward(parts)
+
+    monkeypatch.setattr(one.model, "forward_rows", counted)
+    short, long = (one.submit(request(k, max_tokens=k * 8)) for k in (1, 4))
+    assert run(long)[1] == expected[1] and run(short)[1] == expected[0]
+    # A prompt is one forward, a canvas is three steps, its commit one more while it goes on.
+    assert rows == [2] * (1 + 3) + [1] * (3 * (1 + 3))
+
+
+@pytest.mark.parametrize("mode", ["diffusion", "autoregressive"])
+def test_suppressed_ids_are_never_used(mode: str) -> None:
+    """Trap 8: a config's placeholders that do not reach the noise, the samples or the twin.
+
+    Half of the vocabulary is suppressed, so a leak would show in the first canvas.
+    """
+    barred = frozenset(range(1, 64, 2))
+    free, model = tiny(), tiny()
+    model.config = replace(model.config, suppress_ids=tuple(sorted(barred)))
+    outputs = [run(Engine(m, end_ids=()).submit(request(mode=mode)))[1] for m in (free, model)]
+    used = [
+        {*output.token_ids, *(i for t in output.trace for i in (*t.ids, *t.argmax))}
+        for output in outputs
+    ]
+    assert used[0] & barred and used[1] and not used[1] & barred
 
 
 @pytest.mark.parametrize("mode", ["diffusion", "autoregressive"])

@@ -102,7 +102,8 @@ def test_not_finite_rows_are_told() -> None:
 
 def test_the_choice_has_a_reason() -> None:
     """Small vocabularies are read row by row; an unknown kernel is refused, not ignored."""
-    assert choose_vocabulary(1024)[0] == "rows" and "1024" in choose_vocabulary(1024)[1]
-    assert choose_vocabulary(262_144)[0] == "tiles"
+    cpu = torch.device("cpu")
+    assert choose_vocabulary(1024, cpu)[0] == "rows" and "1024" in choose_vocabulary(1024, cpu)[1]
+    assert choose_vocabulary(262_144, cpu)[0] == "tiles"
     with pytest.raises(InvalidRequest, match="rows"):
         Vocabulary(torch.ones(300, 8), 30.0, torch.tensor(1.0), "cuda")

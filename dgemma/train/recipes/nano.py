@@ -55,7 +55,7 @@ _SECOND = Mix(
 )  # fmt: skip
 MIXES = ((0, _FIRST), (1750, _SECOND))
 """(first step, mix): Sudoku comes first, copying names into JSON takes longer and comes later."""
-PLAN = Plan()
+PLAN = Plan(steps=4000, decay=0.175)
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 CARD = """---
 license: apache-2.0
@@ -183,6 +183,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--directory", type=Path, default=Path("runs/nano"))
     parser.add_argument("--steps", type=int, default=PLAN.steps, help="length of the whole run")
+    parser.add_argument(
+        "--decay", type=float, default=PLAN.decay, help="share of the run in which the rate falls"
+    )
     parser.add_argument("--until", type=int, help="stop before this step; resume later")
     parser.add_argument("--eager", action="store_true", help="do not use torch.compile")
     parser.add_argument(
@@ -196,7 +199,7 @@ def main() -> None:
     config = nano_config(tokenizer)
     model = DiffusionGemma(config)
     model.reset_parameters(PLAN.seed)
-    plan = replace(PLAN, steps=arguments.steps, compile=not arguments.eager)
+    plan = replace(PLAN, steps=arguments.steps, decay=arguments.decay, compile=not arguments.eager)
     make = NanoBatches(str(tokenizer_directory()), config.canvas_length, plan.seed)
     report = partial(print, flush=True)
     train(model, make, plan, arguments.directory, report, arguments.until)

@@ -1,0 +1,1 @@
+"""Benchmarks: what a step costs, against what, and how that grows. `dgemma bench` runs them."""

@@ -1,0 +1,153 @@
+"""`bench generate`: what a user waits for, and three rates that are never to be mixed up.
+
+    committed tokens   those of the answer, end ids and padding not counted
+    canvas tokens      whole canvases, padding included
+    step tokens        positions denoised: steps x canvas length
+
+Knows the events of a stream. Knows nothing about parts of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dgemma.bench.chart import Bars
+from dgemma.bench.clock import now_ms
+from dgemma.bench.report import Table
+from dgemma.bench.stats import median
+from dgemma.errors import EngineError
+from dgemma.llm import LLM
+from dgemma.types import Request, SamplingParams, Usage
+
+NOTES = (
+    "`committed` counts the tokens of the answer, `canvas` whole canvases with their padding, "
+    "`step` every position of every denoising step; each over the time of the whole request, "
+    "prefill included.",
+    "Early stop as the checkpoint has it; seeds 0, 1, ... one a run. A frame is the draft after a "
+    "denoising step.",
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One measured request.
+
+    Attributes:
+        usage: its counts.
+        canvas: the length of a canvas.
+        total_ms, first_frame_ms, first_commit_ms: since it was submitted.
+    """
+
+    usage: Usage
+    canvas: int
+    total_ms: float
+    first_frame_ms: float
+    first_commit_ms: float
+
+    def rates(self) -> dict[str, float]:
+        """Tokens per second of the three kinds, and committed tokens per step."""
+        seconds = self.total_ms / 1e3
+        return {
+            "committed_tokens_per_s": self.usage.completion_tokens / seconds,
+            "canvas_tokens_per_s": self.usage.canvases * self.canvas / seconds,
+            "step_tokens_per_s": self.usage.steps * self.canvas / seconds,
+            "committed_tokens_per_step": self.usage.tokens_per_step,
+        }
+
+
+def answer(llm: LLM, prompt: Sequence[int], params: SamplingParams) -> Answer:
+    """Run one request and note when what was seen.
+
+    Raises:
+        EngineError: it failed.
+    """
+    device = llm.choice.device
+    start = now_ms(device)
+    seen: dict[str, float] = {}
+    usage = None
+    for event in llm.submit(Request(token_ids=tuple(prompt), params=params, frames=True)):
+        seen.setdefault(event.type, now_ms(device) - start)
+        if event.output is not None:
+            usage = event.output.usage
+            if event.output.error:
+                raise EngineError(f"the run failed: {event.output.error}")
+    assert usage is not None, "a stream ends with an output"
+    nan = float("nan")
+    return Answer(
+        usage, llm.engine.spec.length, seen["done"], seen.get("frame", nan), seen.get("commit", nan)
+    )
+
+
+def measure(llm: LLM, prompt: Sequence[int], max_tokens: int, runs: int) -> list[Answer]:
+    """A request that warms up, then `runs` that count."""
+    answer(llm, prompt, SamplingParams(seed=0, max_tokens=1, max_steps=2))
+    return [
+        answer(llm, prompt, SamplingParams(seed=seed, max_tokens=max_tokens))
+        for seed in range(runs)
+    ]
+
+
+def values(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Every number, for programs."""
+    return {
+        "runs": [
+            {
+                "prompt_tokens": one.usage.prompt_tokens,
+                "committed_tokens": one.usage.completion_tokens,
+                "canvases": one.usage.canvases,
+                "steps": one.usage.steps,
+                "total_ms": one.total_ms,
+                "first_frame_ms": one.first_frame_ms,
+                "first_commit_ms": one.first_commit_ms,
+                **one.rates(),
+            }
+            for one in answers
+        ],
+        **medians(answers),
+    }
+
+
+def medians(answers: Sequence[Answer]) -> dict[str, float]:
+    """The middle of every rate and time."""
+    rates = [one.rates() for one in answers]
+    out = {name: median([rate[name] for rate in rates]) for name in rates[0]}
+    out["first_frame_ms"] = median([one.first_frame_ms for one in answers])
+    out["first_commit_ms"] = median([one.first_commit_ms for one in answers])
+    out["total_ms"] = median([one.total_ms for one in answers])
+    out["steps_per_canvas"] = median(
+        [one.usage.steps / max(1, one.usage.canvases) for one in answers]
+    )
+    return out
+
+
+def tables(answers: Sequence[Answer]) -> tuple[list[Table], list[Bars]]:
+    """The results for people."""
+    middle = medians(answers)
+    rows: list[list[Any]] = [
+        ["committed tokens", middle["committed_tokens_per_s"], "per second"],
+        ["canvas tokens", middle["canvas_tokens_per_s"], "per second"],
+        ["step tokens", middle["step_tokens_per_s"], "per second"],
+        ["committed tokens", middle["committed_tokens_per_step"], "per step"],
+        ["steps", middle["steps_per_canvas"], "per canvas"],
+        ["time to first frame", middle["first_frame_ms"], "ms"],
+        ["time to first commit", middle["first_commit_ms"], "ms"],
+        ["whole request", middle["total_ms"], "ms"],
+    ]
+    each: list[list[Any]] = [
+        [
+            str(seed), one.usage.prompt_tokens, one.usage.completion_tokens, one.usage.canvases,
+            one.usage.steps, one.first_frame_ms, one.first_commit_ms, one.total_ms,
+        ]
+        for seed, one in enumerate(answers)
+    ]  # fmt: skip
+    head = (
+        "seed", "prompt tokens", "committed tokens", "canvases", "steps", "first frame, ms",
+        "first commit, ms", "total, ms",
+    )  # fmt: skip
+    names = ("committed", "canvas", "step")
+    series = {"tokens per second": [middle[f"{name}_tokens_per_s"] for name in names]}
+    chart = Bars("Rates of generation", "tokens per second", list(names), series, stacked=False)
+    first = Table(f"Medians of {len(answers)} answers", ("what", "value", "unit"), rows)
+    return [first, Table("Each answer", head, each)], [chart]

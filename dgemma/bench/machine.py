@@ -1,0 +1,109 @@
+"""What a measurement ran on: processor, memory, GPU, versions, commit.
+
+Knows where Linux keeps these facts; what is not there is "unknown". Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("dgemma", "torch", "transformers", "safetensors", "triton")
+LOAD = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+"""Mean of running processes in the minute before this module was loaded, so not our own."""
+
+QUIET = 0.7
+"""Above this load others compete for the cores."""
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _field(path: str, key: str) -> str | None:
+    """The value of the first `key : value` line of a file."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    found = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in found if name.strip() == key), None)
+
+
+def processor() -> str:
+    """The CPU's model name and its extensions that matter here."""
+    name = _field("/proc/cpuinfo", "model name") or platform.processor() or "unknown"
+    flags = (_field("/proc/cpuinfo", "flags") or "").split()
+    wanted = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    return f"{name} ({', '.join(wanted)})" if wanted else name
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory() -> str:
+    """The machine's memory in GB."""
+    text = _field("/proc/meminfo", "MemTotal")
+    return "unknown" if text is None else f"{int(text.split()[0]) * 1024 / 1e9:.1f} GB"
+
+
+def gpu() -> str:
+    """The CUDA device's name and memory, or "none"."""
+    if not torch.cuda.is_available():
+        return "none"
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return f"{found.name}, {found.total_memory / 1e9:.0f} GB"
+
+
+def commit() -> str:
+    """The commit of this source, with "-dirty" where files differ from it."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() if done.returncode == 0 else "unknown (no git checkout)"
+
+
+def versions() -> dict[str, str]:
+    """Installed versions; packages that are absent are left out."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    if torch.version.cuda:
+        found["CUDA"] = torch.version.cuda
+    return found
+
+
+def busy() -> str:
+    """A warning where other programs run, else nothing."""
+    if LOAD <= QUIET:
+        return ""
+    return (
+        f"warning: the load is {LOAD:.1f} before anything is measured; threads that wait for each "
+        "other then lose whole time slices, so times may be many times too long"
+    )
+
+
+def facts() -> dict[str, str]:
+    """Every fact of a report, as text."""
+    return {
+        "processor": processor(),
+        "cores": str(cores()),
+        "threads": str(torch.get_num_threads()),
+        "load before": f"{LOAD:.1f}",
+        "memory": memory(),
+        "GPU": gpu(),
+        "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
+        "commit": commit(),
+    }

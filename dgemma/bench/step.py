@@ -1,0 +1,222 @@
+"""`bench step`: one denoising step in parts, beside what the machine could do at most.
+
+Knows which module belongs to which part. Knows nothing about other programs or about prompts of
+several lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dgemma.bench.ceilings import Product, copy_rate, matrix_rate, products
+from dgemma.bench.chart import Bars
+from dgemma.bench.clock import Growth, Watch
+from dgemma.bench.drive import prompt_ids, run
+from dgemma.bench.report import Table
+from dgemma.bench.stats import median, shares
+from dgemma.llm import LLM
+
+PARTS = ("attention", "dense", "experts", "vocabulary")
+NOTES = (
+    "Parts are timed around the modules in a run of its own; `rest` is what is left of its steps: "
+    "norms, embedding, sampler. `dense` has the MLPs and the self-conditioning, `experts` the "
+    "router too.",
+    "`products` are the step's matrix products alone: torch.matmul on preallocated operands at the "
+    "step's own row counts, each the fastest way tried (weights as stored or transposed, the "
+    "vocabulary whole or in tiles).",
+    "Memory growth is the peak of anonymous resident memory during a step, over its value "
+    "after one warm step.",
+)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A step in milliseconds.
+
+    Attributes:
+        total_ms: median over steps without watching.
+        watched_ms: median over steps with it.
+        parts_ms: medians of the parts, and "rest"; they add up to `watched_ms`.
+    """
+
+    total_ms: float
+    watched_ms: float
+    parts_ms: dict[str, float]
+
+
+def watch_parts(watch: Watch, llm: LLM) -> None:
+    """Put timers around the parts of a step."""
+    for layer in llm.model.layers:
+        watch.add("attention", layer.attention)
+        watch.add("dense", layer.mlp)
+        watch.add("experts", layer.router)
+        watch.add("experts", layer.experts)
+    watch.add("dense", llm.model.self_conditioning)
+    watch.add("vocabulary", llm.engine.vocabulary, "read")
+
+
+def split(llm: LLM, prompt: Sequence[int], steps: int) -> tuple[Split, float]:
+    """The parts of a step, and the prefill time in milliseconds."""
+    plain = run(llm, [prompt], steps)
+    rows: list[dict[str, float]] = []
+    with Watch(llm.choice.device) as watch:
+        watch_parts(watch, llm)
+
+        class Around:
+            def __enter__(self) -> None:
+                watch.take()
+
+            def __exit__(self, *_: object) -> None:
+                rows.append(watch.take())
+
+        watched = run(llm, [prompt], steps, lambda number: Around())
+    first = 1 if len(rows) > 1 else 0
+    each = [
+        shares(total, {part: row.get(part, 0.0) for part in PARTS})
+        for total, row in zip(watched.step_ms[first:], rows[first:], strict=True)
+    ]
+    total = median(watched.steady_ms)
+    parts = {part: median([row[part] for row in each]) for part in PARTS}
+    return Split(median(plain.steady_ms), total, shares(total, parts)), plain.prefill_ms
+
+
+def routed_rows(llm: LLM, prompt: Sequence[int]) -> list[list[int]]:
+    """Rows that each expert of each layer gets in the second step of a canvas."""
+    count = llm.config.num_experts
+    seen: list[list[int]] = [[] for _ in llm.model.layers]
+    kept: list[tuple[Any, Any]] = []
+
+    def record(number: int, inner: Any) -> Any:
+        def outer(x: Tensor, index: Tensor, *rest: Tensor) -> Any:
+            own = index[: llm.config.canvas_length]  # fp32 forwards are filled up with rows
+            seen[number] = torch.bincount(own.flatten(), minlength=count).tolist()
+            return inner(x, index, *rest)
+
+        return outer
+
+    for number, layer in enumerate(llm.model.layers):
+        experts: Any = layer.experts
+        kept.append((experts, experts.forward))
+        experts.forward = record(number, experts.forward)
+    try:
+        run(llm, [prompt], 2)
+    finally:
+        for experts, _ in kept:
+            del experts.forward
+    return seen
+
+
+def visible_keys(llm: LLM, prompt: int) -> dict[int, int]:
+    """How many keys a canvas position sees in each layer."""
+    config = llm.config
+    window = config.sliding_window - 1
+    return {
+        number: config.canvas_length + (prompt if kind == "full_attention" else min(prompt, window))
+        for number, kind in enumerate(config.layer_types)
+    }
+
+
+def growth(llm: LLM, prompt: Sequence[int]) -> Growth:
+    """Memory growth during the third step, when one with a belief to take in has warmed up."""
+    watch = Growth(llm.choice.device)
+
+    def around(number: int) -> Any:
+        return watch if number == 2 else nullcontext()
+
+    run(llm, [prompt], 4, around)
+    return watch
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """All that `measure_step` found."""
+
+    split: Split
+    prefill_ms: float
+    growth: Growth
+    products: list[Product]
+    copy_gbs: float
+    rate_gflops: dict[str, float]
+
+    @property
+    def products_ms(self) -> dict[str, float]:
+        """Milliseconds of the products of each part."""
+        return {part: sum(p.ms for p in self.products if p.part == part) for part in PARTS}
+
+    def values(self) -> dict[str, Any]:
+        """Every number, for programs."""
+        total = sum(self.products_ms.values())
+        return {
+            "step_ms": self.split.total_ms,
+            "watched_step_ms": self.split.watched_ms,
+            "parts_ms": self.split.parts_ms,
+            "prefill_ms": self.prefill_ms,
+            "products_ms": self.products_ms,
+            "all_products_ms": total,
+            "step_over_products": self.split.total_ms / total,
+            "memory_growth_bytes": self.growth.growth_bytes,
+            "device_memory_growth_bytes": self.growth.device_growth_bytes,
+            "copy_gb_s": self.copy_gbs,
+            "matrix_gflop_s": self.rate_gflops,
+            "products": [
+                {"part": p.part, "name": p.name, "ms": p.ms, "gflop": p.flop / 1e9, "way": p.way}
+                for p in self.products
+            ],
+        }
+
+
+def measure_step(llm: LLM, prompt: int, steps: int) -> StepResult:
+    """Split, memory and ceilings of one model at one prompt length."""
+    ids, device = prompt_ids(llm.config, prompt), llm.choice.device
+    run(llm, [ids], 2)  # reads the weights from the disk, fills the allocator
+    parts, prefill = split(llm, ids, steps)
+    grown = growth(llm, ids)
+    routed = routed_rows(llm, ids)
+    keys = visible_keys(llm, prompt)
+    with torch.inference_mode():
+        found = products(llm.model, llm.config.canvas_length, keys, routed)
+        rates = {
+            str(dtype).removeprefix("torch."): matrix_rate(device, dtype)
+            for dtype in (torch.bfloat16, torch.float32)
+        }
+        copied = copy_rate(device)
+    return StepResult(parts, prefill, grown, found, copied, rates)
+
+
+def tables(result: StepResult) -> tuple[list[Table], list[Bars]]:
+    """The result for people."""
+    alone = result.products_ms
+    rows: list[list[Any]] = []
+    for part, ms in result.split.parts_ms.items():
+        base = alone.get(part)
+        flop = sum(p.flop for p in result.products if p.part == part) / 1e9
+        share = ms / result.split.watched_ms
+        rows.append([part, ms, f"{share:.0%}", base, ms / base if base else None, flop or None])
+    total = sum(alone.values())
+    flop = sum(p.flop for p in result.products) / 1e9
+    whole = result.split.total_ms
+    rows.append(["whole step, unwatched", whole, "", total, whole / total, flop])
+    step = Table(
+        "A denoising step",
+        ("part", "ms", "share", "products, ms", "step / products", "GFLOP"),
+        rows,
+    )
+    grown, device = result.growth.growth_bytes, result.growth.device_growth_bytes
+    machine: list[list[Any]] = [
+        ["copy bandwidth, read and write", result.copy_gbs, "GB/s"],
+        *[[f"matrix rate, {name}", rate, "GFLOP/s"] for name, rate in result.rate_gflops.items()],
+        ["rate of the step's products", flop / total * 1e3, "GFLOP/s"],
+        ["prefill", result.prefill_ms, "ms"],
+        ["growth of anonymous memory", None if grown is None else grown / 1e6, "MB"],
+    ]
+    if device is not None:
+        machine.append(["growth of device memory", device / 1e6, "MB"])
+    series = {part: [ms, alone.get(part, 0.0)] for part, ms in result.split.parts_ms.items()}
+    chart = Bars("A denoising step and its products alone", "ms", ["step", "products"], series)
+    return [step, Table("Ceilings and memory", ("what", "value", "unit"), machine)], [chart]

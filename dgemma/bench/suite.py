@@ -1,0 +1,162 @@
+"""The four measurements by name: each loads what it needs, measures, and gives a report.
+
+Knows what a report must carry. Knows nothing about options' spelling or where a report goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dgemma.bench import compare, generate, scale, step
+from dgemma.bench.chart import Chart
+from dgemma.bench.drive import open_llm, prompt_ids, resolved
+from dgemma.bench.machine import facts
+from dgemma.bench.report import Report, Table
+from dgemma.errors import InvalidRequest, nearest
+from dgemma.llm import LLM
+from dgemma.model.config import ModelConfig
+from dgemma.weights.files import load_config
+
+Say = Callable[[str], None]
+Options = Mapping[str, Any]
+AXES = ("prompt", "canvas", "batch", "layers")
+CACHES = ("dynamic", "static")
+MODES = {"both": ("as it comes", "tuned"), "plain": ("as it comes",), "tuned": ("tuned",)}
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which model, and where and how it runs; see `dgemma.llm.load`."""
+
+    model: str
+    device: str
+    dtype: str
+    threads: int | None
+    strict: bool
+
+    def open(self) -> LLM:
+        """Load it."""
+        return open_llm(self.model, self.device, self.dtype, self.threads, self.strict)
+
+
+def subject(model: str, config: ModelConfig, device: str, dtype: str) -> dict[str, str]:
+    """What was measured, as text."""
+    full = config.layer_types.count("full_attention")
+    return {
+        "model": model,
+        "sizes": (
+            f"hidden {config.hidden_size}, {config.num_layers} layers ({full} full), "
+            f"{config.num_experts} experts x {config.moe_intermediate_size} top "
+            f"{config.top_k_experts}, vocabulary {config.vocab_size:,}, "
+            f"canvas {config.canvas_length}, window {config.sliding_window}"
+        ),
+        "device": device,
+        "dtype": dtype,
+    }
+
+
+def _subject(where: Where, llm: LLM) -> dict[str, str]:
+    dtype = str(llm.choice.dtype).removeprefix("torch.")
+    return subject(where.model, llm.config, str(llm.choice.device), dtype)
+
+
+def _report(
+    title: str,
+    command: str,
+    about: Mapping[str, str],
+    shown: tuple[Sequence[Table], Sequence[Chart]],
+    values: Mapping[str, Any],
+    notes: Sequence[str],
+) -> Report:
+    return Report(title, command, about, facts(), shown[0], values, shown[1], notes)
+
+
+def run_step(where: Where, options: Options, command: str, say: Say) -> Report:
+    """See `step`."""
+    llm = where.open()
+    result = step.measure_step(llm, options["prompt"], options["steps"])
+    title = f"Denoising step, prompt {options['prompt']}"
+    about = _subject(where, llm)
+    return _report(title, command, about, step.tables(result), result.values(), step.NOTES)
+
+
+def run_compare(where: Where, options: Options, command: str, say: Say) -> Report:
+    """See `compare`."""
+    if options["modes"] not in MODES:
+        hint = nearest(options["modes"], MODES)
+        raise InvalidRequest(f"unknown modes {options['modes']!r}{hint}; known: {', '.join(MODES)}")
+    if options["cache"] not in CACHES:
+        hint = nearest(options["cache"], CACHES)
+        raise InvalidRequest(
+            f"unknown cache {options['cache']!r}{hint}; known: {', '.join(CACHES)}"
+        )
+    if where.threads is not None:
+        torch.set_num_threads(where.threads)
+    directory, device, dtype = resolved(where.model, where.device, where.dtype, where.strict)
+    config = load_config(directory, where.strict)
+    prompt_ids(config, options["prompt"])  # refused before anything is run
+    if (options["llama"] is None) != (options["llama_args"] is None):
+        raise InvalidRequest("--llama and --llama-args go together: a program and its arguments")
+    threads = torch.get_num_threads()
+    llama = []
+    if options["llama"] is not None:
+        words = options["llama_args"]
+        llama = compare.measure_llama(options["llama"], words, threads, options["pairs"])
+    job = compare.Job(
+        directory, options["prompt"], options["steps"], device, dtype, threads, options["cache"]
+    )
+    results = compare.measure(job, options["pairs"], MODES[options["modes"]], say)
+    about = subject(where.model, config, device, dtype)
+    shown = compare.tables(results, llama, options["prompt"])
+    found = compare.values(results, llama)
+    return _report("Ours and transformers", command, about, shown, found, compare.NOTES)
+
+
+def run_scale(where: Where, options: Options, command: str, say: Say) -> Report:
+    """See `scale`."""
+    axes = [axis.strip() for axis in options["axes"].split(",")]
+    for axis in axes:
+        if axis not in AXES:
+            known = ", ".join(AXES)
+            raise InvalidRequest(f"unknown axis {axis!r}{nearest(axis, AXES)}; known: {known}")
+    names = ("prompts", "canvases", "batches", "layers")
+    prompts, canvases, batches, layers = (scale.sizes(options[name], f"--{name}") for name in names)
+    llm = where.open()
+    if "prompt" in axes:
+        prompt_ids(llm.config, max(prompts))
+    prompt, steps = options["prompt"], options["steps"]
+    series: list[scale.Series] = []
+    caches: list[scale.CacheSize] = []
+    if "prompt" in axes:
+        series, caches = scale.by_prompt(llm, prompts, steps, say)
+    if "canvas" in axes:
+        series.append(scale.by_canvas(llm, canvases, prompt, steps, say))
+    if "batch" in axes:
+        series.append(scale.by_batch(llm, batches, prompt, steps, say))
+    if "layers" in axes:
+        series += scale.by_layers(llm, layers, prompt, steps, say)
+    about, shown = _subject(where, llm), scale.tables(series, caches)
+    found = scale.values(series, caches)
+    return _report("How the cost of a step grows", command, about, shown, found, scale.NOTES)
+
+
+def run_generate(where: Where, options: Options, command: str, say: Say) -> Report:
+    """See `generate`."""
+    llm = where.open()
+    prompt = prompt_ids(llm.config, options["prompt"])
+    answers = generate.measure(llm, prompt, options["max_tokens"], options["runs"])
+    about, shown = _subject(where, llm), generate.tables(answers)
+    title = f"Generation, prompt {options['prompt']}, at most {options['max_tokens']} tokens"
+    return _report(title, command, about, shown, generate.values(answers), generate.NOTES)
+
+
+SUITE: dict[str, Callable[[Where, Options, str, Say], Report]] = {
+    "step": run_step,
+    "compare": run_compare,
+    "scale": run_scale,
+    "generate": run_generate,
+}

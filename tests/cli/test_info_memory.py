@@ -1,0 +1,45 @@
+"""`dgemma info` predicts the memory of a run: a process of its own, measured by the system."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dgemma.bench.make import make
+from dgemma.bench.shapes import shape
+
+COMMAND = [sys.executable, "-c", "from dgemma.cli.main import main; import sys; sys.exit(main())"]
+RUN = """
+import sys, dgemma
+from dgemma.bench.clock import status_bytes
+llm = dgemma.load(sys.argv[1], device="cpu")
+llm.generate([5] * int(sys.argv[2]), dgemma.SamplingParams(max_tokens=1, max_steps=2, seed=0))
+print(status_bytes("VmHWM"))
+"""
+
+
+@pytest.fixture(scope="module")
+def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of 243 MB in bf16; run in fp32, as `auto` chooses."""
+    return make(shape("mini"), tmp_path_factory.mktemp("mini") / "model")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="VmHWM is Linux's")
+@pytest.mark.parametrize("prompt", [64, 2000])
+def test_the_prediction_is_within_5_percent(mini: Path, prompt: int) -> None:
+    """A part left out (scratch, cache growth, a copy of the weights at loading) shows here."""
+    told = subprocess.run(
+        [*COMMAND, "info", str(mini), "--prompt", str(prompt), "--json"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    predicted = json.loads(told.stdout)["run"]["peak_bytes"]
+    ran = subprocess.run(
+        [sys.executable, "-c", RUN, str(mini), str(prompt)],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    measured = int(ran.stdout)
+    assert measured == pytest.approx(predicted, rel=0.05)

@@ -1,0 +1,44 @@
+"""Settings compared on the same examples."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from dgemma.errors import InvalidRequest
+from dgemma.evaluate.paired import Setting, as_markdown, compare, difference, parse_setting
+from dgemma.types import SamplingParams
+from tests.nano import nano
+
+
+def test_settings_are_parsed() -> None:
+    """A word that is no JSON is a word; unknown names are refused with the nearest."""
+    made = parse_setting("max_steps=12,ignore_tail=true,canvas_length=auto").params
+    assert made == SamplingParams(max_steps=12, ignore_tail=True, canvas_length="auto")
+    assert parse_setting("").params == SamplingParams()
+    for text, said in (("max_step=3", "max_steps"), ("max_steps", "name=value"), ("seed=1", "seed"),
+                       ("max_steps=0", "max_steps")):  # fmt: skip
+        with pytest.raises(InvalidRequest, match=said):
+            parse_setting(text)
+
+
+def test_differences_are_paired() -> None:
+    """Unpaired, the spread between easy and hard examples would hide a small difference."""
+    base = [0.0, 1.0] * 50
+    better = [1.0, 1.0] + base[2:]
+    middle, half = difference(better, base)
+    assert middle == 0.01 and half == pytest.approx(1.96 * math.sqrt(0.01 / 100), rel=1e-6)
+    assert difference(base, base) == (0.0, 0.0)
+
+
+def test_compare_runs_each_setting_on_the_same_examples() -> None:
+    """Fewer steps must show as fewer steps, and the base must not be touched by the others."""
+    settings = [parse_setting(""), parse_setting("max_steps=2"), parse_setting("")]
+    compare(nano(), "sudoku", settings, 3, 96, report=lambda line: None)
+    first, few, again = settings
+    assert first.steps == again.steps and first.exact == again.exact
+    assert max(few.steps) <= 2 < max(first.steps)
+    table = as_markdown("sudoku", settings)
+    assert table.count("\n") == 4 and "max_steps=2" in table and "n = 3" in table
+    assert isinstance(first, Setting) and first.seconds > 0

@@ -1,0 +1,69 @@
+"""The Triton kernels of the vocabulary operation: in Triton's interpreter, and on CUDA."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dgemma.kernels.controls import Bias, Controls, Masks
+from dgemma.kernels.vocabulary import Vocabulary
+from tests.kernels.test_vocabulary import hidden_rows, make, random_keys
+
+pytest.importorskip("triton", reason="the kernels need the triton package")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if INTERPRETED else "cuda"
+here = pytest.mark.skipif(
+    not INTERPRETED and not torch.cuda.is_available(),
+    reason="no CUDA; test_in_the_interpreter runs these on the CPU",
+)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
+def test_in_the_interpreter() -> None:
+    """The interpreter must be asked for before the kernels are imported: a process of its own."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@here
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [5, 300, 5000])
+@pytest.mark.parametrize("count", [1, 20])
+def test_equal_to_the_plain_tiles(size: int, count: int, dtype: torch.dtype) -> None:
+    """Sums, peak, best id, weights and sample, over several tiles and a last one cut short."""
+    if INTERPRETED and dtype == torch.bfloat16:
+        pytest.skip("bf16 products are wrong in Triton's interpreter")
+    words = make(size, 4.0, dtype)
+    readings = []
+    for kernel in ("tiles", "triton"):
+        bound = Vocabulary(words.table.to(DEVICE), 30.0, words.embed_scale.to(DEVICE), kernel)
+        bound.tiles.tile_elements = 5 * 256 * max(count, 16)
+        given = hidden_rows(count).to(DEVICE, dtype), torch.linspace(0.4, 0.8, count).to(DEVICE)
+        mask = Masks.pack([range(1, size, 2)], size, torch.tensor([0] + [-1] * (count - 1)))
+        mask = Masks(mask.table.to(DEVICE), mask.index.to(DEVICE))
+        controls = Controls(suppress_ids=(3, 4), masks=mask)
+        readings.append(bound.read(*given, random_keys(count).to(DEVICE), controls))
+    a, b = readings
+    assert torch.equal(a.argmax, b.argmax) and (a.sample == b.sample).float().mean() > 0.94
+    torch.testing.assert_close(a.entropy, b.entropy, atol=1e-5, rtol=1e-5)
+    loose = 2e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(a.soft, b.soft, atol=loose, rtol=loose)
+
+
+@here
+def test_bias_takes_the_plain_epilogue() -> None:
+    """A bias acts behind the cap, so raw products cannot carry it."""
+    words = make(600, 4.0)
+    bound = Vocabulary(words.table.to(DEVICE), 30.0, words.embed_scale.to(DEVICE), "triton")
+    bias = Bias(*(torch.tensor([x]).to(DEVICE) for x in (2, 77, 60.0)))
+    got = bound.read(
+        hidden_rows(4).to(DEVICE), torch.ones(4).to(DEVICE), random_keys(4).to(DEVICE),
+        Controls(bias=bias),
+    )  # fmt: skip
+    assert got.argmax[2] == 77 and got.sample[2] == 77 and got.argmax[1] != 77
