@@ -101,11 +101,11 @@ def ours(kind: str, seed: int, noise: float = 0.0) -> Generation:
 def worth_comparing(kind: str, made: Generation) -> bool:
     """Whether it shows what its kind is here for: an early stop and an end id in mid-canvas.
 
-    Several canvases shall run to the cap, and hold more than padding behind the first.
+    Several canvases shall run to the cap, and hold more than one id behind the first.
     """
     if not KINDS[kind][2]:
         steps = (HOT.max_steps,) * 3
-        return made.steps == steps and len(set(made.canvases[1])) > 4
+        return made.steps == steps and len(set(made.canvases[1])) > 1
     size = nano().config.canvas_length
     end = len(made.token_ids) % size
     return (
