@@ -45,12 +45,16 @@ bench: $(STAMP)  ## measure speed on this machine: a step, answers, transformers
 
 # Random weights at the sizes of the released model, three layers of thirty: 6.4 GB on the disk.
 REAL := runs/real-layers-3
+MINI := runs/mini
 $(REAL)/config.json: $(STAMP)
 	$(BIN)/dgemma bench --make real-layers:3 $(REAL)
-performance: $(STAMP) $(REAL)/config.json  ## measure at real sizes; writes docs/performance.md
+$(MINI)/config.json: $(STAMP)
+	$(BIN)/dgemma bench --make mini $(MINI)
+performance: $(STAMP) $(REAL)/config.json $(MINI)/config.json  ## measure at real sizes; writes docs/performance.md
 	set -e; new=$$(mktemp); trap 'rm -f "$$new"' EXIT; exec > "$$new"; \
 	printf '# Performance\n\nWritten by `make performance`, which ran the commands named below.\n\n'; \
 	for prompt in 64 1024; do $(BIN)/dgemma bench compare $(REAL) --prompt $$prompt; done; \
+	$(BIN)/dgemma bench compare $(MINI) --dtype bfloat16; \
 	for prompt in 64 1024; do $(BIN)/dgemma bench step $(REAL) --prompt $$prompt; done; \
 	$(BIN)/dgemma bench scale $(REAL) --prompts 64,512,1024,1536,2048,4096,8192; \
 	$(BIN)/dgemma bench generate nano; \
