@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         InvalidRequest,
         MissingExtra,
         ModelNotFound,
+        Overloaded,
         TemplateError,
         TokenizerError,
     )
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "dgemma.errors": (
         "CheckpointError", "ConfigError", "ContextOverflow", "DGemmaError", "DeviceError",
-        "EngineError", "InvalidRequest", "MissingExtra", "ModelNotFound", "TemplateError",
-        "TokenizerError",
+        "EngineError", "InvalidRequest", "MissingExtra", "ModelNotFound", "Overloaded",
+        "TemplateError", "TokenizerError",
     ),
     "dgemma.llm": ("LLM", "load", "save"),
     "dgemma.types": ("Event", "Output", "Request", "SamplingParams", "ToolCall", "Usage"),
@@ -51,6 +52,7 @@ __all__ = [
     "MissingExtra",
     "ModelNotFound",
     "Output",
+    "Overloaded",
     "Request",
     "SamplingParams",
     "TemplateError",

@@ -5,7 +5,9 @@ Knows which devices torch can see. Knows nothing about models beyond their size 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -81,3 +83,17 @@ def choose(device: str, dtype: str, parameters: int, stored: str | None) -> Choi
     place, why = choose_device(device)
     number, because = choose_dtype(dtype, place, parameters, stored)
     return Choice(place, number, why, because)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory of a device that nobody uses now, as far as the system tells."""
+    if device.type == "cuda":
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

@@ -9,6 +9,7 @@
     +-- InvalidRequest     a prompt or a parameter that cannot be honoured
     |   +-- ContextOverflow    prompt does not fit the context of the model
     +-- EngineError        a request failed while it ran
+    +-- Overloaded         too many requests wait already
     +-- MissingExtra       an optional dependency is not installed
     +-- DeviceError        the device, dtype or kernel asked for is not there
 
@@ -56,6 +57,10 @@ class ContextOverflow(InvalidRequest):
 
 class EngineError(DGemmaError):
     """A request failed while it ran; the other requests go on."""
+
+
+class Overloaded(DGemmaError):
+    """Too many requests wait already; the same request may succeed later."""
 
 
 class MissingExtra(DGemmaError):

@@ -6,7 +6,7 @@ Knows how prompts become ids and events become text. Knows nothing about how a s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,18 @@ from typing import Any
 import torch
 
 from dgemma.device import Choice, choose
+from dgemma.engine.counters import Counters
 from dgemma.engine.engine import Engine
-from dgemma.engine.engine import Stream as EngineStream
+from dgemma.engine.worker import Worker
 from dgemma.errors import InvalidRequest, TemplateError, TokenizerError
 from dgemma.model.config import ModelConfig
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.text.answer import AnswerReader
 from dgemma.text.chat import ChatTemplate
 from dgemma.text.parse import MarkerIds, thought_is_open
+from dgemma.text.stream import Stream
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import Event, Mode, Output, Request, SamplingParams, ThoughtIds
+from dgemma.types import Mode, Output, Request, SamplingParams, ThoughtIds
 from dgemma.weights.files import Checkpoint, find_model, open_checkpoint
 from dgemma.weights.load import load_weights
 from dgemma.weights.save import save_weights
@@ -34,74 +36,6 @@ TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.jso
               "chat_template.jinja", "README.md")  # fmt: skip
 
 
-Draft = Callable[[Sequence[int]], str]
-"""From a frame's ids to its text."""
-
-
-class Stream:
-    """The events of one request; iterate it, and `close` it at any time.
-
-    Closing before the end cancels the request: nothing more is computed for it, and the next (and
-    last) event is "done" with finish reason "cancelled".
-    """
-
-    def __init__(
-        self, events: EngineStream, reader: AnswerReader | None, texts: deque[str], draft: Draft
-    ) -> None:
-        """`texts` has the text of every commit, in order; see `LLM.submit`."""
-        self._events = events
-        self._reader = reader
-        self._texts = texts
-        self._draft = draft
-        self._finished = False
-
-    def __iter__(self) -> Iterator[Event]:
-        return self
-
-    def __next__(self) -> Event:
-        if self._finished:
-            raise StopIteration
-        event = next(self._events)
-        if event.type == "frame":
-            return replace(event, text=self._draft(event.ids))
-        if event.type == "commit":
-            return replace(event, text=self._texts.popleft() if self._texts else "")
-        return self._done(event)
-
-    def _done(self, event: Event) -> Event:
-        self._finished = True
-        assert event.output is not None
-        if self._reader is None:
-            return event
-        tail = self._reader.finish()
-        return replace(event, text=tail, output=self._read(event.output))
-
-    def _read(self, output: Output) -> Output:
-        reader = self._reader
-        assert reader is not None
-        ids = output.token_ids[: reader.kept] if reader.stopped else output.token_ids
-        return replace(
-            output,
-            token_ids=ids,
-            usage=replace(output.usage, completion_tokens=len(ids)),
-            finish_reason="stop" if reader.stopped else output.finish_reason,
-            text=reader.text,
-            thinking=reader.thinking or None,
-            tool_calls=tuple(reader.tool_calls),
-        )
-
-    def close(self) -> None:
-        """Cancel what is still running; harmless after the end."""
-        self._events.close()
-
-    def result(self) -> Output:
-        """Run to the end and return the answer."""
-        for event in self:
-            if event.output is not None:
-                return event.output
-        raise AssertionError("a stream ends with an output")
-
-
 class LLM:
     """A loaded model with its text layer and its engine. Made by `load`.
 
@@ -109,6 +43,7 @@ class LLM:
         model: the network, a `torch.nn.Module`.
         config: its sizes.
         choice: device and dtype with their reasons.
+        engine: what runs requests; `worker` is the thread that drives it.
         tokenizer, template: None where the checkpoint has none.
         defaults: the checkpoint's own sampler.
     """
@@ -120,6 +55,9 @@ class LLM:
         choice: Choice,
         tokenizer: Tokenizer | None,
         template: ChatTemplate | None,
+        *,
+        cache_bytes: int | None = None,
+        max_running: int = 32,
     ) -> None:
         self.model = model
         self.config: ModelConfig = checkpoint.config
@@ -129,7 +67,11 @@ class LLM:
         self.template = template
         self.defaults: SamplingParams = checkpoint.generation.params
         end_ids = checkpoint.generation.eos_token_ids or checkpoint.config.eos_token_ids
-        self.engine = Engine(model, end_ids=end_ids, defaults=self.defaults)
+        self.engine = Engine(
+            model, end_ids=end_ids, defaults=self.defaults, cache_bytes=cache_bytes,
+            max_running=max_running,
+        )  # fmt: skip
+        self.worker = Worker(self.engine)
         self._markers = None if tokenizer is None else MarkerIds.of(tokenizer)
 
     # -- prompts -------------------------------------------------------------------------------
@@ -182,7 +124,9 @@ class LLM:
     # -- running -------------------------------------------------------------------------------
 
     def submit(self, request: Request, *, chat: bool = False) -> Stream:
-        """Start a request. Iterate the stream for its events; close it at any time.
+        """Start a request, from any thread. Iterate the stream for its events, or close it.
+
+        It runs whether or not the stream is read, beside all others, and its tokens are the same.
 
         Args:
             request: ids and parameters.
@@ -190,6 +134,7 @@ class LLM:
 
         Raises:
             InvalidRequest: the request cannot be honoured; nothing was started.
+            Overloaded: too many requests wait.
         """
         stop = request.params.stop or ()
         if stop or chat:
@@ -211,7 +156,15 @@ class LLM:
             texts.append(reader.push(ids))
             return reader.stopped
 
-        return Stream(self.engine.submit(request, enough), reader, texts, self._draft)
+        return Stream(self.worker.submit(request, enough), reader, texts, self._draft)
+
+    def counters(self) -> Counters:
+        """What runs now and what has run, as plain numbers."""
+        return self.engine.counters()
+
+    def close(self, *, finish: bool = False) -> None:
+        """Cancel what runs, or wait until it is finished, and take no further request."""
+        self.worker.close(finish=finish)
 
     def _draft(self, ids: Sequence[int]) -> str:
         return "" if self.tokenizer is None else self.tokenizer.decode(ids)
@@ -323,8 +276,9 @@ class LLM:
 
 
 def load(
-    name: str | Path = "nano", *, device: str = "auto", dtype: str = "auto", strict: bool = True
-) -> LLM:
+    name: str | Path = "nano", *, device: str = "auto", dtype: str = "auto", strict: bool = True,
+    cache_bytes: int | None = None, max_running: int = 32,
+) -> LLM:  # fmt: skip
     """Load a model.
 
     Args:
@@ -333,6 +287,9 @@ def load(
         dtype: "auto" (on a CPU fp32 under 1 GB of weights, else the checkpoint's own), "float32",
             "bfloat16" or "float16".
         strict: refuse unknown keys in config.json.
+        cache_bytes: memory for the keys and values of all requests; None: a quarter of a CPU's
+            free memory, 0.8 of a GPU's, and never more than could be of use.
+        max_running: most requests that are worked on at a time; more wait.
 
     Raises:
         ModelNotFound, ConfigError, CheckpointError, TokenizerError, TemplateError, DeviceError:
@@ -351,7 +308,10 @@ def load(
     choice = choose(device, dtype, count, checkpoint.dtype)
     load_weights(model, checkpoint, device=choice.device, dtype=choice.dtype)
     model.eval().requires_grad_(False)
-    return LLM(model, checkpoint, choice, tokenizer, template)
+    return LLM(
+        model, checkpoint, choice, tokenizer, template, cache_bytes=cache_bytes,
+        max_running=max_running,
+    )  # fmt: skip
 
 
 def save(llm: LLM, directory: str | Path) -> Path:

@@ -21,6 +21,9 @@ Mode = Literal["diffusion", "autoregressive"]
 WIDTH_STEP, END_ROOM = 32, 16
 """An automatic canvas is a multiple of the one, with room for `max_tokens` and the other."""
 
+PAGE = 64
+"""Tokens of a page of the key-value memory."""
+
 ENTROPY_PER_NAT = 64
 """`Event.entropy` holds round(64 x nats) per position, capped at 255 (about 4 nats)."""
 
@@ -171,6 +174,12 @@ class Request:
         frames: whether a "frame" event is wanted for each denoising step.
         trace: whether `Output.trace` shall hold every step.
         thought: needed when `params.thinking_budget` is set.
+        priority: the highest goes first; 0 is a person who waits, less is for work in the
+            background. It never changes the tokens, nor does anything below.
+        owner: whose request it is. Owners take turns, however many requests one has.
+        slot: a newer request of the same owner and slot cancels this one (an editor's completion).
+        deadline_s: seconds after which the request ends with an error, whatever it has.
+        patience_s: seconds after which it ends with an error if it has not begun.
     """
 
     token_ids: tuple[int, ...]
@@ -180,6 +189,21 @@ class Request:
     frames: bool = False
     trace: bool = False
     thought: ThoughtIds | None = None
+    priority: int = 0
+    owner: str = ""
+    slot: str = ""
+    deadline_s: float | None = None
+    patience_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.priority, bool) or not isinstance(self.priority, int):
+            raise InvalidRequest(f"priority must be an integer, got {self.priority!r}")
+        for name in ("deadline_s", "patience_s"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise InvalidRequest(f"{name} must be a positive number of seconds, got {value!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import random
 from functools import cache
+from typing import Any
 
 import torch
 
 import dgemma
+from dgemma.diffusion.autoregress import autoregress
 from dgemma.diffusion.canvas import Generation
 from dgemma.diffusion.generate import generate
 from dgemma.engine.engine import Engine
@@ -25,7 +27,7 @@ def nano(dtype: str = "float32") -> LLM:
     return dgemma.load("nano", device="cpu", dtype=dtype)
 
 
-def nano_engine(*, endless: bool = False, chunk: int = 512) -> Engine:
+def nano_engine(*, endless: bool = False, chunk: int = 512, **options: Any) -> Engine:
     """A fresh engine on nano's network; an endless one knows no end ids: many canvases."""
     llm = nano()
     return Engine(
@@ -33,6 +35,7 @@ def nano_engine(*, endless: bool = False, chunk: int = 512) -> Engine:
         end_ids=() if endless else llm.engine.spec.end_ids,
         defaults=llm.defaults,
         chunk=chunk,
+        **options,
     )
 
 
@@ -66,6 +69,11 @@ def by_reference(engine: Engine, request: Request) -> Generation:
     """The same request by the reference loop, with the engine's network and defaults."""
     model, spec = engine.model, engine.spec
     rows = model.new_cache(1, spec.context_length)
+    if request.mode == "autoregressive":
+        return autoregress(
+            request.token_ids, request.params, spec,
+            lambda ids: model.encode(ids, rows), engine.vocabulary.greedy,
+        )  # fmt: skip
     return generate(
         request.token_ids,
         request.params.merged(engine.defaults),

@@ -218,7 +218,7 @@ def test_ignore_tail_reaches_the_sampler(llm: LLM) -> None:
     """A draft that ends at once has no tail that counts, so two equal drafts are enough for it."""
     always = replace(llm.engine.spec, end_ids=tuple(range(llm.config.vocab_size)))
     engine = copy.copy(llm.engine)
-    engine.spec, engine._rows = always, []
+    engine.spec = always
     params = SamplingParams(seed=1, max_steps=12, max_tokens=90, t_min=2.0, t_max=3.0)
     ids = tuple(llm.prompt_ids("Once upon a time"))
     steps = []

@@ -96,6 +96,7 @@ def run(
     params = SamplingParams(
         seed=0, max_steps=steps, confidence_threshold=0.0, max_tokens=engine.spec.length
     )
+    engine.forget()  # a prompt that was measured before must be encoded again
     streams = [engine.submit(Request(token_ids=tuple(p), params=params)) for p in prompts]
     try:
         start = now_ms(device)

@@ -64,6 +64,7 @@ def answer(llm: LLM, prompt: Sequence[int], params: SamplingParams) -> Answer:
         EngineError: it failed.
     """
     device = llm.choice.device
+    llm.engine.forget()  # a prompt that was measured before must be encoded again
     start = now_ms(device)
     seen: dict[str, float] = {}
     usage = None

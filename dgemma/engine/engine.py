@@ -1,31 +1,56 @@
-"""The engine: takes requests, runs one forward per step over rows in any phase, reports events.
+"""The engine: takes requests, runs one pass at a time over rows in any phase, reports events.
 
-Knows the model, the sampler and the caches. Knows nothing about text, files or servers. There is no
-thread of its own: whoever waits for an event drives the engine, one step at a time, under a lock.
+    plan      the scheduler says who takes part, and which pages they have
+    pass      one forward over all parts, then the vocabulary for all canvases
+    apply     each row takes in what the pass found for it: a frame, a commit, its end
+
+What goes wrong in a pass is found out by running its halves: only the request that is to blame
+ends. Knows the model, the sampler and the pages. Knows nothing about text, files or servers, and
+has no thread of its own: whoever waits for an event drives it, one step at a time, under a lock.
+`Worker` gives it a thread.
 """
 
 from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from dgemma.diffusion.canvas import CanvasSpec
+from dgemma.device import free_bytes
+from dgemma.diffusion.canvas import Canvas, CanvasSpec
 from dgemma.diffusion.sampler import questions, step_all
 from dgemma.diffusion.schedule import Schedule
+from dgemma.engine.counters import Clock, Counters
+from dgemma.engine.pages import Pages
 from dgemma.engine.request import Limits, Progress, resolve
-from dgemma.engine.row import Enough, Row
+from dgemma.engine.row import Enough, Outcome, Row
+from dgemma.engine.scheduler import Job, Scheduler, Turn
+from dgemma.engine.stream import Stream
 from dgemma.kernels.controls import Controls
 from dgemma.kernels.vocabulary import Vocabulary
+from dgemma.model.cache import PagedMemory
+from dgemma.model.size import page_bytes, page_counts
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.types import Event, Request, SamplingParams
 
 CHUNK = 512
 """Most prompt tokens of one request that a step encodes."""
+
+SHARE = {"cpu": 0.25, "cuda": 0.8}
+"""Part of a device's free memory that keys and values may take."""
+
+TRIES = 3
+"""How often a request that runs out of memory alone is tried before it ends."""
+
+Work = tuple[Row, int]
+"""A row's part of a pass: ids to encode, or 0 for a denoising step."""
 
 
 class Engine:
@@ -42,6 +67,11 @@ class Engine:
         end_ids: Sequence[int] | None = None,
         defaults: SamplingParams | None = None,
         chunk: int = CHUNK,
+        cache_bytes: int | None = None,
+        max_running: int = 32,
+        max_tokens: int = 8192,
+        max_waiting: int = 1024,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         Args:
@@ -49,6 +79,12 @@ class Engine:
             end_ids: ids that end an answer; None: those of the config.
             defaults: the checkpoint's own sampler.
             chunk: most prompt tokens of one request that a step encodes.
+            cache_bytes: memory for keys and values; None: a share of what is free.
+            max_running, max_tokens, max_waiting: see `Scheduler`.
+            clock: seconds, for deadlines and ageing.
+
+        Raises:
+            InvalidRequest: `cache_bytes` does not suffice for one request.
         """
         config = model.config
         self.model = model
@@ -63,17 +99,62 @@ class Engine:
             suppress_ids=config.suppress_ids,
             device=model.device,
         )
-        self.limits = Limits(
-            context=self.spec.context_length,
-            canvas=self.spec.length,
-            vocab_size=self.spec.vocab_size,
-        )
         self.vocabulary = Vocabulary(
             model.embed.weight, config.final_logit_softcapping, model.embed_scale()
         )
+        budget = cache_bytes
+        if budget is None:
+            budget = int(free_bytes(model.device) * SHARE[model.device.type])
+        full, sliding = page_counts(config, model.dtype, budget, max_running, chunk)
+        self.memory = PagedMemory(config, full, sliding, model.dtype, model.device)
+        self.page_bytes = page_bytes(config, model.dtype)
+        self._scheduler = partial(
+            Scheduler, chunk=chunk, max_running=max_running, max_tokens=max_tokens,
+            max_waiting=max_waiting,
+        )  # fmt: skip
+        self._pages = partial(Pages, full, sliding, config.sliding_window)
+        self.scheduler = self._scheduler(self._pages())
+        self.limits = Limits(
+            context=min(self.spec.context_length, self.scheduler.pages.capacity),
+            canvas=self.spec.length,
+            vocab_size=self.spec.vocab_size,
+        )
         self._controls = Controls(suppress_ids=self.spec.suppress_ids)
-        self._rows: list[Row] = []
+        self._clock = clock
+        self._rows: dict[Job, Row] = {}
+        self._counted = Clock()
+        self._cancels: deque[Row] = deque()
         self._lock = threading.RLock()
+        self._busy = False
+
+    # -- requests ------------------------------------------------------------------------------
+
+    def prepare(self, request: Request, enough: Enough | None = None) -> Row:
+        """Check a request and make its row. Changes nothing; any thread may call it.
+
+        Raises:
+            InvalidRequest, ContextOverflow: it cannot be honoured.
+        """
+        resolved = resolve(request, self.defaults, self.limits, seed=secrets.randbits(63))
+        spec = self.spec.narrowed(resolved.params)
+        progress = Progress(resolved, replace(self.limits, canvas=spec.length))
+        return Row(Job(progress), spec, Schedule.of(resolved.params), enough)
+
+    def add(self, row: Row) -> None:
+        """Take a prepared row in.
+
+        Raises:
+            Overloaded: too many requests wait; nothing has changed.
+        """
+        with self._lock:
+            older = self.scheduler.add(row.job, self._clock())
+            self._rows[row.job] = row
+            row.begin()
+            if older is not None:
+                self._rows[older].progress.finish("cancelled")
+                self._retire(self._rows[older])
+            if row.progress.output is not None:
+                self._retire(row)
 
     def submit(self, request: Request, enough: Enough | None = None) -> Stream:
         """Take a request; it runs while its stream, or any other, is iterated.
@@ -84,18 +165,10 @@ class Engine:
 
         Raises:
             InvalidRequest, ContextOverflow: it cannot be honoured; nothing was started.
+            Overloaded: too many requests wait.
         """
-        resolved = resolve(request, self.defaults, self.limits, seed=secrets.randbits(63))
-        spec = self.spec.narrowed(resolved.params)
-        limits = replace(self.limits, canvas=spec.length)
-        progress = Progress(resolved, limits, pending=list(resolved.token_ids))
-        cache = self.model.new_cache(1, self.limits.context).rows[0]
-        row = Row(progress, cache, spec, Schedule.of(resolved.params), enough)
-        with self._lock:
-            self._rows.append(row)
-            row.begin()
-            if progress.output is not None:
-                self._retire(row)
+        row = self.prepare(request, enough)
+        self.add(row)
         return Stream(self, row)
 
     @property
@@ -104,88 +177,206 @@ class Engine:
         return len(self._rows)
 
     def cancel(self, row: Row) -> None:
-        """End a request now; its last event is queued. Harmless after the end."""
-        with self._lock:
-            if row.progress.output is None:
+        """End a request now, or after the step that runs; harmless after the end."""
+        self._cancels.append(row)
+        if self._lock.acquire(blocking=False):
+            try:
+                if not self._busy:  # else this very thread is in the middle of a step
+                    self._cancel_all()
+            finally:
+                self._lock.release()
+
+    def _cancel_all(self) -> None:
+        while self._cancels:
+            row = self._cancels.popleft()
+            if row.job in self._rows:
                 row.progress.finish("cancelled")
                 self._retire(row)
 
+    def next_event(self, row: Row) -> Event:
+        """Drive the engine until a row has an event."""
+        while (event := row.mail.take()) is None:
+            self.step()
+        return event
+
+    async def arrival(self, row: Row) -> Event:
+        """The same in an event loop, which is held up for a step at a time."""
+        return self.next_event(row)
+
+    def end_all(self, error: str | None = None) -> None:
+        """Cancel every request; or end it with an error, where the engine itself cannot go on."""
+        with self._lock:
+            for row in list(self._rows.values()):
+                row.progress.finish("error" if error else "cancelled", error)
+                self._report(row)
+            self._rows.clear()
+            self.scheduler = self._scheduler(self._pages())
+
+    # -- a step --------------------------------------------------------------------------------
+
     @torch.inference_mode()
     def step(self) -> None:
-        """One forward over all live rows, whatever their phase."""
+        """One pass over the rows that the scheduler chooses, whatever their phase."""
         with self._lock:
-            rows = list(self._rows)
-            if not rows:
-                return
+            self._busy = True
             try:
-                hidden = self.model.forward_rows([row.part(self.chunk) for row in rows])
-                pairs = list(zip(rows, hidden, strict=True))
-                canvases = [(row, states) for row, states in pairs if row.canvas is not None]
-                encoded = [(row, states) for row, states in pairs if row.canvas is None]
-                for width in {row.spec.length for row, _ in canvases}:
-                    self._denoised([pair for pair in canvases if pair[0].spec.length == width])
-                self._encoded(encoded)
-            except Exception as error:  # told to every request that was in the step
-                for row in rows:
-                    row.progress.finish("error", f"{type(error).__name__}: {error}")
-            for row in rows:
-                if row.progress.output is not None:
-                    self._retire(row)
+                self._cancel_all()
+                begin = self._counted.now()
+                plan = self.scheduler.plan(self._clock())
+                for job, why in plan.failed:
+                    self._rows[job].progress.finish("error", why)
+                    self._retire(self._rows[job])
+                self._counted.add("schedule", begin)
+                if plan.turns:
+                    self._run([self._work(turn) for turn in plan.turns])
+                    self._counted.passes += 1
+                self._cancel_all()
+            finally:
+                self._busy = False
 
-    def _denoised(self, rows: list[tuple[Row, Tensor]]) -> None:
+    def _work(self, turn: Turn) -> Work:
+        return self._rows[turn.job], turn.count
+
+    def _run(self, work: list[Work]) -> None:
+        """A pass; on an error its halves, each by itself, until the one to blame is alone."""
+        try:
+            outcomes = self._pass(work)
+        except Exception as error:
+            memory = out_of_memory(error)
+            if memory:
+                self.scheduler.shrink(sum(count or row.spec.length for row, count in work))
+                self._free_memory()
+            if len(work) > 1:
+                middle = len(work) // 2
+                self._run(work[:middle])
+                self._run(work[middle:])
+                return
+            row = work[0][0]
+            row.tries += 1
+            if not memory or row.tries >= TRIES:
+                why = "out of memory, with nothing beside it: " if memory else ""
+                row.progress.finish("error", f"{why}{type(error).__name__}: {error}")
+                self._retire(row)
+            return
+        begin = self._counted.now()
+        for (row, count), outcome in zip(work, outcomes, strict=True):
+            row.tries = 0
+            self._apply(row, count, outcome)
+        self._counted.add("apply", begin)
+
+    def _free_memory(self) -> None:
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _apply(self, row: Row, count: int, outcome: Outcome) -> None:
+        """A row takes in what a pass found; what fails here fails for this request alone."""
+        try:
+            before = len(row.progress.committed)
+            if outcome.canvas is not None:
+                row.stepped(outcome.canvas)
+                self._counted.steps += 1
+            elif not outcome.finite:
+                row.progress.finish(
+                    "error",
+                    "encoding gave numbers that are not finite; try another dtype, or check the "
+                    "weights with `dgemma check`",
+                )
+            else:
+                self.scheduler.encoded(row.job, count)
+                self._counted.encoded += count
+                row.encoded(outcome)
+            self._counted.committed += len(row.progress.committed) - before
+        except Exception as error:
+            row.progress.finish("error", f"{type(error).__name__}: {error}")
+        if row.progress.output is not None:
+            self._retire(row)
+
+    def _pass(self, work: list[Work]) -> list[Outcome]:
+        """Forward and vocabulary for these rows. Changes nothing that a second try would miss."""
+        begin = self._counted.now()
+        parts = [row.part(self.memory, count) for row, count in work]
+        hidden = self.model.forward_rows(parts)
+        self._counted.add("forward", begin)
+        begin = self._counted.now()
+        outcomes: dict[Row, Outcome] = {}
+        pairs = [(row, count, states) for (row, count), states in zip(work, hidden, strict=True)]
+        canvases = [(row, states) for row, count, states in pairs if count == 0]
+        for width in {row.spec.length for row, _ in canvases}:
+            outcomes |= self._denoised([p for p in canvases if p[0].spec.length == width])
+        self._counted.add("vocabulary", begin)
+        encoded = [(row, count, states) for row, count, states in pairs if count]
+        if encoded:
+            outcomes |= self._encoded(encoded)
+        return [outcomes[row] for row, _ in work]
+
+    def _denoised(self, rows: list[tuple[Row, Tensor]]) -> dict[Row, Outcome]:
         """Read the vocabulary for all canvases of one length together and step each."""
-        canvases = [row.canvas for row, _ in rows if row.canvas is not None]
+        canvases: list[Canvas] = []
+        for row, _ in rows:
+            assert row.canvas is not None
+            canvases.append(row.canvas)
         schedules = [row.schedule for row, _ in rows]
         hidden = torch.cat([states for _, states in rows])
-        asked = questions(canvases, schedules)
-        reading = self.vocabulary.read(hidden, *asked, self._controls)
+        reading = self.vocabulary.read(hidden, *questions(canvases, schedules), self._controls)
         after = step_all(canvases, reading, schedules, self.spec)
-        for (row, _), canvas in zip(rows, after, strict=True):
-            row.stepped(canvas)
+        return {row: Outcome(canvas=c) for (row, _), c in zip(rows, after, strict=True)}
 
-    def _encoded(self, rows: list[tuple[Row, Tensor]]) -> None:
-        """Rows with nothing left to encode begin a canvas, or choose their next token."""
-        ready = [(row, states) for row, states in rows if not row.progress.pending]
-        twins = [pair for pair in ready if pair[0].progress.request.mode == "autoregressive"]
+    def _encoded(self, rows: list[tuple[Row, int, Tensor]]) -> dict[Row, Outcome]:
+        """Whether each is finite; and the twin's next token where nothing is left to encode."""
+        sound = torch.stack([torch.isfinite(states).all() for _, _, states in rows]).tolist()
+        out = {row: Outcome(finite=ok) for (row, _, _), ok in zip(rows, sound, strict=True)}
+        twins = [
+            (row, states)
+            for row, count, states in rows
+            if row.progress.request.mode == "autoregressive"
+            and row.progress.encoded + count == len(row.progress.context)
+        ]
         if twins:
             last = torch.cat([states[-1:] for _, states in twins])
             tokens = self.vocabulary.greedy(last, self._controls).tolist()
             for (row, _), token in zip(twins, tokens, strict=True):
-                row.chose(token)
-        for row, _ in ready:
-            if row.progress.request.mode == "diffusion":
-                row.begin_canvas()
+                out[row] = Outcome(token=token, finite=out[row].finite and token >= 0)
+        return out
 
     def _retire(self, row: Row) -> None:
-        """Take a finished row out and queue its last event."""
-        if row not in self._rows:
-            return  # cancelled during this step: its stream was collected as garbage
-        self._rows.remove(row)
+        """Take a finished row out and report its end."""
+        if self._rows.pop(row.job, None) is None:
+            return
+        self.scheduler.remove(row.job)
+        self._report(row)
+
+    def _report(self, row: Row) -> None:
         output = row.progress.output
         assert output is not None
-        row.events.append(Event(type="done", index=output.index, output=output))
+        self._counted.ended(output.finish_reason)
+        row.mail.put(Event(type="done", index=output.index, output=output))
+
+    def forget(self) -> None:
+        """Drop the keys and values that are only kept for later requests."""
+        with self._lock:
+            self.scheduler.pages.forget()
+
+    # -- what there is to see ------------------------------------------------------------------
+
+    def counters(self) -> Counters:
+        """Plain numbers about what runs and what has run."""
+        scheduler, pages = self.scheduler, self.scheduler.pages
+        return Counters(
+            waiting=scheduler.waiting,
+            running=len(scheduler.running),
+            pages_full=pages.full.count,
+            pages_full_used=pages.full.count - pages.available,
+            pages_full_cached=pages.cached,
+            pages_sliding=pages.sliding.count,
+            pages_sliding_free=pages.sliding.free,
+            prefix_hit_tokens=pages.hit_tokens,
+            preemptions=scheduler.preemptions,
+            **self._counted.numbers(),
+        )
 
 
-class Stream(Iterator[Event]):
-    """The events of one request. Iterating drives the engine; closing or dropping it cancels."""
-
-    def __init__(self, engine: Engine, row: Row) -> None:
-        self._engine = engine
-        self._row = row
-        self._over = False
-
-    def __next__(self) -> Event:
-        while not self._row.events:
-            if self._over:
-                raise StopIteration
-            self._engine.step()
-        event = self._row.events.popleft()
-        self._over = event.type == "done"
-        return event
-
-    def close(self) -> None:
-        """Cancel the request if it still runs; its "done" event stays to be read."""
-        self._engine.cancel(self._row)
-
-    def __del__(self) -> None:
-        self.close()  # nobody can read the events any more
+def out_of_memory(error: Exception) -> bool:
+    """Whether an exception says that memory did not suffice."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -86,20 +86,27 @@ class Progress:
 
     Attributes:
         request: resolved.
-        pending: ids still to be encoded before the next canvas (or the next token) can begin.
+        context: ids that must be encoded before the next canvas (or the next token) can begin:
+            the prompt, then all that was committed.
+        encoded: how many of them are.
+        borders: where an encoding ended; one that is done again is cut there.
         committed: the answer's ids so far, without end ids.
         canvases, steps: finished canvases, denoising steps (or model passes of the twin) so far.
     """
 
     request: Request
     limits: Limits
-    pending: list[int] = field(default_factory=list)
-    committed: list[int] = field(default_factory=list)
+    context: list[int] = field(default_factory=list)
     encoded: int = 0
+    borders: list[int] = field(default_factory=list)
+    committed: list[int] = field(default_factory=list)
     canvases: int = 0
     steps: int = 0
     trace: list[TraceStep] = field(default_factory=list)
     output: Output | None = None
+
+    def __post_init__(self) -> None:
+        self.context += self.request.token_ids
 
     @property
     def seed(self) -> int:
@@ -107,11 +114,15 @@ class Progress:
         assert self.request.params.seed is not None
         return self.request.params.seed
 
-    def take(self, most: int) -> list[int]:
-        """The next pending ids, at most `most`; they count as encoded."""
-        taken, self.pending = self.pending[:most], self.pending[most:]
-        self.encoded += len(taken)
-        return taken
+    @property
+    def width(self) -> int:
+        """Positions that the next canvas takes (or the next token)."""
+        return self.limits.canvas if self.request.mode == "diffusion" else 1
+
+    def encoded_all(self) -> None:
+        """The context is encoded as far as it goes now."""
+        if not self.borders or self.borders[-1] < self.encoded:
+            self.borders.append(self.encoded)
 
     def commit(self, ids: list[int], ended: bool, steps: int) -> Event:
         """Add a finished canvas: its ids before the first end id, whether one was there, its steps.
@@ -140,11 +151,10 @@ class Progress:
 
     def go_on(self, ids: list[int]) -> None:
         """Encode these ids next and then begin another canvas, if the context has room for one."""
-        need = self.limits.canvas if self.request.mode == "diffusion" else 1
-        if self.encoded + len(self.pending) + len(ids) + need > self.limits.context:
+        if len(self.context) + len(ids) + self.width > self.limits.context:
             self.finish("length")
         else:
-            self.pending += ids
+            self.context += ids
 
     def finish(self, reason: FinishReason, error: str | None = None) -> None:
         """End the request; only the first call counts."""

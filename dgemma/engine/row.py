@@ -1,11 +1,10 @@
-"""One live request with its tensors, and what a forward's result does to it.
+"""One live request with its tensors, and what a pass does to it.
 
-Knows the sampler and the cache. Knows nothing about other rows, batching or threads.
+Knows the sampler and the request's own pages. Knows nothing about other rows, order or threads.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,9 +14,11 @@ from dgemma.diffusion.canvas import Canvas, CanvasSpec, trace_step
 from dgemma.diffusion.sampler import finish, start
 from dgemma.diffusion.schedule import Schedule
 from dgemma.diffusion.thought import budget_exceeded
+from dgemma.engine.mailbox import Mailbox
 from dgemma.engine.request import Progress
+from dgemma.engine.scheduler import Job
 from dgemma.errors import DGemmaError
-from dgemma.model.cache import RowCache
+from dgemma.model.cache import PagedMemory
 from dgemma.model.transformer import Part
 from dgemma.types import ENTROPY_PER_NAT, Event
 
@@ -25,32 +26,70 @@ Enough = Callable[[tuple[int, ...]], bool]
 """Shown the ids of every commit in turn; True ends the request with "stop"."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What a pass found for one row.
+
+    Attributes:
+        canvas: after a denoising step, else None.
+        token: what the twin chooses next, -1 where it was not finite; None: nothing to choose.
+        finite: whether what was encoded is.
+    """
+
+    canvas: Canvas | None = None
+    token: int | None = None
+    finite: bool = True
+
+
 @dataclass(slots=True, eq=False)
 class Row:
-    """A live request: its progress, its cache, the canvas being denoised if any, its events."""
+    """A live request: its place in the schedule, the canvas being denoised if any, its events.
 
-    progress: Progress
-    cache: RowCache
+    Attributes:
+        tries: how often in a row memory did not suffice for it alone.
+    """
+
+    job: Job
     spec: CanvasSpec
     schedule: Schedule
     enough: Enough | None = None
     canvas: Canvas | None = None
-    events: deque[Event] = field(default_factory=deque)
+    mail: Mailbox = field(default_factory=Mailbox)
+    tries: int = 0
 
-    def part(self, chunk: int) -> Part:
-        """What the row brings to the next forward: a canvas, or at most `chunk` pending ids."""
-        if self.canvas is not None:
-            return self.cache, self.canvas.ids, True, self.canvas.soft
-        ids = torch.tensor(self.progress.take(chunk), device=self.spec.device)
-        return self.cache, ids, False, None
+    @property
+    def progress(self) -> Progress:
+        """Where the request stands."""
+        return self.job.progress
+
+    def part(self, memory: PagedMemory, count: int) -> Part:
+        """What the row brings to a pass: `count` ids to encode, or its canvas where that is 0."""
+        progress, table = self.progress, self.job.table
+        assert table is not None
+        cache = memory.row(progress.encoded, table.full, table.sliding, progress.borders)
+        if count == 0:
+            assert self.canvas is not None
+            return cache, self.canvas.ids, True, self.canvas.soft
+        ids = progress.context[progress.encoded : progress.encoded + count]
+        return cache, torch.tensor(ids, device=self.spec.device), False, None
 
     def begin(self) -> None:
         """A budget of no thought at all closes the prompt's own thought before the first canvas."""
         self._go_on([])
 
-    def begin_canvas(self) -> None:
-        """Start the next canvas; nothing is pending."""
-        self.canvas = start(self.progress.seed, self.progress.canvases, self.spec)
+    def encoded(self, outcome: Outcome) -> None:
+        """Take in what was encoded: when nothing is left, begin a canvas or choose a token.
+
+        A canvas that is there already was begun before the request was set back.
+        """
+        progress = self.progress
+        if progress.encoded < len(progress.context):
+            return
+        progress.encoded_all()
+        if outcome.token is not None:
+            self._chose(outcome.token)
+        elif self.canvas is None:
+            self.canvas = start(progress.seed, progress.canvases, self.spec)
 
     def stepped(self, after: Canvas) -> None:
         """Take in one denoising step; a finished canvas is committed."""
@@ -68,7 +107,7 @@ class Row:
         if progress.request.trace:
             progress.trace.append(trace_step(before, after, self.schedule))
         if progress.request.frames:
-            self.events.append(self._frame(before, after))
+            self.mail.put(self._frame(before, after))
         if after.reason:
             self._commit(after)
 
@@ -92,25 +131,24 @@ class Row:
         self._go_on(list(commit.token_ids))
 
     def _tell(self, event: Event) -> None:
-        """Queue a commit, and ask whether it was enough."""
-        self.events.append(event)
+        """Ask whether a commit was enough, and report it."""
         try:
             if self.enough is not None and self.enough(event.ids):
                 self.progress.finish("stop")
-        except DGemmaError as error:  # this request's alone
-            self.progress.finish("error", str(error))
+        except Exception as error:  # this request's alone
+            told = (
+                str(error) if isinstance(error, DGemmaError) else f"{type(error).__name__}: {error}"
+            )
+            self.progress.finish("error", told)
+        self.mail.put(event)
 
-    def chose(self, token: int) -> None:
-        """Take in one token of the autoregressive twin; -1 where it was not finite."""
+    def _chose(self, token: int) -> None:
         progress = self.progress
         progress.steps += 1
-        if token < 0:
-            progress.finish("error", "the network gave numbers that are not finite")
-        else:
-            ended = token in self.spec.end_ids
-            ids = [] if ended else [token]
-            self._tell(progress.commit(ids, ended, 1))
-            self._go_on(ids)
+        ended = token in self.spec.end_ids
+        ids = [] if ended else [token]
+        self._tell(progress.commit(ids, ended, 1))
+        self._go_on(ids)
 
     def _go_on(self, ids: list[int]) -> None:
         """Close a thought that has outgrown its budget, and queue what must be encoded next."""

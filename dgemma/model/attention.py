@@ -14,17 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from dgemma.kernels.attention import attend_on_cuda, grouped
-from dgemma.model.cache import RowCache
+from dgemma.model.cache import Row
 from dgemma.model.config import ModelConfig
 from dgemma.model.layers import Linear, RMSNorm, rotate
+from dgemma.types import PAGE
 
-QUERY_BLOCK = 256
+QUERY_BLOCK = 4 * PAGE
 """Queries of one encode product: keeps masks small, so memory is linear in the prompt."""
 
 
@@ -83,7 +85,7 @@ class Segment:
         denoise: a canvas (reads the cache) or prompt tokens (appended to it).
     """
 
-    cache: RowCache
+    cache: Row
     length: int
     denoise: bool
 
@@ -116,18 +118,25 @@ class CachedContext:
                 if self.kernel == "triton":
                     out[rows] = attend_on_cuda(q[rows], keys, values, window, causal=True)
                 else:
-                    self._causal(q[rows], keys, values, window, out[rows])
+                    self._causal(q[rows], keys, values, window, out[rows], segment.cache)
         return out
 
     def _causal(
-        self, q: Tensor, keys: Tensor, values: Tensor, window: int | None, out: Tensor
+        self, q: Tensor, keys: Tensor, values: Tensor, window: int | None, out: Tensor, cache: Row
     ) -> None:
-        """The last T of the S keys are the queries' own; write [T, H, hd] into `out`."""
+        """The last T of the S keys are the queries' own; write [T, H, hd] into `out`.
+
+        Blocks end at multiples of their size, counted from position 0 and not from the first of
+        these tokens, and where the cache says. So a token is computed in the same company, and
+        rounded alike, whether a prompt is encoded at once, in pieces, or from the middle on.
+        """
         length, total = q.shape[0], keys.shape[1]
-        offset = total - length
+        offset, begin = total - length, cache.length
         place = torch.arange(total, device=q.device)
-        for low in range(0, length, QUERY_BLOCK):
-            high = min(low + QUERY_BLOCK, length)
+        size = PAGE if q.dtype == torch.float32 else QUERY_BLOCK
+        cuts = {*range(size - begin % size, length, size), *(b - begin for b in cache.borders)}
+        ends = [*sorted(cut for cut in cuts if 0 < cut < length), length]
+        for low, high in pairwise([0, *ends]):
             first = 0 if window is None else max(0, offset + low - window + 1)
             seen = slice(first, offset + high)
             own = place[offset + low : offset + high, None]

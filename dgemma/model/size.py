@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import torch
 
+from dgemma.errors import InvalidRequest
 from dgemma.kernels.attention import SCORES
 from dgemma.kernels.blocks import BLOCK
 from dgemma.kernels.vocabulary_tiles import TILE_ELEMENTS
-from dgemma.model.cache import RowCache
-from dgemma.model.config import ModelConfig
+from dgemma.model.config import LayerType, ModelConfig
 from dgemma.model.transformer import DiffusionGemma
+from dgemma.types import PAGE
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "fp8": 1.0, "4-bit": 0.5}
 """Bytes per parameter of each precision, scales not counted."""
@@ -57,7 +58,7 @@ class Peak:
 
     Attributes:
         weights: of the text part.
-        cache: keys and values of all requests, as allocated at the end of their prompts.
+        cache: the pages that the requests have written to at the end of their first canvas.
         work: activations of the widest forward, and the scratch memory of the kernels.
     """
 
@@ -95,25 +96,60 @@ def peak(
     blocks = batch * canvas * config.vocab_size // BLOCK
     words = tile * (8 + 2 * item) + batch * canvas * width * (4 + 3 * item) + 60 * blocks
     scores = 2 * min(SCORES, config.num_attention_heads * canvas * (prompt + canvas)) * item
+    pages = page_bytes(config, dtype)
+    full = batch * -(-(prompt + canvas) // PAGE)
+    sliding = min(full, page_counts(config, dtype, None, 32, chunk)[1])
     return Peak(
         weights=measure(config).parameters * item,
-        cache=batch * cache_allocated(config, dtype, prompt, chunk),
+        cache=full * pages["full_attention"] + sliding * pages["sliding_attention"],
         work=routed + layer + words + scores,
     )
 
 
-def cache_allocated(config: ModelConfig, dtype: torch.dtype, prompt: int, chunk: int) -> int:
-    """Bytes that one request's cache allocates for a prompt and a canvas, growth included."""
-    row = RowCache(config, prompt + config.canvas_length, dtype, torch.device("meta"))
-    for layer, store in enumerate(row.layers):
+def page_bytes(config: ModelConfig, dtype: torch.dtype) -> dict[LayerType, int]:
+    """Bytes of a page of the engine's memory in all layers of each kind together."""
+    out: dict[LayerType, int] = {"full_attention": 0, "sliding_attention": 0}
+    for layer, kind in enumerate(config.layer_types):
         shape = config.attention(layer)
-        one = torch.empty(chunk, shape.num_key_value_heads, shape.head_dim, device="meta")
-        for low in range(0, prompt, chunk):
-            piece = one[: min(chunk, prompt - low)]
-            store.append(piece, piece)
-        canvas = one[:1].expand(config.canvas_length, -1, -1)
-        store.with_canvas(canvas, canvas)
-    return row.nbytes()
+        out[kind] += PAGE * 2 * shape.num_key_value_heads * shape.head_dim * dtype.itemsize
+    return out
+
+
+def page_counts(
+    config: ModelConfig, dtype: torch.dtype, budget: int | None, running: int, chunk: int
+) -> tuple[int, int]:
+    """How many pages the full and the sliding layers get.
+
+    Args:
+        budget: bytes for both together; None: as many as could ever be of use.
+        running: requests that run side by side.
+        chunk: prompt tokens that one forward encodes of a request.
+
+    Raises:
+        InvalidRequest: the budget does not suffice for one short request.
+    """
+    one = page_bytes(config, dtype)
+    context = -(-config.max_position_embeddings // PAGE)
+    step = max(chunk, config.canvas_length)
+    window = min(context, -(-(config.sliding_window - 1 + step) // PAGE) + 1)
+    # Twice what runs, so that finished requests stay cached; a window more often still, for it is
+    # what makes a cached prompt of use at more than its end.
+    full = 2 * running * context
+    sliding = min(full, 4 * running * window)
+    if budget is None:
+        return full, sliding
+    least = window * one["sliding_attention"] + window * one["full_attention"]
+    if budget < least:
+        raise InvalidRequest(
+            f"{budget / 1e6:.1f} MB for keys and values are too few for this model; give it at "
+            f"least {least / 1e6:.1f} MB (cache_bytes)"
+        )
+    share = min(1.0, budget / (full * one["full_attention"] + sliding * one["sliding_attention"]))
+    sliding = max(window, int(sliding * share))
+    rest = budget - sliding * one["sliding_attention"]
+    if one["full_attention"]:
+        full = min(full, max(window, rest // one["full_attention"]))
+    return full, sliding
 
 
 def measure(config: ModelConfig) -> Size:

@@ -21,7 +21,7 @@ from dgemma.errors import InvalidRequest
 from dgemma.kernels.attention import choose_attention
 from dgemma.kernels.experts import rows_linear
 from dgemma.model.attention import Attention, AttentionContext, CachedContext, Segment
-from dgemma.model.cache import Cache, RowCache
+from dgemma.model.cache import Cache, Row, RowCache
 from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.layers import (
     Experts,
@@ -33,7 +33,7 @@ from dgemma.model.layers import (
     rotary_table,
 )
 
-Part = tuple[RowCache, Tensor, bool, Tensor | None]
+Part = tuple[Row, Tensor, bool, Tensor | None]
 """A row's share of a forward: its cache, ids [T], whether to denoise them, and for denoising the
 soft embedding [T, D] of the previous step, or None at the first (then it is exactly zero)."""
 

@@ -22,8 +22,8 @@ CLOSE = 101
 def progress(prompt: int = 4, **params: int) -> Progress:
     """A request of that many prompt tokens, its prompt encoded."""
     request = Request(token_ids=(3,) * prompt, params=SamplingParams(seed=1, **params))
-    state = Progress(resolve(request, SamplingParams(), LIMITS, 9), LIMITS, [3] * prompt)
-    state.take(prompt)
+    state = Progress(resolve(request, SamplingParams(), LIMITS, 9), LIMITS)
+    state.encoded = prompt
     return state
 
 

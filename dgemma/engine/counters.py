@@ -1,0 +1,95 @@
+"""What the engine counts, as plain numbers. Knows nothing about who exports them. (No torch.)"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from dgemma.types import FinishReason
+
+PARTS = ("schedule", "forward", "vocabulary", "apply")
+REASONS: tuple[FinishReason, ...] = ("stop", "length", "cancelled", "error")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """The state of an engine, and what it has done since it was made.
+
+    Attributes:
+        waiting, running: requests.
+        pages_full, pages_full_used, pages_full_cached: pages of the full layers: all, those of
+            running requests, those that are kept for later requests.
+        pages_sliding, pages_sliding_free: pages of the sliding layers.
+        prefix_hit_tokens: prompt tokens that were not encoded, since their keys were there.
+        encoded_tokens: those that were.
+        preemptions: how often a request was set back for want of pages.
+        passes: forwards; `steps`: denoising steps of all requests.
+        committed_tokens: of all answers.
+        schedule_s, forward_s, vocabulary_s, apply_s: seconds spent in the parts of a step, as
+            the host sees them.
+        ended_stop, ended_length, ended_cancelled, ended_error: finished requests.
+    """
+
+    waiting: int = 0
+    running: int = 0
+    pages_full: int = 0
+    pages_full_used: int = 0
+    pages_full_cached: int = 0
+    pages_sliding: int = 0
+    pages_sliding_free: int = 0
+    prefix_hit_tokens: int = 0
+    encoded_tokens: int = 0
+    preemptions: int = 0
+    passes: int = 0
+    steps: int = 0
+    committed_tokens: int = 0
+    schedule_s: float = 0.0
+    forward_s: float = 0.0
+    vocabulary_s: float = 0.0
+    apply_s: float = 0.0
+    ended_stop: int = 0
+    ended_length: int = 0
+    ended_cancelled: int = 0
+    ended_error: int = 0
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Committed tokens per denoising step; 0.0 before the first."""
+        return self.committed_tokens / self.steps if self.steps else 0.0
+
+
+@dataclass(slots=True)
+class Clock:
+    """Adds up."""
+
+    passes: int = 0
+    steps: int = 0
+    encoded: int = 0
+    committed: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    reasons: dict[FinishReason, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
+
+    @staticmethod
+    def now() -> float:
+        """Seconds on a clock that only moves forward."""
+        return time.perf_counter()
+
+    def add(self, part: str, begin: float) -> None:
+        """Book the time since `begin`."""
+        self.seconds[part] += time.perf_counter() - begin
+
+    def ended(self, reason: FinishReason) -> None:
+        """Count an end."""
+        self.reasons[reason] += 1
+
+    def numbers(self) -> dict[str, Any]:
+        """The fields of `Counters` that are counted here."""
+        return {
+            "passes": self.passes,
+            "steps": self.steps,
+            "encoded_tokens": self.encoded,
+            "committed_tokens": self.committed,
+            **{f"{part}_s": seconds for part, seconds in self.seconds.items()},
+            **{f"ended_{reason}": count for reason, count in self.reasons.items()},
+        }

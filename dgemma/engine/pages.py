@@ -1,0 +1,394 @@
+"""Which pages of the key-value memory belong to whom: allocate, share, evict.
+
+A block is `PAGE` consecutive tokens of a request. Each block has one page in the group of the full
+layers, which keep every token, and, while a later token can still see it, one in the group of the
+sliding layers. A block that is complete is put into a tree under its ids and those before it, so
+that any request with the same beginning uses the same pages; the ids themselves are compared, not
+a hash of them. When nobody uses a block its pages stay until they are needed for something else,
+the least recently used first.
+
+Knows page numbers and token ids. Knows nothing about tensors (no torch), about what runs next, or
+about why a request asks.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from dgemma.types import PAGE
+
+GAP = 16
+"""Pages left free in front of a new run where there is room, for its neighbour to grow into."""
+
+NONE = -1
+"""Stands where a block has no page."""
+
+
+class Arena:
+    """The free pages of one group; takes them side by side where it can."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.free = count
+        self._map = bytearray(b"\1") * count  # 1: free
+
+    def take(self, wanted: int, after: int) -> list[int]:
+        """`wanted` pages, if possible behind page `after` (NONE: anywhere). There must be enough.
+
+        A request whose pages lie side by side is read in place; another is gathered.
+        """
+        assert wanted <= self.free
+        taken: list[int] = []
+        while len(taken) < wanted:
+            need = wanted - len(taken)
+            following = after + 1
+            if after != NONE and following < self.count and self._map[following]:
+                page = following
+            else:
+                page = self._place(need)
+            self._map[page] = 0
+            taken.append(page)
+            after = page
+        self.free -= wanted
+        return taken
+
+    def _place(self, need: int) -> int:
+        """Where a run of `need` pages should begin."""
+        roomy = self._map.find(b"\1" * (need + GAP))
+        if roomy > 0:
+            return roomy + GAP
+        for size in (need, max(1, need // 2), 1):
+            place = self._map.find(b"\1" * size)
+            if place >= 0:
+                return place
+        raise AssertionError("the count of free pages is wrong")
+
+    def give(self, page: int) -> None:
+        """Take a page back."""
+        assert not self._map[page], "a page was given back twice"
+        self._map[page] = 1
+        self.free += 1
+
+    def is_free(self, page: int) -> bool:
+        """Whether nobody has the page."""
+        return bool(self._map[page])
+
+
+@dataclass(slots=True, eq=False)
+class Block:
+    """A complete block that any request with the same beginning may use.
+
+    Attributes:
+        ids: its tokens.
+        parent: the block before it; None: the first of a request.
+        full, sliding: its pages; `sliding` may be NONE.
+        users: tables that have the block.
+        viewers: those of them that still need its sliding page.
+        children: the blocks that follow it, by their ids.
+    """
+
+    ids: tuple[int, ...]
+    parent: Block | None
+    full: int
+    sliding: int
+    users: int = 0
+    viewers: int = 0
+    children: dict[tuple[int, ...], Block] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class Table:
+    """The pages of one request, one entry a block.
+
+    Attributes:
+        full, sliding: page numbers; `sliding` is NONE where the window has passed.
+        shared: the leading blocks, which stand in the tree.
+        ids: the tokens whose keys and values are in the pages.
+        passed: how many leading blocks the window has passed.
+        claim: where the block stands that this request will complete next, see `Pages.claimed`.
+    """
+
+    full: list[int] = field(default_factory=list)
+    sliding: list[int] = field(default_factory=list)
+    shared: list[Block] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    passed: int = 0
+    prompt: Sequence[int] = ()
+    claim: tuple[int, tuple[int, ...]] | None = None
+
+
+class Pages:
+    """All pages of both groups."""
+
+    def __init__(self, full: int, sliding: int, window: int) -> None:
+        """
+        Args:
+            full, sliding: pages of each group.
+            window: a token of a sliding layer sees itself and `window - 1` before it.
+        """
+        self.full = Arena(full)
+        self.sliding = Arena(sliding)
+        self.reach = window - 1
+        self.tables: set[Table] = set()
+        self.hit_tokens = 0
+        self.evicted = 0
+        self._root = Block((), None, NONE, NONE)
+        self._idle: OrderedDict[Block, None] = OrderedDict()  # no users; children stand first
+        self._unseen: OrderedDict[Block, None] = OrderedDict()  # a sliding page, no viewers
+        self._claims: dict[tuple[int, tuple[int, ...]], Table] = {}
+
+    # -- what there is -------------------------------------------------------------------------
+
+    @property
+    def cached(self) -> int:
+        """Blocks that are kept though nobody uses them."""
+        return len(self._idle)
+
+    @property
+    def available(self) -> int:
+        """Full pages that could be had now."""
+        return self.full.free + len(self._idle)
+
+    @property
+    def capacity(self) -> int:
+        """Most tokens of one request."""
+        return self.full.count * PAGE
+
+    def _find(self, ids: Sequence[int]) -> list[Block]:
+        """The blocks of the tree that `ids` begin with and that a request may start behind.
+
+        At least one token is left over, so that a request always has something to encode. Behind
+        the last block all sliding pages in reach of the window must be there.
+        """
+        node, found, usable, missing = self._root, list[Block](), 0, NONE
+        for low in range(0, (len(ids) - 1) // PAGE * PAGE, PAGE):
+            child = node.children.get(tuple(ids[low : low + PAGE]))
+            if child is None:
+                break
+            node = child
+            found.append(node)
+            if node.sliding == NONE:
+                missing = len(found) - 1
+            if missing < self._oldest(len(found) * PAGE):
+                usable = len(found)
+        return found[:usable]
+
+    def _oldest(self, length: int) -> int:
+        """The first block that the token at position `length` sees on a sliding layer."""
+        return max(0, length - self.reach) // PAGE
+
+    def reusable(self, ids: Sequence[int]) -> int:
+        """How many leading tokens of a prompt need not be encoded."""
+        return len(self._find(ids)) * PAGE
+
+    def claimed(self, ids: Sequence[int]) -> bool:
+        """Whether a running request is about to complete the next block that `ids` need.
+
+        Whoever waits for it gets it for nothing: n drafts of a prompt encode it once.
+        """
+        found = self._find(ids)
+        key = self._key(found[-1] if found else self._root, ids, len(found))
+        return key is not None and key in self._claims
+
+    @staticmethod
+    def _key(node: Block, ids: Sequence[int], at: int) -> tuple[int, tuple[int, ...]] | None:
+        block = tuple(ids[at * PAGE : (at + 1) * PAGE])
+        return (id(node), block) if len(block) == PAGE else None
+
+    # -- the life of a table -------------------------------------------------------------------
+
+    def open(self, ids: Sequence[int], room: int, first: int) -> Table | None:
+        """Pages for a request, or None (and nothing has changed) where they do not suffice.
+
+        Args:
+            ids: all that must be encoded before its canvas; `Table.ids` tells what already is.
+            room: positions that its full layers need until the canvas is finished.
+            first: tokens that its first forward adds; sliding pages are taken as it goes on.
+        """
+        table = Table(prompt=ids)
+        for block in self._find(ids):
+            self._use(table, block)
+        self.tables.add(table)
+        length = len(table.ids)
+        if not self.reserve(table, max(room, length), min(room, length + first)):
+            self.close(table)
+            return None
+        self.hit_tokens += length
+        self._claim(table)
+        return table
+
+    def _use(self, table: Table, block: Block) -> None:
+        """Append a block of the tree; its sliding page only if the window can reach it."""
+        if block.users == 0:
+            del self._idle[block]
+        block.users += 1
+        table.shared.append(block)
+        table.full.append(block.full)
+        table.ids += block.ids
+        table.sliding.append(block.sliding)
+        if block.sliding == NONE:
+            table.passed = len(table.sliding)
+        else:
+            self._view(block)
+        self._pass(table)
+
+    def _view(self, block: Block) -> None:
+        if block.viewers == 0:
+            self._unseen.pop(block, None)
+        block.viewers += 1
+
+    def reserve(self, table: Table, full: int, sliding: int) -> bool:
+        """Make room for positions below `full` and `sliding`; False: nothing has changed."""
+        more = -(-full // PAGE) - len(table.full)
+        slide = -(-sliding // PAGE) - len(table.sliding)
+        if more > self.available or slide > self.sliding.free + len(self._unseen):
+            return False
+        while more > self.full.free:
+            self._evict()
+        while slide > self.sliding.free:
+            self._unsee()
+        if more > 0:
+            table.full += self.full.take(more, table.full[-1] if table.full else NONE)
+        if slide > 0:
+            last = table.sliding[-1] if table.sliding else NONE
+            table.sliding += self.sliding.take(slide, last)
+        return True
+
+    def _evict(self) -> None:
+        """Forget the block that nobody has used for the longest time."""
+        block, _ = self._idle.popitem(last=False)
+        assert block.parent is not None and not block.children and not block.viewers
+        del block.parent.children[block.ids]
+        self.full.give(block.full)
+        if block.sliding != NONE:
+            del self._unseen[block]
+            self.sliding.give(block.sliding)
+        self.evicted += 1
+
+    def forget(self) -> None:
+        """Forget every block that nobody uses."""
+        while self._idle:
+            self._evict()
+
+    def _unsee(self) -> None:
+        """Give back the sliding page that nobody has seen for the longest time."""
+        block, _ = self._unseen.popitem(last=False)
+        self.sliding.give(block.sliding)
+        block.sliding = NONE
+
+    def encoded(self, table: Table, ids: Iterable[int]) -> None:
+        """These tokens are in the pages now. Complete blocks go into the tree."""
+        table.ids += ids
+        self._unclaim(table)
+        for number in range(len(table.shared), len(table.ids) // PAGE):
+            self._enter(table, number)
+        self._pass(table)
+        self._claim(table)
+
+    def _enter(self, table: Table, number: int) -> None:
+        """Put a complete block into the tree, or use the one that stands there already."""
+        parent = table.shared[-1] if table.shared else self._root
+        ids = tuple(table.ids[number * PAGE : (number + 1) * PAGE])
+        full, sliding = table.full[number], table.sliding[number]
+        block = parent.children.get(ids)
+        if block is None:
+            block = Block(ids, None if parent is self._root else parent, full, sliding)
+            block.parent = parent
+            parent.children[ids] = block
+        else:
+            self.full.give(full)
+            table.full[number] = block.full
+            if block.users == 0:
+                del self._idle[block]
+            if block.sliding == NONE:
+                block.sliding = sliding
+            else:
+                self.sliding.give(sliding)
+                table.sliding[number] = block.sliding
+        block.users += 1
+        self._view(block)
+        table.shared.append(block)
+
+    def _pass(self, table: Table) -> None:
+        """Let go of sliding pages that no later token of the request can see."""
+        for number in range(table.passed, min(self._oldest(len(table.ids)), len(table.sliding))):
+            page, table.sliding[number] = table.sliding[number], NONE
+            table.passed = number + 1
+            if page == NONE:
+                continue
+            assert number < len(table.shared), "a block in front of the window is complete"
+            self._unview(table.shared[number])
+
+    def _unview(self, block: Block) -> None:
+        block.viewers -= 1
+        if block.viewers == 0:
+            self._unseen[block] = None
+
+    def close(self, table: Table) -> None:
+        """Give everything back; what is complete stays in the tree until it is needed."""
+        self.tables.remove(table)
+        self._unclaim(table)
+        for number in range(len(table.shared), len(table.full)):
+            self.full.give(table.full[number])
+        for number in range(len(table.shared), len(table.sliding)):
+            self.sliding.give(table.sliding[number])
+        for number in reversed(range(len(table.shared))):
+            block = table.shared[number]
+            if table.sliding[number] != NONE:
+                self._unview(block)
+            block.users -= 1
+            if block.users == 0:
+                self._idle[block] = None
+        table.full, table.sliding, table.shared = [], [], []
+
+    def _claim(self, table: Table) -> None:
+        parent = table.shared[-1] if table.shared else self._root
+        key = self._key(parent, table.prompt, len(table.shared))
+        if key is not None and key not in self._claims:
+            self._claims[key] = table
+            table.claim = key
+
+    def _unclaim(self, table: Table) -> None:
+        if table.claim is not None:
+            del self._claims[table.claim]
+            table.claim = None
+
+    # -- for tests -----------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Every page has exactly one owner and every count is what it counts.
+
+        Raises:
+            AssertionError: a mistake of this file.
+        """
+        blocks, queue = list[Block](), list(self._root.children.values())
+        while queue:
+            blocks.append(queue.pop())
+            queue += blocks[-1].children.values()
+        users = {block: 0 for block in blocks}
+        viewers = dict(users)
+        full = [block.full for block in blocks]
+        sliding = [block.sliding for block in blocks if block.sliding != NONE]
+        for table in self.tables:
+            own = len(table.shared)
+            full += table.full[own:]
+            sliding += table.sliding[own:]
+            for number, block in enumerate(table.shared):
+                users[block] += 1
+                assert table.full[number] == block.full
+                viewers[block] += table.sliding[number] != NONE
+                assert table.sliding[number] in (NONE, block.sliding)
+            assert NONE not in table.sliding[self._oldest(len(table.ids)) :]
+            assert len(table.ids) <= len(table.full) * PAGE
+        for arena, owned in ((self.full, full), (self.sliding, sliding)):
+            assert len(set(owned)) == len(owned), "a page has two owners"
+            assert arena.free == arena.count - len(owned), "a page is lost"
+            assert not any(arena.is_free(page) for page in owned), "a free page has an owner"
+        for block in blocks:
+            assert block.users == users[block] and block.viewers == viewers[block]
+            assert (block in self._idle) == (block.users == 0)
+            assert (block in self._unseen) == (block.viewers == 0 and block.sliding != NONE)
+        assert len(self._idle) <= len(blocks) and len(self._unseen) <= len(blocks)
+        assert all(table in self.tables for table in self._claims.values())

@@ -1,0 +1,320 @@
+"""Who runs when: order, fairness, deadlines, setting back. A simulated engine, no tensors."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from dgemma.engine.pages import Pages
+from dgemma.engine.request import Limits, Progress, resolve
+from dgemma.engine.scheduler import EXPRESS, Job, Scheduler
+from dgemma.errors import InvalidRequest, Overloaded
+from dgemma.types import PAGE, Request, SamplingParams
+
+LIMITS = Limits(context=4096, canvas=PAGE, vocab_size=1000)
+
+
+def scheduler(full: int = 400, sliding: int = 200, **values: Any) -> Scheduler:
+    """A window of two pages."""
+    options = {"chunk": 2 * PAGE} | values
+    return Scheduler(Pages(full, sliding, 2 * PAGE + 1), **options)
+
+
+def job(prompt: int = 10, first: int = 3, **values: Any) -> Job:
+    """A request of that many prompt tokens, all of them `first`."""
+    request = Request(token_ids=(first,) * prompt, params=SamplingParams(seed=1), **values)
+    return Job(Progress(resolve(request, SamplingParams(), LIMITS, 9), LIMITS))
+
+
+class Simulation:
+    """Carries out what the scheduler plans: three denoising steps a canvas, no model."""
+
+    def __init__(self, scheduler: Scheduler, canvases: Callable[[Job], int] = lambda _: 1) -> None:
+        self.scheduler = scheduler
+        self.canvases = canvases
+        self.now = 0.0
+        self.ended: dict[Job, str] = {}
+        self.steps: dict[Job, int] = {}
+
+    def add(self, new: Job) -> Job:
+        older = self.scheduler.add(new, self.now)
+        if older is not None:
+            self.end(older, "cancelled")
+        return new
+
+    def end(self, job: Job, reason: str) -> None:
+        assert job not in self.ended
+        self.ended[job] = reason
+        self.scheduler.remove(job)
+
+    def step(self, seconds: float = 1.0) -> list[Job]:
+        """One pass; the jobs that took part."""
+        plan = self.scheduler.plan(self.now)
+        for job, why in plan.failed:
+            self.end(job, why)
+        for turn in plan.turns:
+            if turn.count:
+                self.scheduler.encoded(turn.job, turn.count)
+            else:
+                self.denoise(turn.job)
+        self.now += seconds
+        return [turn.job for turn in plan.turns]
+
+    def denoise(self, job: Job) -> None:
+        progress = job.progress
+        assert progress.encoded == len(progress.context), "a canvas before its context"
+        progress.steps += 1
+        if progress.steps % 3 == 0:
+            if progress.steps // 3 >= self.canvases(job):
+                self.end(job, "done")
+            else:
+                progress.context += [7] * progress.width
+
+    def run(self, most: int = 10_000) -> None:
+        """To the end of all jobs."""
+        for _ in range(most):
+            if not len(self.scheduler):
+                return
+            self.step()
+        raise AssertionError("it does not end")
+
+
+def test_first_come_first_served_and_side_by_side() -> None:
+    """A batch that is filled in another order, or beyond its size."""
+    sim = Simulation(scheduler(max_running=2))
+    jobs = [sim.add(job(first=k)) for k in range(3)]
+    assert sim.step() == jobs[:2]
+    sim.run()
+    assert list(sim.ended) == jobs
+
+
+def test_priority_and_ageing() -> None:
+    """The background starves, or the person waits behind it."""
+    sim = Simulation(scheduler(max_running=1, age_s=5.0), canvases=lambda _: 5)
+    running = sim.add(job(first=1))
+    sim.step()
+    low, high = sim.add(job(first=2, priority=-1)), sim.add(job(first=3))
+    sim.run()
+    assert list(sim.ended) == [running, high, low]
+    sim = Simulation(scheduler(max_running=1, age_s=5.0))
+    old = sim.add(job(first=2, priority=-1))
+    for number in range(12):  # a stream of people; each is served in four passes
+        sim.add(job(first=10 + number))
+        for _ in range(4):
+            sim.step()
+    assert old in sim.ended, "it waits for ever"
+
+
+def test_owners_take_turns() -> None:
+    """One owner's hundred requests go before another's one."""
+    sim = Simulation(scheduler(max_running=1))
+    many = [sim.add(job(first=k, owner="a")) for k in range(5)]
+    one = sim.add(job(first=99, owner="b"))
+    sim.run()
+    assert list(sim.ended).index(one) <= 1
+    assert [j for j in sim.ended if j is not one] == many
+
+
+def test_an_owner_that_was_away_has_no_credit() -> None:
+    """Whoever comes late is served alone until it has had as much as the others ever had."""
+    sim = Simulation(scheduler(max_running=1))
+    for number in range(20):
+        sim.add(job(first=number, owner="a"))
+    for _ in range(40):
+        sim.step()
+    done = len(sim.ended)
+    for number in range(20):
+        sim.add(job(first=100 + number, owner="b"))
+    for _ in range(40):
+        sim.step()
+    later = [j.owner for j in list(sim.ended)[done:]]
+    assert 3 <= later.count("a") <= 7 and 3 <= later.count("b") <= 7
+
+
+def test_a_newer_request_of_the_slot_cancels_the_older() -> None:
+    """An editor's stale completions are finished one by one while a person types."""
+    sim = Simulation(scheduler())
+    first = sim.add(job(first=1, slot="editor", owner="a"))
+    other = sim.add(job(first=2, slot="editor", owner="b"))
+    sim.step()
+    second = sim.add(job(first=3, slot="editor", owner="a"))
+    assert sim.ended == {first: "cancelled"}
+    sim.run()
+    assert sim.ended[second] == sim.ended[other] == "done"
+
+
+def test_deadline_and_patience() -> None:
+    """A request runs past its deadline, or waits past its patience, or is ended though it began."""
+    sim = Simulation(scheduler(max_running=1), canvases=lambda _: 10)
+    late = sim.add(job(first=1, deadline_s=5, patience_s=2))
+    hasty = sim.add(job(first=2, patience_s=3))
+    calm = sim.add(job(first=3))
+    sim.run()
+    assert "deadline of 5" in sim.ended[late] and "3 s (patience_s)" in sim.ended[hasty]
+    assert sim.ended[calm] == "done"
+
+
+def test_too_many_wait() -> None:
+    """A queue without a bound: everyone waits, nobody is told."""
+    sim = Simulation(scheduler(max_waiting=2))
+    sim.add(job())
+    sim.add(job())
+    with pytest.raises(Overloaded, match="2 requests wait"):
+        sim.add(job())
+    sim.run()
+    assert len(sim.ended) == 2
+
+
+@pytest.mark.parametrize("values", [{"deadline_s": 0}, {"patience_s": -1}, {"priority": "high"},
+                                    {"deadline_s": float("nan")}])  # fmt: skip
+def test_refused(values: dict[str, Any]) -> None:
+    """A deadline of nothing is taken and then fails every time."""
+    with pytest.raises(InvalidRequest, match=next(iter(values))):
+        job(**values)
+
+
+def test_pages_run_out_and_someone_steps_aside() -> None:
+    """Two requests that grow into the last pages wait for each other, or one is lost."""
+    # Each needs 5 pages in the end, both together have 8.
+    sim = Simulation(scheduler(full=8, sliding=30), canvases=lambda _: 4)
+    first, second = sim.add(job(first=1)), sim.add(job(first=2))
+    while len(sim.scheduler):
+        sim.step()
+        sim.scheduler.check()
+    assert list(sim.ended) == [first, second] and sim.scheduler.preemptions >= 1
+    assert first.progress.steps == second.progress.steps == 12, "a step was lost or made twice"
+
+
+def test_a_higher_priority_takes_the_place_of_a_lower() -> None:
+    """A person waits until a batch of drafts is done."""
+    sim = Simulation(scheduler(max_running=2), canvases=lambda _: 4)
+    drafts = [sim.add(job(first=k, priority=-1)) for k in (1, 2)]
+    sim.step()
+    person = sim.add(job(first=3))
+    assert sim.step() == [person], "what runs pauses until the first frame"
+    assert person in sim.step()
+    sim.run()
+    assert list(sim.ended)[0] is person and set(sim.ended) == {person, *drafts}
+
+
+def test_a_stream_of_people_does_not_stop_the_rest() -> None:
+    """Passes that leave out the background, one after another without an end."""
+    sim = Simulation(scheduler(max_running=16, age_s=1e9), canvases=lambda j: 1 - 9 * j.priority)
+    draft = sim.add(job(first=1, priority=-1))
+    sim.step()
+    took_part = 0
+    for number in range(40):
+        sim.add(job(first=10 + number, prompt=3 * PAGE))
+        took_part += draft in sim.step()
+    assert took_part >= 40 // (EXPRESS + 1) - 1
+
+
+def test_more_tokens_than_a_pass_holds() -> None:
+    """Whoever does not fit into a pass is never chosen."""
+    sim = Simulation(scheduler(max_tokens=2 * PAGE), canvases=lambda _: 3)
+    jobs = [sim.add(job(first=k)) for k in range(5)]
+    seen: list[Job] = []
+    for _ in range(6):
+        took = sim.step()
+        assert sum(10 if j.progress.steps == 0 else PAGE for j in took) <= 3 * PAGE
+        seen += took
+    assert set(seen) == set(jobs)
+    sim.run()
+
+
+def test_after_trouble_passes_are_smaller_for_a_while() -> None:
+    """Out of memory once more at every pass, or small passes for ever."""
+    sim = Simulation(scheduler(max_tokens=1024))
+    sim.scheduler.shrink(1024)
+    assert sim.scheduler.limit == 512
+    sim.scheduler.shrink(100)
+    assert sim.scheduler.limit == 50
+    for _ in range(600):
+        sim.step()
+    assert sim.scheduler.limit == 1024
+
+
+def test_drafts_of_one_prompt_encode_it_once() -> None:
+    """n drafts pay n times for their common prompt."""
+    sim = Simulation(scheduler())
+    drafts = [sim.add(job(prompt=5 * PAGE + 3)) for _ in range(4)]
+    encoded = []
+    while len(sim.scheduler):
+        plan_before = {j: j.progress.encoded for j in drafts}
+        took = sim.step()
+        encoded += [j.progress.encoded - plan_before[j] for j in took if j.progress.steps == 0]
+        if len(sim.scheduler):
+            sim.scheduler.check()
+    assert sim.scheduler.pages.hit_tokens == 3 * 5 * PAGE
+    assert len(sim.ended) == 4
+
+
+def test_a_request_whose_pages_cannot_be_had_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault while pages are given out stops everyone, or leaves a request without an end."""
+    sim = Simulation(scheduler())
+    bad, good = sim.add(job(first=66)), sim.add(job(first=1))
+    pages = sim.scheduler.pages
+    whole = pages.open
+
+    def broken(ids: Any, room: int, first: int) -> Any:
+        if ids[0] == 66:
+            raise MemoryError("no page")
+        return whole(ids, room, first)
+
+    monkeypatch.setattr(pages, "open", broken)
+    sim.run()
+    assert sim.ended == {bad: "MemoryError: no page", good: "done"}
+    sim.scheduler.check()
+
+
+def simulate(total: int, seed: int, check_every: int) -> Simulation:
+    """Random requests at random times: bursts, owners, slots, deadlines, cancels, few pages."""
+    draw = random.Random(seed)
+    sched = scheduler(full=300, sliding=160, max_running=24, max_tokens=1500, max_waiting=10**9)
+    sim = Simulation(sched, canvases=lambda j: 1 + j.number % 4)
+    born: list[Job] = []
+    while len(born) < total or len(sched):
+        if len(born) < total and len(sched) < 400:
+            for _ in range(draw.choice((0, 1, 3, 20))):
+                prompt = draw.choice((1, 30, 63, 64, 65, 200, 700))
+                born.append(
+                    sim.add(
+                        job(
+                            prompt=prompt, first=draw.randrange(60),
+                            owner=str(draw.randrange(12)), priority=draw.choice((0, 0, 0, 1, -1)),
+                            slot=draw.choice(("", "", "", "x")),
+                            deadline_s=draw.choice((None, None, 900.0)),
+                        )
+                    )
+                )  # fmt: skip
+        if born and draw.random() < 0.02:
+            victim = draw.choice(born[-200:])
+            if victim not in sim.ended:
+                sim.end(victim, "cancelled")
+        sim.step()
+        if sched.passes % check_every == 0:
+            sched.check()
+    sched.check()
+    assert set(sim.ended) == set(born), "someone starved, or ended twice"
+    assert not sched.pages.tables and sched.pages.available == 300
+    return sim
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_invariant_after_every_pass(seed: int) -> None:
+    """See `Scheduler.check`."""
+    sim = simulate(400, seed, check_every=1)
+    assert sim.scheduler.preemptions > 0 and sim.scheduler.pages.hit_tokens > 0
+
+
+def test_a_hundred_thousand(count: Callable[[int, int], int], record: Callable[..., None]) -> None:
+    """Rare orders of events; bookkeeping whose cost grows with what has gone by."""
+    total = count(5_000, 100_000)
+    sim = simulate(total, 7, check_every=500)
+    reasons = [reason if len(reason) < 10 else "deadline" for reason in sim.ended.values()]
+    assert reasons.count("done") > total / 2
+    record("simulated requests, all ended once", len(reasons))
+    record("simulated requests set back", sim.scheduler.preemptions, "> 0")
