@@ -73,6 +73,21 @@ ACCEPTANCE: dict[str, tuple[str, ...]] = {
         "tests/kernels/test_triton_attention.py",
     ),
     "memory of a run as predicted": ("tests/cli/test_info_memory.py",),
+    "engine 1 random traffic, same tokens": (
+        "tests/engine/test_traffic.py::test_random_arrivals",
+        "tests/engine/test_traffic.py::test_random_lives_on_a_tiny_model",
+        "tests/engine/test_traffic.py::test_preemption_resumes_the_canvas",
+    ),
+    "engine 2 the scheduler, simulated": (
+        "tests/engine/test_scheduler.py",
+        "tests/engine/test_pages.py",
+    ),
+    "engine 3 and 6 throughput, newcomers, cached prompts": (
+        "tests/bench/test_offline.py",
+        "tests/engine/test_traffic.py::test_a_cached_prompt_is_not_encoded_again",
+    ),
+    "engine 4 faults at every stage": ("tests/engine/test_faults.py",),
+    "engine 5 soak": ("tests/engine/test_traffic.py::test_soak", "tests/engine/test_worker.py"),
 }
 """Acceptance line -> its tests: files, or single tests. Line 9 is `IN_A_CLONE`."""
 

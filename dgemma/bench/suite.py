@@ -1,4 +1,4 @@
-"""The four measurements by name: each loads what it needs, measures, and gives a report.
+"""The measurements by name: each loads what it needs, measures, and gives a report.
 
 Knows what a report must carry. Knows nothing about options' spelling or where a report goes.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dgemma.bench import compare, generate, scale, step
+from dgemma.bench import compare, generate, offline, scale, step
 from dgemma.bench.chart import Chart
 from dgemma.bench.drive import open_llm, prompt_ids, resolved
 from dgemma.bench.machine import facts
@@ -154,9 +154,26 @@ def run_generate(where: Where, options: Options, command: str, say: Say) -> Repo
     return _report(title, command, about, shown, generate.values(answers), generate.NOTES)
 
 
+def run_offline(where: Where, options: Options, command: str, say: Say) -> Report:
+    """See `offline`."""
+    sizes = scale.sizes(options["concurrency"], "--concurrency")
+    llm = where.open()
+    prompt_ids(llm.config, options["prompt"])
+    points, waits = [], []
+    for size in sizes:
+        points.append(offline.throughput(llm, size, max(sizes), options["runs"]))
+        waits.append(offline.newcomer(llm, size, options["runs"]))
+        say(f"{size} at once: served / offline {points[-1].ratio:.3f}")
+    prefill = offline.cached(llm, options["prompt"], options["runs"])
+    about, shown = _subject(where, llm), offline.tables(points, waits, prefill)
+    found = offline.values(points, waits, prefill)
+    return _report("Many requests at once", command, about, shown, found, offline.NOTES)
+
+
 SUITE: dict[str, Callable[[Where, Options, str, Say], Report]] = {
     "step": run_step,
     "compare": run_compare,
     "scale": run_scale,
     "generate": run_generate,
+    "offline": run_offline,
 }

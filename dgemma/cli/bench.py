@@ -24,6 +24,7 @@ MEASURES = {
     "compare": "ours and transformers on the same checkpoint, in turns",
     "scale": "cost against prompt, canvas, batch and layers",
     "generate": "tokens per second, time to the first frame and commit",
+    "offline": "throughput against requests at once, a newcomer's wait, cached prompts",
 }
 
 
@@ -37,7 +38,8 @@ class Option(NamedTuple):
 
 OPTIONS = {
     "prompt": Option(
-        int, "prompt tokens", {"step": 64, "compare": 64, "scale": 64, "generate": 64}
+        int, "prompt tokens",
+        {"step": 64, "compare": 64, "scale": 64, "generate": 64, "offline": 4000},
     ),
     "steps": Option(int, "denoising steps of a run", {"step": 8, "compare": 6, "scale": 4}),
     "pairs": Option(int, "runs of each program in each mode", {"compare": 5}),
@@ -60,7 +62,8 @@ OPTIONS = {
     "batches": Option(str, "requests at once", {"scale": "1,2,4,8"}),
     "layers": Option(str, "numbers of layers", {"scale": "1,2,3,4,5,6"}),
     "max_tokens": Option(int, "most tokens of an answer", {"generate": 256}),
-    "runs": Option(int, "answers", {"generate": 3}),
+    "runs": Option(int, "answers, or runs of each kind", {"generate": 3, "offline": 5}),
+    "concurrency": Option(str, "requests at once", {"offline": "1,2,4,8,16"}),
 }  # fmt: skip
 
 

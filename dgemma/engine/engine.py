@@ -40,7 +40,7 @@ from dgemma.model.size import page_bytes, page_counts
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.types import Event, Request, SamplingParams
 
-CHUNK = 512
+CHUNK = 1024
 """Most prompt tokens of one request that a step encodes."""
 
 SHARE = {"cpu": 0.25, "cuda": 0.8}

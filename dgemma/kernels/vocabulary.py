@@ -27,7 +27,7 @@ from dgemma.kernels.vocabulary_tiles import TiledReader
 CHUNK_ELEMENTS = 1 << 23
 """Most logits made at a time: 32 MiB in fp32, about five such temporaries live at once."""
 
-ROWS_LIMIT = 1 << 14
+ROWS_LIMIT = 1 << 12
 """Largest vocabulary that is read row by row: the logits of a canvas then stay in cache."""
 
 KERNELS = ("rows", "tiles", "triton")

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgemma.kernels.experts import EXPERTS, choose_experts, rows_linear
+from dgemma.kernels.norm import rms_norm
 from dgemma.model.config import AttentionShape, ModelConfig
 
 
@@ -34,7 +35,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width)) if scale else None
 
     def forward(self, x: Tensor) -> Tensor:  # [..., width] -> [..., width]
-        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 def rotary_frequencies(shape: AttentionShape) -> Tensor:

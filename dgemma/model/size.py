@@ -21,6 +21,10 @@ from dgemma.types import PAGE
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "fp8": 1.0, "4-bit": 0.5}
 """Bytes per parameter of each precision, scales not counted."""
 
+KEPT, KEPT_16_BIT = 24 << 20, 136 << 20
+"""Bytes that the matrix libraries keep for themselves: measured with the mini shape. In 16 bit they
+keep a compiled product for each number of rows that an expert has had."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
@@ -73,7 +77,7 @@ class Peak:
 
 
 def peak(
-    config: ModelConfig, dtype: torch.dtype, prompt: int, batch: int = 1, chunk: int = 512
+    config: ModelConfig, dtype: torch.dtype, prompt: int, batch: int = 1, chunk: int = 1024
 ) -> Peak:
     """Predict the memory of a run on a CPU.
 
@@ -90,19 +94,21 @@ def peak(
         for shape in (config.sliding, config.full)
     )
     inner, top_k = config.moe_intermediate_size, config.top_k_experts
-    routed = rows * top_k * (width + 3 * inner) * item
+    half = dtype != torch.float32  # these kernels keep scratch memory, those of fp32 do not
+    routed = rows * top_k * (width + 3 * inner) * item * half
     layer = rows * (6 * width + 3 * heads + 3 * config.intermediate_size) * item
     tile = min(TILE_ELEMENTS, batch * canvas * config.vocab_size)
     blocks = batch * canvas * config.vocab_size // BLOCK
     words = tile * (8 + 2 * item) + batch * canvas * width * (4 + 3 * item) + 60 * blocks
-    scores = 2 * min(SCORES, config.num_attention_heads * canvas * (prompt + canvas)) * item
+    scores = 2 * min(SCORES, config.num_attention_heads * canvas * (prompt + canvas)) * item * half
+    work = routed + scores + layer + words if half else max(layer, words)
     pages = page_bytes(config, dtype)
     full = batch * -(-(prompt + canvas) // PAGE)
     sliding = min(full, page_counts(config, dtype, None, 32, chunk)[1])
     return Peak(
         weights=measure(config).parameters * item,
         cache=full * pages["full_attention"] + sliding * pages["sliding_attention"],
-        work=routed + layer + words + scores,
+        work=work + (KEPT_16_BIT if half else KEPT),
     )
 
 

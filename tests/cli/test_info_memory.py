@@ -16,7 +16,7 @@ COMMAND = [sys.executable, "-c", "from dgemma.cli.main import main; import sys; 
 RUN = """
 import sys, dgemma
 from dgemma.bench.clock import status_bytes
-llm = dgemma.load(sys.argv[1], device="cpu")
+llm = dgemma.load(sys.argv[1], device="cpu", dtype=sys.argv[3])
 llm.generate([5] * int(sys.argv[2]), dgemma.SamplingParams(max_tokens=1, max_steps=2, seed=0))
 print(status_bytes("VmHWM"))
 """
@@ -24,21 +24,23 @@ print(status_bytes("VmHWM"))
 
 @pytest.fixture(scope="module")
 def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model of 243 MB in bf16; run in fp32, as `auto` chooses."""
+    """A random model of 243 MB in bf16."""
     return make(shape("mini"), tmp_path_factory.mktemp("mini") / "model")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="VmHWM is Linux's")
-@pytest.mark.parametrize("prompt", [64, 2000])
-def test_the_prediction_is_within_5_percent(mini: Path, prompt: int) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "prompt"), [("float32", 64), ("float32", 2000), ("bfloat16", 1000)]
+)
+def test_the_prediction_is_within_5_percent(mini: Path, dtype: str, prompt: int) -> None:
     """A part left out (scratch, cache growth, a copy of the weights at loading) shows here."""
     told = subprocess.run(
-        [*COMMAND, "info", str(mini), "--prompt", str(prompt), "--json"],
+        [*COMMAND, "info", str(mini), "--dtype", dtype, "--prompt", str(prompt), "--json"],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     predicted = json.loads(told.stdout)["run"]["peak_bytes"]
     ran = subprocess.run(
-        [sys.executable, "-c", RUN, str(mini), str(prompt)],
+        [sys.executable, "-c", RUN, str(mini), str(prompt), dtype],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     measured = int(ran.stdout)

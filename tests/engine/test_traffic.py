@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dgemma.bench.clock import status_bytes
 from dgemma.diffusion.canvas import Generation
@@ -118,10 +116,14 @@ def test_random_arrivals(cases: list[Case], record: Callable[..., None]) -> None
     record("prompt tokens that were in the pages already", counters.prefix_hit_tokens, "> 0")
 
 
-@given(seed=st.integers(0, 2**32))
-def test_random_lives_on_a_tiny_model(seed: int) -> None:
+def test_random_lives_on_a_tiny_model(count: Callable[[int, int], int]) -> None:
     """The same on random weights, where every belief counts, with pages for two requests."""
-    draw = random.Random(seed)
+    for seed in range(count(30, 300)):
+        random_life(random.Random(seed))
+
+
+def random_life(draw: random.Random) -> None:
+    """One engine from its first request to its last."""
     one = Engine(
         TINY, end_ids=(), chunk=draw.choice((64, 128)), max_running=draw.choice((2, 4)),
         max_tokens=draw.choice((80, 400)), cache_bytes=LEAST * draw.choice((1, 2)),
@@ -197,10 +199,11 @@ def test_the_next_turn_of_a_chat(record: Callable[..., None]) -> None:
     assert engine.counters().encoded_tokens - before <= 96 + PAGE + 3 + 2 * 96
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux's")
 def test_soak(count: Callable[[int, int], int], record: Callable[..., None]) -> None:
     """Random traffic with cancels: memory that grows, threads, pages or slots that stay."""
-    seconds = count(20, 600)
+    seconds = count(60, 600)
     worker = Worker(nano_engine(chunk=128, cache_bytes=SMALL, max_running=8))
     draw = random.Random(11)
     began, warm, peak = time.monotonic(), 0, 0

@@ -189,10 +189,10 @@ def test_never_more_logits_at_a_time_than_stated(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Vocabulary, "logits", watched)
     monkeypatch.setattr(vocabulary, "CHUNK_ELEMENTS", 1 << 18)
-    words = make(1 << 13)
+    words = make(1 << 12)
     words.read(hidden_rows(100), torch.ones(100), random_keys(100), PLAIN)
     words.greedy(hidden_rows(100), PLAIN)
-    assert max(made) <= 1 << 18 and sum(made) == 2 * 100 << 13
+    assert max(made) <= 1 << 18 and sum(made) == 2 * 100 << 12
     assert make(262_144).rows_at_a_time * 262_144 * 4 <= 32 << 20
 
 

@@ -1,0 +1,299 @@
+"""`bench offline`: throughput against concurrency, and what a newcomer waits for under load.
+
+    offline   the engine stepped in a loop, nobody reading: the best there is
+    served    the same requests through `LLM.submit`, read by as many callers as run at once
+    newcomer  one more request, of a higher priority, that arrives while the others run
+    cached    a prompt of which nine tenths are in the pages already
+
+Knows requests and clocks. Knows nothing about how requests share a pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dgemma.bench.chart import Lines
+from dgemma.bench.drive import prompt_ids
+from dgemma.bench.report import Table
+from dgemma.bench.stats import median
+from dgemma.errors import EngineError
+from dgemma.llm import LLM
+from dgemma.tasks import TASKS, make_example
+from dgemma.types import Output, Request, SamplingParams
+
+NOTES = (
+    "Requests are held-out examples of nano's tasks under its chat template (random ids where the "
+    "model has none), 64 tokens at most; seeds 0, 1, ...; early stop as the checkpoint has it. "
+    "All rows of the first table run the same requests, so many of them at a time.",
+    "`offline`: one thread steps the engine; `served`: each request through `LLM.submit`, its "
+    "frames read in an event loop. Runs alternate; the ratio is of the medians.",
+    "`newcomer`: a request of priority 1 arrives at random moments while as many others run; its "
+    "first frame, less that of the same request alone, in steps of the load.",
+    "`cached`: encoding a prompt nothing of which, or nine tenths of which, is in the pages.",
+)
+MAX_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Point:
+    """What was measured with so many requests at once; each list has one entry a run."""
+
+    concurrency: int
+    offline: list[float]
+    served: list[float]
+
+    @property
+    def ratio(self) -> float:
+        """Served over offline."""
+        return median(self.served) / median(self.offline)
+
+
+@dataclass(frozen=True)
+class Wait:
+    """A newcomer's first frame, milliseconds, and the load's median step."""
+
+    concurrency: int
+    alone_ms: list[float]
+    loaded_ms: list[float]
+    step_ms: list[float]
+
+    @property
+    def steps(self) -> list[float]:
+        """How many of the load's steps the load has cost it, each time."""
+        idle = median(self.alone_ms)
+        return [(ms - idle) / step for ms, step in zip(self.loaded_ms, self.step_ms, strict=True)]
+
+
+def requests(llm: LLM, count: int) -> list[Request]:
+    """Different requests, none with a beginning of more than the template's in common."""
+    out = []
+    for number in range(count):
+        if llm.template is not None:
+            example = make_example(TASKS[number % len(TASKS)], "heldout", 1, number)
+            ids = llm.chat_ids(example.messages, list(example.tools) or None, False)
+        else:
+            size = llm.config.vocab_size
+            ids = [3 + (number * 7919 + k * 104_729) % (size - 3) for k in range(64)]
+        params = SamplingParams(seed=number, max_tokens=MAX_TOKENS)
+        out.append(Request(token_ids=tuple(ids), params=params, index=number, frames=True))
+    return out
+
+
+def tokens(outputs: Sequence[Output]) -> int:
+    """Committed tokens.
+
+    Raises:
+        EngineError: a request failed.
+    """
+    for output in outputs:
+        if output.error:
+            raise EngineError(f"the run failed: {output.error}")
+    return sum(output.usage.completion_tokens for output in outputs)
+
+
+def offline(llm: LLM, work: Sequence[Request], concurrency: int) -> float:
+    """Committed tokens per second, so many at once; the next starts when one has ended."""
+    engine = llm.engine
+    engine.forget()
+    start = time.perf_counter()
+    streams = []
+    for request in work:
+        while engine.running >= concurrency:
+            engine.step()
+        streams.append(engine.submit(request))
+    outputs = [event.output for stream in streams for event in stream if event.output]
+    return tokens(outputs) / (time.perf_counter() - start)
+
+
+def served(llm: LLM, work: Sequence[Request], concurrency: int) -> float:
+    """The same through the worker, every event read in an event loop."""
+
+    async def last(request: Request, free: asyncio.Semaphore) -> Output:
+        async with free:
+            output = None
+            async for event in llm.submit(request):
+                output = event.output
+        assert output is not None
+        return output
+
+    async def together() -> list[Output]:
+        free = asyncio.Semaphore(concurrency)
+        return await asyncio.gather(*(last(request, free) for request in work))
+
+    llm.engine.forget()
+    start = time.perf_counter()
+    outputs = asyncio.run(together())
+    return tokens(outputs) / (time.perf_counter() - start)
+
+
+def throughput(llm: LLM, concurrency: int, total: int, runs: int) -> Point:
+    """The same requests with so many at once, `runs` times in either way."""
+    point = Point(concurrency, [], [])
+    work = requests(llm, total)
+    for run in range(runs + 1):
+        found = offline(llm, work, concurrency), served(llm, work, concurrency)
+        if run:  # the first warms up
+            point.offline.append(found[0])
+            point.served.append(found[1])
+    return point
+
+
+def first_frame_ms(llm: LLM, request: Request) -> float:
+    """From submitting to the first frame; the rest is cancelled."""
+    start = time.perf_counter()
+    stream = llm.submit(request)
+    next(stream)
+    waited = (time.perf_counter() - start) * 1e3
+    stream.close()
+    for _ in stream:
+        pass
+    return waited
+
+
+def newcomer(llm: LLM, concurrency: int, runs: int) -> Wait:
+    """A request that arrives while others run."""
+    wait = Wait(concurrency, [], [], [])
+    for run in range(runs + 1):
+        pool = requests(llm, concurrency + 1)
+        person = Request(
+            token_ids=pool[-1].token_ids, params=pool[-1].params, frames=True, priority=1
+        )
+        llm.engine.forget()
+        alone = first_frame_ms(llm, person)
+        llm.engine.forget()
+        # Long answers that do not stop early, so that all of them run when the newcomer arrives.
+        params = SamplingParams(seed=run, max_tokens=llm.engine.spec.length, max_steps=48,
+                                confidence_threshold=0.0)  # fmt: skip
+        began = llm.counters().steps
+        load = [llm.submit(Request(token_ids=r.token_ids, params=params)) for r in pool[:-1]]
+        while llm.counters().steps < began + 2 * concurrency:
+            time.sleep(0.001)
+        before, begin = llm.counters().passes, time.perf_counter()
+        while llm.counters().passes < before + 4:
+            time.sleep(0.001)
+        passes = llm.counters().passes - before
+        step_ms = (time.perf_counter() - begin) / passes * 1e3
+        time.sleep(step_ms / 1e3 * run / (runs + 1))  # at another moment of a step each time
+        loaded = first_frame_ms(llm, person)
+        for stream in load:
+            stream.close()
+        for stream in load:
+            stream.result()
+        if run:
+            wait.alone_ms.append(alone)
+            wait.loaded_ms.append(loaded)
+            wait.step_ms.append(step_ms)
+    return wait
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """Encoding a prompt of so many tokens, milliseconds: from nothing, and from nine tenths."""
+
+    prompt: int
+    cold_ms: list[float]
+    cached_ms: list[float]
+
+    @property
+    def ratio(self) -> float:
+        """Cached over cold."""
+        return median(self.cached_ms) / median(self.cold_ms)
+
+
+def prefill_ms(llm: LLM, ids: Sequence[int]) -> float:
+    """Encode a prompt and stop before the first denoising step."""
+    engine = llm.engine
+    before = engine.counters()
+    start = time.perf_counter()
+    stream = engine.submit(Request(token_ids=tuple(ids), params=SamplingParams(seed=0)))
+    done = before.encoded_tokens + before.prefix_hit_tokens + len(ids)
+    while (now := engine.counters()).encoded_tokens + now.prefix_hit_tokens < done:
+        engine.step()
+    waited = (time.perf_counter() - start) * 1e3
+    stream.close()
+    return waited
+
+
+def cached(llm: LLM, length: int, runs: int) -> Prefill:
+    """A prompt encoded from nothing, and another with the same first nine tenths."""
+    found = Prefill(length, [], [])
+    for run in range(runs + 1):
+        ids = list(prompt_ids(llm.config, length, run))
+        other = ids[: length * 9 // 10] + list(prompt_ids(llm.config, length, 99))[: length // 10]
+        llm.engine.forget()
+        times = prefill_ms(llm, ids), prefill_ms(llm, other)
+        if run:
+            found.cold_ms.append(times[0])
+            found.cached_ms.append(times[1])
+    return found
+
+
+def values(points: Sequence[Point], waits: Sequence[Wait], prefill: Prefill) -> dict[str, Any]:
+    """Every number, for programs."""
+    return {
+        "cached": {
+            "prompt": prefill.prompt,
+            "cold_ms": prefill.cold_ms,
+            "cached_ms": prefill.cached_ms,
+            "ratio": prefill.ratio,
+        },
+        "throughput": [
+            {
+                "concurrency": p.concurrency,
+                "offline_tokens_per_s": p.offline,
+                "served_tokens_per_s": p.served,
+                "ratio": p.ratio,
+            }
+            for p in points
+        ],
+        "newcomer": [
+            {
+                "concurrency": w.concurrency,
+                "alone_ms": w.alone_ms,
+                "loaded_ms": w.loaded_ms,
+                "step_ms": w.step_ms,
+                "extra_steps": w.steps,
+            }
+            for w in waits
+        ],
+    }
+
+
+def tables(
+    points: Sequence[Point], waits: Sequence[Wait], prefill: Prefill
+) -> tuple[list[Table], list[Lines]]:
+    """The results for people."""
+    first = Table(
+        "Committed tokens per second",
+        ("requests at once", "offline", "served", "served / offline"),
+        [[p.concurrency, median(p.offline), median(p.served), p.ratio] for p in points],
+    )
+    second = Table(
+        "A newcomer's first frame",
+        ("others", "alone, ms", "under load, ms", "step of the load, ms", "extra steps, median",
+         "extra steps, most"),
+        [
+            [w.concurrency, median(w.alone_ms), median(w.loaded_ms), median(w.step_ms),
+             median(w.steps), max(w.steps)]
+            for w in waits
+        ],
+    )  # fmt: skip
+    x = [float(p.concurrency) for p in points]
+    chart = Lines(
+        "Throughput", "requests at once", "committed tokens per second",
+        {
+            "offline": list(zip(x, [median(p.offline) for p in points], strict=True)),
+            "served": list(zip(x, [median(p.served) for p in points], strict=True)),
+        },
+        {},
+    )  # fmt: skip
+    third = Table(
+        "Encoding a prompt",
+        ("prompt", "nothing cached, ms", "nine tenths cached, ms", "ratio"),
+        [[prefill.prompt, median(prefill.cold_ms), median(prefill.cached_ms), prefill.ratio]],
+    )
+    return [first, second, third], [chart]
