@@ -193,6 +193,8 @@ class LLM:
         finally:
             for stream in streams:
                 stream.close()
+            for stream in streams:  # after an error: nothing of the call runs on behind it
+                deque(stream, maxlen=0)
 
     def generate(
         self, prompt: Any, params: SamplingParams | None = None, *, n: int = 1, trace: bool = False

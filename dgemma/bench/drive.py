@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from dgemma.bench.clock import now_ms
+from dgemma.bench.stats import median
 from dgemma.device import choose
 from dgemma.errors import EngineError, InvalidRequest
 from dgemma.llm import LLM, load
@@ -34,12 +35,23 @@ class Timeline:
     """What a run took.
 
     Attributes:
-        prefill_ms: encoding the prompts and starting the canvases.
-        step_ms: of each denoising step; the first has no belief to take in, the last commits.
+        encode_ms: the passes that only encode; the last piece of a prompt goes with the first step.
+        step_ms: of each pass with a denoising step; the first has no belief to take in, the last
+            commits.
     """
 
-    prefill_ms: float
+    encode_ms: float
     step_ms: list[float]
+
+    @property
+    def first_frame_ms(self) -> float:
+        """From nothing to the end of the first step."""
+        return self.encode_ms + self.step_ms[0]
+
+    @property
+    def prefill_ms(self) -> float:
+        """What the prompt cost: the time of the first frame beyond that of a step without it."""
+        return max(0.0, self.first_frame_ms - median(self.steady_ms))
 
     @property
     def steady_ms(self) -> list[float]:
@@ -100,9 +112,9 @@ def run(
     streams = [engine.submit(Request(token_ids=tuple(p), params=params)) for p in prompts]
     try:
         start = now_ms(device)
-        for _ in range(-(-len(prompts[0]) // engine.chunk)):
+        for _ in range(-(-len(prompts[0]) // engine.chunk) - 1):
             engine.step()
-        prefill = now_ms(device) - start
+        encode_ms = now_ms(device) - start
         step_ms = []
         for number in range(steps):
             with ExitStack() as stack:
@@ -120,7 +132,7 @@ def run(
             raise EngineError(f"the run failed: {output.error}")
     # One step more or less would mean that phases are not what this file takes them for.
     assert [output.usage.steps for output in outputs] == [steps] * len(prompts)
-    return Timeline(prefill, step_ms)
+    return Timeline(encode_ms, step_ms)
 
 
 def kinds(model: Any) -> dict[LayerType, nn.Module]:

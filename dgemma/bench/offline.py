@@ -33,7 +33,8 @@ NOTES = (
     "frames read in an event loop. Runs alternate; the ratio is of the medians.",
     "`newcomer`: a request of priority 1 arrives at random moments while as many others run; its "
     "first frame, less that of the same request alone, in steps of the load.",
-    "`cached`: encoding a prompt nothing of which, or nine tenths of which, is in the pages.",
+    "`cached`: encoding a prompt nothing of which, or nine tenths of which, is in the pages; with "
+    "the first denoising step, which goes with its last piece.",
 )
 MAX_TOKENS = 64
 
@@ -205,7 +206,7 @@ class Prefill:
 
 
 def prefill_ms(llm: LLM, ids: Sequence[int]) -> float:
-    """Encode a prompt and stop before the first denoising step."""
+    """Encode a prompt, up to the end of the first denoising step, which goes with it."""
     engine = llm.engine
     before = engine.counters()
     start = time.perf_counter()

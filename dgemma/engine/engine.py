@@ -28,10 +28,11 @@ from dgemma.diffusion.canvas import Canvas, CanvasSpec
 from dgemma.diffusion.sampler import questions, step_all
 from dgemma.diffusion.schedule import Schedule
 from dgemma.engine.counters import Clock, Counters
+from dgemma.engine.job import Job, Turn
 from dgemma.engine.pages import Pages
 from dgemma.engine.request import Limits, Progress, resolve
 from dgemma.engine.row import Enough, Outcome, Row
-from dgemma.engine.scheduler import Job, Scheduler, Turn
+from dgemma.engine.scheduler import Scheduler
 from dgemma.engine.stream import Stream
 from dgemma.kernels.controls import Controls
 from dgemma.kernels.vocabulary import Vocabulary
@@ -49,8 +50,8 @@ SHARE = {"cpu": 0.25, "cuda": 0.8}
 TRIES = 3
 """How often a request that runs out of memory alone is tried before it ends."""
 
-Work = tuple[Row, int]
-"""A row's part of a pass: ids to encode, or 0 for a denoising step."""
+Work = tuple[Row, Turn]
+"""A row and its part of a pass."""
 
 
 class Engine:
@@ -228,14 +229,11 @@ class Engine:
                     self._retire(self._rows[job])
                 self._counted.add("schedule", begin)
                 if plan.turns:
-                    self._run([self._work(turn) for turn in plan.turns])
+                    self._run([(self._rows[turn.job], turn) for turn in plan.turns])
                     self._counted.passes += 1
                 self._cancel_all()
             finally:
                 self._busy = False
-
-    def _work(self, turn: Turn) -> Work:
-        return self._rows[turn.job], turn.count
 
     def _run(self, work: list[Work]) -> None:
         """A pass; on an error its halves, each by itself, until the one to blame is alone."""
@@ -244,7 +242,7 @@ class Engine:
         except Exception as error:
             memory = out_of_memory(error)
             if memory:
-                self.scheduler.shrink(sum(count or row.spec.length for row, count in work))
+                self.scheduler.shrink(sum(turn.size for _, turn in work))
                 self._free_memory()
             if len(work) > 1:
                 middle = len(work) // 2
@@ -259,32 +257,32 @@ class Engine:
                 self._retire(row)
             return
         begin = self._counted.now()
-        for (row, count), outcome in zip(work, outcomes, strict=True):
+        for (row, turn), outcome in zip(work, outcomes, strict=True):
             row.tries = 0
-            self._apply(row, count, outcome)
+            self._apply(row, turn, outcome)
         self._counted.add("apply", begin)
 
     def _free_memory(self) -> None:
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _apply(self, row: Row, count: int, outcome: Outcome) -> None:
+    def _apply(self, row: Row, turn: Turn, outcome: Outcome) -> None:
         """A row takes in what a pass found; what fails here fails for this request alone."""
         try:
             before = len(row.progress.committed)
-            if outcome.canvas is not None:
-                row.stepped(outcome.canvas)
-                self._counted.steps += 1
-            elif not outcome.finite:
+            if not outcome.finite:
                 row.progress.finish(
                     "error",
                     "encoding gave numbers that are not finite; try another dtype, or check the "
                     "weights with `dgemma check`",
                 )
-            else:
-                self.scheduler.encoded(row.job, count)
-                self._counted.encoded += count
-                row.encoded(outcome)
+            elif turn.count:
+                self.scheduler.encoded(row.job, turn.count)
+                self._counted.encoded += turn.count
+                row.encoded(outcome.token)
+            if outcome.finite and outcome.canvas is not None:
+                row.stepped(outcome.canvas)
+                self._counted.steps += 1
             self._counted.committed += len(row.progress.committed) - before
         except Exception as error:
             row.progress.finish("error", f"{type(error).__name__}: {error}")
@@ -294,22 +292,25 @@ class Engine:
     def _pass(self, work: list[Work]) -> list[Outcome]:
         """Forward and vocabulary for these rows. Changes nothing that a second try would miss."""
         begin = self._counted.now()
-        parts = [row.part(self.memory, count) for row, count in work]
-        hidden = self.model.forward_rows(parts)
+        parts = [row.parts(self.memory, turn) for row, turn in work]
+        hidden = iter(self.model.forward_rows([part for own in parts for part in own]))
         self._counted.add("forward", begin)
         begin = self._counted.now()
-        outcomes: dict[Row, Outcome] = {}
-        pairs = [(row, count, states) for (row, count), states in zip(work, hidden, strict=True)]
-        canvases = [(row, states) for row, count, states in pairs if count == 0]
+        encoded, canvases = list[tuple[Row, Turn, Tensor]](), list[tuple[Row, Tensor]]()
+        for row, turn in work:
+            if turn.count:
+                encoded.append((row, turn, next(hidden)))
+            if turn.denoise:
+                canvases.append((row, next(hidden)))
+        after: dict[Row, Canvas] = {}
         for width in {row.spec.length for row, _ in canvases}:
-            outcomes |= self._denoised([p for p in canvases if p[0].spec.length == width])
+            after |= self._denoised([pair for pair in canvases if pair[0].spec.length == width])
+        sound, tokens = self._encoded(encoded)
         self._counted.add("vocabulary", begin)
-        encoded = [(row, count, states) for row, count, states in pairs if count]
-        if encoded:
-            outcomes |= self._encoded(encoded)
-        return [outcomes[row] for row, _ in work]
+        return [Outcome(after.get(row), tokens.get(row), row not in sound or sound[row])
+                for row, _ in work]  # fmt: skip
 
-    def _denoised(self, rows: list[tuple[Row, Tensor]]) -> dict[Row, Outcome]:
+    def _denoised(self, rows: list[tuple[Row, Tensor]]) -> dict[Row, Canvas]:
         """Read the vocabulary for all canvases of one length together and step each."""
         canvases: list[Canvas] = []
         for row, _ in rows:
@@ -319,24 +320,28 @@ class Engine:
         hidden = torch.cat([states for _, states in rows])
         reading = self.vocabulary.read(hidden, *questions(canvases, schedules), self._controls)
         after = step_all(canvases, reading, schedules, self.spec)
-        return {row: Outcome(canvas=c) for (row, _), c in zip(rows, after, strict=True)}
+        return {row: canvas for (row, _), canvas in zip(rows, after, strict=True)}
 
-    def _encoded(self, rows: list[tuple[Row, int, Tensor]]) -> dict[Row, Outcome]:
-        """Whether each is finite; and the twin's next token where nothing is left to encode."""
-        sound = torch.stack([torch.isfinite(states).all() for _, _, states in rows]).tolist()
-        out = {row: Outcome(finite=ok) for (row, _, _), ok in zip(rows, sound, strict=True)}
+    def _encoded(
+        self, rows: list[tuple[Row, Turn, Tensor]]
+    ) -> tuple[dict[Row, bool], dict[Row, int]]:
+        """Whether each is finite; and the twins' next tokens where nothing is left to encode."""
+        if not rows:
+            return {}, {}
+        finite = torch.stack([torch.isfinite(states).all() for _, _, states in rows]).tolist()
+        sound = {row: ok for (row, _, _), ok in zip(rows, finite, strict=True)}
         twins = [
             (row, states)
-            for row, count, states in rows
+            for row, turn, states in rows
             if row.progress.request.mode == "autoregressive"
-            and row.progress.encoded + count == len(row.progress.context)
+            and row.progress.encoded + turn.count == len(row.progress.context)
         ]
-        if twins:
-            last = torch.cat([states[-1:] for _, states in twins])
-            tokens = self.vocabulary.greedy(last, self._controls).tolist()
-            for (row, _), token in zip(twins, tokens, strict=True):
-                out[row] = Outcome(token=token, finite=out[row].finite and token >= 0)
-        return out
+        if not twins:
+            return sound, {}
+        last = torch.cat([states[-1:] for _, states in twins])
+        chosen = self.vocabulary.greedy(last, self._controls).tolist()
+        tokens = {row: token for (row, _), token in zip(twins, chosen, strict=True)}
+        return sound | {row: sound[row] and token >= 0 for row, token in tokens.items()}, tokens
 
     def _retire(self, row: Row) -> None:
         """Take a finished row out and report its end."""

@@ -14,9 +14,9 @@ from dgemma.diffusion.canvas import Canvas, CanvasSpec, trace_step
 from dgemma.diffusion.sampler import finish, start
 from dgemma.diffusion.schedule import Schedule
 from dgemma.diffusion.thought import budget_exceeded
+from dgemma.engine.job import Job, Turn
 from dgemma.engine.mailbox import Mailbox
 from dgemma.engine.request import Progress
-from dgemma.engine.scheduler import Job
 from dgemma.errors import DGemmaError
 from dgemma.model.cache import PagedMemory
 from dgemma.model.transformer import Part
@@ -32,7 +32,7 @@ class Outcome:
 
     Attributes:
         canvas: after a denoising step, else None.
-        token: what the twin chooses next, -1 where it was not finite; None: nothing to choose.
+        token: what the twin chooses next; None: nothing to choose.
         finite: whether what was encoded is.
     """
 
@@ -62,34 +62,36 @@ class Row:
         """Where the request stands."""
         return self.job.progress
 
-    def part(self, memory: PagedMemory, count: int) -> Part:
-        """What the row brings to a pass: `count` ids to encode, or its canvas where that is 0."""
+    def parts(self, memory: PagedMemory, turn: Turn) -> list[Part]:
+        """What the row brings to a pass: ids to encode, its canvas, or both in this order.
+
+        A canvas that is there already when ids are encoded was begun before the row was set back.
+        """
         progress, table = self.progress, self.job.table
         assert table is not None
-        cache = memory.row(progress.encoded, table.full, table.sliding, progress.borders)
-        if count == 0:
-            assert self.canvas is not None
-            return cache, self.canvas.ids, True, self.canvas.soft
-        ids = progress.context[progress.encoded : progress.encoded + count]
-        return cache, torch.tensor(ids, device=self.spec.device), False, None
+        done, out = progress.encoded, list[Part]()
+        if turn.count:
+            cache = memory.row(done, table.full, table.sliding, progress.borders)
+            ids = progress.context[done : done + turn.count]
+            out.append((cache, torch.tensor(ids, device=self.spec.device), False, None))
+        if turn.denoise:
+            if self.canvas is None:
+                self.canvas = start(progress.seed, progress.canvases, self.spec)
+            cache = memory.row(done + turn.count, table.full, table.sliding)
+            out.append((cache, self.canvas.ids, True, self.canvas.soft))
+        return out
 
     def begin(self) -> None:
         """A budget of no thought at all closes the prompt's own thought before the first canvas."""
         self._go_on([])
 
-    def encoded(self, outcome: Outcome) -> None:
-        """Take in what was encoded: when nothing is left, begin a canvas or choose a token.
-
-        A canvas that is there already was begun before the request was set back.
-        """
+    def encoded(self, token: int | None) -> None:
+        """Take in what was encoded, and the twin's next token where it was the last."""
         progress = self.progress
-        if progress.encoded < len(progress.context):
-            return
-        progress.encoded_all()
-        if outcome.token is not None:
-            self._chose(outcome.token)
-        elif self.canvas is None:
-            self.canvas = start(progress.seed, progress.canvases, self.spec)
+        if progress.encoded == len(progress.context):
+            progress.encoded_all()
+        if token is not None:
+            self._chose(token)
 
     def stepped(self, after: Canvas) -> None:
         """Take in one denoising step; a finished canvas is committed."""

@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
-from dgemma.engine.pages import Pages, Table
-from dgemma.engine.request import Progress
+from dgemma.engine.job import Job, Plan, Turn
+from dgemma.engine.pages import Pages
 from dgemma.errors import Overloaded
 from dgemma.types import PAGE
 
@@ -31,64 +30,6 @@ PREFERENCE = 4
 
 RECOVERY = 64
 """After this many passes without trouble the most tokens of a pass are doubled again."""
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """What the scheduler knows of one request.
-
-    Attributes:
-        progress: where the request stands.
-        number: order of arrival, from 0.
-        arrival: seconds on the engine's clock.
-        table: its pages while it runs, else None.
-        last: number of the pass in which it last took part.
-        ticket: which of its places in the queue is the valid one.
-    """
-
-    progress: Progress
-    number: int = 0
-    arrival: float = 0.0
-    table: Table | None = None
-    last: int = -1
-    ticket: int = 0
-    waiting: bool = False
-
-    @property
-    def priority(self) -> int:
-        """Of the request, without ageing."""
-        return self.progress.request.priority
-
-    @property
-    def owner(self) -> str:
-        """Whose request it is."""
-        return self.progress.request.owner
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        """The greatest is the first to be set back."""
-        return -self.priority, self.number
-
-    @property
-    def room(self) -> int:
-        """Positions that its context and the canvas behind it take."""
-        return len(self.progress.context) + self.progress.width
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """A job's part of a pass: so many tokens to encode, or 0 for a denoising step."""
-
-    job: Job
-    count: int
-
-
-@dataclass(slots=True)
-class Plan:
-    """A pass, and the jobs that end before it with the reason why."""
-
-    turns: list[Turn] = field(default_factory=list)
-    failed: list[tuple[Job, str]] = field(default_factory=list)
 
 
 class Scheduler:
@@ -233,21 +174,27 @@ class Scheduler:
                 continue
             plan.failed.append((job, f"{why}; ask again with more time, or when less is running"))
 
-    def _count(self, job: Job) -> int:
-        """Tokens that a job would encode now; 0: a denoising step.
+    def _turn(self, job: Job) -> Turn:
+        """What a job does next.
 
-        A piece of a prompt ends where a page does, see `CachedContext`.
+        A piece of a prompt ends where a page does, see `CachedContext`. With the last piece goes
+        the first step of the canvas: its keys are there, layer by layer, when the canvas reads
+        them, and the weights are read once for both.
         """
-        done = job.progress.encoded
+        progress = job.progress
+        done, context = progress.encoded, len(progress.context)
         most = min(self.chunk, self._limit)
         whole = (done + most) // PAGE * PAGE - done
-        return min(whole if whole > 0 else most, len(job.progress.context) - done)
+        count = min(whole if whole > 0 else most, context - done)
+        last = done + count == context and progress.request.mode == "diffusion"
+        fits = count == 0 or count + progress.width <= self._limit
+        return Turn(job, count, denoise=last and fits)
 
     def _secure(self, job: Job, plan: Plan) -> None:
         """See that a running job has the pages for its next turn; others may have to leave."""
         progress, table = job.progress, job.table
         assert table is not None
-        end = progress.encoded + (self._count(job) or progress.width)
+        end = progress.encoded + self._turn(job).size
         try:
             while not self.pages.reserve(table, job.room, end):
                 victim = max(self.running, key=lambda other: other.rank)
@@ -316,7 +263,7 @@ class Scheduler:
         while True:
             table = None
             if not self.running or (len(self.running) < self.max_running and not self._crowded):
-                first = min(self.chunk, len(progress.context))  # at most
+                first = min(self.chunk, len(progress.context)) + progress.width  # at most
                 table = self.pages.open(progress.context, job.room, first)
             if table is not None:
                 break
@@ -351,14 +298,13 @@ class Scheduler:
             self._express = 0
         tokens = 0
         for job in sorted(jobs, key=lambda job: (job.last - PREFERENCE * job.priority, job.number)):
-            count = self._count(job)
-            size = count or job.progress.width
-            if plan.turns and tokens + size > self._limit:
+            turn = self._turn(job)
+            if plan.turns and tokens + turn.size > self._limit:
                 continue
-            tokens += size
+            tokens += turn.size
             job.last = self.passes
-            self._usage[job.owner] += size
-            plan.turns.append(Turn(job, count))
+            self._usage[job.owner] += turn.size
+            plan.turns.append(turn)
 
     def encoded(self, job: Job, count: int) -> None:
         """A job's tokens are in its pages now."""

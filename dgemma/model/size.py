@@ -21,7 +21,7 @@ from dgemma.types import PAGE
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "fp8": 1.0, "4-bit": 0.5}
 """Bytes per parameter of each precision, scales not counted."""
 
-KEPT, KEPT_16_BIT = 24 << 20, 136 << 20
+KEPT, KEPT_16_BIT = 24 << 20, 172 << 20
 """Bytes that the matrix libraries keep for themselves: measured with the mini shape. In 16 bit they
 keep a compiled product for each number of rows that an expert has had."""
 
@@ -88,7 +88,7 @@ def peak(
         chunk: prompt tokens that one forward encodes of a request.
     """
     item, width, canvas = dtype.itemsize, config.hidden_size, config.canvas_length
-    rows = batch * max(canvas, min(prompt, chunk))
+    rows = batch * (canvas + min(prompt, chunk))  # the first step goes with the last piece
     heads = max(
         shape.head_dim * (config.num_attention_heads + 2 * shape.num_key_value_heads)
         for shape in (config.sliding, config.full)
@@ -136,7 +136,7 @@ def page_counts(
     """
     one = page_bytes(config, dtype)
     context = -(-config.max_position_embeddings // PAGE)
-    step = max(chunk, config.canvas_length)
+    step = chunk + config.canvas_length
     window = min(context, -(-(config.sliding_window - 1 + step) // PAGE) + 1)
     # Twice what runs, so that finished requests stay cached; a window more often still, for it is
     # what makes a cached prompt of use at more than its end.

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from dgemma.engine import engine as engine_file
 from dgemma.engine.engine import Engine
 from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.transformer import DiffusionGemma
@@ -148,16 +149,15 @@ def test_only_the_bad_row_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     one = engine()
     expected = run(one.submit(request(2)))[1]
     bad, good = one.submit(request(1)), one.submit(request(2))
-    forward = one.model.forward_rows
-    rows: list[Any] = []
+    whole = engine_file.step_all
 
-    def one_bad(parts: Any) -> Any:
-        rows[:] = rows or [parts[0][0]]
-        out = forward(parts)
-        return [h * torch.nan if part[0] is rows[0] else h
-                for h, part in zip(out, parts, strict=True)]  # fmt: skip
+    def one_bad(canvases: Any, reading: Any, *rest: Any) -> Any:
+        for number, canvas in enumerate(canvases):
+            if canvas.seed == 1:
+                reading.entropy[8 * number] = torch.nan
+        return whole(canvases, reading, *rest)
 
-    monkeypatch.setattr(one.model, "forward_rows", one_bad)
+    monkeypatch.setattr(engine_file, "step_all", one_bad)
     assert run(bad)[1].finish_reason == "error"
     assert run(good)[1] == expected
 
@@ -175,8 +175,8 @@ def test_a_finished_row_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one.model, "forward_rows", counted)
     short, long = (one.submit(request(k, max_tokens=k * 8)) for k in (1, 4))
     assert run(long)[1] == expected[1] and run(short)[1] == expected[0]
-    # A prompt is one forward, a canvas is three steps, its commit one more while it goes on.
-    assert rows == [2] * (1 + 3) + [1] * (3 * (1 + 3))
+    # A canvas is three steps; with the first goes the prompt, or the canvas before it.
+    assert rows == [2 + 2, 2, 2] + 3 * [1 + 1, 1, 1]
 
 
 @pytest.mark.parametrize("mode", ["diffusion", "autoregressive"])
