@@ -53,11 +53,12 @@ $(MINI)/config.json: $(STAMP)
 performance: $(STAMP) $(REAL)/config.json $(MINI)/config.json  ## measure at real sizes; writes docs/performance.md
 	set -e; new=$$(mktemp); trap 'rm -f "$$new"' EXIT; exec > "$$new"; \
 	printf '# Performance\n\nWritten by `make performance`, which ran the commands named below.\n\n'; \
-	for prompt in 64 1024; do $(BIN)/dgemma bench compare $(REAL) --prompt $$prompt; done; \
+	for prompt in 64 1024; do $(BIN)/dgemma bench compare $(REAL) --prompt $$prompt --steps 4; done; \
 	$(BIN)/dgemma bench compare $(MINI) --dtype bfloat16; \
 	for prompt in 64 1024; do $(BIN)/dgemma bench step $(REAL) --prompt $$prompt; done; \
 	$(BIN)/dgemma bench scale $(REAL) --prompts 64,512,1024,1536,2048,4096,8192; \
 	$(BIN)/dgemma bench generate nano; \
+	$(BIN)/dgemma bench offline nano; \
 	cp "$$new" docs/performance.md
 
 nano: $(STAMP)  ## train the bundled model from scratch into runs/nano; stop and go on at will

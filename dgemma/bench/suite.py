@@ -147,10 +147,12 @@ def run_scale(where: Where, options: Options, command: str, say: Say) -> Report:
 def run_generate(where: Where, options: Options, command: str, say: Say) -> Report:
     """See `generate`."""
     llm = where.open()
-    prompt = prompt_ids(llm.config, options["prompt"])
+    prompt: Sequence[int] = offline.requests(llm, 1)[0].token_ids
+    if options["prompt"] is not None:
+        prompt = prompt_ids(llm.config, options["prompt"])
     answers = generate.measure(llm, prompt, options["max_tokens"], options["runs"])
     about, shown = _subject(where, llm), generate.tables(answers)
-    title = f"Generation, prompt {options['prompt']}, at most {options['max_tokens']} tokens"
+    title = f"Generation, prompt {len(prompt)}, at most {options['max_tokens']} tokens"
     return _report(title, command, about, shown, generate.values(answers), generate.NOTES)
 
 

@@ -38,8 +38,8 @@ class Option(NamedTuple):
 
 OPTIONS = {
     "prompt": Option(
-        int, "prompt tokens",
-        {"step": 64, "compare": 64, "scale": 64, "generate": 64, "offline": 4000},
+        int, "prompt tokens, random (generate: a held-out example)",
+        {"step": 64, "compare": 64, "scale": 64, "generate": None, "offline": 4000},
     ),
     "steps": Option(int, "denoising steps of a run", {"step": 8, "compare": 6, "scale": 4}),
     "pairs": Option(int, "runs of each program in each mode", {"compare": 5}),

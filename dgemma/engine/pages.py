@@ -228,9 +228,7 @@ class Pages:
         table.full.append(block.full)
         table.ids += block.ids
         table.sliding.append(block.sliding)
-        if block.sliding == NONE:
-            table.passed = len(table.sliding)
-        else:
+        if block.sliding != NONE:
             self._view(block)
         self._pass(table)
 

@@ -28,6 +28,9 @@ EXPRESS = 8
 PREFERENCE = 4
 """A level of priority counts as much as not having taken part in this many passes."""
 
+SPARE = 64
+"""Deadlines of ended requests that may be kept before they are cleared away."""
+
 RECOVERY = 64
 """After this many passes without trouble the most tokens of a pass are doubled again."""
 
@@ -140,6 +143,9 @@ class Scheduler:
             self.pages.close(job.table)
             job.table = None
         self._crowded = False
+        if len(self._due) > 2 * len(self) + SPARE:  # most are of jobs that have ended
+            self._due = [due for due in self._due if due[2].waiting or due[2].table is not None]
+            heapq.heapify(self._due)
         request = job.progress.request
         if self._slots.get((job.owner, request.slot)) is job:
             del self._slots[job.owner, request.slot]

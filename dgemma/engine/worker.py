@@ -104,8 +104,7 @@ def _serve(engine: Engine, inbox: Inbox) -> None:
     while not inbox.empty():  # added while the last step ran
         _, what = inbox.get()
         if isinstance(what, Row) and what.progress.output is None:
-            what.progress.finish("cancelled")
-            what.mail.put(Event(type="done", output=what.progress.output))
+            _refuse(what, None)
 
 
 def _tell(engine: Engine, kind: str, row: Row) -> None:
@@ -114,11 +113,16 @@ def _tell(engine: Engine, kind: str, row: Row) -> None:
         return
     try:
         engine.add(row)
-    except Overloaded as error:  # others came in between
-        row.progress.finish("error", str(error))
-        row.mail.put(
-            Event(type="done", index=row.progress.request.index, output=row.progress.output)
-        )
+    except Exception as error:  # too many came in between; or a mistake of ours
+        told = str(error) if isinstance(error, Overloaded) else f"{type(error).__name__}: {error}"
+        _refuse(row, told)
+
+
+def _refuse(row: Row, error: str | None) -> None:
+    """End a row that the engine does not have."""
+    progress = row.progress
+    progress.finish("error" if error else "cancelled", error)
+    row.mail.put(Event(type="done", index=progress.request.index, output=progress.output))
 
 
 def _step(engine: Engine) -> None:

@@ -159,6 +159,16 @@ def test_deadline_and_patience() -> None:
     assert sim.ended[calm] == "done"
 
 
+def test_deadlines_of_the_ended_are_forgotten() -> None:
+    """A server that gives every request an hour keeps every request for an hour."""
+    sim = Simulation(scheduler())
+    for number in range(400):
+        sim.add(job(first=number % 60, deadline_s=3600))
+        sim.step()
+    sim.run()
+    assert len(sim.ended) == 400 and len(sim.scheduler._due) < 100
+
+
 def test_too_many_wait() -> None:
     """A queue without a bound: everyone waits, nobody is told."""
     sim = Simulation(scheduler(max_waiting=2))
