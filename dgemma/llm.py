@@ -17,7 +17,7 @@ from dgemma.device import Choice, choose
 from dgemma.engine.counters import Counters
 from dgemma.engine.engine import Engine
 from dgemma.engine.worker import Worker
-from dgemma.errors import InvalidRequest, TemplateError, TokenizerError
+from dgemma.errors import InvalidRequest, Overloaded, TemplateError, TokenizerError
 from dgemma.model.config import ModelConfig
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.text.answer import AnswerReader
@@ -178,6 +178,7 @@ class LLM:
             raise InvalidRequest(f"n must be at least 1, got {n}")
         params = params or SamplingParams()
         streams: list[Stream] = []
+        outputs: list[Output] = []
         try:
             for prompt in prompts:
                 for draft in range(n):
@@ -188,8 +189,15 @@ class LLM:
                         token_ids=tuple(prompt), params=own, mode=mode, index=len(streams),
                         trace=trace,
                     )  # fmt: skip
-                    streams.append(self.submit(request, chat=chat))
-            return [stream.result() for stream in streams]
+                    while True:
+                        try:
+                            streams.append(self.submit(request, chat=chat))
+                            break
+                        except Overloaded:  # more than may wait: first let some be finished
+                            if len(outputs) == len(streams):
+                                raise
+                            outputs.append(streams[len(outputs)].result())
+            return outputs + [stream.result() for stream in streams[len(outputs) :]]
         finally:
             for stream in streams:
                 stream.close()

@@ -24,6 +24,9 @@ WIDTH_STEP, END_ROOM = 32, 16
 PAGE = 64
 """Tokens of a page of the key-value memory."""
 
+MOST_PRIORITY, MOST_SECONDS = 1000, 10**9
+"""Bounds of `Request.priority` and of its times."""
+
 ENTROPY_PER_NAT = 64
 """`Event.entropy` holds round(64 x nats) per position, capped at 255 (about 4 nats)."""
 
@@ -196,14 +199,24 @@ class Request:
     patience_s: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("owner", "slot"):
+            if not isinstance(getattr(self, name), str):
+                raise InvalidRequest(f"{name} must be a string, got {getattr(self, name)!r}")
         if isinstance(self.priority, bool) or not isinstance(self.priority, int):
             raise InvalidRequest(f"priority must be an integer, got {self.priority!r}")
+        if abs(self.priority) > MOST_PRIORITY:
+            raise InvalidRequest(
+                f"priority must be -{MOST_PRIORITY} to {MOST_PRIORITY}, got {self.priority}"
+            )
         for name in ("deadline_s", "patience_s"):
             value = getattr(self, name)
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-                raise InvalidRequest(f"{name} must be a positive number of seconds, got {value!r}")
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not 0 < value <= MOST_SECONDS:
+                raise InvalidRequest(
+                    f"{name} must be above 0 and at most {MOST_SECONDS} seconds, got {value!r}"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

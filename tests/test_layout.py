@@ -64,7 +64,8 @@ MAY_DEFER = {"cli", "dgemma", "__main__"}
 """Parts that may import inside functions; elsewhere that is for optional extras alone."""
 
 NO_TORCH = ("types", "errors", "text", "tasks", "compose", "server",
-            "engine.scheduler", "engine.job", "engine.pages", "engine.request")  # fmt: skip
+            "engine.scheduler", "engine.job", "engine.arena", "engine.pages",
+            "engine.request")  # fmt: skip
 TORCH = {"torch", "triton", "transformers"}
 
 FILE_LINES, FUNCTION_LINES = 400, 60

@@ -297,6 +297,16 @@ def test_bad_messages(llm: LLM, messages: Any) -> None:
         llm.chat(messages, QUICK)
 
 
+def test_more_prompts_than_may_wait(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large batch fails, or some of its answers are errors that nobody looks at."""
+    monkeypatch.setattr(llm.engine.scheduler, "max_waiting", 2)
+    quick = SamplingParams(seed=3, max_tokens=2, max_steps=1)
+    outputs = llm.generate([[5, k] for k in range(3, 40)], quick)
+    assert [output.index for output in outputs] == list(range(37))
+    assert {output.finish_reason for output in outputs} <= {"stop", "length"}
+    assert outputs[11].token_ids == llm.generate([5, 14], quick).token_ids
+
+
 def test_n_and_misplaced_options(llm: LLM) -> None:
     """Options that cannot be honoured are ignored."""
     with pytest.raises(InvalidRequest, match="n must"):

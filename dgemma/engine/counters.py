@@ -21,14 +21,15 @@ class Counters:
         pages_full, pages_full_used, pages_full_cached: pages of the full layers: all, those of
             running requests, those that are kept for later requests.
         pages_sliding, pages_sliding_free: pages of the sliding layers.
-        prefix_hit_tokens: prompt tokens that were not encoded, since their keys were there.
-        encoded_tokens: those that were.
+        prefix_hit_tokens: tokens that were not encoded, since their keys were there.
+        encoded_tokens: those that were, prompts and committed canvases alike.
         preemptions: how often a request was set back for want of pages.
-        passes: forwards; `steps`: denoising steps of all requests.
+        passes: forwards, those that failed too; `steps`: denoising steps of all requests.
         committed_tokens: of all answers.
         schedule_s, forward_s, vocabulary_s, apply_s: seconds spent in the parts of a step, as
             the host sees them.
-        ended_stop, ended_length, ended_cancelled, ended_error: finished requests.
+        ended_stop, ended_length, ended_cancelled, ended_error: finished requests, by the engine's
+            own reason.
     """
 
     waiting: int = 0
@@ -61,12 +62,14 @@ class Counters:
 
 @dataclass(slots=True)
 class Clock:
-    """Adds up."""
+    """Adds up. `preemptions` and `hit_tokens` are those of schedulers that were given up."""
 
     passes: int = 0
     steps: int = 0
     encoded: int = 0
     committed: int = 0
+    preemptions: int = 0
+    hit_tokens: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     reasons: dict[FinishReason, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
 

@@ -16,17 +16,17 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from dgemma.device import free_bytes
-from dgemma.diffusion.canvas import Canvas, CanvasSpec
-from dgemma.diffusion.sampler import questions, step_all
+from dgemma.diffusion.canvas import CanvasSpec
 from dgemma.diffusion.schedule import Schedule
+from dgemma.engine.batch import Batch, Work, out_of_memory
 from dgemma.engine.counters import Clock, Counters
 from dgemma.engine.job import Job, Turn
 from dgemma.engine.pages import Pages
@@ -34,7 +34,7 @@ from dgemma.engine.request import Limits, Progress, resolve
 from dgemma.engine.row import Enough, Outcome, Row
 from dgemma.engine.scheduler import Scheduler
 from dgemma.engine.stream import Stream
-from dgemma.kernels.controls import Controls
+from dgemma.errors import InvalidRequest
 from dgemma.kernels.vocabulary import Vocabulary
 from dgemma.model.cache import PagedMemory
 from dgemma.model.size import page_bytes, page_counts
@@ -49,9 +49,6 @@ SHARE = {"cpu": 0.25, "cuda": 0.8}
 
 TRIES = 3
 """How often a request that runs out of memory alone is tried before it ends."""
-
-Work = tuple[Row, Turn]
-"""A row and its part of a pass."""
 
 
 class Engine:
@@ -85,8 +82,12 @@ class Engine:
             clock: seconds, for deadlines and ageing.
 
         Raises:
-            InvalidRequest: `cache_bytes` does not suffice for one request.
+            InvalidRequest: `cache_bytes` does not suffice for one request, or a bound below 1.
         """
+        for name, value in (("chunk", chunk), ("max_running", max_running),
+                            ("max_tokens", max_tokens), ("max_waiting", max_waiting)):  # fmt: skip
+            if value < 1:
+                raise InvalidRequest(f"{name} must be at least 1, got {value}")
         config = model.config
         self.model = model
         self.defaults = defaults or SamplingParams()
@@ -119,11 +120,13 @@ class Engine:
             context=min(self.spec.context_length, self.scheduler.pages.capacity),
             canvas=self.spec.length,
             vocab_size=self.spec.vocab_size,
+            bounded=self.scheduler.pages.capacity < self.spec.context_length,
         )
-        self._controls = Controls(suppress_ids=self.spec.suppress_ids)
         self._clock = clock
         self._rows: dict[Job, Row] = {}
         self._counted = Clock()
+        self.batch = Batch(model, self.vocabulary, self.memory, self._counted)
+        self.added = 0
         self._cancels: deque[Row] = deque()
         self._lock = threading.RLock()
         self._busy = False
@@ -142,12 +145,9 @@ class Engine:
         return Row(Job(progress), spec, Schedule.of(resolved.params), enough)
 
     def add(self, row: Row) -> None:
-        """Take a prepared row in.
-
-        Raises:
-            Overloaded: too many requests wait; nothing has changed.
-        """
-        with self._lock:
+        """Take a prepared row in."""
+        with self._alone():
+            self.added += 1
             older = self.scheduler.add(row.job, self._clock())
             self._rows[row.job] = row
             row.begin()
@@ -169,8 +169,31 @@ class Engine:
             Overloaded: too many requests wait.
         """
         row = self.prepare(request, enough)
+        self.scheduler.check_waiting()
         self.add(row)
         return Stream(self, row)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else changes anything, not even this thread in a collection of garbage."""
+        with self._lock:
+            before, self._busy = self._busy, True
+            try:
+                yield
+            finally:
+                self._busy = before
+                if not before:
+                    self._cancel_all()
+
+    def fail(self, row: Row, error: str) -> None:
+        """End a request that could not be added, or only by half, with an error."""
+        with self._alone():
+            if row.job in self._rows:
+                row.progress.finish("error", error)
+                self._retire(row)
+            elif row.progress.output is None:
+                row.progress.finish("error", error)
+                self._report(row)
 
     @property
     def running(self) -> int:
@@ -206,11 +229,14 @@ class Engine:
 
     def end_all(self, error: str | None = None) -> None:
         """Cancel every request; or end it with an error, where the engine itself cannot go on."""
-        with self._lock:
-            for row in list(self._rows.values()):
+        with self._alone():
+            rows = list(self._rows.values())
+            self._rows.clear()
+            for row in rows:
                 row.progress.finish("error" if error else "cancelled", error)
                 self._report(row)
-            self._rows.clear()
+            self._counted.preemptions += self.scheduler.preemptions
+            self._counted.hit_tokens += self.scheduler.pages.hit_tokens
             self.scheduler = self._scheduler(self._pages())
 
     # -- a step --------------------------------------------------------------------------------
@@ -218,43 +244,27 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> None:
         """One pass over the rows that the scheduler chooses, whatever their phase."""
-        with self._lock:
-            self._busy = True
-            try:
-                self._cancel_all()
-                begin = self._counted.now()
-                plan = self.scheduler.plan(self._clock())
-                for job, why in plan.failed:
-                    self._rows[job].progress.finish("error", why)
-                    self._retire(self._rows[job])
-                self._counted.add("schedule", begin)
-                if plan.turns:
-                    self._run([(self._rows[turn.job], turn) for turn in plan.turns])
-                    self._counted.passes += 1
-                self._cancel_all()
-            finally:
-                self._busy = False
+        with self._alone():
+            self._cancel_all()
+            begin = self._counted.now()
+            plan = self.scheduler.plan(self._clock())
+            for job, why in plan.failed:
+                self._rows[job].progress.finish("error", why)
+                self._retire(self._rows[job])
+            self._counted.add("schedule", begin)
+            if plan.turns:
+                self._run([(self._rows[turn.job], turn) for turn in plan.turns])
 
     def _run(self, work: list[Work]) -> None:
         """A pass; on an error its halves, each by itself, until the one to blame is alone."""
+        outcomes, memory, fault = list[Outcome](), False, ""
+        self._counted.passes += 1
         try:
-            outcomes = self._pass(work)
+            outcomes = self.batch.run(work, self.spec)
         except Exception as error:
-            memory = out_of_memory(error)
-            if memory:
-                self.scheduler.shrink(sum(turn.size for _, turn in work))
-                self._free_memory()
-            if len(work) > 1:
-                middle = len(work) // 2
-                self._run(work[:middle])
-                self._run(work[middle:])
-                return
-            row = work[0][0]
-            row.tries += 1
-            if not memory or row.tries >= TRIES:
-                why = "out of memory, with nothing beside it: " if memory else ""
-                row.progress.finish("error", f"{why}{type(error).__name__}: {error}")
-                self._retire(row)
+            memory, fault = out_of_memory(error), f"{type(error).__name__}: {error}"
+        if fault:  # the exception is gone, and with it the tensors of the pass that failed
+            self._halve(work, memory, fault)
             return
         begin = self._counted.now()
         for (row, turn), outcome in zip(work, outcomes, strict=True):
@@ -262,9 +272,23 @@ class Engine:
             self._apply(row, turn, outcome)
         self._counted.add("apply", begin)
 
-    def _free_memory(self) -> None:
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()
+    def _halve(self, work: list[Work], memory: bool, fault: str) -> None:
+        """After a pass that failed."""
+        if memory:
+            self.scheduler.shrink(sum(turn.size for _, turn in work))
+            if self.model.device.type == "cuda":
+                torch.cuda.empty_cache()
+        if len(work) > 1:
+            middle = len(work) // 2
+            self._run(work[:middle])
+            self._run(work[middle:])
+            return
+        row = work[0][0]
+        row.tries += 1
+        if not memory or row.tries >= TRIES:
+            why = "out of memory, with nothing beside it: " if memory else ""
+            row.progress.finish("error", why + fault)
+            self._retire(row)
 
     def _apply(self, row: Row, turn: Turn, outcome: Outcome) -> None:
         """A row takes in what a pass found; what fails here fails for this request alone."""
@@ -289,66 +313,14 @@ class Engine:
         if row.progress.output is not None:
             self._retire(row)
 
-    def _pass(self, work: list[Work]) -> list[Outcome]:
-        """Forward and vocabulary for these rows. Changes nothing that a second try would miss."""
-        begin = self._counted.now()
-        parts = [row.parts(self.memory, turn) for row, turn in work]
-        hidden = iter(self.model.forward_rows([part for own in parts for part in own]))
-        self._counted.add("forward", begin)
-        begin = self._counted.now()
-        encoded, canvases = list[tuple[Row, Turn, Tensor]](), list[tuple[Row, Tensor]]()
-        for row, turn in work:
-            if turn.count:
-                encoded.append((row, turn, next(hidden)))
-            if turn.denoise:
-                canvases.append((row, next(hidden)))
-        after: dict[Row, Canvas] = {}
-        for width in {row.spec.length for row, _ in canvases}:
-            after |= self._denoised([pair for pair in canvases if pair[0].spec.length == width])
-        sound, tokens = self._encoded(encoded)
-        self._counted.add("vocabulary", begin)
-        return [Outcome(after.get(row), tokens.get(row), row not in sound or sound[row])
-                for row, _ in work]  # fmt: skip
-
-    def _denoised(self, rows: list[tuple[Row, Tensor]]) -> dict[Row, Canvas]:
-        """Read the vocabulary for all canvases of one length together and step each."""
-        canvases: list[Canvas] = []
-        for row, _ in rows:
-            assert row.canvas is not None
-            canvases.append(row.canvas)
-        schedules = [row.schedule for row, _ in rows]
-        hidden = torch.cat([states for _, states in rows])
-        reading = self.vocabulary.read(hidden, *questions(canvases, schedules), self._controls)
-        after = step_all(canvases, reading, schedules, self.spec)
-        return {row: canvas for (row, _), canvas in zip(rows, after, strict=True)}
-
-    def _encoded(
-        self, rows: list[tuple[Row, Turn, Tensor]]
-    ) -> tuple[dict[Row, bool], dict[Row, int]]:
-        """Whether each is finite; and the twins' next tokens where nothing is left to encode."""
-        if not rows:
-            return {}, {}
-        finite = torch.stack([torch.isfinite(states).all() for _, _, states in rows]).tolist()
-        sound = {row: ok for (row, _, _), ok in zip(rows, finite, strict=True)}
-        twins = [
-            (row, states)
-            for row, turn, states in rows
-            if row.progress.request.mode == "autoregressive"
-            and row.progress.encoded + turn.count == len(row.progress.context)
-        ]
-        if not twins:
-            return sound, {}
-        last = torch.cat([states[-1:] for _, states in twins])
-        chosen = self.vocabulary.greedy(last, self._controls).tolist()
-        tokens = {row: token for (row, _), token in zip(twins, chosen, strict=True)}
-        return sound | {row: sound[row] and token >= 0 for row, token in tokens.items()}, tokens
-
     def _retire(self, row: Row) -> None:
         """Take a finished row out and report its end."""
         if self._rows.pop(row.job, None) is None:
             return
-        self.scheduler.remove(row.job)
-        self._report(row)
+        try:
+            self.scheduler.remove(row.job)
+        finally:  # whatever is wrong here, nobody may wait for this row
+            self._report(row)
 
     def _report(self, row: Row) -> None:
         output = row.progress.output
@@ -358,7 +330,7 @@ class Engine:
 
     def forget(self) -> None:
         """Drop the keys and values that are only kept for later requests."""
-        with self._lock:
+        with self._alone():
             self.scheduler.pages.forget()
 
     # -- what there is to see ------------------------------------------------------------------
@@ -374,14 +346,7 @@ class Engine:
             pages_full_cached=pages.cached,
             pages_sliding=pages.sliding.count,
             pages_sliding_free=pages.sliding.free,
-            prefix_hit_tokens=pages.hit_tokens,
-            preemptions=scheduler.preemptions,
+            prefix_hit_tokens=self._counted.hit_tokens + pages.hit_tokens,
+            preemptions=self._counted.preemptions + scheduler.preemptions,
             **self._counted.numbers(),
         )
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether an exception says that memory did not suffice."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

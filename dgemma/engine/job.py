@@ -18,7 +18,8 @@ class Job:
     Attributes:
         progress: where the request stands.
         number: order of arrival, from 0.
-        arrival: seconds on the engine's clock.
+        since: when it began to wait, in seconds on the engine's clock.
+        level: its priority, raised by the time it had waited when it was let in.
         table: its pages while it runs, else None.
         last: number of the pass in which it last took part.
         ticket: which of its places in the queue is the valid one.
@@ -26,7 +27,8 @@ class Job:
 
     progress: Progress
     number: int = 0
-    arrival: float = 0.0
+    since: float = 0.0
+    level: int = 0
     table: Table | None = None
     last: int = -1
     ticket: int = 0

@@ -17,63 +17,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from dgemma.engine.arena import NONE, Arena
 from dgemma.types import PAGE
-
-GAP = 16
-"""Pages left free in front of a new run where there is room, for its neighbour to grow into."""
-
-NONE = -1
-"""Stands where a block has no page."""
-
-
-class Arena:
-    """The free pages of one group; takes them side by side where it can."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.free = count
-        self._map = bytearray(b"\1") * count  # 1: free
-
-    def take(self, wanted: int, after: int) -> list[int]:
-        """`wanted` pages, if possible behind page `after` (NONE: anywhere). There must be enough.
-
-        A request whose pages lie side by side is read in place; another is gathered.
-        """
-        assert wanted <= self.free
-        taken: list[int] = []
-        while len(taken) < wanted:
-            need = wanted - len(taken)
-            following = after + 1
-            if after != NONE and following < self.count and self._map[following]:
-                page = following
-            else:
-                page = self._place(need)
-            self._map[page] = 0
-            taken.append(page)
-            after = page
-        self.free -= wanted
-        return taken
-
-    def _place(self, need: int) -> int:
-        """Where a run of `need` pages should begin."""
-        roomy = self._map.find(b"\1" * (need + GAP))
-        if roomy > 0:
-            return roomy + GAP
-        for size in (need, max(1, need // 2), 1):
-            place = self._map.find(b"\1" * size)
-            if place >= 0:
-                return place
-        raise AssertionError("the count of free pages is wrong")
-
-    def give(self, page: int) -> None:
-        """Take a page back."""
-        assert not self._map[page], "a page was given back twice"
-        self._map[page] = 1
-        self.free += 1
-
-    def is_free(self, page: int) -> bool:
-        """Whether nobody has the page."""
-        return bool(self._map[page])
 
 
 @dataclass(slots=True, eq=False)
@@ -107,7 +52,7 @@ class Table:
         shared: the leading blocks, which stand in the tree.
         ids: the tokens whose keys and values are in the pages.
         passed: how many leading blocks the window has passed.
-        claim: where the block stands that this request will complete next, see `Pages.claimed`.
+        claim: where the block stands that this request will complete next, see `Pages.claimant`.
     """
 
     full: list[int] = field(default_factory=list)
@@ -151,6 +96,16 @@ class Pages:
         """Full pages that could be had now."""
         return self.full.free + len(self._idle)
 
+    def could(self, ids: Sequence[int], room: int, first: int, without: Iterable[Table]) -> bool:
+        """Whether `open` might succeed if other tables were closed: False is certain."""
+        found = len(self._find(ids))
+        full, sliding = self.available, self.sliding.free + len(self._unseen)
+        for table in without:
+            full += len(table.full)
+            sliding += sum(page != NONE for page in table.sliding)
+        end = min(room, found * PAGE + first)
+        return full >= -(-room // PAGE) - found and sliding >= -(-end // PAGE) - found
+
     @property
     def capacity(self) -> int:
         """Most tokens of one request."""
@@ -183,14 +138,14 @@ class Pages:
         """How many leading tokens of a prompt need not be encoded."""
         return len(self._find(ids)) * PAGE
 
-    def claimed(self, ids: Sequence[int]) -> bool:
-        """Whether a running request is about to complete the next block that `ids` need.
+    def claimant(self, ids: Sequence[int]) -> Table | None:
+        """The running request that is about to complete the next block that `ids` need.
 
         Whoever waits for it gets it for nothing: n drafts of a prompt encode it once.
         """
         found = self._find(ids)
         key = self._key(found[-1] if found else self._root, ids, len(found))
-        return key is not None and key in self._claims
+        return None if key is None else self._claims.get(key)
 
     @staticmethod
     def _key(node: Block, ids: Sequence[int], at: int) -> tuple[int, tuple[int, ...]] | None:
@@ -378,7 +333,9 @@ class Pages:
                 assert table.full[number] == block.full
                 viewers[block] += table.sliding[number] != NONE
                 assert table.sliding[number] in (NONE, block.sliding)
-            assert NONE not in table.sliding[self._oldest(len(table.ids)) :]
+            oldest = self._oldest(len(table.ids))
+            assert NONE not in table.sliding[oldest:]
+            assert all(page == NONE for page in table.sliding[:oldest]), "the window has passed it"
             assert len(table.ids) <= len(table.full) * PAGE
         for arena, owned in ((self.full, full), (self.sliding, sliding)):
             assert len(set(owned)) == len(owned), "a page has two owners"

@@ -33,11 +33,14 @@ class Limits:
         context: most positions.
         canvas: canvas length.
         vocab_size: ids are below it.
+        bounded: whether it is the memory for keys and values that bounds the context, not the
+            model.
     """
 
     context: int
     canvas: int
     vocab_size: int
+    bounded: bool = False
 
 
 def resolve(request: Request, defaults: SamplingParams, limits: Limits, seed: int) -> Request:
@@ -61,9 +64,11 @@ def resolve(request: Request, defaults: SamplingParams, limits: Limits, seed: in
         raise InvalidRequest(f"prompt id {wrong} is outside the vocabulary of {limits.vocab_size}")
     need = canvas_width(params, limits.canvas) if request.mode == "diffusion" else 1
     if len(ids) + need > limits.context:
+        more = ", or load the model with more cache_bytes" if limits.bounded else ""
+        whose = "context that cache_bytes allows" if limits.bounded else "model's context"
         raise ContextOverflow(
-            f"a prompt of {len(ids)} tokens leaves no room for an answer of {need} in the model's "
-            f"context of {limits.context}; shorten it to at most {limits.context - need}"
+            f"a prompt of {len(ids)} tokens leaves no room for an answer of {need} in the {whose}, "
+            f"which is {limits.context}; shorten it to at most {limits.context - need}{more}"
         )
     if request.mode == "autoregressive":
         for name in REFUSED_BY_TWIN:

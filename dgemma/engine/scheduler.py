@@ -29,7 +29,7 @@ PREFERENCE = 4
 """A level of priority counts as much as not having taken part in this many passes."""
 
 SPARE = 64
-"""Deadlines of ended requests that may be kept before they are cleared away."""
+"""Deadlines and places of ended requests that may be kept before they are cleared away."""
 
 RECOVERY = 64
 """After this many passes without trouble the most tokens of a pass are doubled again."""
@@ -46,7 +46,7 @@ class Scheduler:
         max_running: int = 32,
         max_tokens: int = 8192,
         max_waiting: int = 1024,
-        age_s: float = 5.0,
+        age_s: float = 30.0,
     ) -> None:
         """
         Args:
@@ -72,6 +72,7 @@ class Scheduler:
         self._crowded = False  # pages ran out and nobody has left since
         self._express = 0  # passes in a row that left someone out
         self._numbers = 0
+        self._now = 0.0  # of the last pass
         self._queues: dict[tuple[int, str], list[tuple[int, int, Job]]] = {}
         self._live: dict[str, int] = {}  # jobs of each owner
         self._usage: dict[str, float] = {}  # tokens that each live owner's jobs have had
@@ -88,13 +89,9 @@ class Scheduler:
 
         Returns:
             The older job of the same owner and slot, which the caller must cancel, or None.
-
-        Raises:
-            Overloaded: too many requests wait; nothing has changed.
         """
-        self.check_waiting()
         request = job.progress.request
-        job.number, job.arrival = self._numbers, now
+        job.number, job.since = self._numbers, now
         self._numbers += 1
         older = None
         if request.slot:
@@ -114,15 +111,15 @@ class Scheduler:
         self._enqueue(job)
         return older
 
-    def check_waiting(self) -> None:
-        """Refuse one more request where too many wait.
+    def check_waiting(self, coming: int = 0) -> None:
+        """Refuse one more request where too many wait; `coming` are on their way.
 
         Raises:
             Overloaded: they do.
         """
-        if self.waiting >= self.max_waiting:
+        if self.waiting + coming >= self.max_waiting:
             raise Overloaded(
-                f"{self.waiting} requests wait already, which is the most; try again later"
+                f"{self.max_waiting} requests wait already, which is the most; try again later"
             )
 
     def _enqueue(self, job: Job) -> None:
@@ -137,12 +134,16 @@ class Scheduler:
         if job.waiting:
             job.waiting = False
             self.waiting -= 1
+            queue = self._queues.get((job.priority, job.owner), [])
+            if len(queue) > 2 * self.waiting + SPARE:  # most are of jobs that have ended
+                queue[:] = [place for place in queue if _valid(place)]
+                heapq.heapify(queue)
         else:
             self.running.remove(job)
         if job.table is not None:
             self.pages.close(job.table)
             job.table = None
-        self._crowded = False
+            self._crowded = False
         if len(self._due) > 2 * len(self) + SPARE:  # most are of jobs that have ended
             self._due = [due for due in self._due if due[2].waiting or due[2].table is not None]
             heapq.heapify(self._due)
@@ -157,7 +158,7 @@ class Scheduler:
 
     def plan(self, now: float) -> Plan:
         """What the next pass computes. Jobs that it names as failed must be removed."""
-        plan = Plan()
+        plan, self._now = Plan(), now
         self._expire(now, plan)
         gone = {id(job) for job, _ in plan.failed}
         for job in sorted(self.running, key=lambda job: job.rank):
@@ -219,43 +220,50 @@ class Scheduler:
         job.progress.encoded = 0
         self.running.remove(job)
         self.preemptions += 1
+        job.since = self._now
         self._enqueue(job)
 
     def _admit(self, now: float, plan: Plan, gone: set[int]) -> None:
-        """Let waiting jobs in while there is room."""
+        """Let waiting jobs in while there is room.
+
+        Where a job finds none, those behind it wait, too, unless they have a higher priority.
+        """
         aside: list[Job] = []
-        for job in self._waiting_in_order(now):
-            if id(job) in gone:
-                aside.append(job)
-                continue
-            if self.pages.claimed(job.progress.context):
-                aside.append(job)
+        floor: list[int] = []
+        for job in self._waiting_in_order(now, floor):
+            aside.append(job)
+            if id(job) in gone or self._is_made(job):
                 continue
             try:
-                if not self._let_in(job):
-                    aside.append(job)
-                    break
+                if self._let_in(job):
+                    aside.pop()
+                else:
+                    floor.append(job.priority)
             except Exception as error:  # this job's alone
-                aside.append(job)
                 plan.failed.append((job, f"{type(error).__name__}: {error}"))
         for job in aside:
             self.waiting -= 1
             self._enqueue(job)
 
-    def _waiting_in_order(self, now: float) -> Iterator[Job]:
-        """Take jobs out of the queues, the most urgent first; `waiting` still counts them."""
+    def _waiting_in_order(self, now: float, floor: list[int]) -> Iterator[Job]:
+        """Take jobs out of the queues, the most urgent first; `waiting` still counts them.
+
+        Only priorities above all of `floor`, which may grow on the way.
+        """
         while True:
             heads: dict[int, list[tuple[float, int, str]]] = {}
             oldest: dict[int, float] = {}
             for (priority, owner), queue in list(self._queues.items()):
-                while queue and not (queue[0][2].waiting and queue[0][1] == queue[0][2].ticket):
+                while queue and not _valid(queue[0]):
                     heapq.heappop(queue)
                 if not queue:
                     del self._queues[priority, owner]
                     continue
+                if floor and priority <= max(floor):
+                    continue
                 number, _, job = queue[0]
                 heads.setdefault(priority, []).append((self._usage[owner], number, owner))
-                oldest[priority] = min(oldest.get(priority, now), job.arrival)
+                oldest[priority] = min(oldest.get(priority, now), job.since)
             if not heads:
                 return
             level = {p: p + (now - oldest[p]) // self.age_s for p in heads}
@@ -263,33 +271,41 @@ class Scheduler:
             _, _, owner = min(heads[priority])
             yield heapq.heappop(self._queues[priority, owner])[2]
 
+    def _is_made(self, job: Job) -> bool:
+        """Whether a running job of no lower priority makes the very pages that it needs next."""
+        if len(self.running) >= self.max_running:
+            return False  # no place for it anyway; looking would cost a walk through its prompt
+        table = self.pages.claimant(job.progress.context)
+        return table is not None and any(
+            other.table is table and other.priority >= job.priority for other in self.running
+        )
+
     def _let_in(self, job: Job) -> bool:
         """Admit a job, if need be in the place of ones of lower priority."""
         progress = job.progress
-        while True:
-            table = None
-            if not self.running or (len(self.running) < self.max_running and not self._crowded):
-                first = min(self.chunk, len(progress.context)) + progress.width  # at most
-                table = self.pages.open(progress.context, job.room, first)
-            if table is not None:
-                break
-            lower = [other for other in self.running if self._before(job, other)]
-            if not lower:
+        first = min(self.chunk, len(progress.context)) + progress.width  # at most
+        table = None
+        if not self.running or (len(self.running) < self.max_running and not self._crowded):
+            table = self.pages.open(progress.context, job.room, first)
+        if table is None:
+            lower = [other for other in self.running if job.priority > other.level]
+            tables = [other.table for other in lower if other.table is not None]
+            if not lower or not self.pages.could(progress.context, job.room, first, tables):
                 assert self.running, "a request that fits alone was not admitted alone"
                 return False
-            self.preempt(max(lower, key=lambda other: other.rank))
-            self._crowded = False
+            lower.sort(key=lambda other: other.rank)
+            while table is None and lower:
+                self.preempt(lower.pop())
+                table = self.pages.open(progress.context, job.room, first)
+            if table is None:
+                return False
         job.waiting = False
         self.waiting -= 1
+        job.level = job.priority + int((self._now - job.since) // self.age_s)
         job.table = table
         progress.encoded = len(table.ids)
         self.running.append(job)
         return True
-
-    def _before(self, job: Job, other: Job) -> bool:
-        """Whether a job may take a running one's place: it has a higher priority, ageing or not."""
-        ahead = (job.priority - other.priority) * self.age_s
-        return ahead > 0 and other.arrival > job.arrival - ahead
 
     def _choose(self, plan: Plan) -> None:
         """Fill the pass."""
@@ -339,7 +355,7 @@ class Scheduler:
             job
             for queue in self._queues.values()
             for _, ticket, job in queue
-            if job.waiting and ticket == job.ticket
+            if _valid((0, ticket, job))
         ]
         assert len(queued) == self.waiting == len(set(map(id, queued)))
         assert all(job.table is None for job in queued)
@@ -350,3 +366,9 @@ class Scheduler:
             assert job.table is not None and len(job.table.ids) == job.progress.encoded
         assert sum(self._live.values()) == len(self)
         assert set(self._usage) == set(self._live)
+
+
+def _valid(place: tuple[int, int, Job]) -> bool:
+    """Whether a place in a queue is that of a job which waits, and its newest."""
+    _, ticket, job = place
+    return job.waiting and ticket == job.ticket

@@ -7,6 +7,7 @@ engine computes.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import weakref
@@ -15,7 +16,7 @@ from typing import Literal
 from dgemma.engine.engine import Engine
 from dgemma.engine.row import Enough, Row
 from dgemma.engine.stream import Stream
-from dgemma.errors import EngineError, Overloaded
+from dgemma.errors import EngineError
 from dgemma.types import Event, Request
 
 Message = tuple[Literal["add", "cancel"], Row] | tuple[Literal["close"], bool]
@@ -31,6 +32,8 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._closed = False
+        self._sent = engine.added  # rows ever sent to the engine
+        self._process = os.getpid()
 
     def submit(self, request: Request, enough: Enough | None = None) -> Stream:
         """Start a request; it runs whether or not its stream is iterated.
@@ -38,25 +41,29 @@ class Worker:
         Raises:
             InvalidRequest, ContextOverflow: it cannot be honoured; nothing was started.
             Overloaded: too many requests wait.
-            EngineError: the worker is closed.
+            EngineError: the worker is closed, or stayed behind in the parent of this process.
         """
         row = self.engine.prepare(request, enough)
+        if self._process != os.getpid():
+            raise EngineError("this process was forked after the model was loaded; load it here")
         with self._starting:
             if self._closed:
                 raise EngineError("this model was closed; load it again")
-            self.engine.scheduler.check_waiting()
-            self._inbox.put(("add", row))
+            self.engine.scheduler.check_waiting(self._sent - self.engine.added)
             if self._thread is None:
-                self._start()
+                self._thread = self._start()
+            self._inbox.put(("add", row))
+            self._sent += 1
         return Stream(self, row)
 
-    def _start(self) -> None:
-        self._thread = threading.Thread(
+    def _start(self) -> threading.Thread:
+        thread = threading.Thread(
             target=_serve, args=(self.engine, self._inbox), name="dgemma-engine", daemon=True
         )
-        self._thread.start()
+        thread.start()
         # Not bound to self: the thread must not keep the worker alive. Runs at exit, too.
-        weakref.finalize(self, _end, self._inbox, self._thread)
+        weakref.finalize(self, _end, self._inbox, thread)
+        return thread
 
     def next_event(self, row: Row) -> Event:
         """See `Driver`."""
@@ -75,12 +82,14 @@ class Worker:
         with self._starting:
             self._closed = True
             thread = self._thread
-        if thread is not None:
+        if thread is not None and self._process == os.getpid():
             self._inbox.put(("close", finish))
             thread.join()
 
 
 def _end(inbox: Inbox, thread: threading.Thread) -> None:
+    if not thread.is_alive():
+        return  # it ended, or stayed behind in the parent of this process
     inbox.put(("close", False))
     if thread is not threading.current_thread():
         thread.join()
@@ -104,25 +113,23 @@ def _serve(engine: Engine, inbox: Inbox) -> None:
     while not inbox.empty():  # added while the last step ran
         _, what = inbox.get()
         if isinstance(what, Row) and what.progress.output is None:
-            _refuse(what, None)
+            what.progress.finish("cancelled")
+            index = what.progress.request.index
+            what.mail.put(Event(type="done", index=index, output=what.progress.output))
 
 
 def _tell(engine: Engine, kind: str, row: Row) -> None:
-    if kind == "cancel":
-        engine.cancel(row)
-        return
     try:
-        engine.add(row)
-    except Exception as error:  # too many came in between; or a mistake of ours
-        told = str(error) if isinstance(error, Overloaded) else f"{type(error).__name__}: {error}"
-        _refuse(row, told)
-
-
-def _refuse(row: Row, error: str | None) -> None:
-    """End a row that the engine does not have."""
-    progress = row.progress
-    progress.finish("error" if error else "cancelled", error)
-    row.mail.put(Event(type="done", index=progress.request.index, output=progress.output))
+        if kind == "cancel":
+            engine.cancel(row)
+        else:
+            engine.add(row)
+    except Exception as error:  # a mistake of ours; the other requests go on
+        told = f"{type(error).__name__}: {error}"
+        try:
+            engine.fail(row, told)
+        except Exception:
+            engine.end_all(f"the engine failed: {told}")
 
 
 def _step(engine: Engine) -> None:

@@ -169,7 +169,7 @@ class Cache:
 class PagedMemory:
     """The keys and values of all requests of an engine, in pages of `PAGE` tokens.
 
-    Memory is reserved at once, but a system gives it only where it is written to.
+    Memory is reserved at once; for a CPU a system gives it only where it is written to.
     """
 
     def __init__(

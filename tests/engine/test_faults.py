@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -217,6 +218,24 @@ def test_memory_that_is_short_for_a_while(
         k: without_trace(v) for k, v in expected.items()
     }
     assert sum(size > 24 for size in sizes) < 6, "it runs into the same wall at every pass"
+
+
+def test_a_failed_pass_frees_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The halves run on top of the activations of the pass that had no room for them."""
+    one = engine()
+    forward, held = one.model.forward_rows, list[weakref.ref[torch.Tensor]]()
+
+    def tight(parts: Any) -> Any:
+        assert all(ref() is None for ref in held), "the tensors of a failed pass are still there"
+        if len(parts) > 2:
+            activations = torch.ones(1000)
+            held.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(parts)
+
+    monkeypatch.setattr(one.model, "forward_rows", tight)
+    made = answers(one)
+    assert held and {output.finish_reason for output in made.values()} == {"length"}
 
 
 def test_memory_that_is_short_for_one_alone(

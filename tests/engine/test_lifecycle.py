@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from dgemma.engine import engine as engine_file
+from dgemma.engine import batch
 from dgemma.engine.engine import Engine
 from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.transformer import DiffusionGemma
@@ -149,7 +149,7 @@ def test_only_the_bad_row_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     one = engine()
     expected = run(one.submit(request(2)))[1]
     bad, good = one.submit(request(1)), one.submit(request(2))
-    whole = engine_file.step_all
+    whole = batch.step_all
 
     def one_bad(canvases: Any, reading: Any, *rest: Any) -> Any:
         for number, canvas in enumerate(canvases):
@@ -157,7 +157,7 @@ def test_only_the_bad_row_fails(monkeypatch: pytest.MonkeyPatch) -> None:
                 reading.entropy[8 * number] = torch.nan
         return whole(canvases, reading, *rest)
 
-    monkeypatch.setattr(engine_file, "step_all", one_bad)
+    monkeypatch.setattr(batch, "step_all", one_bad)
     assert run(bad)[1].finish_reason == "error"
     assert run(good)[1] == expected
 

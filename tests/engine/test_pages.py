@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgemma.engine.pages import GAP, NONE, Arena, Pages, Table
+from dgemma.engine.arena import GAP, NONE, Arena
+from dgemma.engine.pages import Pages, Table
 from dgemma.types import PAGE
 
 WINDOW = 2 * PAGE + 1
@@ -153,16 +154,17 @@ def test_a_block_that_is_being_made_is_waited_for() -> None:
     pages = Pages(60, 60, WINDOW)
     first = pages.open(ids(2), 4 * PAGE, 3 * PAGE)
     assert first is not None
-    assert pages.claimed(ids(2)) and not pages.claimed(ids(2, 7_000))
+    assert pages.claimant(ids(2)) is first and pages.claimant(ids(2, 7_000)) is None
     pages.encoded(first, ids(2)[:PAGE])
-    assert pages.claimed(ids(2)), "the second block"
-    assert not pages.claimed([*ids(1, extra=0), *ids(1, 7_000)]), "it goes another way from here"
+    assert pages.claimant(ids(2)) is first, "the second block"
+    other = [*ids(1, extra=0), *ids(1, 7_000)]
+    assert pages.claimant(other) is None, "it goes another way from here"
     pages.encoded(first, ids(2)[PAGE:])
-    assert not pages.claimed(ids(2))
+    assert pages.claimant(ids(2)) is None
     second = pages.open(ids(3), 5 * PAGE, PAGE)
-    assert second is not None and pages.claimed(ids(3))
+    assert second is not None and pages.claimant(ids(3)) is second
     pages.close(second)
-    assert not pages.claimed(ids(3)), "who claimed it is gone"
+    assert pages.claimant(ids(3)) is None, "who claimed it is gone"
     pages.check()
 
 

@@ -80,8 +80,8 @@ def test_async() -> None:
     assert got == expected and ticks > 20
 
 
-def test_a_cancelled_task_cancels_its_request() -> None:
-    """A client that is gone, and its request runs on."""
+def test_a_task_that_is_cancelled_between_two_events() -> None:
+    """The next reader of a stream is not woken, or an event is lost with the cancelled task."""
     worker = Worker(engine())
 
     async def leave() -> None:
@@ -153,7 +153,7 @@ def test_refusals_come_at_once() -> None:
     with pytest.raises(Overloaded):
         worker.submit(request())
     worker.close()
-    assert threads() == 0 or worker._thread is None
+    assert worker._thread is None, "nothing was started"
 
 
 def test_a_failing_engine_ends_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,6 +163,41 @@ def test_a_failing_engine_ends_what_runs(monkeypatch: pytest.MonkeyPatch) -> Non
     _, output = run(worker.submit(request()))
     assert output.finish_reason == "error" and "ZeroDivisionError" in str(output.error)
     assert run(worker.submit(request()))[1].finish_reason == "length"
+    worker.close()
+
+
+@pytest.mark.parametrize("call", ["add", "cancel"])
+def test_a_fault_outside_a_step(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread dies, everyone hangs; or a request ends twice."""
+    worker = Worker(engine())
+    whole = getattr(worker.engine.scheduler, "add" if call == "add" else "remove")
+    faults = [1]
+
+    def broken(job: Any, *rest: Any) -> Any:
+        if job.progress.request.index == 7 and faults:
+            faults.pop()
+            raise AssertionError("a count is wrong")
+        return whole(job, *rest)
+
+    monkeypatch.setattr(worker.engine.scheduler, "add" if call == "add" else "remove", broken)
+    good, bad = worker.submit(request(1)), worker.submit(request(7, **ENDLESS))
+    if call == "cancel":
+        next(bad)
+    bad.close()
+    assert run(bad)[1].finish_reason in ("error", "cancelled")
+    assert run(good)[1].finish_reason in ("length", "error")
+    assert run(worker.submit(request(2)))[1].finish_reason == "length"
+    worker.close()
+
+
+def test_a_forked_process_is_told() -> None:
+    """A child process waits for a thread that stayed in its parent."""
+    worker = Worker(engine())
+    run(worker.submit(request()))
+    worker._process += 1
+    with pytest.raises(EngineError, match="forked"):
+        worker.submit(request())
+    worker._process -= 1
     worker.close()
 
 

@@ -1,0 +1,103 @@
+"""One pass: a forward over the parts of all rows that take part, then the vocabulary.
+
+Computes and changes nothing that a second try would miss. Knows nothing about order, pages beyond
+those of a row's table, or what becomes of what it finds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from dgemma.diffusion.canvas import Canvas, CanvasSpec
+from dgemma.diffusion.sampler import questions, step_all
+from dgemma.engine.counters import Clock
+from dgemma.engine.job import Turn
+from dgemma.engine.row import Outcome, Row
+from dgemma.kernels.controls import Controls
+from dgemma.kernels.vocabulary import Vocabulary
+from dgemma.model.cache import PagedMemory
+from dgemma.model.transformer import DiffusionGemma
+
+Work = tuple[Row, Turn]
+"""A row and its part of a pass."""
+
+
+class Batch:
+    """Runs passes on one model."""
+
+    def __init__(
+        self, model: DiffusionGemma, vocabulary: Vocabulary, memory: PagedMemory, counted: Clock
+    ) -> None:
+        self.model = model
+        self.vocabulary = vocabulary
+        self.memory = memory
+        self.counted = counted
+
+    def run(self, work: list[Work], spec: CanvasSpec) -> list[Outcome]:
+        """Forward and vocabulary for these rows. Changes nothing that a second try would miss."""
+        begin = self.counted.now()
+        parts = [row.parts(self.memory, turn) for row, turn in work]
+        hidden = iter(self.model.forward_rows([part for own in parts for part in own]))
+        self.counted.add("forward", begin)
+        begin = self.counted.now()
+        encoded, canvases = list[tuple[Row, Turn, Tensor]](), list[tuple[Row, Tensor]]()
+        for row, turn in work:
+            if turn.count:
+                encoded.append((row, turn, next(hidden)))
+            if turn.denoise:
+                canvases.append((row, next(hidden)))
+        after: dict[Row, Canvas] = {}
+        for width in {row.spec.length for row, _ in canvases}:
+            after |= self._denoised([p for p in canvases if p[0].spec.length == width], spec)
+        sound, tokens = self._encoded(encoded, spec)
+        self.counted.add("vocabulary", begin)
+        return [Outcome(after.get(row), tokens.get(row), row not in sound or sound[row])
+                for row, _ in work]  # fmt: skip
+
+    def _denoised(self, rows: list[tuple[Row, Tensor]], spec: CanvasSpec) -> dict[Row, Canvas]:
+        """Read the vocabulary for all canvases of one length together and step each."""
+        canvases: list[Canvas] = []
+        for row, _ in rows:
+            assert row.canvas is not None
+            canvases.append(row.canvas)
+        schedules = [row.schedule for row, _ in rows]
+        hidden = torch.cat([states for _, states in rows])
+        controls = Controls(suppress_ids=spec.suppress_ids)
+        reading = self.vocabulary.read(hidden, *questions(canvases, schedules), controls)
+        after = step_all(canvases, reading, schedules, spec)
+        out = {row: canvas for (row, _), canvas in zip(rows, after, strict=True)}
+        if len(rows) > 1:  # a canvas that is put aside must not keep the belief of all the others
+            out = {row: replace(c, soft=None if c.soft is None else c.soft.clone())
+                   for row, c in out.items()}  # fmt: skip
+        return out
+
+    def _encoded(
+        self, rows: list[tuple[Row, Turn, Tensor]], spec: CanvasSpec
+    ) -> tuple[dict[Row, bool], dict[Row, int]]:
+        """Whether each is finite; and the twins' next tokens where nothing is left to encode."""
+        if not rows:
+            return {}, {}
+        finite = torch.stack([torch.isfinite(states).all() for _, _, states in rows]).tolist()
+        sound = {row: ok for (row, _, _), ok in zip(rows, finite, strict=True)}
+        twins = [
+            (row, states)
+            for row, turn, states in rows
+            if row.progress.request.mode == "autoregressive"
+            and row.progress.encoded + turn.count == len(row.progress.context)
+        ]
+        if not twins:
+            return sound, {}
+        last = torch.cat([states[-1:] for _, states in twins])
+        chosen = self.vocabulary.greedy(last, Controls(suppress_ids=spec.suppress_ids)).tolist()
+        tokens = {row: token for (row, _), token in zip(twins, chosen, strict=True)}
+        return sound | {row: sound[row] and token >= 0 for row, token in tokens.items()}, tokens
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an exception says that memory did not suffice."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
