@@ -10,6 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dgemma.compose.calibration import Calibration
+    from dgemma.compose.fill import Hole
+    from dgemma.compose.questions import Choice, Predicate, Score
     from dgemma.errors import (
         CheckpointError,
         ConfigError,
@@ -25,37 +28,62 @@ if TYPE_CHECKING:
         TokenizerError,
     )
     from dgemma.llm import LLM, load, save
-    from dgemma.types import Event, Output, Request, SamplingParams, ToolCall, Usage
+    from dgemma.params import SamplingParams
+    from dgemma.types import (
+        CanvasControl,
+        Constraint,
+        Event,
+        Output,
+        Request,
+        TokenScore,
+        ToolCall,
+        Usage,
+    )
 
 _HOMES = {
+    "dgemma.compose.calibration": ("Calibration",),
+    "dgemma.compose.fill": ("Hole",),
+    "dgemma.compose.questions": ("Choice", "Predicate", "Score"),
     "dgemma.errors": (
         "CheckpointError", "ConfigError", "ContextOverflow", "DGemmaError", "DeviceError",
         "EngineError", "InvalidRequest", "MissingExtra", "ModelNotFound", "Overloaded",
         "TemplateError", "TokenizerError",
     ),
     "dgemma.llm": ("LLM", "load", "save"),
-    "dgemma.types": ("Event", "Output", "Request", "SamplingParams", "ToolCall", "Usage"),
+    "dgemma.params": ("SamplingParams",),
+    "dgemma.types": (
+        "CanvasControl", "Constraint", "Event", "Output", "Request", "TokenScore", "ToolCall",
+        "Usage",
+    ),
 }  # fmt: skip
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __version__ = "0.1.0"
 __all__ = [
     "LLM",
+    "Calibration",
+    "CanvasControl",
     "CheckpointError",
+    "Choice",
     "ConfigError",
+    "Constraint",
     "ContextOverflow",
     "DGemmaError",
     "DeviceError",
     "EngineError",
     "Event",
+    "Hole",
     "InvalidRequest",
     "MissingExtra",
     "ModelNotFound",
     "Output",
     "Overloaded",
+    "Predicate",
     "Request",
     "SamplingParams",
+    "Score",
     "TemplateError",
+    "TokenScore",
     "TokenizerError",
     "ToolCall",
     "Usage",

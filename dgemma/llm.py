@@ -7,31 +7,41 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from dgemma.compose.calibration import Calibration
+from dgemma.compose.decide import Decision, decide
+from dgemma.compose.drafts import best, drafts
+from dgemma.compose.edit import Edited, edit
+from dgemma.compose.fill import Filled, Hole, fill, infill
+from dgemma.compose.plan import ModelFacts, Plan
+from dgemma.compose.questions import Question
+from dgemma.compose.revise import Revised, repair, revise
 from dgemma.device import Choice, choose
+from dgemma.diffusion.constraint import Keeper
 from dgemma.engine.counters import Counters
 from dgemma.engine.engine import Engine
 from dgemma.engine.worker import Worker
-from dgemma.errors import InvalidRequest, Overloaded, TemplateError, TokenizerError
+from dgemma.errors import InvalidRequest, Overloaded
 from dgemma.model.config import ModelConfig
 from dgemma.model.transformer import DiffusionGemma
-from dgemma.text.answer import AnswerReader
+from dgemma.params import SamplingParams
+from dgemma.text.answering import Answers, Calls
 from dgemma.text.chat import ChatTemplate
-from dgemma.text.parse import MarkerIds, thought_is_open
+from dgemma.text.language import named_tool
+from dgemma.text.prompting import Messages, Prompt, Prompter
 from dgemma.text.stream import Stream
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import Mode, Output, Request, SamplingParams, ThoughtIds
+from dgemma.types import Mode, Output, Request
 from dgemma.weights.files import Checkpoint, find_model, open_checkpoint
 from dgemma.weights.load import load_weights
 from dgemma.weights.save import save_weights
 
-Prompt = str | Sequence[int]
-Messages = Sequence[Mapping[str, Any]]
+T = TypeVar("T")
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
               "chat_template.jinja", "README.md")  # fmt: skip
 
@@ -44,7 +54,7 @@ class LLM:
         config: its sizes.
         choice: device and dtype with their reasons.
         engine: what runs requests; `worker` is the thread that drives it.
-        tokenizer, template: None where the checkpoint has none.
+        tokenizer, template: None where the checkpoint has none; `prompter` makes prompts of them.
         defaults: the checkpoint's own sampler.
     """
 
@@ -72,58 +82,24 @@ class LLM:
             max_running=max_running,
         )  # fmt: skip
         self.worker = Worker(self.engine)
-        self._markers = None if tokenizer is None else MarkerIds.of(tokenizer)
+        self.prompter = Prompter(checkpoint.directory, tokenizer, template)
+        self._answers = None if tokenizer is None else Answers(tokenizer, self.engine.spec.end_ids)
 
     # -- prompts -------------------------------------------------------------------------------
 
-    def _text(self) -> Tokenizer:
-        if self.tokenizer is None:
-            raise TokenizerError(
-                f"{self.checkpoint.directory} has no tokenizer.json, so text cannot be read or "
-                "written; prompt with a list of token ids, or add the file"
-            )
-        return self.tokenizer
-
     def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """Ids of a plain prompt: BOS and text without control tokens, or the ids given.
-
-        Raises:
-            InvalidRequest: it is empty, or neither text nor ids.
-            TokenizerError: text, but no tokenizer.
-        """
-        if isinstance(prompt, str):
-            if not prompt:
-                raise InvalidRequest("the prompt is empty; give some text")
-            return self._text().encode(prompt, bos=True)
-        try:
-            ids: list[int] = [*prompt]
-        except TypeError as error:
-            raise InvalidRequest("a prompt is a string or a list of token ids") from error
-        if not ids:
-            raise InvalidRequest("the prompt is empty; give at least one token")
-        if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-            raise InvalidRequest("a prompt is a string or a list of token ids (integers)")
-        return ids
+        """See `Prompter.plain`."""
+        return self.prompter.plain(prompt)
 
     def chat_ids(
         self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None, thinking: bool
     ) -> list[int]:
-        """Ids of a conversation under the checkpoint's chat template.
-
-        Raises:
-            InvalidRequest: no messages, or one that is malformed.
-            TemplateError: the checkpoint has no chat template.
-        """
-        if self.template is None:
-            self._text()
-            raise TemplateError(
-                f"{self.checkpoint.directory} has no chat template; use generate() with plain text"
-            )
-        return self.template.encode(messages, tools=tools, thinking=thinking)
+        """See `Prompter.chat`."""
+        return self.prompter.chat(messages, tools, thinking)
 
     # -- running -------------------------------------------------------------------------------
 
-    def submit(self, request: Request, *, chat: bool = False) -> Stream:
+    def submit(self, request: Request, *, chat: bool = False, calls: Calls = None) -> Stream:
         """Start a request, from any thread. Iterate the stream for its events, or close it.
 
         It runs whether or not the stream is read, beside all others, and its tokens are the same.
@@ -131,23 +107,20 @@ class LLM:
         Args:
             request: ids and parameters.
             chat: split thought, tool calls and text in the output.
+            calls: tools one of which must be called, and the name of the one that must be.
 
         Raises:
             InvalidRequest: the request cannot be honoured; nothing was started.
             Overloaded: too many requests wait.
         """
-        stop = request.params.stop or ()
-        if stop or chat:
-            self._text()
-        open_thought = False
-        if chat and self._markers is not None:
-            markers = self._markers
-            open_thought = thought_is_open(markers, request.token_ids)
-            thought = ThoughtIds(markers.channel_open, markers.channel_close, open_thought)
-            request = replace(request, thought=thought)
-        reader = None
-        if self.tokenizer is not None:
-            reader = AnswerReader(self.tokenizer, stop=stop, chat=chat, thought_open=open_thought)
+        params = request.params
+        if params.stop or chat or calls or params.bad_words or params.language:
+            self.prompter.text()
+        reader = keeper = None
+        if self._answers is not None:
+            found = self._answers.prepare(request, chat=chat, calls=calls)
+            request, reader = found.request, found.reader
+            keeper = Keeper(*found.language) if found.language else None
         texts: deque[str] = deque()
 
         def enough(ids: Sequence[int]) -> bool:
@@ -156,7 +129,7 @@ class LLM:
             texts.append(reader.push(ids))
             return reader.stopped
 
-        return Stream(self.worker.submit(request, enough), reader, texts, self._draft)
+        return Stream(self.worker.submit(request, enough, keeper), reader, texts, self._draft)
 
     def counters(self) -> Counters:
         """What runs now and what has run, as plain numbers."""
@@ -171,32 +144,32 @@ class LLM:
 
     def _run(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams | None, *,
-        n: int = 1, chat: bool = False, mode: Mode = "diffusion", trace: bool = False,
+        n: int = 1, best_of: int | None = None, chat: bool = False, calls: Calls = None,
+        mode: Mode = "diffusion", trace: bool = False,
     ) -> list[Output]:  # fmt: skip
-        """All answers to all prompts, n each, computed together; seeds count up from the given."""
-        if n < 1:
-            raise InvalidRequest(f"n must be at least 1, got {n}")
+        """All answers to all prompts, n each, computed together."""
         params = params or SamplingParams()
+        requests = drafts(prompts, params, best_of or n, mode=mode, trace=trace)
+        if best_of is None:
+            return self.run(requests, chat=chat, calls=calls)
+        return self.follow(best(self.facts, requests, n, best_of), chat=chat, calls=calls)
+
+    def run(
+        self, requests: Sequence[Request], *, chat: bool = False, calls: Calls = None
+    ) -> list[Output]:
+        """Run requests together and wait for all; see `submit`."""
         streams: list[Stream] = []
         outputs: list[Output] = []
         try:
-            for prompt in prompts:
-                for draft in range(n):
-                    own = params
-                    if params.seed is not None:
-                        own = replace(params, seed=(params.seed + draft) % 2**64)
-                    request = Request(
-                        token_ids=tuple(prompt), params=own, mode=mode, index=len(streams),
-                        trace=trace,
-                    )  # fmt: skip
-                    while True:
-                        try:
-                            streams.append(self.submit(request, chat=chat))
-                            break
-                        except Overloaded:  # more than may wait: first let some be finished
-                            if len(outputs) == len(streams):
-                                raise
-                            outputs.append(streams[len(outputs)].result())
+            for request in requests:
+                while True:
+                    try:
+                        streams.append(self.submit(request, chat=chat, calls=calls))
+                        break
+                    except Overloaded:  # more than may wait: first let some be finished
+                        if len(outputs) == len(streams):
+                            raise
+                        outputs.append(streams[len(outputs)].result())
             return outputs + [stream.result() for stream in streams[len(outputs) :]]
         finally:
             for stream in streams:
@@ -204,15 +177,30 @@ class LLM:
             for stream in streams:  # after an error: nothing of the call runs on behind it
                 deque(stream, maxlen=0)
 
+    def follow(self, plan: Plan[T], *, chat: bool = False, calls: Calls = None) -> T:
+        """Run a plan of `dgemma.compose` to its end; its requests run beside all others."""
+        try:
+            requests = next(plan)
+            while True:
+                requests = plan.send(self.run(requests, chat=chat, calls=calls))
+        except StopIteration as done:
+            found: T = done.value
+            return found
+        finally:
+            plan.close()
+
     def generate(
-        self, prompt: Any, params: SamplingParams | None = None, *, n: int = 1, trace: bool = False
-    ) -> Any:
+        self, prompt: Any, params: SamplingParams | None = None, *, n: int = 1,
+        best_of: int | None = None, trace: bool = False,
+    ) -> Any:  # fmt: skip
         """Continue plain text or ids: no chat template, no control tokens from text.
 
         Args:
             prompt: a string, a list of ids, or a list of either (a batch).
             params: how to draw.
             n: drafts per prompt, with seeds seed, seed + 1, ...
+            best_of: make so many drafts and return the n that the encoder itself finds likeliest,
+                the best first.
             trace: keep every denoising step in `Output.trace`.
 
         Returns:
@@ -226,12 +214,13 @@ class LLM:
         many = isinstance(prompt, Sequence) and not isinstance(prompt, str) and bool(prompt)
         batch = many and isinstance(prompt[0], Sequence)
         prompts = [self.prompt_ids(p) for p in (prompt if batch else [prompt])]
-        outputs = self._run(prompts, params, n=n, trace=trace)
+        outputs = self._run(prompts, params, n=n, best_of=best_of, trace=trace)
         return outputs if batch or n > 1 else outputs[0]
 
     def chat(
         self, messages: Messages, params: SamplingParams | None = None, *,
         tools: Sequence[Mapping[str, Any]] | None = None, thinking: bool = False, n: int = 1,
+        best_of: int | None = None, tool_choice: str | Mapping[str, Any] = "auto",
     ) -> Any:  # fmt: skip
         """Answer a conversation; the output's thought, tool calls and text are apart.
 
@@ -240,13 +229,21 @@ class LLM:
             params: how to draw.
             tools: OpenAI-style function declarations.
             thinking: ask for a thought before the answer.
-            n: drafts; above 1 a list is returned.
+            n, best_of: drafts, as in `generate`; with n above 1 a list is returned.
+            tool_choice: "auto", "none" (the tools are not shown), "required" (one of them is
+                called for certain), or the one to call in OpenAI's form.
 
         Raises:
             InvalidRequest: malformed messages, tools or parameters.
             TemplateError: no chat template, or it refused the conversation.
         """
-        outputs = self._run([self.chat_ids(messages, tools, thinking)], params, n=n, chat=True)
+        choice, tool = named_tool(tool_choice)
+        if choice == "required" and not tools:
+            raise InvalidRequest("tool_choice needs tools; give some, or leave it out")
+        shown = None if choice == "none" else tools
+        calls = (tools, tool) if choice == "required" and tools else None
+        prompts = [self.chat_ids(messages, shown, thinking)]
+        outputs = self._run(prompts, params, n=n, best_of=best_of, chat=True, calls=calls)
         return outputs if n > 1 else outputs[0]
 
     def stream(
@@ -258,7 +255,7 @@ class LLM:
         Args:
             prompt: text or ids as in `generate`, or messages as in `chat`.
         """
-        ids, chat = self._either(prompt, tools, thinking)
+        ids, chat = self.prompter.either(prompt, tools, thinking)
         request = Request(token_ids=tuple(ids), params=params or SamplingParams(), frames=True)
         return self.submit(request, chat=chat)
 
@@ -271,18 +268,80 @@ class LLM:
         Raises:
             InvalidRequest: a parameter that only steers denoising.
         """
-        ids, chat = self._either(prompt, tools, thinking)
+        ids, chat = self.prompter.either(prompt, tools, thinking)
         return self._run([ids], params, chat=chat, mode="autoregressive")[0]
 
-    def _either(
-        self, prompt: Any, tools: Sequence[Mapping[str, Any]] | None, thinking: bool
-    ) -> tuple[list[int], bool]:
-        """Ids, and whether the prompt was a conversation."""
-        if not isinstance(prompt, str) and prompt and isinstance(prompt[0], Mapping):
-            return self.chat_ids(prompt, tools, thinking), True
-        if tools or thinking:
-            raise InvalidRequest("tools and thinking need messages, not a plain prompt")
-        return self.prompt_ids(prompt), False
+    # -- on the canvas: see `dgemma.compose` ---------------------------------------------------
+
+    @cached_property
+    def facts(self) -> ModelFacts:
+        """What a plan must know of this model.
+
+        Raises:
+            TokenizerError: it has no tokenizer.
+        """
+        tokenizer = self.prompter.text()
+        spec = self.engine.spec
+        turn = tokenizer.id_of("<turn|>")
+        return ModelFacts(
+            tokenizer=tokenizer, canvas=spec.length, context=self.engine.limits.context,
+            end_id=turn if turn in spec.end_ids else spec.end_ids[0], end_ids=spec.end_ids,
+            fill_id=tokenizer.eos_id, ask=self.prompter.asked,
+        )  # fmt: skip
+
+    def fill(
+        self, parts: Sequence[str | Hole], params: SamplingParams | None = None, *,
+        context: str | None = None, search: bool = True,
+    ) -> Filled:  # fmt: skip
+        """Fill the holes between texts; see `dgemma.compose.fill.fill`."""
+        return self.follow(fill(self.facts, parts, params, context=context, search=search))
+
+    def infill(
+        self, prefix: str, suffix: str, params: SamplingParams | None = None, *,
+        context: str | None = None, max_hole: int | None = None, search: bool = True,
+    ) -> Filled:  # fmt: skip
+        """Write what stands between two texts; see `dgemma.compose.fill.infill`."""
+        return self.follow(
+            infill(self.facts, prefix, suffix, params, context=context, max_hole=max_hole,
+                   search=search)
+        )  # fmt: skip
+
+    def edit(
+        self, text: str, instruction: str | None = None,
+        spans: Sequence[tuple[int, int]] | None = None, strength: float = 0.6,
+        params: SamplingParams | None = None, *, context: str | None = None,
+    ) -> Edited:  # fmt: skip
+        """Write spans of a text anew, in place; see `dgemma.compose.edit.edit`."""
+        return self.follow(
+            edit(self.facts, text, instruction, spans, strength, params, context=context)
+        )
+
+    def revise(
+        self, output: Output, below: float = 0.5, params: SamplingParams | None = None
+    ) -> Revised:
+        """Denoise the shaky tokens of an output again; see `dgemma.compose.revise.revise`."""
+        return self.follow(revise(self.facts, output, below, params))
+
+    def repair(self, text: str, params: SamplingParams, strength: float = 0.2) -> Output:
+        """Make a text fit a schema, regex or grammar; see `dgemma.compose.revise.repair`."""
+        return self.follow(repair(self.facts, text, params, strength))
+
+    def decide(
+        self, state: str | Messages | Sequence[int], questions: Sequence[Question], *,
+        samples: int = 1, joint: bool = False, seed: int = 0,
+        calibration: Calibration | None = None, canvas_length: int | None = None,
+    ) -> Decision:  # fmt: skip
+        """Answer typed questions by one reading; see `dgemma.compose.decide.decide`.
+
+        Args:
+            state: as there, or messages, which then are the whole prompt.
+        """
+        if not isinstance(state, str) and state and isinstance(state[0], Mapping):
+            state = self.chat_ids(state, None, False)  # type: ignore[arg-type]
+        return self.follow(
+            decide(self.facts, state, questions, samples=samples, joint=joint, seed=seed,  # type: ignore[arg-type]
+                   calibration=calibration, canvas_length=canvas_length)
+        )  # fmt: skip
 
 
 def load(

@@ -6,20 +6,17 @@ files, tokenizers or HTTP, so a client may import it in milliseconds.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dgemma.errors import InvalidRequest, nearest
+from dgemma.errors import InvalidRequest
+from dgemma.params import SamplingParams
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 EventType = Literal["frame", "commit", "done"]
-Mode = Literal["diffusion", "autoregressive"]
-
-WIDTH_STEP, END_ROOM = 32, 16
-"""An automatic canvas is a multiple of the one, with room for `max_tokens` and the other."""
+Mode = Literal["diffusion", "autoregressive", "score"]
 
 PAGE = 64
 """Tokens of a page of the key-value memory."""
@@ -29,126 +26,6 @@ MOST_PRIORITY, MOST_SECONDS = 1000, 10**9
 
 ENTROPY_PER_NAT = 64
 """`Event.entropy` holds round(64 x nats) per position, capped at 255 (about 4 nats)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingParams:
-    """How one answer is drawn. `None` means the checkpoint's value, else the released one.
-
-    Attributes:
-        max_tokens: most tokens of the answer, end ids not counted; None = to the end of the
-            context.
-        seed: 64-bit seed of the request; None = drawn, and reported in `Output.seed`.
-        max_steps: most denoising steps a canvas (released: 48). Temperatures follow the
-            fraction of steps left, so fewer steps also compress the schedule.
-        entropy_bound: nats of summed entropy within which a step accepts positions (0.1).
-        t_min, t_max: temperature at the last and at the first step (0.4, 0.8).
-        confidence_threshold: mean entropy in nats below which a stable canvas is done (0.005).
-        stability_threshold: how many earlier argmax canvases must equal the newest (1).
-        ignore_tail: whether positions behind the first end id of the draft count as stable and
-            certain, since they will be cut off (released: no). A canvas never takes longer.
-        canvas_length: tokens of a canvas, at most the checkpoint's own length, which is the
-            default; a narrow canvas costs less. "auto": just wide enough for `max_tokens`.
-        stop: strings that end the answer; the text is cut before the first of them.
-        thinking_budget: most thought tokens; at the first canvas border past it the thought
-            channel is closed and the answer begins.
-
-    Raises:
-        InvalidRequest: a value out of range; the message names the field.
-    """
-
-    max_tokens: int | None = None
-    seed: int | None = None
-    max_steps: int | None = None
-    entropy_bound: float | None = None
-    t_min: float | None = None
-    t_max: float | None = None
-    confidence_threshold: float | None = None
-    stability_threshold: int | None = None
-    ignore_tail: bool | None = None
-    canvas_length: int | Literal["auto"] | None = None
-    stop: Sequence[str] | None = None
-    thinking_budget: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, least in (("max_tokens", 1), ("seed", 0), ("max_steps", 1),
-                            ("stability_threshold", 0), ("thinking_budget", 0),
-                            ("canvas_length", 1)):  # fmt: skip
-            value = getattr(self, name)
-            if value is None or (name == "canvas_length" and value == "auto"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise InvalidRequest(f"{name} must be an integer, got {value!r}")
-            if value < least:
-                raise InvalidRequest(f"{name} must be at least {least}, got {value}")
-        if self.seed is not None and self.seed >= 2**64:
-            raise InvalidRequest(f"seed must be below 2**64, got {self.seed}")
-        for name in ("entropy_bound", "t_min", "t_max", "confidence_threshold"):
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise InvalidRequest(f"{name} must be a number, got {value!r}")
-            if not math.isfinite(value) or value < 0 or (value == 0 and name in ("t_min", "t_max")):
-                raise InvalidRequest(f"{name} must be positive and finite, got {value}")
-        if self.ignore_tail not in (None, True, False):
-            raise InvalidRequest(f"ignore_tail must be true or false, got {self.ignore_tail!r}")
-        if self.t_min is not None and self.t_max is not None and self.t_min > self.t_max:
-            raise InvalidRequest(f"t_min {self.t_min} must not be above t_max {self.t_max}")
-        if self.stop is not None:
-            stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-            if not all(isinstance(s, str) and s for s in stop):
-                raise InvalidRequest("stop must be a list of strings that are not empty")
-            object.__setattr__(self, "stop", stop)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> SamplingParams:
-        """The same from a mapping; an unknown name is refused with the nearest known one."""
-        known = [f.name for f in dataclasses.fields(cls)]
-        for name in values:
-            if name not in known:
-                raise InvalidRequest(f"unknown parameter {name!r}{nearest(name, known)}")
-        return cls(**values)
-
-    def merged(self, defaults: SamplingParams) -> SamplingParams:
-        """These parameters with every `None` taken from `defaults`."""
-        values = {
-            f.name: v if (v := getattr(self, f.name)) is not None else getattr(defaults, f.name)
-            for f in dataclasses.fields(self)
-        }
-        return SamplingParams(**values)
-
-
-REFUSED_BY_TWIN = (
-    "seed", "max_steps", "entropy_bound", "t_min", "t_max", "confidence_threshold",
-    "stability_threshold", "ignore_tail", "canvas_length", "thinking_budget",
-)  # fmt: skip
-"""Fields that the autoregressive mode refuses: it is greedy, so it draws nothing, and it has
-neither steps nor canvas borders."""
-
-RELEASED = SamplingParams(
-    max_steps=48, entropy_bound=0.1, t_min=0.4, t_max=0.8,
-    confidence_threshold=0.005, stability_threshold=1,
-)  # fmt: skip
-"""The sampler of the released checkpoint (its `generation_config.json`)."""
-
-
-def canvas_width(params: SamplingParams, full: int) -> int:
-    """Tokens of a canvas under `params`, where the checkpoint's own canvas has `full`.
-
-    Raises:
-        InvalidRequest: a wider canvas than the checkpoint's.
-    """
-    asked = params.canvas_length
-    if asked is None or (asked == "auto" and params.max_tokens is None):
-        return full
-    if asked == "auto":
-        assert params.max_tokens is not None
-        roomy = params.max_tokens + END_ROOM
-        return min(full, -(-roomy // WIDTH_STEP) * WIDTH_STEP)
-    if asked > full:
-        raise InvalidRequest(f"canvas_length {asked} is above the model's {full}; ask for less")
-    return asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,17 +43,109 @@ class ThoughtIds:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CanvasControl:
+    """What a caller fixes on the first canvas of a request; positions count from 0.
+
+    Attributes:
+        ids: what the canvas begins with, one id a position; -1, or past the end: noise.
+        pinned: positions that keep their id to the end. They are no part of what a step accepts,
+            nor of what tells a canvas finished.
+        strength: how much of the other given ids gives way to noise, 0 (none) to 1 (all); the
+            temperatures begin at the step where that much of the schedule is left.
+        allowed: lists of ids.
+        masks: for each position which list of `allowed` holds there; -1, or past the end: any id.
+        bias: (position, id, value): additions to logits before the temperature.
+        read_only: make `max_steps` steps (1 where it is not set), report what the canvas then
+            is and its scores, and commit nothing.
+
+    Raises:
+        InvalidRequest: what does not fit together.
+    """
+
+    ids: tuple[int, ...] = ()
+    pinned: tuple[int, ...] = ()
+    strength: float = 1.0
+    allowed: tuple[tuple[int, ...], ...] = ()
+    masks: tuple[int, ...] = ()
+    bias: tuple[tuple[int, int, float], ...] = ()
+    read_only: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= 1:
+            raise InvalidRequest(f"strength must be 0 to 1, got {self.strength}")
+        for position in self.pinned:
+            if not 0 <= position < len(self.ids) or self.ids[position] < 0:
+                raise InvalidRequest(f"position {position} is pinned but has no id")
+        for number, ids in enumerate(self.allowed):
+            if not ids:
+                raise InvalidRequest(f"list {number} of allowed ids is empty")
+        if not all(-1 <= mask < len(self.allowed) for mask in self.masks):
+            raise InvalidRequest("masks name a list of allowed ids that is not there")
+        held = set(self.pinned)
+        for position, mask in enumerate(self.masks):
+            if mask >= 0 and position in held and self.ids[position] not in self.allowed[mask]:
+                raise InvalidRequest(
+                    f"position {position} is pinned to id {self.ids[position]}, which its list of "
+                    "allowed ids does not hold; drop one of the two"
+                )
+        if not all(p >= 0 and math.isfinite(value) for p, _, value in self.bias):
+            raise InvalidRequest("bias needs positions from 0 and finite values")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenScore:
+    """Natural logarithms of probabilities at one position, temperature 1, controls included.
+
+    Attributes:
+        token_id, logprob: of the token that stands there.
+        top: the likeliest ids with their values, as many as `logprobs` asked for.
+        asked: values of `logprob_token_ids`, in their order.
+        entropy: nats of the distribution that the last step drew from.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    asked: tuple[float, ...] = ()
+    entropy: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constraint:
+    """What it took to keep an answer within its language.
+
+    Attributes:
+        mode: "json_schema", "regex", "grammar", "choices", "tools" or "bad_words".
+        complete: whether the text is a whole text of the language; never true of a cut one.
+        rounds: how often a finished canvas was denoised again around what had to change.
+        repaired: positions that then came out right.
+        fallbacks: positions whose token was chosen at the commit against the model's first choice.
+        closed: tokens that were put in because the room ran short.
+    """
+
+    mode: str
+    complete: bool = False
+    rounds: int = 0
+    repaired: int = 0
+    fallbacks: int = 0
+    closed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One answer to be made by the engine.
 
     Attributes:
         token_ids: the prompt; never empty.
         params: how to draw; None fields are filled by the engine.
-        mode: "diffusion", or "autoregressive" for the twin's loop.
+        mode: "diffusion"; "autoregressive" for the twin's loop; "score" for the log-probabilities
+            that the encoder gives to the prompt's own ids from `score_from` on, and no answer.
         index: the caller's label, copied into every event.
         frames: whether a "frame" event is wanted for each denoising step.
         trace: whether `Output.trace` shall hold every step.
         thought: needed when `params.thinking_budget` is set.
+        canvas: what is fixed on the first canvas.
+        score_from: first scored position of a "score" request, at least 1.
         priority: the highest goes first; 0 is a person who waits, less is for work in the
             background. It never changes the tokens, nor does anything below.
         owner: whose request it is. Owners take turns, however many requests one has.
@@ -192,6 +161,8 @@ class Request:
     frames: bool = False
     trace: bool = False
     thought: ThoughtIds | None = None
+    canvas: CanvasControl | None = None
+    score_from: int = 1
     priority: int = 0
     owner: str = ""
     slot: str = ""
@@ -243,7 +214,8 @@ class TraceStep:
         temperature: of this step.
         ids: the canvas the network read.
         argmax: the most likely id of each position.
-        accepted: 1 where the sample was accepted, else 0, one byte a position.
+        accepted: 1 where the sample was accepted, 2 where the position is pinned, else 0, one byte
+            a position.
         entropy: nats of each position under the tempered distribution.
         reason: why the canvas ended here: "converged", "step_cap", or "" if it went on.
     """
@@ -280,6 +252,9 @@ class Output:
         tool_calls: the calls in the order in which they were written.
         error: what went wrong, where `finish_reason` is "error".
         trace: every step, where the request asked for it.
+        scores: of every token in `token_ids`, where the request asked for them.
+        constraint: how the answer was kept within its language, where it has one.
+        prompt_ids: the prompt, so that an answer can be worked on further.
         index: the request's label.
     """
 
@@ -292,6 +267,9 @@ class Output:
     tool_calls: tuple[ToolCall, ...] = ()
     error: str | None = None
     trace: tuple[TraceStep, ...] = ()
+    scores: tuple[TokenScore, ...] = ()
+    constraint: Constraint | None = None
+    prompt_ids: tuple[int, ...] = field(default=(), repr=False)
     index: int = 0
 
 
@@ -305,7 +283,7 @@ class Event:
         canvas, step: counted from 0; a commit's step is the number of steps it took.
         ids: a frame's argmax draft, or the committed ids (cut at the first end id).
         text: `ids` as text; filled in by `LLM`.
-        accepted: one byte a position, 1 where this step accepted its sample.
+        accepted: one byte a position: 1 where this step accepted its sample, 2 where it is pinned.
         entropy: one byte a position, see `ENTROPY_PER_NAT`.
         output: the finished answer, on "done" alone.
     """

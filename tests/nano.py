@@ -6,6 +6,7 @@ It is trained again now and then, so no test may expect a certain text of it.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,11 +15,13 @@ import torch
 import dgemma
 from dgemma.diffusion.autoregress import autoregress
 from dgemma.diffusion.canvas import Generation
+from dgemma.diffusion.constraint import Keeper
 from dgemma.diffusion.generate import generate
 from dgemma.engine.engine import Engine
 from dgemma.llm import LLM
+from dgemma.params import SamplingParams, canvas_width
 from dgemma.tasks import TASKS, make_example
-from dgemma.types import Request, SamplingParams
+from dgemma.types import CanvasControl, Request
 
 
 @cache
@@ -61,11 +64,48 @@ def random_request(number: int, *, most_tokens: int = 200) -> Request:
         ignore_tail=draw.choice((None, True)),
         canvas_length=draw.choice((None, None, 40, "auto")),
     )
-    return Request(token_ids=tuple(ids), params=params, index=number)
+    if draw.random() < 0.4:
+        return Request(token_ids=tuple(ids), params=params, index=number)
+    params, control = random_control(draw, params)
+    return Request(token_ids=tuple(ids), params=params, canvas=control, index=number)
+
+
+def random_control(
+    draw: random.Random, params: SamplingParams
+) -> tuple[SamplingParams, CanvasControl]:
+    """Anything that may be fixed on a canvas, and anything that bars or favours ids."""
+    config = nano().config
+    width = canvas_width(params, config.canvas_length)
+    text = [i for i in range(300, config.vocab_size) if i not in config.suppress_ids]
+
+    def some(count: int) -> tuple[int, ...]:
+        return tuple(draw.choice(text) for _ in range(count))
+
+    allowed = tuple(some(draw.choice((1, 3, 200))) for _ in range(3))
+    given = draw.randint(0, width)
+    masks = tuple(draw.choice((-1, -1, 0, 1, 2)) for _ in range(draw.randint(0, width)))
+    ids = [draw.choice((-1, *text[:9])) for _ in range(given)]
+    pinned = [p for p in range(given) if ids[p] >= 0 and draw.random() < draw.choice((0, 0.5, 1))]
+    for position in pinned:
+        if position < len(masks) and masks[position] >= 0:
+            ids[position] = allowed[masks[position]][0]
+    control = CanvasControl(
+        ids=tuple(ids), pinned=tuple(pinned), allowed=allowed, masks=masks,
+        strength=draw.choice((0.0, 0.3, 0.6, 1.0)),
+        bias=tuple((draw.randrange(width), draw.choice(text), 20.0) for _ in range(3)),
+    )  # fmt: skip
+    params = replace(
+        params,
+        logit_bias=draw.choice((None, dict.fromkeys(some(2), 5.0))),
+        min_tokens=draw.choice((None, 5, 120)),
+        logprobs=draw.choice((None, 0, 3)),
+        logprob_token_ids=draw.choice((None, some(2))),
+    )
+    return params, control
 
 
 @torch.inference_mode()
-def by_reference(engine: Engine, request: Request) -> Generation:
+def by_reference(engine: Engine, request: Request, keeper: Keeper | None = None) -> Generation:
     """The same request by the reference loop, with the engine's network and defaults."""
     model, spec = engine.model, engine.spec
     rows = model.new_cache(1, spec.context_length)
@@ -82,4 +122,7 @@ def by_reference(engine: Engine, request: Request) -> Generation:
         lambda ids, soft: model.denoise(ids, rows, soft),
         engine.vocabulary.read,
         request.thought,
+        request.canvas,
+        keeper,
+        engine.vocabulary,
     )

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from dgemma.cli.main import COMMANDS
+from dgemma.params import RELEASED, SamplingParams
 from dgemma.train.recipes.nano import PLAN
-from dgemma.types import RELEASED, SamplingParams
 from tests.sources import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

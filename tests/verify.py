@@ -87,6 +87,26 @@ ACCEPTANCE: dict[str, tuple[str, ...]] = {
         "tests/engine/test_traffic.py::test_a_cached_prompt_is_not_encoded_again",
     ),
     "engine 4 faults at every stage": ("tests/engine/test_faults.py",),
+    "canvas 1 pinned text and edits, byte for byte": (
+        "tests/compose/test_decide.py",
+        "tests/compose/test_edit.py",
+        "tests/compose/test_fill.py",
+        "tests/compose/test_lengths.py",
+        "tests/compose/test_on_nano.py",
+        "tests/engine/test_canvas_control.py",
+    ),
+    "canvas 2 structured output on random weights": (
+        "tests/engine/test_structured.py",
+        "tests/text/test_grammar.py",
+        "tests/text/test_closing.py",
+        "tests/text/test_call_grammar.py",
+        "tests/diffusion/test_constraint.py",
+    ),
+    "canvas 3 and 5 what nano gains, decisions": ("tests/evaluate/test_canvas.py",),
+    "canvas 6 contradictions before any step": (
+        "tests/engine/test_canvas_control.py::test_refused_before_any_step",
+        "tests/text/test_schema_logic.py",
+    ),
     "engine 5 soak": ("tests/engine/test_traffic.py::test_soak", "tests/engine/test_worker.py"),
 }
 """Acceptance line -> its tests: files, or single tests. Line 9 is `IN_A_CLONE`."""

@@ -20,7 +20,7 @@ from dgemma.bench.clock import now_ms, status_bytes
 from dgemma.bench.drive import open_llm, prompt_ids, run
 from dgemma.errors import DGemmaError, MissingExtra
 from dgemma.evaluate.parity import TINY_VISION
-from dgemma.types import RELEASED
+from dgemma.params import RELEASED
 from dgemma.weights.files import load_config, read_json
 
 NEVER = 1e-30

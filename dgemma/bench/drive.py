@@ -23,7 +23,8 @@ from dgemma.errors import EngineError, InvalidRequest
 from dgemma.llm import LLM, load
 from dgemma.model.config import LayerType, ModelConfig
 from dgemma.model.size import measure
-from dgemma.types import Request, SamplingParams
+from dgemma.params import SamplingParams
+from dgemma.types import Request
 from dgemma.weights.files import find_model, open_checkpoint
 
 Around = Callable[[int], Any]

@@ -19,7 +19,8 @@ from dgemma.bench.report import Table
 from dgemma.bench.stats import median
 from dgemma.errors import EngineError
 from dgemma.llm import LLM
-from dgemma.types import Request, SamplingParams, Usage
+from dgemma.params import SamplingParams
+from dgemma.types import Request, Usage
 
 NOTES = (
     "`committed` counts the tokens of the answer, `canvas` whole canvases with their padding, "

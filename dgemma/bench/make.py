@@ -24,7 +24,7 @@ from dgemma.model.config import ModelConfig
 from dgemma.model.hf_config import write_config
 from dgemma.model.hf_generation import GenerationDefaults, write_generation_config
 from dgemma.model.transformer import DiffusionGemma
-from dgemma.types import RELEASED
+from dgemma.params import RELEASED
 from dgemma.weights.files import CONFIG, GENERATION_CONFIG, INDEX, SINGLE
 from dgemma.weights.names import to_checkpoint
 

@@ -22,8 +22,9 @@ from dgemma.bench.report import Table
 from dgemma.bench.stats import median
 from dgemma.errors import EngineError
 from dgemma.llm import LLM
+from dgemma.params import SamplingParams
 from dgemma.tasks import TASKS, make_example
-from dgemma.types import Output, Request, SamplingParams
+from dgemma.types import Output, Request
 
 NOTES = (
     "Requests are held-out examples of nano's tasks under its chat template (random ids where the "

@@ -11,7 +11,7 @@ import sys
 import time
 
 from dgemma.cli.live import is_terminal, show
-from dgemma.types import SamplingParams
+from dgemma.params import SamplingParams
 
 QUESTION = "What is your name?"
 

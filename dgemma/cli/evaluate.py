@@ -28,6 +28,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--against", action="append", metavar="SETTING", default=[],
         help="compare with a setting such as max_steps=12,ignore_tail=true, paired; repeatable",
     )  # fmt: skip
+    parser.add_argument(
+        "--canvas", action="store_true",
+        help="compare pinning, filling, schemas and decisions with the plain way, paired",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -61,6 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
     for task in tasks:
         if task not in TASKS:
             raise InvalidRequest(f"unknown task {task!r}{nearest(task, TASKS)}")
+    if arguments.canvas and (arguments.json or arguments.against):
+        raise InvalidRequest("--canvas prints tables alone; leave out --json and --against")
     if arguments.n < 1:
         raise InvalidRequest(f"-n must be at least 1, got {arguments.n}")
     both: list[Mode] = ["diffusion", "autoregressive"]
@@ -71,6 +77,11 @@ def run(arguments: argparse.Namespace) -> int:
     )  # fmt: skip
     if arguments.against:
         return _compare(llm, tasks, arguments)
+    if arguments.canvas:
+        from dgemma.evaluate.canvas import evaluate_canvas
+
+        print(evaluate_canvas(llm, arguments.n, lambda line: print(line, file=sys.stderr)))
+        return 0
     results = evaluate(
         llm, tasks, modes, arguments.n, report=lambda line: print(line, file=sys.stderr)
     )

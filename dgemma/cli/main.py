@@ -21,6 +21,9 @@ from dgemma.errors import DGemmaError, nearest
 COMMANDS = {
     "generate": "continue a prompt",
     "chat": "talk to a model, watching it write",
+    "infill": "fill the holes of a text",
+    "edit": "write parts of a file anew, in place",
+    "decide": "answer typed questions about a text with probabilities",
     "demo": "a Sudoku solved live by the bundled model, then a chat answer",
     "info": "sizes and memory of a model, from its config alone",
     "check": "parity with transformers on this machine",

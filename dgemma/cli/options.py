@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from dgemma.types import SamplingParams
+from dgemma.params import SamplingParams
 
 
 def _width(text: str) -> int | str:
@@ -16,6 +18,24 @@ def _width(text: str) -> int | str:
 
 
 _width.__name__ = "number or auto"  # what argparse calls it in an error
+
+
+def _from_file(text: str) -> str:
+    """The text itself, or that of the file behind an @."""
+    if not text.startswith("@"):
+        return text
+    try:
+        return Path(text[1:]).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"cannot read {text[1:]}: {error}") from error
+
+
+def _pair(text: str) -> tuple[int, float]:
+    name, _, value = text.partition("=")
+    return int(name), float(value)
+
+
+_pair.__name__ = "ID=VALUE"
 
 SAMPLING: dict[str, tuple[Callable[[str], object], str]] = {
     "max_tokens": (int, "most tokens of the answer"),
@@ -28,6 +48,18 @@ SAMPLING: dict[str, tuple[Callable[[str], object], str]] = {
     "stability_threshold": (int, "how many earlier canvases must equal the newest"),
     "canvas_length": (_width, "tokens of a canvas, or auto: as many as max-tokens needs"),
     "thinking_budget": (int, "most thought tokens (chat only)"),
+    "min_tokens": (int, "no end before that many tokens of the answer"),
+    "logprobs": (int, "report log-probabilities, and that many alternatives of each token"),
+    "json_schema": (_from_file, "JSON that this schema admits: its text, or @FILE; true: any"),
+    "regex": (str, "the answer matches this expression as a whole"),
+    "grammar": (_from_file, "grammar of the answer, @FILE, markdown-table or code-fence"),
+}
+LISTS: dict[str, tuple[Callable[[str], object], str, str]] = {
+    "logit_bias": (_pair, "ID=VALUE", "add to the logit of an id; repeatable"),
+    "allowed_token_ids": (int, "ID", "an id the answer may hold, no other; repeatable"),
+    "logprob_token_ids": (int, "ID", "report this id's log-probability as well; repeatable"),
+    "bad_words": (str, "TEXT", "the answer never holds this text; repeatable"),
+    "choices": (str, "TEXT", "the answer is one of these texts"),
 }
 
 
@@ -54,6 +86,11 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         help="behind the first end id nothing must be stable or certain",
     )  # fmt: skip
     parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this text")
+    for name, (kind, metavar, about) in LISTS.items():
+        how: dict[str, Any] = {"nargs": "+"} if name == "choices" else {"action": "append"}
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=about, **how
+        )
 
 
 def sampling(arguments: argparse.Namespace) -> SamplingParams:
@@ -62,5 +99,8 @@ def sampling(arguments: argparse.Namespace) -> SamplingParams:
     Raises:
         InvalidRequest: a value out of range.
     """
-    names = [*SAMPLING, "ignore_tail", "stop"]
-    return SamplingParams(**{name: getattr(arguments, name) for name in names})
+    names = [*SAMPLING, *LISTS, "ignore_tail", "stop"]
+    values = {name: getattr(arguments, name) for name in names}
+    if values["logit_bias"] is not None:
+        values["logit_bias"] = dict(values["logit_bias"])
+    return SamplingParams(**values)

@@ -17,7 +17,7 @@ from dgemma.diffusion.canvas import CanvasSpec, Generation
 from dgemma.diffusion.generate import Encode
 from dgemma.errors import EngineError, InvalidRequest
 from dgemma.kernels.controls import Controls
-from dgemma.types import REFUSED_BY_TWIN, SamplingParams
+from dgemma.params import REFUSED_BY_TWIN, SamplingParams
 
 Greedy = Callable[[Tensor, Controls], Tensor]  # hidden [N, D] -> ids [N], -1 where not finite
 

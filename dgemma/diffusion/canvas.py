@@ -17,9 +17,15 @@ from torch import Tensor
 
 from dgemma.diffusion.schedule import Schedule
 from dgemma.errors import ContextOverflow, InvalidRequest
-from dgemma.types import FinishReason, SamplingParams, TraceStep, canvas_width
+from dgemma.kernels.controls import Controls
+from dgemma.kernels.reading import Logprobs
+from dgemma.params import SamplingParams, canvas_width
+from dgemma.types import FinishReason, TraceStep
 
 StopReason = Literal["", "converged", "step_cap"]
+
+FREE = Controls()
+"""Nothing is asked of a canvas."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +92,10 @@ class Canvas:
         mean_entropy: nats, of the last step; infinite before the first.
         repeats: how many steps just before the last one had the same argmax canvas.
         reason: why the canvas is finished, "" while it is not.
+        controls: what holds on this canvas, for its C rows; `pinned` among it.
+        begun: the step it began with.
+        until: the step it ends before, whatever it is like; None: the schedule's.
+        logprobs: of the last step, where `controls` ask for them.
     """
 
     seed: int
@@ -99,6 +109,10 @@ class Canvas:
     mean_entropy: float = math.inf
     repeats: int = 0
     reason: StopReason = ""
+    controls: Controls = FREE
+    begun: int = 0
+    until: int | None = None
+    logprobs: Logprobs | None = None
 
     @property
     def failed(self) -> bool:
@@ -158,16 +172,25 @@ class Generation:
         )
 
 
+def states(after: Canvas) -> bytes:
+    """One byte a position: 1 where the last step accepted its sample, 2 where it is pinned."""
+    assert after.accepted is not None
+    marks = after.accepted.to(torch.uint8)
+    if after.controls.pinned is not None:
+        marks = marks.masked_fill(after.controls.pinned >= 0, 2)
+    return bytes(marks.tolist())
+
+
 def trace_step(before: Canvas, after: Canvas, schedule: Schedule) -> TraceStep:
     """The step that led from `before` to `after`, as plain values."""
-    assert after.argmax is not None and after.accepted is not None and after.entropy is not None
+    assert after.argmax is not None and after.entropy is not None
     return TraceStep(
         canvas=before.index,
         step=before.step,
         temperature=schedule.temperature(before.step),
         ids=tuple(before.ids.tolist()),
         argmax=tuple(after.argmax.tolist()),
-        accepted=bytes(after.accepted.tolist()),
+        accepted=states(after),
         entropy=tuple(after.entropy.tolist()),
         reason=after.reason,
     )

@@ -1,25 +1,30 @@
 """The reference: one request from prompt to answer. Read this file first.
 
-The network and the vocabulary operation are handed in. Users run the engine instead; the engine,
-its kernels and every quantised path are tested against this loop: same seed, same tokens.
-Knows nothing about batches, cached keys, text or stop strings.
+The network and the vocabulary operation are handed in, and the language of a constrained answer.
+Users run the engine instead; the engine, its kernels and every quantised path are tested against
+this loop: same seed, same tokens. Knows nothing about batches, cached keys, text or stop strings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from dgemma.diffusion.canvas import Canvas, CanvasSpec, Commit, Generation, trace_step
-from dgemma.diffusion.sampler import finish, questions, start, step
+from dgemma.diffusion.constraint import Keeper
+from dgemma.diffusion.control import NOTHING, begin, controls_for
+from dgemma.diffusion.sampler import finish, questions, step
 from dgemma.diffusion.schedule import Schedule
 from dgemma.diffusion.thought import budget_exceeded
 from dgemma.errors import EngineError
 from dgemma.kernels.controls import Controls
 from dgemma.kernels.reading import Reading
-from dgemma.types import SamplingParams, ThoughtIds, TraceStep
+from dgemma.kernels.vocabulary import Vocabulary
+from dgemma.params import SamplingParams
+from dgemma.types import CanvasControl, ThoughtIds, TraceStep
 
 Encode = Callable[[Tensor], Tensor]  # ids [1, T] -> hidden [1, T, D]; appends to the context
 Predict = Callable[[Tensor, Tensor | None], Tensor]  # ids [B, C], soft [B, C, D] -> [B, C, D]
@@ -35,11 +40,15 @@ def generate(
     predict: Predict,
     read: Read,
     thought: ThoughtIds | None = None,
+    control: CanvasControl | None = None,
+    keeper: Keeper | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> Generation:
     """Canvas after canvas until an end id, `max_tokens` or the end of the context.
 
     Fields of `params` that are None take the released values, but the seed must be set.
-    `thought` is needed for a thinking budget; see `CanvasSpec` for `spec`.
+    `thought` is needed for a thinking budget; `control` holds on the first canvas; `keeper` keeps
+    the answer in its language and needs the whole `vocabulary`. See `CanvasSpec` for `spec`.
 
     Raises:
         InvalidRequest: the prompt is empty, or leaves no room for a canvas (`ContextOverflow`).
@@ -55,28 +64,44 @@ def generate(
         if thought and budget_exceeded(answer, thought, params.thinking_budget):
             answer.append(thought.close_id)
             pending.append(thought.close_id)
-        if len(prompt) + len(answer) + spec.length > spec.context_length:
+        left = spec.context_length - len(prompt) - len(answer)
+        if left < spec.length:
             break
         encode(torch.tensor([pending], device=spec.device))
-        canvas = start(params.seed, len(commits), spec)
-        while not canvas.reason:
-            before, canvas = canvas, denoise(canvas, schedule, spec, predict, read)
+        frame = keeper.scaffold(spec.length, control) if keeper else NOTHING
+        controls = controls_for(params, spec, control, len(answer), frame)
+        canvas = begin(params.seed, len(commits), spec, schedule, controls, control)
+        while len(commits) == canvas.index:
+            before = canvas
+            canvas, hidden = denoise(canvas, schedule, spec, predict, read)
             trace.append(trace_step(before, canvas, schedule))
-        commits.append(finish(canvas, spec))
-        pending = list(commits[-1].token_ids)
+            room = min(limit - len(answer), left // spec.length * spec.length)
+            if canvas.reason and keeper and vocabulary:
+                settled = keeper.settle(canvas, hidden, vocabulary, spec, room)
+                if isinstance(settled, Canvas):
+                    canvas = settled  # to be repaired
+                else:
+                    commits.append(settled)
+            elif canvas.reason:
+                commits.append(finish(canvas, spec))
+        pending, control = list(commits[-1].token_ids), None
         answer += pending
     return Generation.of(answer, limit, commits, trace)
 
 
 def denoise(
     canvas: Canvas, schedule: Schedule, spec: CanvasSpec, predict: Predict, read: Read
-) -> Canvas:
-    """One step: the network looks at the canvas, the vocabulary is read, the sampler decides."""
-    controls = Controls(suppress_ids=spec.suppress_ids)
+) -> tuple[Canvas, Tensor]:
+    """One step: the network looks at the canvas, the vocabulary is read, the sampler decides.
+
+    Returns:
+        The canvas after the step, and the hidden states [C, D] that it was decided by.
+    """
+    controls = replace(canvas.controls, suppress_ids=spec.suppress_ids)
     soft = None if canvas.soft is None else canvas.soft[None]
     hidden = predict(canvas.ids[None], soft)[0]  # [C, D]
     reading = read(hidden, *questions([canvas], [schedule]), controls)
     after = step(canvas, reading, schedule, spec)
     if after.failed:
         raise EngineError(f"canvas {canvas.index}, step {canvas.step}: not finite")
-    return after
+    return after, hidden

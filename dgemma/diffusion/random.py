@@ -33,6 +33,7 @@ class Purpose(IntEnum):
     START = 3
     AUTOREGRESS = 4
     """Kept for a twin that samples; `autoregress.py` is greedy and draws nothing."""
+    SEED = 5
 
 
 def _signed(value: int) -> int:

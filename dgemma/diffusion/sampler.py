@@ -20,7 +20,7 @@ from torch import Tensor
 from dgemma.diffusion.canvas import Canvas, CanvasSpec, Commit, StopReason
 from dgemma.diffusion.random import Purpose, stream_keys, uniform_ids, uniforms
 from dgemma.diffusion.schedule import Schedule, accept
-from dgemma.kernels.reading import Reading
+from dgemma.kernels.reading import Logprobs, Reading
 
 
 def start(seed: int, index: int, spec: CanvasSpec) -> Canvas:
@@ -74,31 +74,27 @@ def step_all(
     device = reading.argmax.device
     argmax, entropy = reading.argmax.view(shape), reading.entropy.view(shape)
 
+    pins = _pins(canvases, shape[1])  # [B, C], -1 where free, or None
+    sortable = entropy if pins is None else entropy.masked_fill(pins >= 0, torch.inf)
     bounds = torch.tensor([s.entropy_bound for s in schedules], dtype=torch.float64).to(device)
-    accepted = accept(entropy, bounds)
+    accepted = accept(sortable, bounds)
     noise = uniform_ids(
         _keys(canvases, Purpose.NOISE), shape[1], spec.vocab_size, spec.suppress_ids
     )
     ids = torch.where(accepted, reading.sample.view(shape), noise)
+    if pins is not None:
+        ids = torch.where(pins >= 0, pins, ids)
 
-    never = torch.full_like(argmax[0], -1)
-    previous = torch.stack([never if c.argmax is None else c.argmax for c in canvases])
-    same, mean = argmax == previous, entropy.mean(-1, dtype=torch.float64)
-    if any(s.ignore_tail for s in schedules):
-        counted = _counted(argmax, schedules, spec)
-        same = same | ~counted
-        mean = entropy.where(counted, 0.0).mean(-1, dtype=torch.float64)
-    same = same.all(-1)
-    verdicts = torch.stack((same.double(), mean), -1).tolist()  # the only wait for the device
+    verdicts = _verdicts(canvases, argmax, entropy, pins, schedules, spec)
 
     soft = reading.soft.view(*shape, -1)
     after = []
     for b, (canvas, schedule) in enumerate(zip(canvases, schedules, strict=True)):
         repeats = canvas.repeats + 1 if verdicts[b][0] else 0
         reason: StopReason = ""
-        if schedule.converged(repeats, verdicts[b][1]):
+        if schedule.converged(repeats, verdicts[b][1]) or not verdicts[b][2]:
             reason = "converged"
-        elif canvas.step + 1 >= schedule.max_steps:
+        elif canvas.step + 1 >= (canvas.until or schedule.max_steps):
             reason = "step_cap"
         after.append(
             replace(
@@ -112,9 +108,59 @@ def step_all(
                 mean_entropy=verdicts[b][1],
                 repeats=repeats,
                 reason=reason,
+                logprobs=_rows(reading.logprobs, b, shape[1]),
             )
         )
     return after
+
+
+def _pins(canvases: Sequence[Canvas], width: int) -> Tensor | None:
+    """int64 [B, C] pinned ids, -1 where free; None where nothing is pinned."""
+    if all(canvas.controls.pinned is None for canvas in canvases):
+        return None
+    free = torch.full((width,), -1, dtype=torch.int64, device=canvases[0].ids.device)
+    return torch.stack([free if (p := c.controls.pinned) is None else p for c in canvases])
+
+
+def _verdicts(
+    canvases: Sequence[Canvas],
+    argmax: Tensor,
+    entropy: Tensor,
+    pins: Tensor | None,
+    schedules: Sequence[Schedule],
+    spec: CanvasSpec,
+) -> list[list[float]]:
+    """Of each canvas: is its argmax that of the last step, its mean entropy, is any position free.
+
+    Pinned positions count in neither of the first two. This is the only wait for the device.
+    """
+    never = torch.full_like(argmax[0], -1)
+    previous = torch.stack([never if c.argmax is None else c.argmax for c in canvases])
+    same, mean = argmax == previous, entropy.mean(-1, dtype=torch.float64)
+    counted = None
+    if any(s.ignore_tail for s in schedules):
+        counted = _counted(argmax, schedules, spec)
+        same = same | ~counted
+        mean = entropy.where(counted, 0.0).mean(-1, dtype=torch.float64)
+    open_ = torch.ones_like(mean)
+    if pins is not None:
+        free = pins < 0
+        open_ = free.any(-1).double()
+        same = same | ~free
+        # A canvas without pins must keep the very bits that it has alone.
+        summed = entropy.where(free if counted is None else free & counted, 0.0)
+        mine = summed.sum(-1, dtype=torch.float64) / free.sum(-1).clamp(min=1)
+        mean = torch.where(free.all(-1), mean, mine)
+    verdicts: list[list[float]] = torch.stack((same.all(-1).double(), mean, open_), -1).tolist()
+    return verdicts
+
+
+def _rows(logprobs: Logprobs | None, number: int, width: int) -> Logprobs | None:
+    """The log-probabilities of canvas `number`."""
+    if logprobs is None:
+        return None
+    rows = slice(number * width, (number + 1) * width)
+    return Logprobs(logprobs.ids[rows], logprobs.tempered[rows], logprobs.plain[rows])
 
 
 def _counted(argmax: Tensor, schedules: Sequence[Schedule], spec: CanvasSpec) -> Tensor:

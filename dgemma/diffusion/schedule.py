@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dgemma.types import RELEASED, SamplingParams
+from dgemma.params import RELEASED, SamplingParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +52,10 @@ class Schedule:
         """Of step `step`, counted from 0: `t_max` first, just above `t_min` last.
 
         A lower `max_steps` compresses the whole schedule; it does not cut its end off.
-        The arithmetic is fp32, like the oracle's.
+        Steps past the schedule keep its last temperature. The arithmetic is fp32, like the
+        oracle's.
         """
-        left = torch.tensor(self.max_steps - step, dtype=torch.int32)
+        left = torch.tensor(max(1, self.max_steps - step), dtype=torch.int32)
         return float(self.t_min + (self.t_max - self.t_min) * (left / self.max_steps))
 
     def converged(self, repeats: int, mean_entropy: float) -> bool:

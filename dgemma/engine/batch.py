@@ -50,22 +50,51 @@ class Batch:
             if turn.denoise:
                 canvases.append((row, next(hidden)))
         after: dict[Row, Canvas] = {}
-        for width in {row.spec.length for row, _ in canvases}:
-            after |= self._denoised([p for p in canvases if p[0].spec.length == width], spec)
+        alike: dict[object, list[tuple[Row, Tensor]]] = {}
+        for row, states in canvases:
+            assert row.canvas is not None
+            key = row.spec.length, row.canvas.controls.kind
+            alike.setdefault(key, []).append((row, states))
+        for rows in alike.values():
+            after |= self._denoised(rows, spec)
         sound, tokens = self._encoded(encoded, spec)
+        scores = {row: self._scored(row, turn, h) for row, turn, h in encoded
+                  if row.progress.request.mode == "score"}  # fmt: skip
         self.counted.add("vocabulary", begin)
-        return [Outcome(after.get(row), tokens.get(row), row not in sound or sound[row])
-                for row, _ in work]  # fmt: skip
+        last = dict(canvases)
+        return [
+            Outcome(
+                after.get(row),
+                last.get(row),
+                tokens.get(row),
+                row not in sound or sound[row],
+                scores.get(row, ()),
+            )  # fmt: skip
+            for row, _ in work
+        ]
+
+    def _scored(self, row: Row, turn: Turn, hidden: Tensor) -> tuple[float, ...]:
+        """What the encoder gives to the tokens behind those that were encoded, as far as asked."""
+        progress = row.progress
+        done, first = progress.encoded, progress.request.score_from
+        skip = max(0, first - 1 - done)
+        ids = progress.context[done + skip + 1 : done + turn.count + 1]
+        if not ids:
+            return ()
+        wanted = torch.tensor(ids, device=hidden.device)
+        found: list[float] = self.vocabulary.scores(hidden[skip : skip + len(ids)], wanted).tolist()
+        return tuple(found)
 
     def _denoised(self, rows: list[tuple[Row, Tensor]], spec: CanvasSpec) -> dict[Row, Canvas]:
-        """Read the vocabulary for all canvases of one length together and step each."""
+        """Read the vocabulary for canvases of one length and kind together and step each."""
         canvases: list[Canvas] = []
         for row, _ in rows:
             assert row.canvas is not None
             canvases.append(row.canvas)
         schedules = [row.schedule for row, _ in rows]
         hidden = torch.cat([states for _, states in rows])
-        controls = Controls(suppress_ids=spec.suppress_ids)
+        parts = [(canvas.controls, len(canvas.ids)) for canvas in canvases]
+        controls = Controls.join(parts, spec.suppress_ids)
         reading = self.vocabulary.read(hidden, *questions(canvases, schedules), controls)
         after = step_all(canvases, reading, schedules, spec)
         out = {row: canvas for (row, _), canvas in zip(rows, after, strict=True)}

@@ -25,6 +25,8 @@ import torch
 
 from dgemma.device import free_bytes
 from dgemma.diffusion.canvas import CanvasSpec
+from dgemma.diffusion.constraint import Keeper
+from dgemma.diffusion.control import check_control
 from dgemma.diffusion.schedule import Schedule
 from dgemma.engine.batch import Batch, Work, out_of_memory
 from dgemma.engine.counters import Clock, Counters
@@ -39,7 +41,8 @@ from dgemma.kernels.vocabulary import Vocabulary
 from dgemma.model.cache import PagedMemory
 from dgemma.model.size import page_bytes, page_counts
 from dgemma.model.transformer import DiffusionGemma
-from dgemma.types import Event, Request, SamplingParams
+from dgemma.params import SamplingParams
+from dgemma.types import Event, Request
 
 CHUNK = 1024
 """Most prompt tokens of one request that a step encodes."""
@@ -133,7 +136,9 @@ class Engine:
 
     # -- requests ------------------------------------------------------------------------------
 
-    def prepare(self, request: Request, enough: Enough | None = None) -> Row:
+    def prepare(
+        self, request: Request, enough: Enough | None = None, keeper: Keeper | None = None
+    ) -> Row:
         """Check a request and make its row. Changes nothing; any thread may call it.
 
         Raises:
@@ -142,7 +147,16 @@ class Engine:
         resolved = resolve(request, self.defaults, self.limits, seed=secrets.randbits(63))
         spec = self.spec.narrowed(resolved.params)
         progress = Progress(resolved, replace(self.limits, canvas=spec.length))
-        return Row(Job(progress), spec, Schedule.of(resolved.params), enough)
+        row = Row(
+            Job(progress), spec, Schedule.of(resolved.params), self.vocabulary, enough, keeper
+        )  # fmt: skip
+        if resolved.mode == "diffusion":
+            if resolved.canvas is not None:
+                check_control(resolved.canvas, spec)
+                if keeper is not None:
+                    keeper.check(resolved.canvas)
+            row.first()  # what is wrong with it is wrong now
+        return row
 
     def add(self, row: Row) -> None:
         """Take a prepared row in."""
@@ -157,18 +171,21 @@ class Engine:
             if row.progress.output is not None:
                 self._retire(row)
 
-    def submit(self, request: Request, enough: Enough | None = None) -> Stream:
+    def submit(
+        self, request: Request, enough: Enough | None = None, keeper: Keeper | None = None
+    ) -> Stream:
         """Take a request; it runs while its stream, or any other, is iterated.
 
         Args:
             enough: see `Enough`. Asked within the step, so a request ends at the same place however
                 late its events are read.
+            keeper: keeps the answer in a language; of this request alone.
 
         Raises:
             InvalidRequest, ContextOverflow: it cannot be honoured; nothing was started.
             Overloaded: too many requests wait.
         """
-        row = self.prepare(request, enough)
+        row = self.prepare(request, enough, keeper)
         self.scheduler.check_waiting()
         self.add(row)
         return Stream(self, row)
@@ -303,9 +320,10 @@ class Engine:
             elif turn.count:
                 self.scheduler.encoded(row.job, turn.count)
                 self._counted.encoded += turn.count
-                row.encoded(outcome.token)
+                row.encoded(outcome, turn.count)
             if outcome.finite and outcome.canvas is not None:
-                row.stepped(outcome.canvas)
+                assert outcome.hidden is not None
+                row.stepped(outcome.canvas, outcome.hidden)
                 self._counted.steps += 1
             self._counted.committed += len(row.progress.committed) - before
         except Exception as error:

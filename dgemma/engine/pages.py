@@ -154,16 +154,20 @@ class Pages:
 
     # -- the life of a table -------------------------------------------------------------------
 
-    def open(self, ids: Sequence[int], room: int, first: int) -> Table | None:
+    def open(
+        self, ids: Sequence[int], room: int, first: int, reuse: int | None = None
+    ) -> Table | None:
         """Pages for a request, or None (and nothing has changed) where they do not suffice.
 
         Args:
             ids: all that must be encoded before its canvas; `Table.ids` tells what already is.
             room: positions that its full layers need until the canvas is finished.
             first: tokens that its first forward adds; sliding pages are taken as it goes on.
+            reuse: how many of the first ids may come from pages that are there; None: all.
         """
         table = Table(prompt=ids)
-        for block in self._find(ids):
+        # Pages are given as if one more token followed: the last one is always encoded.
+        for block in self._find(ids if reuse is None else ids[: reuse + 1]):
             self._use(table, block)
         self.tables.add(table)
         length = len(table.ids)

@@ -11,17 +11,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from dgemma.errors import ContextOverflow, InvalidRequest
+from dgemma.params import REFUSED_BY_TWIN, RELEASED, SamplingParams, canvas_width
 from dgemma.types import (
-    REFUSED_BY_TWIN,
-    RELEASED,
+    Constraint,
     Event,
     FinishReason,
     Output,
     Request,
-    SamplingParams,
+    TokenScore,
     TraceStep,
     Usage,
-    canvas_width,
 )
 
 
@@ -62,6 +61,12 @@ def resolve(request: Request, defaults: SamplingParams, limits: Limits, seed: in
     wrong = next((i for i in ids if not 0 <= i < limits.vocab_size), None)
     if wrong is not None:
         raise InvalidRequest(f"prompt id {wrong} is outside the vocabulary of {limits.vocab_size}")
+    if request.mode == "score" and not 1 <= request.score_from < len(ids):
+        raise InvalidRequest(
+            f"score_from must be 1 to {len(ids) - 1}, the last token, got {request.score_from}"
+        )
+    if request.canvas is not None and request.mode != "diffusion":
+        raise InvalidRequest(f"a canvas control has no meaning in mode {request.mode!r}")
     need = canvas_width(params, limits.canvas) if request.mode == "diffusion" else 1
     if len(ids) + need > limits.context:
         more = ", or load the model with more cache_bytes" if limits.bounded else ""
@@ -70,14 +75,18 @@ def resolve(request: Request, defaults: SamplingParams, limits: Limits, seed: in
             f"a prompt of {len(ids)} tokens leaves no room for an answer of {need} in the {whose}, "
             f"which is {limits.context}; shorten it to at most {limits.context - need}{more}"
         )
-    if request.mode == "autoregressive":
+    if request.mode != "diffusion":
+        what = {"autoregressive": "autoregressive decoding, which is greedy"}
         for name in REFUSED_BY_TWIN:
+            if request.mode == "score" and name == "logprobs" and params.logprobs == 0:
+                continue  # that is what it does
             if getattr(params, name) is not None:
                 raise InvalidRequest(
-                    f"{name} has no meaning for autoregressive decoding, which is greedy; "
-                    "leave it out"
+                    f"{name} has no meaning for {what.get(request.mode, 'scoring')}; leave it out"
                 )
     else:
+        if request.canvas is not None and request.canvas.read_only:
+            params = params.merged(SamplingParams(max_steps=1))
         params = params.merged(defaults).merged(RELEASED)
     if params.thinking_budget is not None and request.thought is None:
         raise InvalidRequest("thinking_budget needs a chat prompt (Request.thought is not set)")
@@ -97,6 +106,8 @@ class Progress:
         borders: where an encoding ended; one that is done again is cut there.
         committed: the answer's ids so far, without end ids.
         canvases, steps: finished canvases, denoising steps (or model passes of the twin) so far.
+        scores: of the committed tokens, where they are asked for.
+        constraint: what it took to keep the answer in its language.
     """
 
     request: Request
@@ -108,6 +119,8 @@ class Progress:
     canvases: int = 0
     steps: int = 0
     trace: list[TraceStep] = field(default_factory=list)
+    scores: list[TokenScore] = field(default_factory=list)
+    constraint: Constraint | None = None
     output: Output | None = None
 
     def __post_init__(self) -> None:
@@ -123,6 +136,18 @@ class Progress:
     def width(self) -> int:
         """Positions that the next canvas takes (or the next token)."""
         return self.limits.canvas if self.request.mode == "diffusion" else 1
+
+    @property
+    def room(self) -> int:
+        """Tokens that the answer may still have, from the canvas on that is next or runs."""
+        whole = (self.limits.context - len(self.context)) // self.width * self.width
+        most = self.request.params.max_tokens
+        return whole if most is None else min(whole, most - len(self.committed))
+
+    @property
+    def reuse(self) -> int:
+        """How many of the context's first tokens may be taken from an earlier request's pages."""
+        return self.request.score_from - 1 if self.request.mode == "score" else len(self.context)
 
     def encoded_all(self) -> None:
         """The context is encoded as far as it goes now."""
@@ -176,5 +201,10 @@ class Progress:
                 ),
                 error=error,
                 trace=tuple(self.trace),
+                scores=tuple(self.scores[: len(self.committed)])
+                if self.request.mode == "diffusion"
+                else tuple(self.scores),
+                constraint=self.constraint,
+                prompt_ids=self.request.token_ids,
                 index=self.request.index,
             )

@@ -5,22 +5,27 @@ Knows the sampler and the request's own pages. Knows nothing about other rows, o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
-from dgemma.diffusion.canvas import Canvas, CanvasSpec, trace_step
-from dgemma.diffusion.sampler import finish, start
+from dgemma.diffusion.canvas import Canvas, CanvasSpec, states, trace_step
+from dgemma.diffusion.constraint import Keeper
+from dgemma.diffusion.control import NOTHING, begin, controls_for
+from dgemma.diffusion.sampler import finish
 from dgemma.diffusion.schedule import Schedule
+from dgemma.diffusion.scores import token_scores
 from dgemma.diffusion.thought import budget_exceeded
 from dgemma.engine.job import Job, Turn
 from dgemma.engine.mailbox import Mailbox
 from dgemma.engine.request import Progress
 from dgemma.errors import DGemmaError
+from dgemma.kernels.vocabulary import Vocabulary
 from dgemma.model.cache import PagedMemory
 from dgemma.model.transformer import Part
-from dgemma.types import ENTROPY_PER_NAT, Event
+from dgemma.types import ENTROPY_PER_NAT, CanvasControl, Event, TokenScore
 
 Enough = Callable[[tuple[int, ...]], bool]
 """Shown the ids of every commit in turn; True ends the request with "stop"."""
@@ -32,13 +37,17 @@ class Outcome:
 
     Attributes:
         canvas: after a denoising step, else None.
+        hidden: [C, D] of that step.
         token: what the twin chooses next; None: nothing to choose.
         finite: whether what was encoded is.
+        scores: of the tokens behind those that were encoded, where the request is for them.
     """
 
     canvas: Canvas | None = None
+    hidden: Tensor | None = None
     token: int | None = None
     finite: bool = True
+    scores: tuple[float, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -46,13 +55,17 @@ class Row:
     """A live request: its place in the schedule, the canvas being denoised if any, its events.
 
     Attributes:
+        vocabulary: for what is settled position by position.
+        keeper: keeps the answer in its language.
         tries: how often in a row memory did not suffice for it alone.
     """
 
     job: Job
     spec: CanvasSpec
     schedule: Schedule
+    vocabulary: Vocabulary
     enough: Enough | None = None
+    keeper: Keeper | None = None
     canvas: Canvas | None = None
     mail: Mailbox = field(default_factory=Mailbox)
     tries: int = 0
@@ -76,25 +89,53 @@ class Row:
             out.append((cache, torch.tensor(ids, device=self.spec.device), False, None))
         if turn.denoise:
             if self.canvas is None:
-                self.canvas = start(progress.seed, progress.canvases, self.spec)
+                self.canvas = self.first()
             cache = memory.row(done + turn.count, table.full, table.sliding)
             out.append((cache, self.canvas.ids, True, self.canvas.soft))
         return out
+
+    @property
+    def control(self) -> CanvasControl | None:
+        """What the caller fixed on the canvas that is next or runs."""
+        return None if self.progress.canvases else self.progress.request.canvas
+
+    def first(self) -> Canvas:
+        """The next canvas before its first step.
+
+        Raises:
+            InvalidRequest: its controls contradict each other.
+        """
+        progress, control = self.progress, self.control
+        frame = self.keeper.scaffold(self.spec.length, control) if self.keeper else NOTHING
+        controls = controls_for(
+            progress.request.params, self.spec, control, len(progress.committed), frame
+        )
+        return begin(
+            progress.seed, progress.canvases, self.spec, self.schedule, controls, control
+        )  # fmt: skip
 
     def begin(self) -> None:
         """A budget of no thought at all closes the prompt's own thought before the first canvas."""
         self._go_on([])
 
-    def encoded(self, token: int | None) -> None:
+    def encoded(self, outcome: Outcome, count: int) -> None:
         """Take in what was encoded, and the twin's next token where it was the last."""
         progress = self.progress
+        if progress.request.mode == "score":
+            first = progress.request.score_from
+            at = max(0, progress.encoded - count + 1 - first)
+            ids = progress.context[first + at :]
+            scores = zip(ids, outcome.scores, strict=False)
+            progress.scores[at:] = [TokenScore(token_id=i, logprob=v) for i, v in scores]
         if progress.encoded == len(progress.context):
             progress.encoded_all()
-        if token is not None:
-            self._chose(token)
+            if progress.request.mode == "score":
+                progress.finish("stop")
+        if outcome.token is not None:
+            self._chose(outcome.token)
 
-    def stepped(self, after: Canvas) -> None:
-        """Take in one denoising step; a finished canvas is committed."""
+    def stepped(self, after: Canvas, hidden: Tensor) -> None:
+        """Take in one denoising step; a finished canvas is settled."""
         before, progress = self.canvas, self.progress
         assert before is not None
         if after.failed:
@@ -111,10 +152,10 @@ class Row:
         if progress.request.frames:
             self.mail.put(self._frame(before, after))
         if after.reason:
-            self._commit(after)
+            self._settle(after, hidden)
 
     def _frame(self, before: Canvas, after: Canvas) -> Event:
-        assert after.argmax is not None and after.accepted is not None and after.entropy is not None
+        assert after.argmax is not None and after.entropy is not None
         entropy = (after.entropy * ENTROPY_PER_NAT).round().clamp(max=255)
         return Event(
             type="frame",
@@ -122,15 +163,40 @@ class Row:
             canvas=before.index,
             step=before.step,
             ids=tuple(after.argmax.tolist()),
-            accepted=bytes(after.accepted.tolist()),
+            accepted=states(after),
             entropy=bytes(entropy.to(torch.uint8).tolist()),
         )
 
-    def _commit(self, canvas: Canvas) -> None:
-        commit = finish(canvas, self.spec)
+    def _settle(self, canvas: Canvas, hidden: Tensor) -> None:
+        """Commit a finished canvas, or denoise it further so that it fits its language."""
+        progress, control = self.progress, self.control
+        if control is not None and control.read_only:
+            assert canvas.argmax is not None
+            progress.committed = canvas.argmax.tolist()
+            progress.scores = self._scores(canvas, progress.committed, hidden)
+            progress.finish("stop")
+            return
+        if self.keeper is None:
+            commit = finish(canvas, self.spec)
+        else:
+            settled = self.keeper.settle(
+                canvas, hidden, self.vocabulary, self.spec, progress.room
+            )  # fmt: skip
+            progress.constraint = self.keeper.report
+            if isinstance(settled, Canvas):
+                self.canvas = settled
+                return
+            commit = settled
         self.canvas = None
-        self._tell(self.progress.commit(list(commit.token_ids), commit.ended, canvas.step))
+        if canvas.logprobs is not None:
+            progress.scores += self._scores(canvas, commit.token_ids, hidden)
+        steps = canvas.step - canvas.begun
+        self._tell(progress.commit(list(commit.token_ids), commit.ended, steps))
         self._go_on(list(commit.token_ids))
+
+    def _scores(self, canvas: Canvas, ids: Sequence[int], hidden: Tensor) -> list[TokenScore]:
+        asked = len(self.progress.request.params.logprob_token_ids or ())
+        return token_scores(canvas, ids, asked, hidden, self.vocabulary)
 
     def _tell(self, event: Event) -> None:
         """Ask whether a commit was enough, and report it."""
@@ -160,6 +226,10 @@ class Row:
         thought = progress.request.thought
         budget = progress.request.params.thinking_budget
         if thought is not None and budget_exceeded(progress.committed, thought, budget):
+            if self.keeper is not None:
+                self.keeper.put_in([thought.close_id])
             self._tell(progress.close_thought(thought.close_id))
+            if progress.request.params.logprobs is not None:
+                progress.scores.append(TokenScore(token_id=thought.close_id, logprob=0.0))
             ids = [*ids, thought.close_id]
         progress.go_on(ids)

@@ -286,7 +286,7 @@ class Scheduler:
         first = min(self.chunk, len(progress.context)) + progress.width  # at most
         table = None
         if not self.running or (len(self.running) < self.max_running and not self._crowded):
-            table = self.pages.open(progress.context, job.room, first)
+            table = self.pages.open(progress.context, job.room, first, progress.reuse)
         if table is None:
             lower = [other for other in self.running if job.priority > other.level]
             tables = [other.table for other in lower if other.table is not None]
@@ -296,7 +296,7 @@ class Scheduler:
             lower.sort(key=lambda other: other.rank)
             while table is None and lower:
                 self.preempt(lower.pop())
-                table = self.pages.open(progress.context, job.room, first)
+                table = self.pages.open(progress.context, job.room, first, progress.reuse)
             if table is None:
                 return False
         job.waiting = False

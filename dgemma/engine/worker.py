@@ -13,6 +13,7 @@ import threading
 import weakref
 from typing import Literal
 
+from dgemma.diffusion.constraint import Keeper
 from dgemma.engine.engine import Engine
 from dgemma.engine.row import Enough, Row
 from dgemma.engine.stream import Stream
@@ -35,7 +36,9 @@ class Worker:
         self._sent = engine.added  # rows ever sent to the engine
         self._process = os.getpid()
 
-    def submit(self, request: Request, enough: Enough | None = None) -> Stream:
+    def submit(
+        self, request: Request, enough: Enough | None = None, keeper: Keeper | None = None
+    ) -> Stream:
         """Start a request; it runs whether or not its stream is iterated.
 
         Raises:
@@ -43,7 +46,7 @@ class Worker:
             Overloaded: too many requests wait.
             EngineError: the worker is closed, or stayed behind in the parent of this process.
         """
-        row = self.engine.prepare(request, enough)
+        row = self.engine.prepare(request, enough, keeper)
         if self._process != os.getpid():
             raise EngineError("this process was forked after the model was loaded; load it here")
         with self._starting:

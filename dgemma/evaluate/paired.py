@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from dgemma.errors import InvalidRequest
 from dgemma.evaluate.run import HELD_OUT_SEED, answers, score
 from dgemma.llm import LLM
+from dgemma.params import SamplingParams
 from dgemma.tasks import make_example
-from dgemma.types import SamplingParams
 
 NORMAL_95 = 1.96
 

@@ -22,7 +22,7 @@ from dgemma.diffusion.random import Purpose, stream_keys, uniform_ids, uniforms
 from dgemma.diffusion.schedule import Schedule
 from dgemma.errors import MissingExtra
 from dgemma.llm import LLM
-from dgemma.types import SamplingParams
+from dgemma.params import SamplingParams
 from dgemma.weights.files import read_json
 
 CANVASES = 2

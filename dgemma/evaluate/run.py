@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from dgemma.llm import LLM
+from dgemma.params import SamplingParams
 from dgemma.tasks import Example, grade, make_example
-from dgemma.types import Mode, Output, Request, SamplingParams
+from dgemma.types import Mode, Output, Request
 
 HELD_OUT_SEED = 20260610
 """Of the fixed evaluation set; training uses other seeds, and its splits share nothing with it."""

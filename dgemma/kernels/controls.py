@@ -105,6 +105,9 @@ class Controls:
         bias: additions to logits.
         masks: allowed ids of each row.
         filters: top-k, top-p and min-p of each row.
+        pinned: int64 [N], the id that a row has whatever its hidden state says, -1 for none. Such a
+            row's entropy is zero and its soft embedding the id's own; log-probabilities, where
+            they are asked for, are still the hidden state's.
         logprobs: whether log-probabilities of argmax and sample are wanted.
         score_ids: int64 [N, S], ids whose log-probabilities are wanted as well.
         alternatives: how many of the most likely ids are wanted with their log-probabilities.
@@ -114,6 +117,7 @@ class Controls:
     bias: Bias | None = None
     masks: Masks | None = None
     filters: Filters | None = None
+    pinned: Tensor | None = None
     logprobs: bool = False
     score_ids: Tensor | None = None
     alternatives: int = 0
@@ -150,9 +154,61 @@ class Controls:
         if self.filters is not None:
             f = self.filters
             fields["filters"] = Filters(f.top_k[wanted], f.top_p[wanted], f.min_p[wanted])
+        if self.pinned is not None:
+            fields["pinned"] = self.pinned[wanted]
         if self.score_ids is not None:
             fields["score_ids"] = self.score_ids[wanted]
         return replace(self, **fields) if fields else self
+
+    @property
+    def kind(self) -> tuple[bool, bool, int, int]:
+        """Controls of one kind can be joined."""
+        asked = 0 if self.score_ids is None else self.score_ids.shape[1]
+        return self.filters is not None, self.wants_logprobs, asked, self.alternatives
+
+    @staticmethod
+    def join(parts: Sequence[tuple[Controls, int]], suppress_ids: tuple[int, ...]) -> Controls:
+        """The controls of consecutive rows, each with its count, as one; all of one kind."""
+        first = parts[0][0]
+        masks, pinned, bias = list[Masks](), list[Tensor](), list[Bias]()
+        groups = at = 0
+        for part, count in parts:
+            none = torch.full((count,), -1, dtype=torch.int64)
+            if part.masks is not None:
+                index = part.masks.index
+                masks.append(Masks(part.masks.table, index + (index >= 0) * groups))
+                groups += len(part.masks.table)
+            else:
+                masks.append(Masks(torch.empty(0), none))
+            pinned.append(none if part.pinned is None else part.pinned)
+            if part.bias is not None:
+                bias.append(Bias(part.bias.rows + at, part.bias.ids, part.bias.values))
+            at += count
+        device = next((m.table.device for m in masks if m.table.numel()), None)
+        fields: dict[str, Any] = {}
+        if groups:
+            tables = torch.cat([m.table for m in masks if m.table.numel()])
+            fields["masks"] = Masks(tables, torch.cat([m.index.to(device) for m in masks]))
+        held = [p.device for (part, _), p in zip(parts, pinned, strict=True)
+                if part.pinned is not None]  # fmt: skip
+        if held:
+            fields["pinned"] = torch.cat([p.to(held[0]) for p in pinned])
+        if bias:
+            fields["bias"] = Bias(
+                torch.cat([b.rows for b in bias]), torch.cat([b.ids for b in bias]),
+                torch.cat([b.values for b in bias]),
+            )  # fmt: skip
+        if first.filters is not None:
+            filters = [part.filters for part, _ in parts if part.filters is not None]
+            fields["filters"] = Filters(
+                torch.cat([f.top_k for f in filters]), torch.cat([f.top_p for f in filters]),
+                torch.cat([f.min_p for f in filters]),
+            )  # fmt: skip
+        if first.score_ids is not None:
+            ids = [part.score_ids for part, _ in parts if part.score_ids is not None]
+            fields["score_ids"] = torch.cat(ids)
+        return Controls(suppress_ids=suppress_ids, logprobs=first.logprobs,
+                        alternatives=first.alternatives, **fields)  # fmt: skip
 
     def adjust(self, logits: Tensor, low: int = 0) -> Tensor:
         """Suppress, add and mask in place: fp32 [N, T] logits of the ids low..low+T-1."""

@@ -12,6 +12,7 @@ Source: `transformers` 5.17 `modeling_diffusion_gemma.py` (cap, soft embedding) 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 
 import torch
@@ -87,6 +88,8 @@ class Vocabulary:
             InvalidRequest: see `Controls.check`.
         """
         controls.check(self.table.shape[0])
+        if controls.pinned is not None:
+            return self._read_held(hidden, temperature, keys, controls, controls.pinned)
         if self.kernel != "rows" and controls.filters is None:
             return self.tiles.read(hidden, temperature, keys, controls)
         rows = torch.arange(len(hidden), device=hidden.device)
@@ -95,6 +98,48 @@ class Vocabulary:
             asked = controls if len(r) == len(rows) else controls.rows(r)
             parts.append(self._read_rows(hidden[r], temperature[r], keys[r], asked))
         return joined(parts)
+
+    def _read_held(
+        self, hidden: Tensor, temperature: Tensor, keys: Tensor, controls: Controls, pinned: Tensor
+    ) -> Reading:
+        """Pinned rows are looked up; only the others, and those with a score, are read."""
+        free = (pinned < 0).nonzero()[:, 0]
+        controls = replace(controls, pinned=None)
+        ids = pinned.clamp(min=0)
+        soft = self.embed(ids)
+        entropy = torch.zeros_like(temperature)
+        if controls.wants_logprobs:
+            reading = self.read(hidden, temperature, keys, controls)
+            got, logprobs = reading, reading.logprobs
+            pick = free
+        elif len(free):
+            got = self.read(hidden[free], temperature[free], keys[free], controls.rows(free))
+            logprobs, pick = None, torch.arange(len(free), device=free.device)
+        else:
+            return Reading(ids, ids, entropy, soft)
+        return Reading(
+            argmax=ids.index_copy(0, free, got.argmax[pick]),
+            sample=ids.index_copy(0, free, got.sample[pick]),
+            entropy=entropy.index_copy(0, free, got.entropy[pick]),
+            soft=soft.index_copy(0, free, got.soft[pick]),
+            logprobs=logprobs,
+        )
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """The soft embedding of a belief that is certain: int64 [N] -> [N, D]."""
+        return self.table[ids] * self.embed_scale
+
+    @torch.no_grad()
+    def scores(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """Log-probabilities of one id a row at temperature 1: [N, D], int64 [N] -> fp32 [N]."""
+        parts = []
+        for h, chosen in zip(
+            *(torch.split(t, self.rows_at_a_time) for t in (hidden, ids)), strict=True
+        ):
+            logits = self.logits(h, Controls())
+            picked = logits.gather(1, chosen[:, None])[:, 0]
+            parts.append(picked - logits.logsumexp(-1))
+        return torch.cat(parts)
 
     @torch.no_grad()
     def greedy(self, hidden: Tensor, controls: Controls) -> Tensor:

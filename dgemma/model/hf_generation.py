@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from dgemma.errors import ConfigError, InvalidRequest
 from dgemma.model.json_section import Section
-from dgemma.types import SamplingParams
+from dgemma.params import SamplingParams
 
 SAMPLER = "EntropyBoundSamplerConfig"
 NEUTRAL_GENERATION = frozenset({

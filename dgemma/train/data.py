@@ -68,6 +68,7 @@ class Batch:
         targets: [B, blocks, C] clean canvases, EOS-filled.
         blocks: [B] how many canvases each response has.
         score_encoder: whether the response is encoded too, for the next-token loss.
+        noise_power: see `noise.corrupt`; None: the plan's.
     """
 
     ids: Ids
@@ -76,6 +77,7 @@ class Batch:
     targets: Ids
     blocks: Ids
     score_encoder: bool
+    noise_power: float | None = None
 
 
 def make_batch(

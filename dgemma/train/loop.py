@@ -29,6 +29,7 @@ class Plan:
 
     Attributes:
         steps: in all; the learning rate falls to zero over the last `decay` share of them.
+        begin: the step that a run begins with where there is nothing saved.
         warmup: steps of linear warm-up.
         muon_lr, adam_lr: peak rates of the matrices and of the rest.
         canvases: noisy canvases per encoded prompt and step.
@@ -44,6 +45,7 @@ class Plan:
     seed: int = 0
     steps: int = 20_000
     decay: float = 0.25
+    begin: int = 0
     warmup: int = 200
     muon_lr: float = 0.01
     adam_lr: float = 0.002
@@ -59,7 +61,7 @@ class Plan:
     def rate(self, step: int) -> float:
         """Factor of the learning rates at a step: warm-up, flat, linear decay."""
         left = (self.steps - step) / max(1, int(self.steps * self.decay))
-        return min(1.0, (step + 1) / self.warmup, max(0.0, left))
+        return min(1.0, (step + 1 - self.begin) / self.warmup, max(0.0, left))
 
 
 def optimizers_for(model: DiffusionGemma, plan: Plan) -> list[torch.optim.Optimizer]:
@@ -88,8 +90,9 @@ def _losses(
     model: DiffusionGemma, plan: Plan, batch: Batch, step: int, part: int
 ) -> tuple[Tensor, Tensor]:
     """Canvas and encoder loss of one batch with this step's own noise."""
+    power = plan.noise_power if batch.noise_power is None else batch.noise_power
     noised = corrupt(
-        batch, plan.canvases, model.config.vocab_size, plan.noise_power,
+        batch, plan.canvases, model.config.vocab_size, power,
         generator_for(plan.seed, step, part),
     )  # fmt: skip
     ids = torch.from_numpy(batch.ids)
@@ -129,7 +132,7 @@ def train(
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     optimizers = optimizers_for(model, plan)
     base = [[g["lr"] for g in o.param_groups] for o in optimizers]
-    first = load_run(path, model, average, optimizers) if path.exists() else 0
+    first = load_run(path, model, average, optimizers) if path.exists() else plan.begin
     last = min(plan.steps, until if until is not None else plan.steps)
     report(f"training from step {first} to {last} of {plan.steps}, saved in {path}")
     smooth: dict[str, float] = {}

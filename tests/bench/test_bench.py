@@ -20,7 +20,7 @@ from dgemma.bench.shapes import MINI, REAL, pattern, shape
 from dgemma.errors import CheckpointError, InvalidRequest
 from dgemma.llm import LLM, load
 from dgemma.model.size import measure
-from dgemma.types import SamplingParams
+from dgemma.params import SamplingParams
 from dgemma.weights.files import open_checkpoint
 
 Ran = tuple[int, str, str]

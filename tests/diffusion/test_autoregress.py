@@ -10,7 +10,7 @@ from dgemma.diffusion.canvas import CanvasSpec, Generation
 from dgemma.errors import ContextOverflow, EngineError, InvalidRequest
 from dgemma.kernels.controls import Controls
 from dgemma.kernels.vocabulary import Vocabulary
-from dgemma.types import REFUSED_BY_TWIN, RELEASED, SamplingParams
+from dgemma.params import REFUSED_BY_TWIN, RELEASED, SamplingParams
 from tests.fakes import ScriptedModel
 from tests.oracle import tiny_pair
 
@@ -50,10 +50,16 @@ def test_the_context_ends_the_answer() -> None:
         autoregress([5] * 10, SamplingParams(), SPEC, *[lambda *_: None] * 2)  # type: ignore[list-item]
 
 
+OTHERS = {
+    "logit_bias": {3: 1.0}, "allowed_token_ids": [3], "logprob_token_ids": [3], "bad_words": ["x"],
+    "json_schema": True, "regex": "a", "grammar": "start: /a/", "choices": ["a"],
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", REFUSED_BY_TWIN)
 def test_diffusion_fields_are_refused(name: str) -> None:
     """Accepted and ignored, `max_steps=1` would look as if it had been obeyed."""
-    value = getattr(RELEASED, name) or 3
+    value = OTHERS.get(name) or getattr(RELEASED, name) or 3
     with pytest.raises(InvalidRequest, match=name):
         run(TOKENS, **{name: value})
 

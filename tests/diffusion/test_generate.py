@@ -11,7 +11,8 @@ import pytest
 from dgemma.diffusion.canvas import CanvasSpec, Generation
 from dgemma.diffusion.generate import generate
 from dgemma.errors import ContextOverflow, EngineError, InvalidRequest
-from dgemma.types import SamplingParams, ThoughtIds
+from dgemma.params import SamplingParams
+from dgemma.types import ThoughtIds
 from tests.fakes import Belief, ScriptedModel
 
 SPEC = CanvasSpec(length=4, vocab_size=1000, context_length=40, end_ids=(1, 106, 50))

@@ -21,7 +21,7 @@ from dgemma.diffusion.schedule import Schedule
 from dgemma.evaluate.parity import ReferenceRun, reference_generate
 from dgemma.kernels.vocabulary import Vocabulary
 from dgemma.model.transformer import DiffusionGemma
-from dgemma.types import SamplingParams
+from dgemma.params import SamplingParams
 from tests.oracle import tiny_pair
 
 UNSURE: dict[str, Any] = {"gain": 0.4, "sharpness": 1.0}

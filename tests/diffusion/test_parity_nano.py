@@ -34,8 +34,8 @@ from dgemma.evaluate.parity import (
     reference_generate,
     reference_model,
 )
+from dgemma.params import SamplingParams
 from dgemma.tasks import TASKS, make_example
-from dgemma.types import SamplingParams
 from tests.nano import nano
 
 NOISE = 1e-4

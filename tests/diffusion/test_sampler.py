@@ -16,7 +16,7 @@ from dgemma.diffusion.random import Purpose, stream_keys, uniform_ids, uniforms
 from dgemma.diffusion.sampler import finish, questions, start, step, step_all
 from dgemma.diffusion.schedule import Schedule
 from dgemma.kernels.reading import Reading
-from dgemma.types import SamplingParams, canvas_width
+from dgemma.params import SamplingParams, canvas_width
 from tests.fakes import reading
 
 SPEC = CanvasSpec(length=4, vocab_size=1000, context_length=64, end_ids=(1, 106, 50))

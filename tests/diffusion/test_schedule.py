@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dgemma.diffusion.schedule import Schedule, accept
 from dgemma.errors import InvalidRequest
-from dgemma.types import SamplingParams
+from dgemma.params import SamplingParams
 
 
 def accepted(entropy: list[float], bound: float) -> list[int]:

@@ -141,14 +141,14 @@ def test_pages(
 def test_commit(kind: str, expected: dict[int, Output], monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault while a finished canvas is committed."""
     one = engine()
-    whole = Row._commit
+    whole = Row._settle
 
-    def broken(self: Row, canvas: Any) -> None:
+    def broken(self: Row, canvas: Any, hidden: Any) -> None:
         if self.progress.request.index == GUILTY and canvas.index == 1:
             raise ERRORS[kind]()
-        whole(self, canvas)
+        whole(self, canvas, hidden)
 
-    monkeypatch.setattr(Row, "_commit", broken)
+    monkeypatch.setattr(Row, "_settle", broken)
     assert_only_the_guilty(answers(one), expected, str(ERRORS[kind]()))
 
 

@@ -15,7 +15,8 @@ from dgemma.engine import batch
 from dgemma.engine.engine import Engine
 from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.transformer import DiffusionGemma
-from dgemma.types import Event, Output, Request, SamplingParams
+from dgemma.params import SamplingParams
+from dgemma.types import Event, Output, Request
 
 
 def tiny(seed: int = 0, *, context: int = 256) -> DiffusionGemma:

@@ -9,7 +9,8 @@ import pytest
 
 from dgemma.diffusion.canvas import Generation
 from dgemma.engine.engine import Engine, Stream
-from dgemma.types import Output, Request, SamplingParams
+from dgemma.params import SamplingParams
+from dgemma.types import Output, Request
 from tests.engine.test_lifecycle import engine as random_engine
 from tests.engine.test_lifecycle import request as tiny_request
 from tests.nano import by_reference, nano, nano_engine, random_request

@@ -13,7 +13,8 @@ from dgemma.engine.pages import Pages
 from dgemma.engine.request import Limits, Progress, resolve
 from dgemma.engine.scheduler import EXPRESS, Scheduler
 from dgemma.errors import InvalidRequest, Overloaded
-from dgemma.types import PAGE, Request, SamplingParams
+from dgemma.params import SamplingParams
+from dgemma.types import PAGE, Request
 
 LIMITS = Limits(context=4096, canvas=PAGE, vocab_size=1000)
 
@@ -333,10 +334,10 @@ def test_a_request_whose_pages_cannot_be_had_ends_alone(monkeypatch: pytest.Monk
     pages = sim.scheduler.pages
     whole = pages.open
 
-    def broken(ids: Any, room: int, first: int) -> Any:
+    def broken(ids: Any, *rest: Any) -> Any:
         if ids[0] == 66:
             raise MemoryError("no page")
-        return whole(ids, room, first)
+        return whole(ids, *rest)
 
     monkeypatch.setattr(pages, "open", broken)
     sim.run()

@@ -16,7 +16,8 @@ from dgemma.diffusion.canvas import Generation
 from dgemma.engine.engine import Engine
 from dgemma.engine.stream import Stream
 from dgemma.engine.worker import Worker
-from dgemma.types import PAGE, Output, Request, SamplingParams
+from dgemma.params import SamplingParams
+from dgemma.types import PAGE, Output, Request
 from tests.engine.test_lifecycle import request as tiny_request
 from tests.engine.test_lifecycle import run, tiny
 from tests.engine.test_same_tokens import assert_same

@@ -8,7 +8,7 @@ import pytest
 
 from dgemma.errors import InvalidRequest
 from dgemma.evaluate.paired import Setting, as_markdown, compare, difference, parse_setting
-from dgemma.types import SamplingParams
+from dgemma.params import SamplingParams
 from tests.nano import nano
 
 

@@ -159,3 +159,61 @@ def test_filters_act_before_entropy_and_sample(kernel: str) -> None:
     assert got.entropy[-1] > 1
     single = words.table[got.argmax[:-1]] * words.embed_scale
     torch.testing.assert_close(got.soft[:-1], single)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("scored", [False, True])
+def test_pinned_rows(kernel: str, scored: bool) -> None:
+    """A pinned row is that of a mask with one id; the others keep their very bits."""
+    words = with_kernel(make(600), kernel)
+    hidden, keys = hidden_rows(ROWS), random_keys(ROWS)
+    temperature = torch.full((ROWS,), 0.7)
+    pinned = torch.tensor([-1, 5, -1, 599, -1, 0, -1])
+    asked = Controls(logprobs=scored)
+    got = words.read(hidden, temperature, keys, Controls(pinned=pinned, logprobs=scored))
+    plain = words.read(hidden, temperature, keys, asked)
+    masks = Masks.pack([[5], [599], [0]], 600, torch.tensor([-1, 0, -1, 1, -1, 2, -1]))
+    masked = words.read(hidden, temperature, keys, Controls(masks=masks))
+    assert torch.equal(got.argmax, masked.argmax) and torch.equal(got.sample, masked.sample)
+    assert torch.equal(got.entropy[pinned >= 0], torch.zeros(3))
+    assert torch.allclose(got.soft, masked.soft, atol=1e-5)
+    for name in ("argmax", "sample", "entropy", "soft"):
+        rows = getattr(got, name)[pinned < 0], getattr(plain, name)[pinned < 0]
+        assert torch.equal(*rows), name
+    if scored:
+        assert got.logprobs is not None and plain.logprobs is not None
+        assert torch.equal(got.logprobs.plain, plain.logprobs.plain)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_all_rows_pinned(kernel: str) -> None:
+    """No row is left to be read."""
+    words = with_kernel(make(600), kernel)
+    pinned = torch.arange(ROWS)
+    hidden = hidden_rows(ROWS)
+    got = words.read(
+        hidden, torch.ones(ROWS), random_keys(ROWS), Controls(pinned=pinned)
+    )  # fmt: skip
+    assert torch.equal(got.argmax, pinned) and torch.equal(got.soft, words.embed(pinned))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_joined_controls_are_those_of_each(kernel: str) -> None:
+    """A mask, a bias or a pin that slips to the rows of the next canvas."""
+    words = with_kernel(make(600), kernel)
+    hidden, keys = hidden_rows(3 * ROWS), random_keys(3 * ROWS)
+    temperature = torch.linspace(0.4, 0.8, 3 * ROWS)
+    parts = [
+        Controls(masks=Masks.pack([[1, 2], [3]], 600, torch.tensor([0, 1, -1, 0, 1, -1, 0]))),
+        Controls(
+            pinned=torch.tensor([-1, 9, -1, -1, 9, -1, -1]),
+            bias=Bias(torch.tensor([0, 6]), torch.tensor([5, 6]), torch.tensor([9.0, 99.0])),
+        ),
+        Controls(masks=Masks.pack([[7]], 600, torch.tensor([0, -1, -1, -1, -1, -1, 0]))),
+    ]
+    whole = words.read(hidden, temperature, keys, Controls.join([(p, ROWS) for p in parts], ()))
+    for number, part in enumerate(parts):
+        rows = slice(number * ROWS, (number + 1) * ROWS)
+        alone = words.read(hidden[rows], temperature[rows], keys[rows], part)
+        for name in ("argmax", "sample", "entropy", "soft"):
+            assert torch.equal(getattr(whole, name)[rows], getattr(alone, name)), (number, name)

@@ -24,7 +24,7 @@ from dgemma.model.hf_generation import (
     read_generation_config,
     write_generation_config,
 )
-from dgemma.types import RELEASED, SamplingParams
+from dgemma.params import RELEASED, SamplingParams
 
 # The sizes of spec/model.md in the released form (fields per layer type).
 RELEASED_CONFIG: dict[str, Any] = {

@@ -18,7 +18,7 @@ from dgemma.errors import CheckpointError
 from dgemma.model.config import ModelConfig
 from dgemma.model.hf_generation import GenerationDefaults
 from dgemma.model.transformer import DiffusionGemma
-from dgemma.types import RELEASED
+from dgemma.params import RELEASED
 from dgemma.weights import save
 from dgemma.weights.files import INDEX, open_checkpoint
 from dgemma.weights.load import load_weights

@@ -17,14 +17,17 @@ import torch
 from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.hf_generation import GenerationDefaults
 from dgemma.model.transformer import DiffusionGemma
+from dgemma.params import RELEASED
 from dgemma.tasks import make_example
 from dgemma.tasks.sudoku import make_sudoku
+from dgemma.tasks.written import as_text
 from dgemma.text.chat import ChatTemplate
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.train.checkpoint import load_average
 from dgemma.train.data import Batch, Sample, make_batch, to_sample
 from dgemma.train.loop import Plan, train
-from dgemma.types import RELEASED
+from dgemma.weights.files import open_checkpoint
+from dgemma.weights.load import load_weights
 from dgemma.weights.save import save_weights
 
 STRIDE = 32
@@ -40,12 +43,16 @@ class Mix:
         encoded_grids: Sudoku rows whose answer is encoded too, for the autoregressive mode.
         long: tasks with long prompts, beside `encoded_grids` in one batch.
         short: tasks with short prompts, in a batch of their own.
+        written_grids: solved grids to be written without a question, half of them clean on average.
+        written: tasks whose texts are to be written without a question.
     """
 
     grids: int
     encoded_grids: int
     long: tuple[str, ...]
     short: tuple[str, ...]
+    written_grids: int = 0
+    written: tuple[str, ...] = ()
 
 
 _FIRST = Mix(22, 2, ("tools",), ("json", "json", "json", "thought", "gaps", "labels", "chat"))
@@ -53,8 +60,12 @@ _SECOND = Mix(
     10, 2, ("tools", "tools"),
     ("json",) * 13 + ("thought", "gaps", "gaps", "labels", "chat"),
 )  # fmt: skip
-MIXES = ((0, _FIRST), (1750, _SECOND))
-"""(first step, mix): Sudoku comes first, copying names into JSON takes longer and comes later."""
+_THIRD = Mix(
+    8, 1, ("tools",), ("json",) * 6 + ("thought", "gaps", "labels", "chat"), 8, ("gaps",) * 6
+)
+MIXES = ((0, _FIRST), (1750, _SECOND), (5050, _THIRD))
+"""(first step, mix): Sudoku comes first, copying names into JSON takes longer and comes later,
+writing without a question (for what is pinned on the canvas) comes last."""
 PLAN = Plan(steps=4000, decay=0.175)
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 CARD = """---
@@ -146,11 +157,25 @@ class NanoBatches:
         grids = [self.grid(step, row) for row in range(mix.grids + mix.encoded_grids)]
         long = grids[mix.grids :] + self.texts(step, 0, mix.long)
         short = self.texts(step, len(mix.long), mix.short)
-        return [
+        out = [
             make_batch(grids[: mix.grids], self.canvas, eos=1, pad=0, score_encoder=False),
             make_batch(long, self.canvas, eos=1, pad=0, score_encoder=True),
             make_batch(short, self.canvas, eos=1, pad=0, score_encoder=True),
         ]
+        if mix.written_grids:
+            first = len(mix.long) + len(mix.short)
+            text = partial(written, self.directory, self.seed, step * STRIDE)
+            rows = [text("sudoku", len(grids) + i) for i in range(mix.written_grids)]
+            rows += [text(task, first + i) for i, task in enumerate(mix.written)]
+            batch = make_batch(rows, self.canvas, eos=1, pad=0, score_encoder=False)
+            out.append(replace(batch, noise_power=1.0))
+        return out
+
+
+def written(directory: str, seed: int, first: int, task: str, index: int) -> Sample:
+    """A text that is asked for by no more than `WRITE`."""
+    example = as_text(make_example(task, "train", seed, first + index))
+    return to_sample(example, *_text(directory))
 
 
 def tokenizer_directory() -> Path:
@@ -187,6 +212,10 @@ def main() -> None:
         "--decay", type=float, default=PLAN.decay, help="share of the run in which the rate falls"
     )
     parser.add_argument("--until", type=int, help="stop before this step; resume later")
+    parser.add_argument(
+        "--begin", type=int, default=0, help="begin with this step, from the bundled weights"
+    )
+    parser.add_argument("--rate", type=float, default=1.0, help="factor of both learning rates")
     parser.add_argument("--eager", action="store_true", help="do not use torch.compile")
     parser.add_argument(
         "--export", type=Path, help="write the run's weights as a checkpoint, no training"
@@ -198,8 +227,14 @@ def main() -> None:
     tokenizer = Tokenizer.from_directory(tokenizer_directory())
     config = nano_config(tokenizer)
     model = DiffusionGemma(config)
-    model.reset_parameters(PLAN.seed)
-    plan = replace(PLAN, steps=arguments.steps, decay=arguments.decay, compile=not arguments.eager)
+    if arguments.begin:
+        bundled = open_checkpoint(tokenizer_directory())
+        load_weights(model, bundled, device=torch.device("cpu"), dtype=torch.float32)
+    else:
+        model.reset_parameters(PLAN.seed)
+    plan = replace(PLAN, steps=arguments.steps, decay=arguments.decay, compile=not arguments.eager,
+                   begin=arguments.begin, muon_lr=PLAN.muon_lr * arguments.rate,
+                   adam_lr=PLAN.adam_lr * arguments.rate)  # fmt: skip
     make = NanoBatches(str(tokenizer_directory()), config.canvas_length, plan.seed)
     report = partial(print, flush=True)
     train(model, make, plan, arguments.directory, report, arguments.until)

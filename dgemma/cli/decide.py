@@ -1,0 +1,120 @@
+"""`dgemma decide`: typed questions about a text, answered with probabilities by one reading."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dgemma.cli.files import read_argument, read_text
+from dgemma.cli.options import add_model
+from dgemma.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from dgemma.compose.questions import Question
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("state", metavar="STATE", help="the text, - for standard input, @FILE")
+    parser.add_argument(
+        "--predicate", action="append", metavar="QUESTION", default=[], help="is it so? repeatable"
+    )
+    parser.add_argument(
+        "--choice", action="append", nargs="+", metavar="TEXT", default=[],
+        help="a question and its choices; an empty question: the text asks it already; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--score", action="append", nargs="+", metavar="TEXT", default=[],
+        help="a question and its levels, the least first; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--questions", type=Path, metavar="FILE",
+        help='JSON list of {"type", "name", "instructions", "choices" or "levels"}',
+    )  # fmt: skip
+    parser.add_argument("--samples", type=int, default=1, help="noise draws to be averaged (1)")
+    parser.add_argument("--joint", action="store_true", help="ask all questions on one canvas")
+    parser.add_argument("--seed", type=int, default=0, help="of the first draw (0)")
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help="fitted temperatures")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_model(parser)
+
+
+def _values(entries: Any, key: str) -> Any:
+    """Choices or levels: plain texts, or objects with a value or label and a description."""
+    if not isinstance(entries, list) or not entries:
+        raise InvalidRequest(f"a question needs {key}, a list that is not empty")
+    if all(isinstance(entry, str) for entry in entries):
+        return entries
+    try:
+        return {str(e.get("value", e.get("label"))): str(e.get("description", "")) for e in entries}
+    except AttributeError as error:
+        raise InvalidRequest(f"{key} must be texts, or objects with a value") from error
+
+
+def read_questions(arguments: argparse.Namespace) -> list[Question]:
+    """All questions, those of the file first.
+
+    Raises:
+        InvalidRequest: none, or one that is malformed.
+    """
+    from dgemma.compose.questions import Choice, Predicate, Score
+
+    entries: Any = []
+    if arguments.questions is not None:
+        try:
+            entries = json.loads(read_text(arguments.questions))
+        except ValueError as error:
+            raise InvalidRequest(f"{arguments.questions} is no JSON: {error}") from error
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise InvalidRequest(f"{arguments.questions} must hold a JSON list of questions")
+    entries = list(entries)
+    entries += [{"type": "predicate", "instructions": q} for q in arguments.predicate]
+    entries += [{"type": "choice", "instructions": q, "choices": c} for q, *c in arguments.choice]
+    entries += [{"type": "score", "instructions": q, "levels": c} for q, *c in arguments.score]
+    out: list[Question] = []
+    for number, entry in enumerate(entries):
+        kind, name = entry.get("type"), str(entry.get("name", f"q{number + 1}"))
+        text = str(entry.get("instructions", ""))
+        if kind == "predicate":
+            out.append(Predicate(name, text))
+        elif kind == "choice":
+            out.append(Choice(name, text, _values(entry.get("choices"), "choices")))
+        elif kind == "score":
+            out.append(Score(name, text, _values(entry.get("levels"), "levels")))
+        else:
+            raise InvalidRequest(f"type of a question must be predicate, choice or score: {kind!r}")
+    if not out:
+        raise InvalidRequest("there is no question; give --predicate, --choice or --score")
+    return out
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the answers with their probabilities."""
+    from dgemma.compose.calibration import Calibration
+    from dgemma.llm import load
+
+    questions = read_questions(arguments)
+    state: Any = read_argument(arguments.state)
+    calibration = Calibration.load(arguments.calibration) if arguments.calibration else None
+    llm = load(
+        arguments.model, device=arguments.device, dtype=arguments.dtype,
+        strict=not arguments.no_strict,
+    )  # fmt: skip
+    if not any(question.instructions for question in questions):
+        state = [{"role": "user", "content": state}]
+    decision = llm.decide(
+        state, questions, samples=arguments.samples, joint=arguments.joint, seed=arguments.seed,
+        calibration=calibration,
+    )  # fmt: skip
+    if arguments.json:
+        print(json.dumps(asdict(decision), ensure_ascii=False))
+        return 0
+    for answer in decision.answers:
+        shares = ", ".join(f"{value} {p:.3f}" for value, p in answer.probabilities)
+        spread = "" if answer.stderr is None else f" (+- {answer.stderr:.3f})"
+        level = "" if answer.score is None else f" at {answer.score:.2f}"
+        print(f"{answer.name}: {answer.choice}{level}{spread}  [{shares}]")
+    return 0

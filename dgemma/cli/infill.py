@@ -1,0 +1,71 @@
+"""`dgemma infill`: fill the holes of a text. Knows how holes are marked and results are shown."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from dgemma.cli.files import deliver, read_argument
+from dgemma.cli.options import add_model, add_sampling, sampling
+from dgemma.errors import InvalidRequest
+
+MARK = "___"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument(
+        "text", metavar="TEXT", help=f"text with {MARK} for each hole, - for standard input, @FILE"
+    )
+    parser.add_argument("--mark", default=MARK, help=f"what stands for a hole ({MARK})")
+    parser.add_argument("--context", help="what the text is about, or what it shall be")
+    parser.add_argument("--max-hole", type=int, help="most tokens of a hole")
+    parser.add_argument(
+        "--no-search", action="store_true", help="every hole has exactly --max-hole tokens"
+    )
+    parser.add_argument("--in-place", action="store_true", help="write the result into @FILE")
+    parser.add_argument("--diff", action="store_true", help="show what would change, write nothing")
+    parser.add_argument("--json", action="store_true", help="print text and holes as JSON")
+    add_model(parser)
+    add_sampling(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the text, its diff or JSON, or write it back."""
+    from dgemma.compose.fill import Hole
+    from dgemma.llm import load
+
+    path = Path(arguments.text[1:]) if arguments.text.startswith("@") else None
+    if arguments.in_place and path is None:
+        raise InvalidRequest("--in-place needs a file to write to; give the text as @FILE")
+    if not arguments.mark:
+        raise InvalidRequest("--mark is empty; name what stands for a hole")
+    text = read_argument(arguments.text)
+    pieces = text.split(arguments.mark)
+    if len(pieces) == 1:
+        raise InvalidRequest(
+            f"the text has no hole; write {arguments.mark} where something is missing"
+        )
+    hole = Hole(max_tokens=arguments.max_hole)
+    parts: list[str | Hole] = [pieces[0]]
+    for piece in pieces[1:]:
+        parts += [hole, piece]
+    params = sampling(arguments)
+    llm = load(
+        arguments.model, device=arguments.device, dtype=arguments.dtype,
+        strict=not arguments.no_strict,
+    )  # fmt: skip
+    filled = llm.fill(parts, params, context=arguments.context, search=not arguments.no_search)
+    if arguments.json:
+        values = {"text": filled.text, "seed": filled.seed,
+                  "holes": [asdict(hole) for hole in filled.holes],
+                  "usage": asdict(filled.usage)}  # fmt: skip
+        print(json.dumps(values, ensure_ascii=False))
+    elif arguments.in_place or arguments.diff:
+        deliver(path, text, filled.text, show=arguments.diff)
+    else:
+        sys.stdout.write(filled.text if filled.text.endswith("\n") else f"{filled.text}\n")
+    return 0

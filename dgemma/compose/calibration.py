@@ -1,0 +1,170 @@
+"""Make stated probabilities honest: one temperature for each kind of question.
+
+A model that is right 65 times in 100 should say so. The temperature is fitted on labelled examples
+and kept in a small JSON file. Knows numbers and files; knows nothing about questions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dgemma.errors import InvalidRequest
+
+FORMAT = "dgemma-calibration-1"
+LEAST, MOST = 0.05, 20.0
+PRIOR = 0.5
+"""How strongly a temperature is held at 1, in nats per squared logarithm: less than one example,
+but enough that a few examples which are all right do not make every answer certain."""
+_COARSE = 30
+_TINY = 1e-12
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+def tempered(probabilities: Sequence[float], temperature: float) -> tuple[float, ...]:
+    """Probabilities to the power 1/temperature, summing to 1 again; 1 leaves them as they are."""
+    logs = [math.log(max(p, _TINY)) / temperature for p in probabilities]
+    top = max(logs)
+    powers = [math.exp(value - top) for value in logs]
+    whole = sum(powers)
+    return tuple(power / whole for power in powers)
+
+
+def fit_temperature(probabilities: Sequence[Sequence[float]], right: Sequence[int]) -> float:
+    """The temperature under which the right answers are likeliest, 0.05 to 20.
+
+    Args:
+        probabilities: for each example those of its choices, uncalibrated.
+        right: for each example the index of the right choice.
+
+    Raises:
+        InvalidRequest: no examples, as many answers as examples are missing, or an index that is
+            no choice.
+    """
+    if not probabilities or len(probabilities) != len(right):
+        raise InvalidRequest(
+            f"{len(probabilities)} examples with {len(right)} right answers cannot be fitted; give "
+            "one right answer for each of at least one example"
+        )
+    for number, (row, index) in enumerate(zip(probabilities, right, strict=True)):
+        if not 0 <= index < len(row):
+            raise InvalidRequest(f"example {number}: choice {index} of {len(row)} does not exist")
+
+    def loss(log_temperature: float) -> float:
+        temperature = math.exp(log_temperature)
+        return PRIOR * log_temperature**2 - sum(
+            math.log(max(tempered(row, temperature)[index], _TINY))
+            for row, index in zip(probabilities, right, strict=True)
+        )
+
+    low, high = math.log(LEAST), math.log(MOST)
+    step = (high - low) / _COARSE
+    best = min((low + number * step for number in range(_COARSE + 1)), key=loss)
+    return math.exp(_least(loss, best - step, best + step))
+
+
+def _least(loss: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function with one valley is least, by golden section."""
+    a, b = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+    loss_a, loss_b = loss(a), loss(b)
+    while high - low > 1e-4:
+        if loss_a <= loss_b:
+            high, b, loss_b = b, a, loss_a
+            a = high - _GOLDEN * (high - low)
+            loss_a = loss(a)
+        else:
+            low, a, loss_a = a, b, loss_b
+            b = low + _GOLDEN * (high - low)
+            loss_b = loss(b)
+    return (low + high) / 2
+
+
+def expected_calibration_error(
+    probabilities: Sequence[float], right: Sequence[bool], bins: int = 15
+) -> float:
+    """How far stated confidence is from accuracy: the mean gap over bins, weighted by size.
+
+    Args:
+        probabilities: of each answer given, 0 to 1.
+        right: whether it was right.
+        bins: of equal width.
+
+    Raises:
+        InvalidRequest: nothing to measure, or lists of different length.
+    """
+    if not probabilities or len(probabilities) != len(right) or bins < 1:
+        raise InvalidRequest("give at least one probability, and for each whether it was right")
+    sums = [[0, 0.0, 0] for _ in range(bins)]  # answers, confidence, right ones
+    for p, ok in zip(probabilities, right, strict=True):
+        row = sums[min(bins - 1, max(0, math.ceil(p * bins) - 1))]
+        row[0] += 1
+        row[1] += p
+        row[2] += bool(ok)
+    return sum(abs(confidence - good) for _, confidence, good in sums) / len(probabilities)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A temperature for each kind of question ("predicate", "choice", "score"); others have 1."""
+
+    temperatures: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for kind, value in self.temperatures.items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not isinstance(kind, str) or not number or not 0 < value < math.inf:
+                raise InvalidRequest(f"temperature of {kind!r} must be above 0, got {value!r}")
+
+    def temperature(self, kind: str) -> float:
+        """Of a kind of question."""
+        return self.temperatures.get(kind, 1.0)
+
+    @classmethod
+    def fit(
+        cls, examples: Mapping[str, tuple[Sequence[Sequence[float]], Sequence[int]]]
+    ) -> Calibration:
+        """From each kind's uncalibrated probabilities and right choices; see `fit_temperature`."""
+        return cls({kind: fit_temperature(p, right) for kind, (p, right) in examples.items()})
+
+    def save(self, path: str | Path) -> None:
+        """Write a JSON file, whole or not at all.
+
+        Raises:
+            InvalidRequest: it cannot be written there.
+        """
+        path = Path(path)
+        text = json.dumps({"format": FORMAT, "temperatures": dict(self.temperatures)}, indent=1)
+        try:
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".new")
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    file.write(text + "\n")
+                os.replace(name, path)
+            except BaseException:
+                Path(name).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise InvalidRequest(f"{path} cannot be written ({error}); choose another") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Read what `save` wrote.
+
+        Raises:
+            InvalidRequest: no such file, or one that holds something else.
+        """
+        try:
+            found = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InvalidRequest(f"{path} is no calibration ({error}); fit one again") from error
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise InvalidRequest(f"{path} is no calibration of format {FORMAT}; fit one again")
+        temperatures = found.get("temperatures")
+        if not isinstance(temperatures, dict):
+            raise InvalidRequest(f"{path} names no temperatures; fit a calibration again")
+        return cls(temperatures)

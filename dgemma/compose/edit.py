@@ -1,0 +1,212 @@
+"""Edit a text in place: spans of it are denoised anew, everything else stays byte for byte.
+
+A span begins as it is, noised by a strength; its length may change. Knows texts and spans;
+knows nothing about tokens on a canvas.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dgemma.compose.layout import Slot
+from dgemma.compose.length import Trial, mean
+from dgemma.compose.plan import ModelFacts, Plan, refuse, total
+from dgemma.compose.windows import Windows
+from dgemma.compose.write import Written
+from dgemma.errors import InvalidRequest
+from dgemma.params import LANGUAGES, SamplingParams
+from dgemma.text.prompts import WRITE
+from dgemma.text.tokenizer import Tokenizer
+from dgemma.types import Output, Usage
+
+STRENGTH = 0.6
+INSERTED = 16
+"""Most tokens that an empty span may become, unless `max_tokens` says otherwise."""
+REFUSED = ("stop", "bad_words", "thinking_budget", "min_tokens", *LANGUAGES)
+_BREAKS = (re.compile(r"\n"), re.compile(r"(?<=[.!?]) "), re.compile(r"\s"))
+"""Where a long span is cut: behind lines, else sentences, else words."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A span and what became of it.
+
+    Attributes:
+        start, end: characters [start, end) of the old text.
+        old, new: its text before and after.
+        confidence: geometric mean of the new tokens' probabilities.
+        lengths: the lengths that were looked at, of the last part where it was cut.
+    """
+
+    start: int
+    end: int
+    old: str
+    new: str
+    confidence: float
+    lengths: tuple[Trial, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edited:
+    """An edited text.
+
+    Attributes:
+        text: all of it; outside the spans it is the caller's own, byte for byte.
+        changes: of each span, in the order of the text.
+        seed: 64-bit seed of all its requests.
+        outputs: of the canvases that wrote the spans.
+        usage: of all requests.
+    """
+
+    text: str
+    changes: tuple[Change, ...]
+    seed: int
+    outputs: tuple[Output, ...]
+    usage: Usage
+
+
+def edit(
+    facts: ModelFacts, text: str, instruction: str | None = None,
+    spans: Sequence[tuple[int, int]] | None = None, strength: float = STRENGTH,
+    params: SamplingParams | None = None, *, context: str | None = None,
+) -> Plan[Edited]:  # fmt: skip
+    """Write spans of a text anew.
+
+    Args:
+        facts: of the model.
+        text: what is edited; a text longer than a canvas is edited window by window, and later
+            spans see what became of earlier ones.
+        instruction: what to do; stands in the user's message with the text.
+        spans: (start, end) in characters, in order, not overlapping; an empty one is a place to
+            insert at. None: the whole text, which needs an instruction.
+        strength: how much of a span gives way to noise, 0 (none of it changes) to 1 (all).
+        params: how to draw. `max_tokens` bounds each span.
+        context: stands in the user's message before everything else.
+
+    Raises:
+        InvalidRequest: spans out of range, out of order or overlapping; nothing to do; a strength
+            out of range; a parameter that cannot be honoured.
+        ContextOverflow: instruction and context leave no room.
+        EngineError: a request failed.
+    """
+    params = params or SamplingParams()
+    refuse(params, REFUSED, "the text around a span is given; steer by the instruction instead")
+    facts.tokenizer.encode(text)  # refuses what is no Unicode
+    _check(text, instruction, spans, strength)
+    spans = [(0, len(text))] if spans is None else [(int(a), int(b)) for a, b in spans]
+    windows = Windows(
+        facts, params, lambda rest: _message(facts, text, instruction, context, rest),
+        strength=strength,
+    )  # fmt: skip
+    pieces = [_pieces(facts.tokenizer, text, a, b, windows.width // 3) for a, b in spans]
+    flat = [piece for one in pieces for piece in one]
+    borders = [0, *(at for piece in flat for at in piece), len(text)]
+    texts = [text[a:b] for a, b in zip(borders[::2], borders[1::2], strict=True)]
+    if strength == 0 or not flat:
+        done = [Written(raw=text[a:b].encode()) for a, b in flat]
+    else:
+        slots = [_slot(facts, text[a:b], params) for a, b in flat]
+        done = yield from windows.write(texts, slots)
+    whole = texts[0] + "".join(w.text + t for w, t in zip(done, texts[1:], strict=True))
+    writer = windows.writer
+    assert writer.params.seed is not None
+    return Edited(
+        text=whole, changes=_changes(text, spans, pieces, done), seed=writer.params.seed,
+        outputs=tuple(writer.outputs), usage=total(output.usage for output in writer.spent),
+    )  # fmt: skip
+
+
+def _check(
+    text: str, instruction: str | None, spans: Sequence[tuple[int, int]] | None, strength: float
+) -> None:
+    if not 0 <= strength <= 1:
+        raise InvalidRequest(f"strength must be 0 (change nothing) to 1, got {strength}")
+    if spans is None:
+        if not instruction:
+            raise InvalidRequest("give an instruction, or the spans that shall be written anew")
+        if not text:
+            raise InvalidRequest("the text is empty; there is nothing to edit")
+        return
+    if not spans:
+        raise InvalidRequest("spans is empty; name at least one, or leave it out for all the text")
+    last = 0
+    for span in spans:
+        if len(span) != 2 or any(isinstance(at, bool) or not isinstance(at, int) for at in span):
+            raise InvalidRequest(f"a span is (start, end) in characters, got {span!r}")
+        start, end = span
+        if not 0 <= start <= end <= len(text):
+            raise InvalidRequest(
+                f"span {start}:{end} is outside the text of {len(text)} characters, or backwards"
+            )
+        if start < last:
+            raise InvalidRequest(
+                f"span {start}:{end} begins before {last}, where the one before it ends; give "
+                "spans in order and without overlap"
+            )
+        last = end
+
+
+def _message(
+    facts: ModelFacts, text: str, instruction: str | None, context: str | None, rest: str
+) -> str:
+    """The user's message; where the whole old text is in it, the rest need not be shown again."""
+    parts = [context] if context else []
+    if instruction:
+        parts += [instruction, facts.reference(text)]
+        if facts.reference(text) != text and rest:
+            parts.append(f"It goes on like this:\n{rest}")
+    else:
+        parts.append(WRITE)
+        if rest:
+            parts.append(f"It goes on like this:\n{rest}")
+    return "\n\n".join(parts)
+
+
+def _slot(facts: ModelFacts, old: str, params: SamplingParams) -> Slot:
+    count = len(facts.tokenizer.encode(old))
+    limit = params.max_tokens
+    if not old:
+        most = min(INSERTED, facts.canvas) if limit is None else limit
+        return Slot(least=1, most=most, want=most, guess=min(4, most))
+    most = count + max(3, count // 2)
+    if limit is not None:
+        most = min(most, limit)
+    return Slot(least=1, most=most, want=most, guess=min(count, most), old=old)
+
+
+def _pieces(
+    tokenizer: Tokenizer, text: str, start: int, end: int, most: int
+) -> list[tuple[int, int]]:
+    """A span cut into parts of at most about `most` tokens, where a reader would cut it."""
+    if start == end or len(tokenizer.encode(text[start:end])) <= most:
+        return [(start, end)]
+    middle = (start + end) // 2
+    cut = middle
+    for pattern in _BREAKS:
+        ends = [m.end() for m in pattern.finditer(text, start + 1, end - 1)]
+        near = min(ends, key=lambda at: abs(at - middle), default=start)
+        if abs(near - middle) <= (end - start) // 4:
+            cut = near
+            break
+    if not start < cut < end:
+        return [(start, end)]
+    return _pieces(tokenizer, text, start, cut, most) + _pieces(tokenizer, text, cut, end, most)
+
+
+def _changes(
+    text: str, spans: Sequence[tuple[int, int]], pieces: Sequence[list[tuple[int, int]]],
+    done: Sequence[Written],
+) -> tuple[Change, ...]:  # fmt: skip
+    """What became of each span, its parts joined again."""
+    rest, out = list(done), []
+    for (start, end), parts in zip(spans, pieces, strict=True):
+        own, rest = rest[: len(parts)], rest[len(parts) :]
+        values = [value for written in own for value in written.logprobs]
+        out.append(Change(
+            start=start, end=end, old=text[start:end], new="".join(w.text for w in own),
+            confidence=math.exp(mean(values)), lengths=own[-1].trials,
+        ))  # fmt: skip
+    return tuple(out)

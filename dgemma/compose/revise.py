@@ -1,0 +1,190 @@
+"""Work on a whole text again: its shaky tokens alone, or what breaks a language.
+
+Knows outputs and their scores. Knows nothing about spans or holes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from dgemma.compose.borders import text_tokens
+from dgemma.compose.plan import ModelFacts, Plan, refuse, run, seed_of, total
+from dgemma.errors import EngineError, InvalidRequest
+from dgemma.params import LANGUAGES, SamplingParams, canvas_width
+from dgemma.text.answer import AnswerReader
+from dgemma.text.parse import MarkerIds, thought_is_open
+from dgemma.types import CanvasControl, Output, Request, TokenScore
+
+BELOW = 0.5
+REPAIR = "Repair the text."
+REPAIR_STRENGTH = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revised:
+    """An output some of whose tokens were denoised again.
+
+    Attributes:
+        output: like the old one, with the new ids, text, scores and the usage of the revision.
+        shaky: positions in `token_ids` that were denoised again.
+        changed: those of them that hold another token now.
+    """
+
+    output: Output
+    shaky: tuple[int, ...]
+    changed: tuple[int, ...]
+
+
+def revise(
+    facts: ModelFacts, output: Output, below: float = BELOW, params: SamplingParams | None = None
+) -> Plan[Revised]:
+    """Denoise again the tokens of which the model is not sure; all others stay as they are.
+
+    Args:
+        facts: of the model.
+        output: an earlier answer with its prompt. Where it has no scores, one step over each
+            canvas reads them; the probability is that of a token among all the others.
+        below: tokens less probable than that are shaky. Control tokens never are.
+        params: how to draw.
+
+    Raises:
+        InvalidRequest: the output has no prompt, or `below` is no probability.
+        EngineError: a request failed.
+    """
+    params = params or SamplingParams()
+    refuse(params, ("stop", "bad_words", "thinking_budget", "min_tokens", "max_tokens", *LANGUAGES),
+           "the tokens that are sure stay where they are")  # fmt: skip
+    if not 0 <= below <= 1:
+        raise InvalidRequest(f"below must be a probability, 0 to 1, got {below}")
+    if not output.prompt_ids:
+        raise InvalidRequest("the output has no prompt_ids; revise what generate or chat returned")
+    if output.finish_reason in ("error", "cancelled"):
+        raise InvalidRequest(f"the output ended by {output.finish_reason}; ask for it again")
+    auto = params.canvas_length == "auto"
+    plain = replace(params, canvas_length=None) if auto else params
+    width = canvas_width(plain, facts.canvas)
+    work = _Revision(facts, output, replace(plain, seed=seed_of(params), canvas_length=width))
+    return (yield from work.run(width, below))
+
+
+class _Revision:
+    def __init__(self, facts: ModelFacts, output: Output, params: SamplingParams) -> None:
+        self.facts, self.output, self.params = facts, output, params
+        self.ids = list(output.token_ids)
+        self.spent: list[Output] = []
+
+    def run(self, width: int, below: float) -> Plan[Revised]:
+        """Canvas by canvas; later ones see what became of earlier ones."""
+        scores = list(self.output.scores)
+        if len(scores) != len(self.ids):
+            scores = yield from self._read(width)
+        special = self.facts.tokenizer.special_ids
+        shaky = [
+            at for at, score in enumerate(scores)
+            if math.exp(score.logprob) < below and self.ids[at] not in special
+        ]  # fmt: skip
+        for first in range(0, len(self.ids), width):
+            some = [at - first for at in shaky if first <= at < first + width]
+            if some:
+                yield from self._denoise(first, width, some, scores)
+        old = self.output
+        changed = tuple(at for at in shaky if self.ids[at] != old.token_ids[at])
+        text, thinking, calls = old.text, old.thinking, old.tool_calls
+        if changed:
+            reader = self._reader()
+            reader.push(self.ids)
+            reader.finish()
+            text, calls = reader.text, tuple(reader.tool_calls)
+            thinking = reader.thinking if old.thinking is not None else None
+        done = replace(
+            old, token_ids=tuple(self.ids), text=text, thinking=thinking, tool_calls=calls,
+            scores=tuple(scores), usage=total(o.usage for o in self.spent), trace=(),
+            seed=self.params.seed or 0,
+        )  # fmt: skip
+        return Revised(output=done, shaky=tuple(shaky), changed=changed)
+
+    def _control(self, first: int, width: int, shaky: Sequence[int]) -> CanvasControl:
+        """The canvas of the ids from `first` on, noise where they are shaky."""
+        own = self.ids[first : first + width]
+        ids = [-1 if at in shaky else i for at, i in enumerate(own)]
+        if self.output.finish_reason == "stop" and len(ids) < width:
+            ids.append(self.facts.end_id)
+            ids += [self.facts.fill_id] * (width - len(ids))
+        masks = tuple(0 if i < 0 else -1 for i in ids)
+        allowed = (text_tokens(self.facts.tokenizer).ids,) if shaky else ()
+        pinned = tuple(at for at, i in enumerate(ids) if i >= 0)
+        return CanvasControl(
+            ids=tuple(ids), pinned=pinned, allowed=allowed, masks=masks if shaky else ()
+        )
+
+    def _request(self, first: int, params: SamplingParams, control: CanvasControl) -> Request:
+        prompt = (*self.output.prompt_ids, *self.ids[:first])
+        return Request(token_ids=prompt, params=params, canvas=control)
+
+    def _read(self, width: int) -> Plan[list[TokenScore]]:
+        """The model's own probability of every token, all others being given."""
+        params = replace(self.params, max_steps=1, logprobs=0)
+        firsts = range(0, len(self.ids), width)
+        outputs = yield from run([
+            self._request(first, params, replace(self._control(first, width, ()), read_only=True))
+            for first in firsts
+        ])  # fmt: skip
+        self.spent += outputs
+        return [score for o in outputs for score in o.scores][: len(self.ids)]
+
+    def _denoise(
+        self, first: int, width: int, shaky: Sequence[int], scores: list[TokenScore]
+    ) -> Plan[None]:
+        count = min(width, len(self.ids) - first)
+        params = replace(self.params, max_tokens=count, logprobs=self.params.logprobs or 0)
+        request = self._request(first, params, self._control(first, width, shaky))
+        (output,) = yield from run([request])
+        self.spent.append(output)
+        if min(len(output.token_ids), len(output.scores)) < count:
+            raise EngineError(
+                f"a canvas came back with {len(output.token_ids)} tokens of {count}; ask again "
+                "with another seed"
+            )
+        self.ids[first : first + count] = output.token_ids[:count]
+        for at in shaky:
+            scores[first + at] = output.scores[at]
+
+    def _reader(self) -> AnswerReader:
+        """Reads ids as the old output's text was read: as a chat's answer, or as plain text."""
+        tokenizer, old = self.facts.tokenizer, self.output
+        chat = old.thinking is not None or bool(old.tool_calls)
+        chat = chat or tokenizer.decode(old.token_ids) != old.text
+        is_open = chat and thought_is_open(MarkerIds.of(tokenizer), old.prompt_ids)
+        return AnswerReader(tokenizer, chat=chat, thought_open=is_open)
+
+
+def repair(
+    facts: ModelFacts, text: str, params: SamplingParams, strength: float = REPAIR_STRENGTH
+) -> Plan[Output]:
+    """A text made to fit the language that `params` ask for, with as little change as may be.
+
+    The canvas begins with the text, lightly noised; the language decides what must give way.
+
+    Args:
+        facts: of the model.
+        text: what is nearly right; it stands in the user's message as well.
+        params: with `json_schema`, `regex`, `grammar` or `choices`.
+        strength: how much of the text gives way to noise, 0 to 1.
+
+    Raises:
+        InvalidRequest: no language, or a strength out of range.
+        EngineError: the request failed.
+    """
+    if all(getattr(params, name) is None for name in LANGUAGES):
+        raise InvalidRequest(f"repair needs a language in its params; set one of {LANGUAGES}")
+    if not 0 <= strength <= 1:
+        raise InvalidRequest(f"strength must be 0 to 1, got {strength}")
+    width = canvas_width(params, facts.canvas)
+    ids = [*facts.tokenizer.encode(text), facts.end_id][:width]
+    ids += [facts.fill_id] * (width - len(ids))
+    prompt = facts.prompt(f"{REPAIR}\n\n{facts.reference(text)}", (), width)
+    control = CanvasControl(ids=tuple(ids), strength=strength)
+    (output,) = yield from run([Request(token_ids=prompt, params=params, canvas=control)])
+    return output

@@ -1,0 +1,226 @@
+"""Texts with slots of any length, window by window, on canvases of a fixed width.
+
+What fits goes on one canvas. Else the text before a slot goes behind the prompt, as the beginning
+of the answer, but for a short tail; what follows the canvas is shown in the message. Slots that
+share a canvas are written together, later ones see what was written before them.
+Knows texts, slots and prompts; knows nothing about lengths or steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from dgemma.compose.borders import TextTokens, text_tokens
+from dgemma.compose.layout import Gap, Slot, Window
+from dgemma.compose.length import Trial
+from dgemma.compose.plan import ModelFacts, Plan, seed_of
+from dgemma.compose.write import Writer, Written
+from dgemma.errors import InvalidRequest
+from dgemma.params import WIDTH_STEP, SamplingParams, canvas_width
+from dgemma.types import CanvasControl, Output, Request
+
+TAIL = 32
+"""Most tokens of the text before a slot that stay on a canvas which cannot hold all of it."""
+LEAST_WIDTH = 8
+ELSEWHERE = " [...] "
+"""Stands for a slot that is not written yet, in text that is shown for reference."""
+
+Message = Callable[[str], str]
+"""From the text that follows the canvas ("" if there is none) to the user's message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A window and what belongs to it: the prompt, how many slots it takes."""
+
+    window: Window
+    prompt: tuple[int, ...]
+    slots: int
+
+
+class Windows:
+    """Writes the slots between texts.
+
+    Attributes:
+        writer: what runs the requests; it keeps their outputs.
+    """
+
+    def __init__(
+        self, facts: ModelFacts, params: SamplingParams, message: Message, *,
+        search: bool = True, strength: float = 1.0,
+    ) -> None:  # fmt: skip
+        """
+        Raises:
+            InvalidRequest: the canvas is too narrow to hold text around a slot.
+        """
+        self.facts, self.message, self.strength = facts, message, strength
+        auto = params.canvas_length == "auto"
+        self.width = canvas_width(replace(params, canvas_length=None) if auto else params,
+                                  facts.canvas)  # fmt: skip
+        if self.width < LEAST_WIDTH:
+            raise InvalidRequest(
+                f"a canvas of {self.width} tokens cannot hold text around a hole; set "
+                f"canvas_length to at least {LEAST_WIDTH}"
+            )
+        self.auto = auto
+        self.tokens: TextTokens = text_tokens(facts.tokenizer)
+        params = replace(params, seed=seed_of(params), canvas_length=self.width)
+        self.writer = Writer(facts, self.tokens, params, search)
+
+    def write(self, texts: Sequence[str], slots: Sequence[Slot]) -> Plan[list[Written]]:
+        """Write every slot; `texts` stand before, between and behind them.
+
+        Raises:
+            ContextOverflow: the message alone is too long.
+            EngineError: a request failed.
+        """
+        assert len(texts) == len(slots) + 1
+        before, done = texts[0], list[Written]()
+        while len(done) < len(slots):
+            rest, after = slots[len(done) :], texts[len(done) + 1 :]
+            ids = self.facts.tokenizer.encode(before)
+            opened = self._open(ids, rest, after)
+            alone = opened.slots == 1 and rest[0].long
+            if alone and rest[0].most > opened.window.room((0,)):
+                results = [(yield from self._long(ids, rest[0], opened, rest, after))]
+            else:
+                results = yield from self.writer.write(opened.window, opened.prompt)
+            for written, text in zip(results, after, strict=False):
+                before += written.text + text
+            done += results
+        return done
+
+    def _open(
+        self, before: list[int], slots: Sequence[Slot], after: Sequence[str], alone: bool = False
+    ) -> Opened:  # fmt: skip
+        """The canvas of the next slots: all of them if they fit, else as many as do.
+
+        Args:
+            alone: the first slot has it for itself.
+        """
+        width = self.width
+        ids = [self.facts.tokenizer.encode(text) for text in after]
+        wants = [slot.want for slot in slots]
+        room = width - len(before) - sum(wants)  # a healed token only changes sides
+        if sum(map(len, ids)) < room and not (alone and len(slots) > 1):
+            return self._opened(before, 0, slots, ids, True, "")
+        tail = min(len(before), TAIL, width // 4)
+        wants[0] = min(wants[0], width - tail - min(len(ids[0]) + 1, width // 4))
+        count, room = 1, width - tail - wants[0]
+        while count < len(slots) and not alone:
+            less = room - len(ids[count - 1]) - wants[count]
+            if less < min(len(ids[count]) + 1, width // 4):
+                break
+            count, room = count + 1, less
+        behind = ids[count - 1]
+        whole = count == len(slots) and len(behind) < room
+        kept = behind if whole else behind[:room]
+        beyond = [self.facts.tokenizer.decode(behind[len(kept) :]), *after[count:]]
+        reference = "" if whole else self._reference(beyond, slots[count:])
+        some = [replace(slots[0], want=wants[0]), *slots[1:count]]
+        return self._opened(
+            before, len(before) - tail, some, [*ids[: count - 1], kept], whole, reference
+        )
+
+    def _opened(
+        self, before: list[int], cut: int, slots: Sequence[Slot], after: Sequence[list[int]],
+        whole: bool, reference: str,
+    ) -> Opened:  # fmt: skip
+        """Heal the borders and put the prompt together."""
+        texts = [before[cut:], *after]
+        gaps = []
+        for number, slot in enumerate(slots):
+            left = right = b""
+            if slot.allowed is None:
+                if left := self.tokens.begun(texts[number]):
+                    texts[number] = texts[number][:-1]
+                if right := self.tokens.ended(texts[number + 1]):
+                    texts[number + 1] = texts[number + 1][1:]
+            seeds = self._seeds(left, slot.old, right) if slot.old else ()
+            gaps.append(Gap(slot=slot, left=left, right=right, seeds=seeds))
+        window = Window(
+            tail=tuple(texts[0]), gaps=tuple(gaps), texts=tuple(map(tuple, texts[1:])),
+            width=self.width, strength=self.strength,
+            end=(self.facts.end_id, self.facts.fill_id) if whole else None,
+        )  # fmt: skip
+        if self.auto and whole:
+            taken = window.pinned + sum(gap.positions(gap.slot.want) for gap in gaps)
+            window = replace(window, width=min(self.width, -(-taken // WIDTH_STEP) * WIDTH_STEP))
+        prompt = self.facts.prompt(self.message(reference), before[:cut], self.width)
+        return Opened(window, prompt, len(slots))
+
+    def _seeds(self, left: bytes, old: str, right: bytes) -> tuple[int, ...]:
+        try:
+            text = left.decode("utf-8") + old + right.decode("utf-8")
+        except UnicodeDecodeError:  # the neighbour's token is no whole character
+            text = old
+        return tuple(self.facts.tokenizer.encode(text))
+
+    def _reference(self, texts: Sequence[str], slots: Sequence[Slot]) -> str:
+        """The texts that are to come, with what stands in their slots now."""
+        olds = [ELSEWHERE if slot.old is None else slot.old for slot in slots]
+        rest = "".join(o + t for o, t in zip(olds, texts[1:], strict=True))
+        return self.facts.reference(texts[0] + rest)
+
+    # -- slots of several canvases -------------------------------------------------------------
+
+    def _long(
+        self, before: list[int], slot: Slot, opened: Opened, slots: Sequence[Slot],
+        after: Sequence[str],
+    ) -> Plan[Written]:  # fmt: skip
+        """A slot that may need several canvases: free ones, then one with the text behind it.
+
+        With a search one canvas is tried first, and is enough unless its greatest length is best.
+        """
+        trials: tuple[Trial, ...] = ()
+        if self.writer.search and slot.least <= opened.window.room((0,)):
+            (written,) = yield from self.writer.write(opened.window, opened.prompt)
+            trials = written.trials
+            if not (trials and trials[-1].chosen):
+                return written
+            self.writer.outputs.pop()
+        ids: list[int] = []
+        values: list[float] = []
+        ended = False
+        while True:
+            left = slot.most - len(ids)
+            own = replace(slot, want=left)
+            opened = self._open([*before, *ids], [own, *slots[1:]], after, alone=True)
+            room = opened.window.room((0,))
+            if ended or left <= room:
+                break
+            end = self.writer.search and len(ids) >= slot.least
+            count = min(self.width, left - (room + 1) // 2)
+            output = yield from self._free([*before, *ids], slots, after, count, end)
+            ids += output.token_ids[:count]
+            values += [score.logprob for score in output.scores[:count]]
+            ended = len(output.token_ids) < count
+        last = replace(opened.window.gaps[0].slot, least=max(0, slot.least - len(ids)), most=left)
+        gap = replace(opened.window.gaps[0], slot=last)
+        window = replace(opened.window, gaps=(gap,))
+        (written,) = yield from self.writer.write(window, opened.prompt)
+        begun = b"".join(map(self.facts.tokenizer.token_bytes, ids))
+        return Written(
+            raw=begun + written.raw, token_ids=(*ids, *written.token_ids),
+            logprobs=(*values, *written.logprobs), trials=trials or written.trials,
+        )  # fmt: skip
+
+    def _free(
+        self, before: list[int], slots: Sequence[Slot], after: Sequence[str], count: int, end: bool
+    ) -> Plan[Output]:  # fmt: skip
+        """A canvas of text with nothing pinned; the end is allowed or not."""
+        reference = self._reference(after, slots[1:])
+        ids = self.tokens.ids
+        if end:
+            ids = tuple(sorted((*ids, self.facts.end_id)))
+        params = replace(
+            self.writer.params, max_tokens=count, logprobs=self.writer.params.logprobs or 0
+        )
+        prompt = self.facts.prompt(self.message(reference), before, self.width)
+        control = CanvasControl(allowed=(ids,), masks=(0,) * count)
+        (output,) = yield from self.writer.run(
+            [Request(token_ids=prompt, params=params, canvas=control)]
+        )
+        self.writer.outputs.append(output)
+        return output

@@ -1,0 +1,319 @@
+"""Keeping an answer within a language, canvas by canvas: scaffold, projection, repair.
+
+    scaffold   what the language forces at the start of a canvas is pinned before its first step
+    project    a finished canvas is walked left to right; where its token is not allowed, the most
+               likely one that is takes its place
+    repair     before that counts, the canvas is pinned up to the first such place and denoised a
+               few steps more, so that what stands behind can adapt; at most twice
+    close      where the room runs short, the shortest way to an end replaces the last tokens
+
+The language is a `Matcher` that is handed in: a walk over ids. Knows nothing about grammars, text,
+networks or engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dgemma.diffusion.canvas import Canvas, CanvasSpec, Commit
+from dgemma.diffusion.control import Bitset, Scaffold, barred, is_set
+from dgemma.errors import EngineError, InvalidRequest
+from dgemma.kernels.vocabulary import Vocabulary
+from dgemma.types import CanvasControl, Constraint
+
+ROUNDS, STEPS = 2, 3
+"""How often a finished canvas is denoised again, and for how many steps at most."""
+
+ROWS = 16
+"""Positions whose logits are made at a time."""
+
+Logits = Callable[[int], Tensor]
+"""From a position to its fp32 [V] logits."""
+
+
+class Matcher(Protocol):
+    """A walk through a language, id by id. End ids are no part of it."""
+
+    def accept(self, ids: Sequence[int]) -> int:
+        """Take as many of these ids as the language allows, in order; how many."""
+        ...
+
+    def undo(self, count: int) -> None:
+        """Take back the last `count` ids."""
+        ...
+
+    def allowed(self) -> Bitset:
+        """The ids that may come next."""
+        ...
+
+    @property
+    def accepting(self) -> bool:
+        """The text may end here."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """It must end here."""
+        ...
+
+    def forced(self) -> list[int]:
+        """Ids that must come next."""
+        ...
+
+    def closing(self, room: int) -> list[int] | None:
+        """A short way to where the text may end, at most `room` ids; None: none was found."""
+        ...
+
+    def alphabet(self) -> Bitset | None:
+        """The ids that can occur anywhere; None: no narrower than all."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Walk:
+    """What a projection found.
+
+    Attributes:
+        ids: the canvas, in the language as far as `length`.
+        length: tokens of the answer among them.
+        ended: whether the answer ends there.
+        changed: positions that differ from the canvas.
+        closed: tokens that were put in because the room ran short.
+        stuck: behind `length` nothing is allowed, nor an end.
+    """
+
+    ids: list[int]
+    length: int = 0
+    ended: bool = False
+    changed: list[int] = field(default_factory=list)
+    closed: int = 0
+    stuck: bool = False
+
+
+class Keeper:
+    """Keeps one request's answer in its language; stands where the last commit ended."""
+
+    def __init__(self, matcher: Matcher, mode: str) -> None:
+        """
+        Args:
+            matcher: at the beginning of the language; nobody else may move it.
+            mode: for the report; under "bad_words" a text may end anywhere, so that it is cut
+                where the room ends, like any other.
+        """
+        self._matcher = matcher
+        self._whole = mode != "bad_words"
+        self._mode = mode
+        self._round = 0  # of this canvas
+        self._shaky: set[int] = set()  # what the projections before the last one changed
+        self._report = Constraint(mode=mode)
+
+    @property
+    def report(self) -> Constraint:
+        """What it took so far."""
+        return self._report
+
+    def check(self, control: CanvasControl) -> None:
+        """Refuse pinned ids that the language does not begin with.
+
+        Raises:
+            InvalidRequest: they are not the first positions, or no beginning of the language.
+        """
+        count = len(control.pinned)
+        if sorted(control.pinned) != list(range(count)):
+            raise InvalidRequest(
+                f"with {self._mode}, only the beginning of an answer can be pinned; pin positions "
+                "from 0 on, or drop one of the two"
+            )
+        taken = self._matcher.accept(control.ids[:count])
+        self._matcher.undo(taken)
+        if taken < count:
+            raise InvalidRequest(
+                f"the pinned text is not what {self._mode} allows: token {taken} of it cannot "
+                "stand there; change the text or the constraint"
+            )
+
+    def put_in(self, ids: Sequence[int]) -> None:
+        """Take ids that were committed without a canvas (the end of a thought)."""
+        if self._matcher.accept(ids) < len(ids):
+            raise EngineError(f"{self._mode} does not allow what was put into the answer")
+
+    def scaffold(self, width: int, control: CanvasControl | None = None) -> Scaffold:
+        """What the next canvas must begin with, behind what is pinned."""
+        pinned = control.ids[: len(control.pinned)] if control else ()
+        matcher = self._matcher
+        taken = matcher.accept(pinned)
+        forced = matcher.forced()[: width - len(pinned)]
+        taken += matcher.accept(forced)
+        first = None if matcher.finished else matcher.allowed()
+        if first is not None and matcher.accepting:
+            first = None  # an end id may stand here as well
+        matcher.undo(taken)
+        return Scaffold((*pinned, *forced), first, matcher.alphabet())
+
+    def settle(
+        self, canvas: Canvas, hidden: Tensor, vocabulary: Vocabulary, spec: CanvasSpec, room: int
+    ) -> Canvas | Commit:
+        """What becomes of a finished canvas: denoised further, or committed.
+
+        Args:
+            hidden: [C, D] of its last step.
+            room: tokens that the answer may still have.
+        """
+        assert canvas.argmax is not None
+        logits = _logits_of(canvas, hidden, vocabulary, spec)
+        walk = self._project(canvas.argmax.tolist(), logits, spec)
+        rounds = self._round
+        if walk.changed and walk.changed[0] < walk.length and rounds < ROUNDS and not walk.stuck:
+            pins = self._stem(walk)
+            self._round += 1
+            self._shaky |= set(walk.changed)
+            return reopened(canvas, pins, vocabulary)
+        if self._whole:
+            self._close(walk, room)
+        _pad(walk, spec)
+        self._round = 0
+        report, fallbacks = self._report, len(walk.changed)
+        self._report = replace(
+            report,
+            rounds=report.rounds + rounds,
+            repaired=report.repaired + len(self._shaky - set(walk.changed)),
+            fallbacks=report.fallbacks + fallbacks,
+            closed=report.closed + walk.closed,
+            complete=walk.ended,
+        )
+        self._shaky = set()
+        return Commit(
+            canvas_ids=tuple(walk.ids), token_ids=tuple(walk.ids[: walk.length]), ended=walk.ended
+        )
+
+    def _project(self, ids: list[int], logits: Logits, spec: CanvasSpec) -> Walk:
+        """Walk the canvas; the matcher then stands behind its last token."""
+        matcher, walk = self._matcher, Walk(ids)
+        at = 0
+        while at < len(ids):
+            end = next((p for p in range(at, len(ids)) if ids[p] in spec.end_ids), len(ids))
+            at += matcher.accept(ids[at:end])
+            if at == len(ids):
+                break
+            if matcher.accepting and (ids[at] in spec.end_ids or matcher.finished):
+                walk.ended = True
+                break
+            token = self._choose(logits(at), spec)
+            if token is None:
+                walk.stuck = True
+                break
+            if token in spec.end_ids:
+                ids[at], walk.ended = token, True
+                walk.changed.append(at)
+                break
+            taken = matcher.accept([token])
+            if not taken:
+                raise EngineError(f"{self._mode}: the language refused id {token} that it allowed")
+            ids[at] = token
+            walk.changed.append(at)
+            at += 1
+        walk.length = at
+        if at == len(ids) and matcher.finished:
+            walk.ended = True
+        return walk
+
+    def _choose(self, logits: Tensor, spec: CanvasSpec) -> int | None:
+        """The most likely id that the language allows here; None: there is no way on."""
+        matcher = self._matcher
+        words = matcher.allowed()
+        allowed = barred(logits, words)
+        if matcher.accepting:
+            ends = torch.tensor(spec.end_ids, device=logits.device)
+            allowed[ends] = logits[ends]
+        token = int(allowed.argmax())
+        if not is_set(words, token) and not (matcher.accepting and token in spec.end_ids):
+            return None
+        return token
+
+    def _stem(self, walk: Walk) -> list[int]:
+        """The canvas up to its first change and what that forces; the matcher is set back."""
+        matcher, first = self._matcher, walk.changed[0]
+        matcher.undo(walk.length)
+        stem = walk.ids[: min(first + 1, walk.length)]
+        taken = matcher.accept(stem)
+        forced = matcher.forced()[: len(walk.ids) - len(stem)]
+        matcher.undo(taken)
+        return stem + forced
+
+    def _close(self, walk: Walk, room: int) -> None:
+        """See that the answer can still end within the room; the matcher goes along."""
+        matcher, at, step = self._matcher, walk.length, max(1, walk.length - room)
+        if at <= room and not walk.stuck:
+            if walk.ended:
+                return
+            way = matcher.closing(room - at)
+            if way is not None:
+                walk.ended = at == room
+                return  # the next canvas will be looked at again
+        walk.ended, way = False, None
+        while way is None:
+            if not at:  # there is no way to end in time: it will be cut off
+                if walk.stuck:
+                    raise EngineError(f"{self._mode}: found no text from here on; loosen it")
+                matcher.accept(walk.ids[: walk.length])
+                return
+            step = min(step, at)
+            matcher.undo(step)
+            at, step = at - step, 2 * step
+            way = matcher.closing(max(0, room - at))
+        put = way[: len(walk.ids) - at]
+        matcher.accept(put)
+        walk.ids[at : at + len(put)] = put
+        walk.closed, walk.length = len(put), at + len(put)
+        walk.changed = [p for p in walk.changed if p < at]
+        walk.ended = len(put) == len(way)
+
+
+def _pad(walk: Walk, spec: CanvasSpec) -> None:
+    """Behind the end of the answer: an end id, then padding."""
+    if not walk.ended or walk.length == len(walk.ids):
+        return
+    if walk.closed or walk.ids[walk.length] not in spec.end_ids:
+        walk.ids[walk.length] = spec.end_ids[0]
+    rest = len(walk.ids) - walk.length - 1
+    walk.ids[walk.length + 1 :] = [spec.pad_id] * rest
+
+
+def _logits_of(canvas: Canvas, hidden: Tensor, vocabulary: Vocabulary, spec: CanvasSpec) -> Logits:
+    """The logits of any position, with bias and without masks: the language says more than they."""
+    controls = replace(
+        canvas.controls, masks=None, pinned=None, score_ids=None, suppress_ids=spec.suppress_ids
+    )
+    made: dict[int, Tensor] = {}
+
+    def logits(position: int) -> Tensor:
+        low = position // ROWS * ROWS
+        if low not in made:
+            rows = torch.arange(low, min(low + ROWS, len(hidden)), device=hidden.device)
+            made[low] = vocabulary.logits(hidden[rows], controls.rows(rows))
+        return made[low][position - low]
+
+    return logits
+
+
+def reopened(canvas: Canvas, pins: Sequence[int], vocabulary: Vocabulary) -> Canvas:
+    """A finished canvas with more of it pinned, for a few steps more; the rest is its argmax."""
+    assert canvas.argmax is not None and canvas.soft is not None
+    held = torch.full_like(canvas.argmax, -1)
+    held[: len(pins)] = torch.tensor(pins, device=held.device)
+    free = held < 0
+    soft = torch.where(free[:, None], canvas.soft, vocabulary.embed(held.clamp(min=0)))
+    return replace(
+        canvas,
+        ids=torch.where(free, canvas.argmax, held),
+        soft=soft,
+        repeats=0,
+        reason="",
+        until=canvas.step + STEPS,
+        controls=replace(canvas.controls, pinned=held),
+    )

@@ -1,0 +1,246 @@
+"""What pinning, filling, schemas and decisions are worth, on held-out examples, paired.
+
+Every line sets two ways of getting the same answers beside each other. Knows tasks and the calls
+of `LLM`. Knows nothing about how a canvas is controlled.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from dgemma.compose.calibration import expected_calibration_error, fit_temperature, tempered
+from dgemma.compose.fill import Hole
+from dgemma.compose.questions import Choice
+from dgemma.evaluate.run import HELD_OUT_SEED
+from dgemma.llm import LLM
+from dgemma.params import SamplingParams
+from dgemma.tasks import Example, grade, make_example
+from dgemma.text.prompts import WRITE
+from dgemma.types import CanvasControl, Request
+
+T = TypeVar("T")
+
+TOGETHER = 32
+"""Calls that run at a time; they share the model's passes."""
+
+NORMAL_95 = 1.96
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One comparison: shares of right answers of both ways, and the interval of the difference."""
+
+    what: str
+    one: str
+    other: str
+    count: int
+    right: tuple[float, float]
+    margin: float
+    note: str = ""
+
+
+def _together(call: Callable[[int], T], count: int) -> list[T]:
+    with ThreadPoolExecutor(TOGETHER) as pool:
+        return list(pool.map(call, range(count)))
+
+
+def _line(
+    what: str, names: tuple[str, str], one: Sequence[float], other: Sequence[float], note: str = ""
+) -> Line:
+    gains = [b - a for a, b in zip(one, other, strict=True)]
+    margin = NORMAL_95 * statistics.pstdev(gains) / math.sqrt(len(gains))
+    return Line(
+        what, *names, len(gains), (statistics.fmean(one), statistics.fmean(other)), margin, note
+    )
+
+
+def sudoku(llm: LLM, n: int) -> Line:
+    """Puzzles from the prompt, and as holes in a grid whose givens are pinned."""
+    examples = [make_example("sudoku", "heldout", HELD_OUT_SEED, i) for i in range(n)]
+    tokenizer = llm.prompter.text()
+    digits = tuple(tokenizer.encode(d)[-1] for d in "123456789")
+    hole = Hole(max_tokens=1, allowed_token_ids=digits)
+
+    def asked(i: int) -> float:
+        output = llm.chat(examples[i].messages, SamplingParams(seed=HELD_OUT_SEED + i))
+        return grade(examples[i], output.text)["exact"]
+
+    def pinned(i: int) -> float:
+        grid = examples[i].question.partition("\n")[2]
+        parts: list[str | Hole] = []
+        for number, piece in enumerate(grid.split(".")):
+            parts += [hole, piece] if number else [piece]
+        filled = llm.fill(parts, SamplingParams(seed=HELD_OUT_SEED + i), search=False)
+        return grade(examples[i], filled.text)["exact"]
+
+    return _line("Sudoku", ("givens in the prompt", "givens pinned, no prompt"),
+                 _together(asked, n), _together(pinned, n))  # fmt: skip
+
+
+def _gap(example: Example, part: str) -> str:
+    return str(example.meta[part])
+
+
+def _continued(llm: LLM, example: Example, seed: int) -> str:
+    """What a model writes that sees the text before the gap alone."""
+    prefix = _gap(example, "prefix")
+    ids = tuple(llm.prompter.text().encode(prefix.rstrip(" ")))
+    control = CanvasControl(ids=ids, pinned=tuple(range(len(ids))))
+    prompt = tuple(llm.chat_ids([{"role": "user", "content": WRITE}], None, False))
+    request = Request(token_ids=prompt, params=SamplingParams(seed=seed), canvas=control)
+    text = llm.run([request])[0].text
+    return text[len(prefix) :] if text.startswith(prefix) else ""
+
+
+def gaps(llm: LLM, n: int) -> list[Line]:
+    """Gaps that the text behind them decides."""
+    examples = [make_example("gaps", "heldout", HELD_OUT_SEED, i) for i in range(n)]
+    seed = HELD_OUT_SEED
+
+    def blind(i: int) -> float:
+        rest, gap = _continued(llm, examples[i], seed + i), _gap(examples[i], "gap")
+        return float(rest.startswith(gap) and not rest[len(gap) : len(gap) + 1].isalnum())
+
+    def searched(i: int) -> float:
+        example = examples[i]
+        filled = llm.infill(
+            _gap(example, "prefix"), _gap(example, "suffix"), SamplingParams(seed=seed + i),
+            max_hole=12,
+        )  # fmt: skip
+        return float(filled.holes[0].text == _gap(example, "gap"))
+
+    def known(i: int) -> float:
+        example = examples[i]
+        tokenizer = llm.prompter.text()
+        before, gap = _gap(example, "prefix"), _gap(example, "gap")
+        size = len(tokenizer.encode(before + gap)) - len(tokenizer.encode(before.rstrip(" ")))
+        filled = llm.infill(
+            before, _gap(example, "suffix"), SamplingParams(seed=seed + i),
+            max_hole=max(1, size - 1), search=False,
+        )  # fmt: skip
+        return float(filled.holes[0].text == gap)
+
+    one, two, three = (_together(call, n) for call in (blind, searched, known))
+    name = "text before the gap alone"
+    return [
+        _line("Gaps", (name, "both sides, length found"), one, two),
+        _line("Gaps", (name, "both sides, length given"), one, three),
+    ]
+
+
+def schema_of(value: Any) -> dict[str, Any]:
+    """A JSON schema that values like this one satisfy."""
+    if isinstance(value, bool):
+        return {"type": "boolean"}
+    if isinstance(value, str):
+        return {"type": "string"}
+    if isinstance(value, (int, float)):
+        return {"type": "integer" if isinstance(value, int) else "number"}
+    if isinstance(value, list):
+        return {"type": "array", "items": schema_of(value[0])} if value else {"type": "array"}
+    assert isinstance(value, dict)
+    return {
+        "type": "object", "properties": {key: schema_of(v) for key, v in value.items()},
+        "required": list(value), "additionalProperties": False,
+    }  # fmt: skip
+
+
+def structured(llm: LLM, n: int) -> Line:
+    """JSON with and without its schema; the note has the ratio of times, one call at a time."""
+    examples = [make_example("json", "heldout", HELD_OUT_SEED, i) for i in range(n)]
+    schemas = [schema_of(json.loads(example.answer)) for example in examples]
+
+    def answer(i: int, schema: dict[str, Any] | None) -> float:
+        params = SamplingParams(seed=HELD_OUT_SEED + i, json_schema=schema)
+        return grade(examples[i], llm.chat(examples[i].messages, params).text)["exact"]
+
+    free = _together(lambda i: answer(i, None), n)
+    kept = _together(lambda i: answer(i, schemas[i]), n)
+    ratios = []
+    for i in range(min(n, 100)):
+        began = time.perf_counter()
+        answer(i, None)
+        middle = time.perf_counter()
+        answer(i, schemas[i])
+        ratios.append((time.perf_counter() - middle) / (middle - began))
+    note = f"time {statistics.median(ratios):.2f} x"
+    return _line("JSON", ("no schema", "under its schema"), free, kept, note)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """Decisions of one kind on `count` examples that the fit has not seen."""
+
+    kind: str
+    count: int
+    right: float
+    before: float
+    after: float
+    temperature: float
+
+
+def decisions(llm: LLM, n: int) -> list[Calibrated]:
+    """Labels by one reading of a narrow canvas; half of the examples fit the temperature."""
+    found: dict[str, list[tuple[tuple[float, ...], int]]] = {}
+    examples = [make_example("labels", "heldout", HELD_OUT_SEED, i) for i in range(3 * n)]
+
+    def read(i: int) -> tuple[str, tuple[float, ...], int]:
+        example = examples[i]
+        choices = example.meta["choices"]
+        assert isinstance(choices, list)
+        decision = llm.decide(example.messages, [Choice("label", "", choices)], seed=i)
+        shares = tuple(p for _, p in decision.answers[0].probabilities)
+        return str(example.meta["kind"]), shares, choices.index(example.answer)
+
+    for kind, shares, right in _together(read, len(examples)):
+        found.setdefault(kind, []).append((shares, right))
+    out = []
+    for kind, rows in sorted(found.items()):
+        fit, test = rows[::2], rows[1::2]
+        temperature = fit_temperature([p for p, _ in fit], [r for _, r in fit])
+        scaled = [tempered(p, temperature) for p, _ in test]
+        good = [p.index(max(p)) == r for p, r in test]
+        before = expected_calibration_error([max(p) for p, _ in test], good)
+        after = expected_calibration_error([max(p) for p in scaled], good)
+        right_share = statistics.fmean(good)
+        out.append(Calibrated(kind, len(test), right_share, before, after, temperature))
+    return out
+
+
+def as_markdown(lines: Sequence[Line], calibrated: Sequence[Calibrated]) -> str:
+    """Both tables."""
+    out = [
+        "| task | one way | another | n | right | gain (95 %) | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for line in lines:
+        one, other = line.right
+        out.append(
+            f"| {line.what} | {line.one} | {line.other} | {line.count} | {one:.1%}, {other:.1%} | "
+            f"{100 * (other - one):+.1f} +- {100 * line.margin:.1f} | {line.note} |"
+        )
+    out += ["", "| decision | n | right | calibration error before, after the fit | temperature |",
+            "|---|---|---|---|---|"]  # fmt: skip
+    for c in calibrated:
+        out.append(
+            f"| {c.kind} | {c.count} | {c.right:.1%} | {c.before:.3f}, {c.after:.3f} | "
+            f"{c.temperature:.2f} |"
+        )
+    return "\n".join(out)
+
+
+def evaluate_canvas(llm: LLM, n: int, report: Callable[[str], None]) -> str:
+    """Both tables over n examples of each task."""
+    lines: list[Line] = []
+    for call in (gaps, sudoku, structured):
+        made = call(llm, n)
+        lines += made if isinstance(made, list) else [made]
+        report(f"{lines[-1].what}: {lines[-1].right[0]:.3f} and {lines[-1].right[1]:.3f}")
+    return as_markdown(lines, decisions(llm, n))

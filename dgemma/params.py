@@ -1,0 +1,221 @@
+"""How an answer is drawn: the parameters of a request, their checks and their defaults.
+
+Plain values. Knows nothing about tensors (no torch), files, tokenizers or HTTP.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dgemma.errors import InvalidRequest, nearest
+
+WIDTH_STEP, END_ROOM = 32, 16
+"""An automatic canvas is a multiple of the one, with room for `max_tokens` and the other."""
+
+
+MOST_ALTERNATIVES = 64
+
+LANGUAGES = ("json_schema", "regex", "grammar", "choices")
+"""Fields that say what an answer as a whole must be."""
+
+_LEAST = {"max_tokens": 1, "seed": 0, "max_steps": 1, "stability_threshold": 0,
+          "thinking_budget": 0, "canvas_length": 1, "min_tokens": 0, "logprobs": 0}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How one answer is drawn. `None` means the checkpoint's value, else the released one.
+
+    Attributes:
+        max_tokens: most tokens of the answer, end ids not counted; None = to the end of the
+            context.
+        seed: 64-bit seed of the request; None = drawn, and reported in `Output.seed`.
+        max_steps: most denoising steps a canvas (released: 48). Temperatures follow the
+            fraction of steps left, so fewer steps also compress the schedule.
+        entropy_bound: nats of summed entropy within which a step accepts positions (0.1).
+        t_min, t_max: temperature at the last and at the first step (0.4, 0.8).
+        confidence_threshold: mean entropy in nats below which a stable canvas is done (0.005).
+        stability_threshold: how many earlier argmax canvases must equal the newest (1).
+        ignore_tail: whether positions behind the first end id of the draft count as stable and
+            certain, since they will be cut off (released: no). A canvas never takes longer.
+        canvas_length: tokens of a canvas, at most the checkpoint's own length, which is the
+            default; a narrow canvas costs less. "auto": just wide enough for `max_tokens`.
+        stop: strings that end the answer; the text is cut before the first of them.
+        thinking_budget: most thought tokens; at the first canvas border past it the thought
+            channel is closed and the answer begins.
+        min_tokens: no end id before that many tokens of the answer.
+        logit_bias: additions to the logits of ids, everywhere, before the temperature.
+        allowed_token_ids: the only ids an answer may hold, beside the end ids.
+        bad_words: strings that the text never holds; checked as canvases are committed.
+        logprobs: report for every token its log-probability and that many alternatives (0 to 64).
+        logprob_token_ids: ids whose log-probabilities are reported at every token as well.
+        json_schema: the answer is JSON that this schema admits; a mapping, its text, or True for
+            any JSON. The thought stays free. At most one of this and the next three.
+        regex: the answer matches this expression as a whole.
+        grammar: the answer belongs to this grammar: Lark in the dialect of llguidance, GBNF, or
+            the name of a ready-made one ("markdown-table", "code-fence").
+        choices: the answer is one of these strings.
+
+    Raises:
+        InvalidRequest: a value out of range; the message names the field.
+    """
+
+    max_tokens: int | None = None
+    seed: int | None = None
+    max_steps: int | None = None
+    entropy_bound: float | None = None
+    t_min: float | None = None
+    t_max: float | None = None
+    confidence_threshold: float | None = None
+    stability_threshold: int | None = None
+    ignore_tail: bool | None = None
+    canvas_length: int | Literal["auto"] | None = None
+    stop: Sequence[str] | None = None
+    thinking_budget: int | None = None
+    min_tokens: int | None = None
+    logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] | None = None
+    logprobs: int | None = None
+    logprob_token_ids: Sequence[int] | None = None
+    json_schema: Mapping[str, Any] | str | bool | None = None
+    regex: str | None = None
+    grammar: str | None = None
+    choices: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not (name == "canvas_length" and value == "auto"):
+                if isinstance(value, bool) or not isinstance(value, int):
+                    raise InvalidRequest(f"{name} must be an integer, got {value!r}")
+                if value < least:
+                    raise InvalidRequest(f"{name} must be at least {least}, got {value}")
+        if self.seed is not None and self.seed >= 2**64:
+            raise InvalidRequest(f"seed must be below 2**64, got {self.seed}")
+        for name in ("entropy_bound", "t_min", "t_max", "confidence_threshold"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise InvalidRequest(f"{name} must be a number, got {value!r}")
+            if not math.isfinite(value) or value < 0 or (value == 0 and name in ("t_min", "t_max")):
+                raise InvalidRequest(f"{name} must be positive and finite, got {value}")
+        if self.ignore_tail not in (None, True, False):
+            raise InvalidRequest(f"ignore_tail must be true or false, got {self.ignore_tail!r}")
+        if self.t_min is not None and self.t_max is not None and self.t_min > self.t_max:
+            raise InvalidRequest(f"t_min {self.t_min} must not be above t_max {self.t_max}")
+        for name in ("stop", "bad_words", "choices"):
+            self._strings(name)
+        for name in ("allowed_token_ids", "logprob_token_ids"):
+            self._ids(name)
+        self._controls()
+
+    def _strings(self, name: str) -> None:
+        value = getattr(self, name)
+        if value is None:
+            return
+        strings = (value,) if isinstance(value, str) else value
+        known = isinstance(strings, Sequence) and all(isinstance(s, str) and s for s in strings)
+        if not known:
+            raise InvalidRequest(f"{name} must be a list of strings that are not empty")
+        strings = tuple(strings)
+        object.__setattr__(self, name, strings)
+
+    def _ids(self, name: str) -> None:
+        value = getattr(self, name)
+        if value is None:
+            return
+        ids = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
+        if not ids or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+            raise InvalidRequest(f"{name} must be a list of token ids that is not empty")
+        object.__setattr__(self, name, ids)
+
+    def _controls(self) -> None:
+        if self.logit_bias is not None:
+            try:
+                bias = {int(i): float(value) for i, value in self.logit_bias.items()}
+            except (AttributeError, TypeError, ValueError) as error:
+                raise InvalidRequest("logit_bias must map token ids to numbers") from error
+            if not all(math.isfinite(value) for value in bias.values()):
+                raise InvalidRequest("logit_bias must hold finite numbers")
+            object.__setattr__(self, "logit_bias", bias)
+        if self.logprobs is not None and self.logprobs > MOST_ALTERNATIVES:
+            raise InvalidRequest(f"logprobs must be 0 to {MOST_ALTERNATIVES}, got {self.logprobs}")
+        for name in ("regex", "grammar"):
+            if not isinstance(getattr(self, name), (str, type(None))):
+                raise InvalidRequest(f"{name} must be a string, got {getattr(self, name)!r}")
+        if not isinstance(self.json_schema, (Mapping, str, bool, type(None))):
+            raise InvalidRequest("json_schema must be a JSON object, its text, or true")
+        if self.choices == ():
+            raise InvalidRequest("choices is empty; name at least one")
+        given = [name for name in LANGUAGES if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise InvalidRequest(f"{given[0]} and {given[1]} cannot be combined; choose one")
+        if given and self.stop:
+            raise InvalidRequest(
+                f"stop and {given[0]} cannot be combined: the text would be cut; drop one of them"
+            )
+        if given and self.min_tokens:
+            raise InvalidRequest(
+                f"min_tokens and {given[0]} cannot be combined; ask for the length in {given[0]}"
+            )
+
+    @property
+    def language(self) -> str | None:
+        """Which field says what the answer as a whole must be."""
+        return next((name for name in LANGUAGES if getattr(self, name) is not None), None)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SamplingParams:
+        """The same from a mapping; an unknown name is refused with the nearest known one."""
+        known = [f.name for f in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                raise InvalidRequest(f"unknown parameter {name!r}{nearest(name, known)}")
+        return cls(**values)
+
+    def merged(self, defaults: SamplingParams) -> SamplingParams:
+        """These parameters with every `None` taken from `defaults`."""
+        values = {
+            f.name: v if (v := getattr(self, f.name)) is not None else getattr(defaults, f.name)
+            for f in dataclasses.fields(self)
+        }
+        return SamplingParams(**values)
+
+
+REFUSED_BY_TWIN = (
+    "min_tokens", "logit_bias", "allowed_token_ids", "bad_words", "logprobs", "logprob_token_ids",
+    *LANGUAGES, "seed", "max_steps", "entropy_bound", "t_min", "t_max", "confidence_threshold",
+    "stability_threshold", "ignore_tail", "canvas_length", "thinking_budget",
+)  # fmt: skip
+"""Fields that the autoregressive mode refuses: it is greedy, so it draws nothing, and it has
+neither steps nor canvas borders, and it is the plain baseline, so nothing else steers it."""
+
+RELEASED = SamplingParams(
+    max_steps=48, entropy_bound=0.1, t_min=0.4, t_max=0.8,
+    confidence_threshold=0.005, stability_threshold=1,
+)  # fmt: skip
+"""The sampler of the released checkpoint (its `generation_config.json`)."""
+
+
+def canvas_width(params: SamplingParams, full: int) -> int:
+    """Tokens of a canvas under `params`, where the checkpoint's own canvas has `full`.
+
+    Raises:
+        InvalidRequest: a wider canvas than the checkpoint's.
+    """
+    asked = params.canvas_length
+    if asked is None or (asked == "auto" and params.max_tokens is None):
+        return full
+    if asked == "auto":
+        assert params.max_tokens is not None
+        roomy = params.max_tokens + END_ROOM
+        return min(full, -(-roomy // WIDTH_STEP) * WIDTH_STEP)
+    if asked > full:
+        raise InvalidRequest(f"canvas_length {asked} is above the model's {full}; ask for less")
+    return asked

@@ -1,0 +1,73 @@
+"""What a request needs of the text layer: a reader of its answer, and the language it is kept in.
+
+Knows a checkpoint's tokenizer and its markers. Knows nothing about engines or canvases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dgemma.text.answer import AnswerReader
+from dgemma.text.language import Languages
+from dgemma.text.matchers import Matcher
+from dgemma.text.parse import MarkerIds, thought_is_open
+from dgemma.text.tokenizer import Tokenizer
+from dgemma.types import Request, ThoughtIds
+
+Calls = tuple[Sequence[Mapping[str, Any]], str | None] | None
+"""Tools one of which must be called, and the name of the one that must be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """A request, with the reader of its answer and (matcher, name) of its language if it has one.
+
+    The request knows what a thought is where it is a chat's.
+    """
+
+    request: Request
+    reader: AnswerReader
+    language: tuple[Matcher, str] | None
+
+
+class Answers:
+    """Prepares requests of one checkpoint."""
+
+    def __init__(self, tokenizer: Tokenizer, end_ids: Sequence[int]) -> None:
+        """
+        Raises:
+            TokenizerError: the vocabulary lacks the markers of a chat.
+        """
+        self._tokenizer = tokenizer
+        self._languages = Languages(tokenizer, end_ids)
+        self._markers = MarkerIds.of(tokenizer)
+        self._think_id = tokenizer.id_of("<|think|>")
+
+    def prepare(self, request: Request, *, chat: bool, calls: Calls) -> Answering:
+        """See `Answering`.
+
+        Args:
+            chat: split thought, tool calls and text.
+
+        Raises:
+            InvalidRequest: the language is broken, or two are asked for at once.
+            MissingExtra: a language is asked for, and llguidance is not installed.
+        """
+        is_open = may_think = False
+        if chat:
+            markers = self._markers
+            is_open = thought_is_open(markers, request.token_ids)
+            may_think = is_open or self._think_id in request.token_ids
+            thought = ThoughtIds(markers.channel_open, markers.channel_close, is_open)
+            request = replace(request, thought=thought)
+        params = request.params
+        reader = AnswerReader(
+            self._tokenizer, stop=params.stop or (), chat=chat, thought_open=is_open
+        )
+        tools, tool = calls or (None, None)
+        language = self._languages.of(
+            params, tools=tools, tool=tool, thought=request.thought if may_think else None
+        )
+        return Answering(request, reader, language)

@@ -1,0 +1,128 @@
+"""From the parameters of a request to the language that its answer is kept in.
+
+Compiled languages are kept for the next request that asks for the same. Knows the parameters'
+names and the wrappers of a language. Knows nothing about canvases or engines.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dgemma.errors import InvalidRequest
+from dgemma.params import SamplingParams
+from dgemma.text.grammar import Grammar
+from dgemma.text.matchers import Matcher, Thinking, Without
+from dgemma.text.tokenizer import Tokenizer
+from dgemma.types import ThoughtIds
+
+KEPT = 64
+"""Compiled languages kept."""
+
+Tools = Sequence[Mapping[str, Any]]
+
+
+def named_tool(choice: str | Mapping[str, Any]) -> tuple[str, str | None]:
+    """What a `tool_choice` of OpenAI's form asks for.
+
+    Args:
+        choice: "auto", "none", "required", or {"type": "function", "function": {"name": ...}}.
+
+    Returns:
+        "auto", "none" or "required", and the name of the tool that must be called, if any.
+
+    Raises:
+        InvalidRequest: another form.
+    """
+    if isinstance(choice, str) and choice in ("auto", "none", "required"):
+        return choice, None
+    if isinstance(choice, Mapping):
+        function = choice.get("function", choice)
+        name = function.get("name") if isinstance(function, Mapping) else None
+        if isinstance(name, str) and name:
+            return "required", name
+    raise InvalidRequest(
+        'tool_choice must be "auto", "none", "required" or '
+        f'{{"type": "function", "function": {{"name": ...}}}}, got {choice!r}'
+    )
+
+
+class Languages:
+    """The languages over one tokenizer's ids. Any thread may ask for one."""
+
+    def __init__(self, tokenizer: Tokenizer, end_ids: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._end_ids = tuple(end_ids)
+        self._compiled: OrderedDict[str, Grammar] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(
+        self,
+        params: SamplingParams,
+        *,
+        tools: Tools | None = None,
+        tool: str | None = None,
+        thought: ThoughtIds | None = None,
+    ) -> tuple[Matcher, str] | None:
+        """A fresh walk through an answer's language, and its name; None where any text will do.
+
+        Args:
+            params: `json_schema`, `regex`, `grammar`, `choices` and `bad_words` count.
+            tools: where the answer must be a call of one of these tools.
+            tool: the very tool.
+            thought: a thought may come first (or is open), and stays free.
+
+        Raises:
+            InvalidRequest: a language that is broken, that has no text, or two at once.
+            MissingExtra: llguidance is not installed.
+        """
+        given = params.language
+        if tools is not None and given is not None:
+            raise InvalidRequest(f"{given} and a required tool call cannot be combined; choose one")
+        matcher: Matcher | None = None
+        mode = "tools" if tools is not None else given or "bad_words"
+        if tools is not None:
+            matcher = self._grammar(mode, tools, tool).matcher()
+        elif given is not None:
+            matcher = self._grammar(mode, getattr(params, given)).matcher()
+        whole = matcher is not None
+        if params.bad_words:
+            matcher = Without(matcher, params.bad_words, self._tokenizer, self._end_ids)
+        if matcher is None:
+            return None
+        if thought is not None and whole:
+            matcher = Thinking(
+                matcher, thought.open_id, thought.close_id, thought.is_open,
+                tokenizer=self._tokenizer, end_ids=self._end_ids,
+            )  # fmt: skip
+        return matcher, mode
+
+    def _grammar(self, mode: str, what: Any, tool: str | None = None) -> Grammar:
+        """A compiled language, made once."""
+        try:
+            key = json.dumps([mode, what, tool])
+        except (TypeError, ValueError) as error:
+            raise InvalidRequest(f"{mode} must hold plain JSON values only ({error})") from error
+        with self._lock:
+            found = self._compiled.pop(key, None)
+            if found is None:
+                found = self._make(mode, what, tool)
+            self._compiled[key] = found
+            while len(self._compiled) > KEPT:
+                self._compiled.popitem(last=False)
+            return found
+
+    def _make(self, mode: str, what: Any, tool: str | None) -> Grammar:
+        tokenizer, end_ids = self._tokenizer, self._end_ids
+        if mode == "json_schema":
+            return Grammar.from_json_schema(what, tokenizer, end_ids)
+        if mode == "regex":
+            return Grammar.from_regex(what, tokenizer, end_ids)
+        if mode == "choices":
+            return Grammar.from_choices(what, tokenizer, end_ids)
+        if mode == "tools":
+            return Grammar.from_tools(what, tokenizer, end_ids, tool)
+        return Grammar.from_lark(what, tokenizer, end_ids)

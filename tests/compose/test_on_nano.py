@@ -1,0 +1,131 @@
+"""The same plans on a real network: what the engine makes of pins, masks and readings.
+
+The bundled model is trained again now and then, so nothing here depends on what it has learnt.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+
+from dgemma.compose.fill import Hole
+from dgemma.compose.questions import Choice, Predicate, Question
+from dgemma.llm import LLM
+from dgemma.params import SamplingParams
+from tests.nano import nano
+
+ALPHABETS = (
+    "abc ,.\n",
+    "Mira jumps over the",
+    "äöü ßé",
+    "▁<|turn>\x00",
+    "日本語 🙂",
+    "0123456789+=",
+)
+
+
+@cache
+def blank() -> LLM:
+    """Nano's shape and text layer with random weights."""
+    import dgemma
+
+    llm = dgemma.load("nano", device="cpu", dtype="float32")
+    with torch.no_grad():
+        llm.model.reset_parameters(3)
+    return llm
+
+
+def random_text(draw: random.Random, most: int) -> str:
+    letters = draw.choice(ALPHABETS) if draw.random() < 0.7 else "".join(ALPHABETS)
+    if draw.random() < 0.2:
+        letters = "".join(chr(draw.randrange(0x20, 0xD800)) for _ in range(20))
+    return "".join(draw.choice(letters) for _ in range(draw.randrange(most + 1)))
+
+
+def cheap(draw: random.Random) -> SamplingParams:
+    return SamplingParams(
+        seed=draw.getrandbits(64), max_steps=draw.randint(1, 4),
+        canvas_length=draw.choice((None, None, "auto", 24, 50)),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("model", [nano, blank])
+def test_pinned_text_returns(model: Callable[[], LLM], count: Callable[[int, int], int]) -> None:
+    """Catches a pinned token that the network moved, an id that a mask forbids, a border that
+    does not heal: each would be another text around the holes, or an assertion."""
+    llm = model()
+    for number in range(count(10, 500)):
+        draw = random.Random(number)
+        parts: list[str | Hole] = [random_text(draw, 60)]
+        for _ in range(draw.choice((1, 1, 1, 2, 3))):
+            most = draw.choice((0, 1, 2, 5, 9, 120))
+            parts += [Hole(max_tokens=most), random_text(draw, draw.choice((5, 30, 120)))]
+        done = llm.fill(parts, cheap(draw), search=draw.random() < 0.5)
+        found = iter(done.holes)
+        assert done.text == "".join(p if isinstance(p, str) else next(found).text for p in parts)
+        for hole in done.holes:
+            assert llm.facts.tokenizer.special_ids.isdisjoint(hole.token_ids)
+
+
+@pytest.mark.parametrize("model", [nano, blank])
+def test_edits_stay_in_their_spans(
+    model: Callable[[], LLM], count: Callable[[int, int], int]
+) -> None:
+    """Catches an edit that touches a byte outside its spans."""
+    llm = model()
+    for number in range(count(3, 500)):
+        draw = random.Random(1000 + number)
+        text = random_text(draw, 200)
+        at = sorted(draw.randint(0, len(text)) for _ in range(draw.choice((2, 2, 4))))
+        spans = list(zip(at[::2], at[1::2], strict=True))
+        done = llm.edit(text, None, spans, draw.random(), cheap(draw))
+        rebuilt, last = "", 0
+        for change, (start, end) in zip(done.changes, spans, strict=True):
+            rebuilt += text[last:start] + change.new
+            last = end
+        assert done.text == rebuilt + text[last:]
+
+
+def test_the_suffix_is_read() -> None:
+    """Catches a suffix that is pinned but not attended to: the hole would not care about it."""
+    llm, values = nano(), []
+    for suffix in (" barks.", " meows."):
+        done = llm.infill("The ", suffix, SamplingParams(seed=1), max_hole=3, search=False)
+        assert llm.infill(
+            "The ", suffix, SamplingParams(seed=1), max_hole=3, search=False
+        ) == done  # fmt: skip
+        values.append(done.outputs[0].scores[4].logprob)
+    assert values[0] != values[1]
+
+
+def test_revise_keeps_the_rest() -> None:
+    """Catches a revision that moves a token of which the network was sure."""
+    llm = nano()
+    output = llm.generate("Total: 3 = 1 + 2", SamplingParams(seed=1, max_tokens=120, logprobs=0))
+    for old in (output, llm.generate("One", SamplingParams(seed=2, max_tokens=40))):
+        done = llm.revise(old, 0.9, SamplingParams(seed=3, max_steps=4))
+        pairs = zip(old.token_ids, done.output.token_ids, strict=True)
+        assert [at for at, (a, b) in enumerate(pairs) if a != b] == list(done.changed)
+        assert set(done.changed) <= set(done.shaky)
+
+
+def test_decisions_repeat() -> None:
+    """Catches answers that depend on the other questions, on the order, or on chance."""
+    llm = nano()
+    questions: list[Question] = [
+        Choice("feeling", "How is it?", ["positive", "negative", "neutral"]),
+        Predicate("good", "Is it good?"),
+    ]
+    state = "Sentiment: Mira says the lamp is dreadful."
+    done = llm.decide(state, questions, samples=3, seed=5)
+    assert llm.decide(state, questions[::-1], samples=3, seed=5).answers == done.answers[::-1]
+    for answer in done.answers:
+        assert sum(p for _, p in answer.probabilities) == pytest.approx(1)
+        assert answer.stderr is not None and answer.stderr > 0
+    assert llm.decide(state, questions, samples=3, seed=6).answers != done.answers
+    joint = llm.decide(state, questions, joint=True)
+    assert [answer.name for answer in joint.answers] == ["feeling", "good"]

@@ -1,0 +1,248 @@
+"""Structured output on models that know nothing: what is finished is valid in every case.
+
+Random weights write noise, so everything here is the doing of the constraint. Each schema, regex
+and grammar runs with several seeds, all together on one engine.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jsonschema
+import pytest
+
+from dgemma.diffusion.constraint import Keeper
+from dgemma.engine.engine import Engine
+from dgemma.errors import InvalidRequest
+from dgemma.model.config import AttentionShape, ModelConfig
+from dgemma.model.transformer import DiffusionGemma
+from dgemma.params import SamplingParams
+from dgemma.text.grammar import READY_MADE, Grammar
+from dgemma.text.language import Languages
+from dgemma.text.tokenizer import Tokenizer
+from dgemma.types import CanvasControl, Output, Request
+from tests.nano import by_reference, nano, nano_engine
+from tests.schemas import GRAMMARS, REGEXES, SCHEMAS
+
+ROOM = 1024
+FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures"
+
+
+def random_engine(vocab_size: int, ends: tuple[int, ...], canvas: int = 64) -> Engine:
+    """An engine on random weights."""
+    model = DiffusionGemma(
+        ModelConfig(
+            vocab_size=vocab_size, hidden_size=32, intermediate_size=32,
+            moe_intermediate_size=16, num_experts=4, top_k_experts=2, num_attention_heads=2,
+            layer_types=("sliding_attention", "full_attention"),
+            sliding=AttentionShape(head_dim=16, num_key_value_heads=1, rope_theta=1e4),
+            full=AttentionShape(head_dim=16, num_key_value_heads=1, rope_theta=1e4),
+            sliding_window=64, max_position_embeddings=4096, canvas_length=canvas,
+        )
+    )  # fmt: skip
+    model.reset_parameters(7)
+    return Engine(model.eval().requires_grad_(False), end_ids=ends)
+
+
+def answers(
+    engine: Engine, tokenizer: Tokenizer, cases: Mapping[str, Mapping[str, Any]], seeds: int,
+    room: int = ROOM,
+) -> list[tuple[str, Output, str]]:  # fmt: skip
+    """(name, output, text) of every case with every seed, run together."""
+    languages = Languages(tokenizer, engine.spec.end_ids)
+    streams = []
+    for name, language in cases.items():
+        for seed in range(seeds):
+            params = SamplingParams(seed=seed, max_steps=3, max_tokens=room, **language)
+            found = languages.of(params)
+            assert found is not None
+            request = Request(token_ids=(2, 5 + seed, 6), params=params)
+            streams.append((name, engine.submit(request, keeper=Keeper(*found))))
+    out = []
+    for name, stream in streams:
+        output = [event.output for event in stream][-1]
+        assert output is not None and output.error is None, (name, output)
+        out.append((name, output, tokenizer.decode(output.token_ids)))
+    return out
+
+
+def some(names: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Every n-th of them, `count` in all."""
+    keys = list(names)
+    chosen = keys[:: max(1, len(keys) // count)][:count] if count < len(keys) else keys
+    return {key: names[key] for key in chosen}
+
+
+def check_ends(found: list[tuple[str, Output, str]]) -> float:
+    """Every output says of itself whether it is whole; the share of those that are."""
+    for name, output, _ in found:
+        assert output.constraint is not None, name
+        assert output.finish_reason in ("stop", "length"), (name, output.error)
+        assert output.constraint.complete == (output.finish_reason == "stop"), (name, output)
+    return sum(output.finish_reason == "stop" for _, output, _ in found) / len(found)
+
+
+def assert_valid_json(found: list[tuple[str, Output, str]]) -> None:
+    """All that are finished parse and validate."""
+    for name, output, text in found:
+        if output.finish_reason == "stop":
+            validator = jsonschema.Draft202012Validator(SCHEMAS[name])
+            errors = list(validator.iter_errors(json.loads(text)))
+            assert not errors, (name, text, errors[:1])
+
+
+def test_schemas(count: Callable[[int, int], int], record: Callable[..., None]) -> None:
+    """An object that stays open, a number out of bounds, a key that is missing, a string cut."""
+    tokenizer = nano().tokenizer
+    assert tokenizer is not None
+    chosen = some(SCHEMAS, count(24, len(SCHEMAS)))
+    cases = {name: {"json_schema": schema} for name, schema in chosen.items()}
+    found = answers(random_engine(1024, (1, 106, 50)), tokenizer, cases, count(1, 3))
+    assert_valid_json(found)
+    share = check_ends(found)
+    record("random weights: JSON schemas", len(cases))
+    record("random weights: of their answers finished in 1,024 tokens", share, limit=">= 0.9")
+    assert share >= 0.9
+
+
+def test_little_room(count: Callable[[int, int], int]) -> None:
+    """A text that is cut where the room ends and still called whole; an answer over its room."""
+    tokenizer = nano().tokenizer
+    assert tokenizer is not None
+    cases = {n: {"json_schema": s} for n, s in some(SCHEMAS, count(8, len(SCHEMAS))).items()}
+    for room in (1, 7, 33):
+        found = answers(random_engine(1024, (1,), 16), tokenizer, cases, 1, room)
+        check_ends(found)
+        assert_valid_json(found)
+        assert all(len(output.token_ids) <= room for _, output, _ in found)
+
+
+def test_regexes(count: Callable[[int, int], int], record: Callable[..., None]) -> None:
+    """A text that the expression does not match as a whole."""
+    tokenizer = nano().tokenizer
+    assert tokenizer is not None
+    chosen = some(REGEXES, count(12, len(REGEXES)))
+    cases = {name: {"regex": regex} for name, regex in chosen.items()}
+    found = answers(random_engine(1024, (1, 106, 50)), tokenizer, cases, count(1, 3))
+    for name, output, text in found:
+        if output.finish_reason == "stop":
+            assert re.fullmatch(REGEXES[name], text, re.DOTALL), (name, text)
+    share = check_ends(found)
+    record("random weights: regular expressions", len(cases))
+    record("random weights: of their answers finished in 1,024 tokens", share, limit=">= 0.9")
+    assert share >= 0.9
+
+
+def test_grammars(count: Callable[[int, int], int], record: Callable[..., None]) -> None:
+    """A text outside its grammar, judged by a fresh walk over the text as it would be encoded."""
+    tokenizer = nano().tokenizer
+    assert tokenizer is not None
+    ready = {name: name for name in READY_MADE}
+    cases = {name: {"grammar": text} for name, text in {**GRAMMARS, **ready}.items()}
+    found = answers(random_engine(1024, (1, 106, 50)), tokenizer, cases, count(1, 3))
+    for name, output, text in found:
+        if output.finish_reason == "stop":
+            judge = Grammar.from_lark(cases[name]["grammar"], tokenizer, (1,)).matcher()
+            ids = tokenizer.encode(text)
+            assert judge.accept(ids) == len(ids) and judge.accepting, (name, text)
+    share = check_ends(found)
+    record("random weights: grammars", len(cases))
+    record("random weights: of their answers finished in 1,024 tokens", share, limit=">= 0.9")
+    assert share >= 0.9
+
+
+@cache
+def gemma() -> Tokenizer:
+    """The real vocabulary."""
+    files = sorted(FIXTURES.rglob("*.gguf"))
+    if not files:
+        pytest.skip("the vocabulary of Gemma 4 is not here (../shared/fixtures)")
+    return Tokenizer.from_gguf(files[0])
+
+
+def test_real_vocabulary(count: Callable[[int, int], int], record: Callable[..., None]) -> None:
+    """Tokens that hold several letters of the grammar at once, in 262,144 ids."""
+    tokenizer = gemma()
+    chosen = some(SCHEMAS, count(4, 30))
+    cases = {name: {"json_schema": schema} for name, schema in chosen.items()}
+    found = answers(random_engine(tokenizer.vocab_size, (1, 106, 50)), tokenizer, cases, 1)
+    assert_valid_json(found)
+    share = check_ends(found)
+    record("262,144 ids, random weights: of answers to schemas finished", share, limit=">= 0.9")
+    assert share >= 0.9
+
+
+def test_engine_and_reference_agree(count: Callable[[int, int], int]) -> None:
+    """A repaired canvas, or one that goes on, is not the one of the reference loop."""
+    llm = nano()
+    assert llm.tokenizer is not None
+    languages: list[dict[str, Any]] = [{"json_schema": s} for s in list(SCHEMAS.values())[::7]]
+    languages += [{"regex": r} for r in list(REGEXES.values())[::9]]
+    languages += [{"choices": ["left", "right", "straight on"]}, {"bad_words": ["e", "i"]}]
+    engine = nano_engine()
+    known = Languages(llm.tokenizer, engine.spec.end_ids)
+    for number, language in enumerate(languages[:: count(4, 1)]):
+        params = SamplingParams(seed=number, max_steps=6, max_tokens=150, **language)
+        ids = tuple(llm.chat_ids([{"role": "user", "content": "Hello!"}], None, False))
+        request = Request(token_ids=ids, params=params)
+
+        def keeper(params: SamplingParams = params) -> Keeper:
+            found = known.of(params)
+            assert found is not None
+            return Keeper(*found)
+
+        neighbours = [engine.submit(Request(token_ids=ids)) for _ in range(3)]
+        output = [e.output for e in engine.submit(request, keeper=keeper())][-1]
+        for stream in neighbours:
+            stream.close()
+        made = by_reference(engine, request, keeper())
+        assert output is not None and output.token_ids == made.token_ids, language
+        assert output.finish_reason == made.finish_reason
+        assert output.usage.steps == len(made.trace)
+
+
+def test_pinned_beginning() -> None:
+    """A beginning that the caller pins is not part of what the language is walked with."""
+    llm = nano()
+    assert llm.tokenizer is not None
+    params = SamplingParams(seed=1, max_tokens=90, regex="(yes|no), [a-z]{3}")
+    prompt = tuple(llm.chat_ids([{"role": "user", "content": "Hello!"}], None, False))
+
+    def ask(text: str) -> str:
+        ids = tuple(llm.tokenizer.encode(text)) if llm.tokenizer else ()
+        control = CanvasControl(ids=ids, pinned=tuple(range(len(ids))))
+        return llm.submit(Request(token_ids=prompt, params=params, canvas=control)).result().text
+
+    assert re.fullmatch("no, [a-z]{3}", ask("no"))
+    with pytest.raises(InvalidRequest, match="regex"):
+        ask("maybe")
+
+
+@pytest.mark.full
+def test_time(record: Callable[..., None]) -> None:
+    """Measured, not asserted: what a constraint costs where the model keeps to it anyway."""
+    llm = nano()
+    schema = {
+        "type": "object",
+        "properties": {"buyer": {"type": "string"}, "item": {"type": "string"},
+                       "count": {"type": "integer"}},
+        "required": ["buyer", "item", "count"], "additionalProperties": False,
+    }  # fmt: skip
+    question = [{"role": "user", "content": "JSON: An order of 75 robots came from Mafit Gupir."}]
+    ratios = []
+    for seed in range(20):
+        took = []
+        for params in (SamplingParams(seed=seed), SamplingParams(seed=seed, json_schema=schema)):
+            began = time.perf_counter()
+            output = llm.chat(question, params)
+            took.append(time.perf_counter() - began)
+            assert output.finish_reason == "stop"
+        ratios.append(took[1] / took[0])
+    record("nano: seconds under a schema / without, median of 20", median(ratios), limit="<= 1.3")
