@@ -160,6 +160,10 @@ class SamplingParams:
             raise InvalidRequest(
                 f"stop and {given[0]} cannot be combined: the text would be cut; drop one of them"
             )
+        if given and self.allowed_token_ids:
+            raise InvalidRequest(
+                f"allowed_token_ids and {given[0]} cannot be combined; say it in {given[0]}"
+            )
         if given and self.min_tokens:
             raise InvalidRequest(
                 f"min_tokens and {given[0]} cannot be combined; ask for the length in {given[0]}"

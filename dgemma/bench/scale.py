@@ -21,7 +21,9 @@ from dgemma.bench.stats import Fit, fit, median
 from dgemma.errors import InvalidRequest
 from dgemma.llm import LLM
 from dgemma.model.config import LayerType
-from dgemma.model.size import measure
+from dgemma.model.size import peak
+from dgemma.params import SamplingParams
+from dgemma.types import Request
 
 KINDS: dict[LayerType, str] = {
     "sliding_attention": "sliding layer",
@@ -128,11 +130,27 @@ def by_prompt(
                 ms = median([row[name + part] for row in rows]) / counts[kind]
                 beyond = float(window) if kind == "sliding_attention" else 0.0
                 add(name + part, prompt, ms, beyond)
-        predicted = measure(config).cache_bytes(prompt, model.dtype.itemsize, window)
-        allocated = sum(row.nbytes() for row in cache.rows)
-        caches.append(CacheSize(prompt, predicted, allocated))
+        caches.append(_pages(llm, prompt))
         say(f"prompt {prompt}: network step {median(totals):.1f} ms, prefill {prefill:.0f} ms")
     return list(found.values()), caches
+
+
+def _pages(llm: LLM, prompt: int) -> CacheSize:
+    """What `dgemma info` says a request of that length takes, and the pages it has at its end."""
+    engine, config = llm.engine, llm.config
+    ids = prompt_ids(config, prompt, seed=prompt)  # unlike any other: nothing is shared
+    engine.forget()
+    params = SamplingParams(seed=0, max_steps=4, max_tokens=config.canvas_length)
+    held = None
+    for event in llm.submit(Request(token_ids=ids, params=params, frames=True)):
+        if event.type == "frame" and held is None:  # three steps are still to come
+            held = llm.counters()
+    assert held is not None
+    one = engine.page_bytes
+    full = held.pages_full_used + held.pages_full_cached
+    sliding = held.pages_sliding - held.pages_sliding_free
+    used = full * one["full_attention"] + sliding * one["sliding_attention"]
+    return CacheSize(prompt, peak(config, llm.model.dtype, prompt).cache, used)
 
 
 def _network(
@@ -263,6 +281,6 @@ def tables(
             [f"{c.prompt}", c.predicted / 1e6, c.allocated / 1e6, c.allocated / c.predicted]
             for c in caches
         ]
-        columns = ("prompt", "predicted, MB", "allocated, MB", "ratio")
-        out.append(Table("Cached keys and values", columns, cells))
+        columns = ("prompt", "predicted, MB", "in its pages, MB", "ratio")
+        out.append(Table("Keys and values of one request", columns, cells))
     return out, charts

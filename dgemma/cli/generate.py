@@ -32,7 +32,8 @@ def as_json(output: Output) -> str:
     """An output for programs."""
     values = asdict(output)
     values["usage"]["tokens_per_step"] = output.usage.tokens_per_step
-    values.pop("trace")
+    for name in ("trace", "prompt_ids"):
+        values.pop(name)
     return json.dumps(values, ensure_ascii=False)
 
 

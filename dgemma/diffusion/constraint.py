@@ -121,8 +121,13 @@ class Keeper:
         """Refuse pinned ids that the language does not begin with.
 
         Raises:
-            InvalidRequest: they are not the first positions, or no beginning of the language.
+            InvalidRequest: they are not the first positions, or no beginning of the language; or
+                there are masks, which would contradict it.
         """
+        if control.masks and self._whole:
+            raise InvalidRequest(
+                f"{self._mode} and masks of allowed ids cannot be combined; drop one of the two"
+            )
         count = len(control.pinned)
         if sorted(control.pinned) != list(range(count)):
             raise InvalidRequest(
@@ -165,7 +170,7 @@ class Keeper:
             room: tokens that the answer may still have.
         """
         assert canvas.argmax is not None
-        logits = _logits_of(canvas, hidden, vocabulary, spec)
+        logits = _logits_of(canvas, hidden, vocabulary, spec, masked=not self._whole)
         walk = self._project(canvas.argmax.tolist(), logits, spec)
         rounds = self._round
         if walk.changed and walk.changed[0] < walk.length and rounds < ROUNDS and not walk.stuck:
@@ -284,10 +289,16 @@ def _pad(walk: Walk, spec: CanvasSpec) -> None:
     walk.ids[walk.length + 1 :] = [spec.pad_id] * rest
 
 
-def _logits_of(canvas: Canvas, hidden: Tensor, vocabulary: Vocabulary, spec: CanvasSpec) -> Logits:
-    """The logits of any position, with bias and without masks: the language says more than they."""
+def _logits_of(
+    canvas: Canvas, hidden: Tensor, vocabulary: Vocabulary, spec: CanvasSpec, *, masked: bool
+) -> Logits:
+    """The logits of any position, with bias; masks made from a language say less than itself."""
     controls = replace(
-        canvas.controls, masks=None, pinned=None, score_ids=None, suppress_ids=spec.suppress_ids
+        canvas.controls,
+        masks=canvas.controls.masks if masked else None,
+        pinned=None,
+        score_ids=None,
+        suppress_ids=spec.suppress_ids,
     )
     made: dict[int, Tensor] = {}
 

@@ -85,6 +85,12 @@ def controls_for(
     pins[: len(scaffold.pins)] = scaffold.pins[: spec.length]
     for position in control.pinned if control else ():
         pins[position] = control.ids[position] if control else -1
+    if params.allowed_token_ids is not None:
+        known = {*params.allowed_token_ids, *spec.end_ids, spec.pad_id, -1}
+        if wrong := [i for i in pins if i not in known]:
+            raise InvalidRequest(
+                f"id {wrong[0]} is pinned but not among allowed_token_ids; drop one of the two"
+            )
     device = spec.device
     asked = params.logprob_token_ids
     if asked is not None:

@@ -29,3 +29,20 @@ def as_text(example: Example) -> Example:
     else:
         raise InvalidRequest(f"{example.task} is no text to be written; those are {WRITTEN}")
     return replace(example, messages=asked(WRITE), answer=text)
+
+
+def holes(example: Example) -> list[tuple[int, int]]:
+    """Where the text of `as_text` had its gap or its blanks: (start, end) in characters.
+
+    A blank in front of a gap belongs to it, since tokens begin with their blank.
+
+    Raises:
+        InvalidRequest: the task has no such text.
+    """
+    if example.task == "gaps":
+        prefix, gap = str(example.meta["prefix"]), str(example.meta["gap"])
+        return [(len(prefix.rstrip(" ")), len(prefix) + len(gap))]
+    if example.task == "sudoku":
+        grid = example.question.partition("\n")[2]
+        return [(at, at + 1) for at, cell in enumerate(grid) if cell == "."]
+    raise InvalidRequest(f"{example.task} has no holes; those are {WRITTEN}")

@@ -89,6 +89,7 @@ class Stream:
         return replace(
             output,
             token_ids=ids,
+            scores=output.scores[: len(ids)] if reader.stopped else output.scores,
             usage=replace(output.usage, completion_tokens=len(ids)),
             finish_reason="stop" if reader.stopped else output.finish_reason,
             text=reader.text,

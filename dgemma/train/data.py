@@ -27,10 +27,15 @@ PAD_TO = 128
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One example as ids: the prompt, and the response up to and including its end id."""
+    """One example as ids: the prompt, and the response up to and including its end id.
+
+    Attributes:
+        open: positions of the response that noise may hit; None: all of the canvas.
+    """
 
     prompt: list[int]
     response: list[int]
+    open: tuple[int, ...] | None = None
 
 
 def to_sample(example: Example, tokenizer: Tokenizer, template: ChatTemplate) -> Sample:
@@ -69,6 +74,7 @@ class Batch:
         blocks: [B] how many canvases each response has.
         score_encoder: whether the response is encoded too, for the next-token loss.
         noise_power: see `noise.corrupt`; None: the plan's.
+        open: bool [B, blocks, C], where noise may hit; None: everywhere.
     """
 
     ids: Ids
@@ -78,6 +84,7 @@ class Batch:
     blocks: Ids
     score_encoder: bool
     noise_power: float | None = None
+    open: NDArray[np.bool_] | None = None
 
 
 def make_batch(
@@ -96,7 +103,15 @@ def make_batch(
     for i, (row, sample) in enumerate(zip(rows, samples, strict=True)):
         ids[i, : len(row)] = row
         targets[i, : len(sample.response)] = sample.response
+    opened = None
+    if any(sample.open is not None for sample in samples):
+        opened = np.ones(targets.shape, dtype=np.bool_)
+        for i, sample in enumerate(samples):
+            if sample.open is not None:
+                opened[i] = False
+                opened[i, list(sample.open)] = True
     return Batch(
+        open=None if opened is None else opened.reshape(len(rows), -1, canvas),
         ids=ids,
         prompt_lengths=np.array([len(s.prompt) for s in samples]),
         lengths=np.array([len(r) for r in rows]),

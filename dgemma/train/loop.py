@@ -107,7 +107,7 @@ def _losses(
     with torch.autocast("cpu", torch.bfloat16, enabled=plan.bf16):
         return run(
             model, ids, scored, noised.noisy, noised.clean, noised.starts,
-            bool((batch.lengths == batch.ids.shape[1]).all()) and scored is None,
+            bool((batch.lengths == batch.ids.shape[1]).all()) and scored is None, noised.open,
         )  # fmt: skip
 
 

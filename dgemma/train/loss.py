@@ -16,6 +16,9 @@ from torch import Tensor
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.train.forward import Encoded, denoise, encode
 
+HOLE_WEIGHT = 0.5
+"""Of what is open on a canvas that is mostly clean, beside a whole canvas."""
+
 
 def canvas_loss(
     model: DiffusionGemma,
@@ -24,8 +27,13 @@ def canvas_loss(
     clean: Tensor,  # [M, C]
     starts: Tensor,  # [M]
     whole: bool,
+    opened: Tensor | None = None,  # bool [M, C]
 ) -> Tensor:
-    """Mean cross-entropy of M canvases; the first half of them is self-conditioned."""
+    """Mean cross-entropy of M canvases; the first half of them is self-conditioned.
+
+    Where a canvas is open in parts, those parts alone count, with the weight of half a canvas
+    however small they are.
+    """
     batch = encoded.hidden.shape[0]
     half = noisy.shape[0] // batch // 2 * batch
     soft = None
@@ -36,7 +44,12 @@ def canvas_loss(
             soft = model.soft_embedding(model.logits(first))
             soft = torch.cat((soft, soft.new_zeros(noisy.shape[0] - half, *soft.shape[1:])))
     hidden = denoise(model, noisy, encoded.stored, starts, whole, soft)
-    return F.cross_entropy(model.logits(hidden).flatten(0, 1), clean.flatten())
+    if opened is None:
+        return F.cross_entropy(model.logits(hidden).flatten(0, 1), clean.flatten())
+    losses = F.cross_entropy(model.logits(hidden).transpose(1, 2), clean, reduction="none")
+    share = opened.float().mean(-1)
+    weight = torch.where(share < 1, HOLE_WEIGHT / share.clamp(min=1e-6), share)
+    return (losses * opened * weight[:, None]).mean()
 
 
 def next_token_loss(model: DiffusionGemma, hidden: Tensor, ids: Tensor, scored: Tensor) -> Tensor:
@@ -55,10 +68,11 @@ def objective(
     clean: Tensor,
     starts: Tensor,
     whole: bool,
+    opened: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(canvas loss, encoder loss) of one batch; the latter is zero where nothing is scored."""
     encoded = encode(model, ids)
-    canvas = canvas_loss(model, encoded, noisy, clean, starts, whole)
+    canvas = canvas_loss(model, encoded, noisy, clean, starts, whole, opened)
     if scored is None:
         return canvas, canvas.new_zeros(())
     return canvas, next_token_loss(model, encoded.hidden, ids, scored)

@@ -24,6 +24,7 @@ class Noised:
         starts: [M] position of its first token, and how many encoded tokens it may see.
         clean, noisy: [M, C].
         t: [M] noise levels.
+        open: bool [M, C], where noise might have hit; None: everywhere.
     """
 
     rows: Tensor
@@ -31,6 +32,7 @@ class Noised:
     clean: Tensor
     noisy: Tensor
     t: Tensor
+    open: Tensor | None = None
 
 
 def generator_for(seed: int, step: int, part: int) -> torch.Generator:
@@ -56,4 +58,8 @@ def corrupt(
     noise = torch.randint(vocab_size, clean.shape, generator=generator)
     hit = torch.rand(clean.shape, generator=generator) < t[:, None]
     starts = torch.from_numpy(batch.prompt_lengths)[rows] + block * width
-    return Noised(rows, starts, clean, torch.where(hit, noise, clean), t)
+    opened = None
+    if batch.open is not None:
+        opened = torch.from_numpy(batch.open)[rows, block]
+        hit = hit & opened
+    return Noised(rows, starts, clean, torch.where(hit, noise, clean), t, opened)

@@ -174,6 +174,8 @@ def test_pins_outside_the_language_are_refused(
     with pytest.raises(InvalidRequest, match=message):
         Keeper(Brackets(), "toy").check(CanvasControl(ids=ids, pinned=pinned))
     Keeper(Brackets(), "toy").check(CanvasControl(ids=(OPEN, X, 5), pinned=(0, 1)))
+    with pytest.raises(InvalidRequest, match="masks"):
+        Keeper(Brackets(), "toy").check(CanvasControl(allowed=((X,),), masks=(0,)))
 
 
 @settings(max_examples=300, deadline=None)

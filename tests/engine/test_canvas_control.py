@@ -206,6 +206,7 @@ WRONG: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("is empty", {"allowed": ((),), "masks": (0,)}, {}),
     ("not there", {"allowed": ((3,),), "masks": (1,)}, {}),
     ("drop one", {"ids": (4,), "pinned": (0,), "allowed": ((3,),), "masks": (0,)}, {}),
+    ("allowed_token_ids", {"ids": (4,), "pinned": (0,)}, {"allowed_token_ids": (3,)}),
     ("leave no token", {"allowed": ((3,),), "masks": (0,)}, {"allowed_token_ids": (4,)}),
     ("logit_bias", {}, {"logit_bias": {10**6: 1.0}}),
     ("allowed_token_ids", {}, {"allowed_token_ids": (10**6,)}),

@@ -8,6 +8,7 @@ chat tokens. Knows the sizes, the mix of tasks and the numbers of the run; the l
 from __future__ import annotations
 
 import argparse
+import random
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import RELEASED
 from dgemma.tasks import make_example
 from dgemma.tasks.sudoku import make_sudoku
-from dgemma.tasks.written import as_text
+from dgemma.tasks.written import as_text, holes
 from dgemma.text.chat import ChatTemplate
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.train.checkpoint import load_average
@@ -63,9 +64,16 @@ _SECOND = Mix(
 _THIRD = Mix(
     8, 1, ("tools",), ("json",) * 6 + ("thought", "gaps", "labels", "chat"), 8, ("gaps",) * 6
 )
-MIXES = ((0, _FIRST), (1750, _SECOND), (5050, _THIRD))
+_FOURTH = Mix(
+    6, 1, ("tools",), ("json",) * 4 + ("thought", "gaps", "labels", "chat"), 8, ("gaps",) * 16
+)
+MIXES = ((0, _FIRST), (1750, _SECOND), (5050, _THIRD), (6050, _FOURTH))
 """(first step, mix): Sudoku comes first, copying names into JSON takes longer and comes later,
 writing without a question (for what is pinned on the canvas) comes last."""
+WHOLE, RANDOM = 0.2, 0.3
+"""Of the texts to be written, from step 6,050 on: the share whose whole canvas is noised, and the
+share with a hole at a random place; the others have the hole of their task."""
+HOLE_TOKENS = 8
 PLAN = Plan(steps=4000, decay=0.175)
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 CARD = """---
@@ -168,14 +176,33 @@ class NanoBatches:
             rows = [text("sudoku", len(grids) + i) for i in range(mix.written_grids)]
             rows += [text(task, first + i) for i, task in enumerate(mix.written)]
             batch = make_batch(rows, self.canvas, eos=1, pad=0, score_encoder=False)
-            out.append(replace(batch, noise_power=1.0))
+            out.append(replace(batch, noise_power=1.0 if batch.open is None else None))
         return out
 
 
 def written(directory: str, seed: int, first: int, task: str, index: int) -> Sample:
-    """A text that is asked for by no more than `WRITE`."""
-    example = as_text(make_example(task, "train", seed, first + index))
-    return to_sample(example, *_text(directory))
+    """A text that is asked for by no more than `WRITE`, and where its canvas has holes."""
+    example = make_example(task, "train", seed, first + index)
+    tokenizer, template = _text(directory)
+    sample = to_sample(as_text(example), tokenizer, template)
+    if first < MIXES[-1][0] * STRIDE:
+        return sample
+    draw = random.Random(f"{seed} {task} {first + index}")
+    kind, size = draw.random(), len(sample.response) - 1
+    if kind < WHOLE:
+        return sample
+    if kind < WHOLE + RANDOM:
+        start = draw.randrange(size)
+        return replace(sample, open=tuple(range(start, min(size, start + HOLE_TOKENS))))
+    text = as_text(example).answer
+    spans = [(len(text[:a].encode()), len(text[:b].encode())) for a, b in holes(example)]
+    found, at = list[int](), 0
+    for position, token in enumerate(sample.response[:-1]):
+        end = at + len(tokenizer.token_bytes(token))
+        if any(a < end and at < b for a, b in spans):
+            found.append(position)
+        at = end
+    return replace(sample, open=tuple(found))
 
 
 def tokenizer_directory() -> Path:

@@ -1,0 +1,209 @@
+"""`dgemma infill`, `edit` and `decide`, and the files that they read and write."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dgemma.cli import main as cli
+from dgemma.cli.edit import lines_to_span
+from dgemma.cli.files import diff, read_text, write_text
+from dgemma.errors import InvalidRequest
+
+Ran = tuple[int, str, str]
+TEXT = "Dear Mira,\nthe ___ is here.\r\nčau \U0001f600\n"
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Runs a command line in this process: exit code, standard output, standard error."""
+
+    def go(*words: str) -> Ran:
+        capsys.readouterr()
+        try:
+            code = cli.main(list(words))
+        except SystemExit as end:
+            assert isinstance(end.code, int)
+            code = end.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return go
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "letter.txt"
+    path.write_bytes(TEXT.encode())
+    return path
+
+
+FAST = ("--seed", "1", "--max-steps", "4")
+
+
+def test_infill_prints(run: Callable[..., Ran]) -> None:
+    """The text around a hole, as it was given, and nothing else."""
+    code, out, err = run("infill", "Dear ___, hello.", "--max-hole", "3", *FAST)
+    assert (code, err) == (0, "")
+    assert out.startswith("Dear ") and out.endswith(", hello.\n") and "___" not in out
+
+
+def test_infill_json(run: Callable[..., Ran]) -> None:
+    """Every hole with its text, for programs; a mark of one's own."""
+    code, out, _ = run("infill", "a ? b ?.", "--mark", "?", "--max-hole", "2", "--json", *FAST)
+    made = json.loads(out)
+    first, second = (hole["text"] for hole in made["holes"])
+    assert code == 0 and made["text"] == f"a {first} b {second}." and made["seed"] == 1
+
+
+def test_infill_in_place(run: Callable[..., Ran], file: Path) -> None:
+    """Line ends, characters outside the vocabulary and the file's mode survive."""
+    file.chmod(0o640)
+    code, out, _ = run("infill", f"@{file}", "--in-place", "--max-hole", "2", *FAST)
+    written = file.read_bytes().decode()
+    assert code == 0 and out == ""
+    before, after = TEXT.split("___")
+    assert written.startswith(before) and written.endswith(after) and "___" not in written
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_diff_writes_nothing(run: Callable[..., Ran], file: Path) -> None:
+    """A preview that changes the file."""
+    for words in (("infill", f"@{file}", "--max-hole", "2"), ("edit", str(file), "--span", "2:2")):
+        code, out, _ = run(*words, "--diff", *FAST)
+        assert code == 0 and file.read_bytes().decode() == TEXT
+        assert "-the ___ is here." in out and out.startswith("--- a/letter.txt\n+++ b/letter.txt\n")
+
+
+def test_edit_changes_its_lines_alone(run: Callable[..., Ran], file: Path) -> None:
+    """An edit that touches the lines around its span, or its line end."""
+    code, _, err = run("edit", str(file), "--span", "2:2", "--strength", "1.0", *FAST)
+    lines = file.read_bytes().decode().split("\n")
+    assert code == 0 and "1 of 1 spans changed" in err
+    assert lines[0] == "Dear Mira," and lines[-2:] == ["čau \U0001f600", ""]
+    assert lines[-3].endswith("\r")
+
+
+def test_edit_into_another_file(run: Callable[..., Ran], file: Path) -> None:
+    """`--output` changes the file that was read as well."""
+    other = file.with_name("other.txt")
+    code, _, _ = run("edit", str(file), "--span", "1:1", "--output", str(other), *FAST)
+    assert code == 0 and file.read_bytes().decode() == TEXT
+    assert other.read_bytes().decode().endswith("\nthe ___ is here.\r\nčau \U0001f600\n")
+
+
+@pytest.mark.parametrize(
+    ("span", "found"),
+    [("1:1", "ab"), ("2", "c"), ("2:3", "c\r\n"), ("1:4", "ab\nc\r\n\nlast"), ("4:4", "last")],
+)
+def test_lines(span: str, found: str) -> None:
+    """A span that takes the line end with it, or begins a character late."""
+    text = "ab\nc\r\n\nlast"
+    start, end = lines_to_span(text, span)
+    assert text[start:end] == found
+
+
+@pytest.mark.parametrize("span", ["0:1", "2:1", "1:5", "x", "1:y", ":", ""])
+def test_wrong_lines(span: str) -> None:
+    """Lines that are not there."""
+    with pytest.raises(InvalidRequest, match="--span"):
+        lines_to_span("ab\nc\n\nlast\n", span)
+
+
+def test_decide(run: Callable[..., Ran], tmp_path: Path) -> None:
+    """Probabilities that are not, questions out of order, a file that is not read."""
+    questions = tmp_path / "questions.json"
+    levels = [{"label": "bad"}, {"label": "good", "description": "all is well"}]
+    questions.write_text(
+        json.dumps(
+            [
+                {"type": "score", "name": "taste", "instructions": "How good?", "levels": levels},
+                {"type": "choice", "instructions": "What?", "choices": ["soup", "lamp"]},
+            ]
+        )
+    )
+    code, out, err = run("decide", "The soup was good.", "--questions", str(questions),
+                         "--predicate", "Is it food?", "--samples", "2", "--json")  # fmt: skip
+    answers = json.loads(out)["answers"]
+    assert (code, err) == (0, "")
+    assert [answer["name"] for answer in answers] == ["taste", "q2", "q3"]
+    for answer in answers:
+        assert sum(p for _, p in answer["probabilities"]) == pytest.approx(1)
+        assert answer["stderr"] is not None
+    code, out, _ = run("decide", "Parity: 3182", "--choice", "", "even", "odd")
+    assert code == 0 and out.startswith("q1: ")
+
+
+WRONG = [
+    (("infill", "no hole here"), "no hole"),
+    (("infill", "a ___ b", "--in-place"), "@FILE"),
+    (("infill", "a ___ b", "--mark", ""), "--mark"),
+    (("infill", "a ___ b", "--max-hole", "-1"), "max_tokens"),
+    (("infill", "a ___ b", "--no-search"), "max_tokens"),
+    (("infill", "@/no/such/file"), "cannot be read"),
+    (("edit", "/no/such/file"), "cannot be read"),
+    (("decide", "x"), "no question"),
+    (("decide", "x", "--choice", "Which?"), "choices"),
+    (("decide", "x", "--questions", "/no/such/file"), "cannot be read"),
+    (("generate", "x", "--json-schema", "@/no/such/file"), "cannot read"),
+    (("generate", "x", "--json-schema", "{"), "json_schema"),
+    (("generate", "x", "--regex", "("), "regex"),
+    (("generate", "x", "--logit-bias", "3"), "ID=VALUE"),
+    (("generate", "x", "--choices", "a", "--regex", "a"), "cannot be combined"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), WRONG)
+def test_one_clear_line(run: Callable[..., Ran], words: tuple[str, ...], message: str) -> None:
+    """A traceback, or a message that names no remedy."""
+    code, out, err = run(*words)
+    assert (code, out) == (2, "") and len(err.strip().splitlines()) == 1
+    assert message in err
+
+
+def test_generate_under_a_language(run: Callable[..., Ran], tmp_path: Path) -> None:
+    """An option of the command line that does not reach the answer."""
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"a": {"type": "boolean"}},'
+                      '"required": ["a"], "additionalProperties": false}')  # fmt: skip
+    code, out, _ = run("generate", "Hello!", "--json-schema", f"@{schema}", *FAST)
+    assert code == 0 and isinstance(json.loads(out)["a"], bool)
+    code, out, _ = run("generate", "Hello!", "--choices", "left", "right", *FAST)
+    assert code == 0 and out in ("left\n", "right\n")
+    code, out, _ = run("generate", "Hello!", "--regex", "[0-9]{4}", *FAST)
+    assert code == 0 and out.strip().isdigit() and len(out) == 5
+
+
+def test_a_write_that_fails_loses_nothing(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk leaves half a file, or a temporary one."""
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(InvalidRequest, match="no space left"):
+        write_text(file, "new")
+    assert file.read_bytes().decode() == TEXT
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_a_link_stays_a_link(file: Path) -> None:
+    """Replacing the link instead of what it points to."""
+    link = file.with_name("link.txt")
+    link.symlink_to(file)
+    write_text(link, "new")
+    assert link.is_symlink() and read_text(file) == "new"
+
+
+def test_diff_says_where_a_line_end_is_missing() -> None:
+    """Two lines of a diff run together."""
+    assert diff("a\nb", "a\nc", "x").endswith(
+        "-b\n\\ No newline at end of file\n+c\n\\ No newline at end of file\n"
+    )
+    assert diff("a\n", "a\n", "x") == ""
