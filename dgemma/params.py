@@ -22,8 +22,11 @@ MOST_ALTERNATIVES = 64
 LANGUAGES = ("json_schema", "regex", "grammar", "choices")
 """Fields that say what an answer as a whole must be."""
 
+_NUMBERS = ("entropy_bound", "t_min", "t_max", "confidence_threshold", "temperature", "top_p",
+            "min_p")  # fmt: skip
 _LEAST = {"max_tokens": 1, "seed": 0, "max_steps": 1, "stability_threshold": 0,
-          "thinking_budget": 0, "canvas_length": 1, "min_tokens": 0, "logprobs": 0}  # fmt: skip
+          "thinking_budget": 0, "canvas_length": 1, "min_tokens": 0, "logprobs": 0,
+          "top_k": 0}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,11 @@ class SamplingParams:
         stop: strings that end the answer; the text is cut before the first of them.
         thinking_budget: most thought tokens; at the first canvas border past it the thought
             channel is closed and the answer begins.
+        temperature: factor of the schedule's temperatures (1); 0: the likeliest id is proposed
+            instead of a draw, all else at the schedule's temperature.
+        top_p: keep the likeliest ids until their mass reaches it (1: all), 0 < top_p <= 1.
+        top_k: keep so many of the likeliest ids (0: all).
+        min_p: keep ids at least that many times as likely as the likeliest (0: all).
         min_tokens: no end id before that many tokens of the answer.
         logit_bias: additions to the logits of ids, everywhere, before the temperature.
         allowed_token_ids: the only ids an answer may hold, beside the end ids.
@@ -76,6 +84,10 @@ class SamplingParams:
     canvas_length: int | Literal["auto"] | None = None
     stop: Sequence[str] | None = None
     thinking_budget: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
     min_tokens: int | None = None
     logit_bias: Mapping[int, float] | None = None
     allowed_token_ids: Sequence[int] | None = None
@@ -97,14 +109,17 @@ class SamplingParams:
                     raise InvalidRequest(f"{name} must be at least {least}, got {value}")
         if self.seed is not None and self.seed >= 2**64:
             raise InvalidRequest(f"seed must be below 2**64, got {self.seed}")
-        for name in ("entropy_bound", "t_min", "t_max", "confidence_threshold"):
+        for name in _NUMBERS:
             value = getattr(self, name)
             if value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise InvalidRequest(f"{name} must be a number, got {value!r}")
-            if not math.isfinite(value) or value < 0 or (value == 0 and name in ("t_min", "t_max")):
+            low = value == 0 and name in ("t_min", "t_max", "top_p")
+            if not math.isfinite(value) or value < 0 or low:
                 raise InvalidRequest(f"{name} must be positive and finite, got {value}")
+            if value > 1 and name in ("top_p", "min_p"):
+                raise InvalidRequest(f"{name} must be at most 1, got {value}")
         if self.ignore_tail not in (None, True, False):
             raise InvalidRequest(f"ignore_tail must be true or false, got {self.ignore_tail!r}")
         if self.t_min is not None and self.t_max is not None and self.t_min > self.t_max:
@@ -193,6 +208,7 @@ class SamplingParams:
 
 
 REFUSED_BY_TWIN = (
+    "temperature", "top_p", "top_k", "min_p",
     "min_tokens", "logit_bias", "allowed_token_ids", "bad_words", "logprobs", "logprob_token_ids",
     *LANGUAGES, "seed", "max_steps", "entropy_bound", "t_min", "t_max", "confidence_threshold",
     "stability_threshold", "ignore_tail", "canvas_length", "thinking_budget",

@@ -96,6 +96,10 @@ def random_control(
     )  # fmt: skip
     params = replace(
         params,
+        temperature=draw.choice((None, None, 0.0, 0.5, 2.0)),
+        top_p=draw.choice((None, None, 0.5)),
+        top_k=draw.choice((None, None, 1, 7)),
+        min_p=draw.choice((None, None, 0.2)),
         logit_bias=draw.choice((None, dict.fromkeys(some(2), 5.0))),
         min_tokens=draw.choice((None, 5, 120)),
         logprobs=draw.choice((None, 0, 3)),

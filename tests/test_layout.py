@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quant": {"model"} | BASE,
     "engine": {"model", "kernels", "diffusion"} | BASE,
     "compose": {"text", "params", "types", "errors"},
-    "server": {"text", "params", "types", "errors"},
+    "server": {"compose", "text", "params", "types", "errors"},
     "llm": JOINED | {"model.config", "model.transformer"} | BASE,
     "train": TRAINING,
     "evaluate": TRAINING | {"llm", "compose"},

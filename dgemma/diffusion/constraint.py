@@ -297,6 +297,7 @@ def _logits_of(
         canvas.controls,
         masks=canvas.controls.masks if masked else None,
         pinned=None,
+        filters=None,
         score_ids=None,
         suppress_ids=spec.suppress_ids,
     )

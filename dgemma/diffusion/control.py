@@ -20,7 +20,7 @@ from dgemma.diffusion.random import Purpose, stream_keys, uniforms
 from dgemma.diffusion.sampler import start
 from dgemma.diffusion.schedule import Schedule
 from dgemma.errors import InvalidRequest
-from dgemma.kernels.controls import WORD, Bias, Controls, Masks
+from dgemma.kernels.controls import WORD, Bias, Controls, Filters, Masks
 from dgemma.params import SamplingParams
 from dgemma.types import CanvasControl
 
@@ -105,6 +105,7 @@ def controls_for(
     return Controls(
         bias=_bias(params, spec, control),
         masks=_masks(params, spec, control, answered, scaffold, pins),
+        filters=_filters(params, spec),
         pinned=held,
         logprobs=wanted,
         alternatives=params.logprobs or 0,
@@ -155,6 +156,17 @@ def _bias(params: SamplingParams, spec: CanvasSpec, control: CanvasControl | Non
     return Bias(
         torch.tensor(rows, device=device), torch.tensor(ids, device=device),
         torch.tensor(values, dtype=torch.float32, device=device),
+    )  # fmt: skip
+
+
+def _filters(params: SamplingParams, spec: CanvasSpec) -> Filters | None:
+    top_k, top_p, min_p = params.top_k or 0, params.top_p or 1.0, params.min_p or 0.0
+    if not top_k and top_p == 1.0 and not min_p:
+        return None
+    size, device = (spec.length,), spec.device
+    return Filters(
+        torch.full(size, top_k, device=device), torch.full(size, top_p, device=device),
+        torch.full(size, min_p, device=device),
     )  # fmt: skip
 
 

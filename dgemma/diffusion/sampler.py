@@ -81,7 +81,11 @@ def step_all(
     noise = uniform_ids(
         _keys(canvases, Purpose.NOISE), shape[1], spec.vocab_size, spec.suppress_ids
     )
-    ids = torch.where(accepted, reading.sample.view(shape), noise)
+    proposed = reading.sample.view(shape)
+    if any(s.greedy for s in schedules):
+        greedy = torch.tensor([s.greedy for s in schedules]).to(device)
+        proposed = torch.where(greedy[:, None], argmax, proposed)
+    ids = torch.where(accepted, proposed, noise)
     if pins is not None:
         ids = torch.where(pins >= 0, pins, ids)
 

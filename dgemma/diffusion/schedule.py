@@ -17,7 +17,12 @@ from dgemma.params import RELEASED, SamplingParams
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """The sampler's numbers, none of them missing; see `SamplingParams` for their meaning."""
+    """The sampler's numbers, none of them missing; see `SamplingParams` for their meaning.
+
+    Attributes:
+        scale: factor of all temperatures.
+        greedy: whether a step proposes the likeliest ids instead of drawn ones.
+    """
 
     max_steps: int
     entropy_bound: float
@@ -26,6 +31,8 @@ class Schedule:
     confidence_threshold: float
     stability_threshold: int
     ignore_tail: bool = False
+    scale: float = 1.0
+    greedy: bool = False
 
     @classmethod
     def of(cls, params: SamplingParams) -> Schedule:
@@ -46,6 +53,8 @@ class Schedule:
             confidence_threshold=full.confidence_threshold,
             stability_threshold=full.stability_threshold,
             ignore_tail=bool(full.ignore_tail),
+            scale=full.temperature or 1.0,
+            greedy=full.temperature == 0,
         )
 
     def temperature(self, step: int) -> float:
@@ -56,7 +65,8 @@ class Schedule:
         oracle's.
         """
         left = torch.tensor(max(1, self.max_steps - step), dtype=torch.int32)
-        return float(self.t_min + (self.t_max - self.t_min) * (left / self.max_steps))
+        own = float(self.t_min + (self.t_max - self.t_min) * (left / self.max_steps))
+        return own if self.scale == 1.0 else own * self.scale
 
     def converged(self, repeats: int, mean_entropy: float) -> bool:
         """Whether a canvas is stable and confident.

@@ -104,3 +104,12 @@ def test_confidence_is_strictly_below() -> None:
         True, False, False, False,
     ]  # fmt: skip
     assert not Schedule.of(SamplingParams(confidence_threshold=0)).converged(9, 0.0)
+
+
+def test_temperature_scales_the_schedule() -> None:
+    """A factor that replaces the schedule, or a zero that divides the logits."""
+    plain, hot = Schedule.of(SamplingParams()), Schedule.of(SamplingParams(temperature=1.5))
+    for step in (0, 20, 47):
+        assert hot.temperature(step) == pytest.approx(1.5 * plain.temperature(step))
+    cold = Schedule.of(SamplingParams(temperature=0))
+    assert cold.greedy and not plain.greedy and cold.temperature(3) == plain.temperature(3)

@@ -126,6 +126,23 @@ def test_allowed_ids_leave_the_end_ids() -> None:
     assert not set(output.token_ids) & set(ends)
 
 
+def test_greedy_proposals(engine: Engine) -> None:
+    """Temperature 0 that draws, that is as certain as one-hot, or that changes when steps end."""
+    cold = made(engine, replace(PARAMS, temperature=0.0))
+    warm = made(engine, PARAMS)
+    for before, after in zip(cold.trace[:-1], cold.trace[1:], strict=True):
+        for position, state in enumerate(before.accepted):
+            assert not state or after.ids[position] == before.argmax[position]
+    assert cold.trace[0].entropy == warm.trace[0].entropy
+    assert cold.trace[0].temperature == warm.trace[0].temperature
+
+
+def test_top_k_of_one_is_certain(engine: Engine) -> None:
+    """A filter that acts on the draw alone: its entropy would still be the whole one's."""
+    output = made(engine, replace(PARAMS, top_k=1))
+    assert all(not any(step.entropy) for step in output.trace)
+
+
 def test_min_tokens() -> None:
     """An answer that ends before its least length, or an end that is barred for good."""
     engine = nano_engine()
