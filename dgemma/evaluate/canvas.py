@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from dgemma.compose.calibration import expected_calibration_error, fit_temperature, tempered
@@ -22,6 +23,7 @@ from dgemma.evaluate.run import HELD_OUT_SEED
 from dgemma.llm import LLM
 from dgemma.params import SamplingParams
 from dgemma.tasks import Example, grade, make_example
+from dgemma.tasks.example import asked
 from dgemma.text.prompts import WRITE
 from dgemma.types import CanvasControl, Request
 
@@ -31,6 +33,9 @@ TOGETHER = 32
 """Calls that run at a time; they share the model's passes."""
 
 NORMAL_95 = 1.96
+
+GARBLED = 0.15
+"""Share of letters that are replaced to make a text hard to read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,20 +191,46 @@ class Calibrated:
     temperature: float
 
 
-def decisions(llm: LLM, n: int) -> list[Calibrated]:
-    """Labels by one reading of a narrow canvas; half of the examples fit the temperature."""
-    found: dict[str, list[tuple[tuple[float, ...], int]]] = {}
-    examples = [make_example("labels", "heldout", HELD_OUT_SEED, i) for i in range(3 * n)]
+def _garbled(text: str, seed: int) -> str:
+    """A text with some of its letters replaced at random, behind the task's own word."""
+    draw, head = random.Random(seed), text.index(" ")
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    return text[:head] + "".join(
+        draw.choice(letters) if letter.isalpha() and draw.random() < GARBLED else letter
+        for letter in text[head:]
+    )
 
-    def read(i: int) -> tuple[str, tuple[float, ...], int]:
-        example = examples[i]
+
+def _questions(n: int) -> list[tuple[str, Example, list[str], str]]:
+    """(kind, example, choices, the right one): labels, plain and hard to read; a Sudoku's cell."""
+    out: list[tuple[str, Example, list[str], str]] = []
+    for index in range(3 * n):
+        example = make_example("labels", "heldout", HELD_OUT_SEED, index)
         choices = example.meta["choices"]
         assert isinstance(choices, list)
+        kind = str(example.meta["kind"])
+        out.append((kind, example, choices, example.answer))
+        hard = replace(example, messages=asked(_garbled(example.question, index)))
+        out.append((f"{kind}, garbled", hard, choices, example.answer))
+    for index in range(3 * n):
+        example = make_example("sudoku", "heldout", HELD_OUT_SEED, index)
+        if example.question.partition("\n")[2].startswith("."):
+            out.append(("first cell of a Sudoku", example, list("123456789"), example.answer[0]))
+    return out
+
+
+def decisions(llm: LLM, n: int) -> list[Calibrated]:
+    """About n decisions of each kind by one reading; half of the examples fit the temperature."""
+    found: dict[str, list[tuple[tuple[float, ...], int]]] = {}
+    questions = _questions(n)
+
+    def read(i: int) -> tuple[str, tuple[float, ...], int]:
+        kind, example, choices, answer = questions[i]
         decision = llm.decide(example.messages, [Choice("label", "", choices)], seed=i)
         shares = tuple(p for _, p in decision.answers[0].probabilities)
-        return str(example.meta["kind"]), shares, choices.index(example.answer)
+        return kind, shares, choices.index(answer)
 
-    for kind, shares, right in _together(read, len(examples)):
+    for kind, shares, right in _together(read, len(questions)):
         found.setdefault(kind, []).append((shares, right))
     out = []
     for kind, rows in sorted(found.items()):

@@ -58,8 +58,13 @@ def test_gaps_need_what_stands_behind(record: Callable[..., Any]) -> None:
 
 @pytest.mark.full
 def test_pinned_givens(record: Callable[..., Any]) -> None:
-    """Givens that are pinned are of less use than givens in the prompt."""
-    told(record, sudoku(nano(), HELD_OUT), ">= 0")
+    """Givens that are pinned, and not seen from the holes: a grid is then right by chance, never.
+
+    That they are of as much use as givens in the prompt is what training has not reached.
+    """
+    line = sudoku(nano(), HELD_OUT)
+    told(record, line, ">= 0, not asserted")
+    assert line.right[1] > 0.3
 
 
 @pytest.mark.full
@@ -73,8 +78,13 @@ def test_a_schema_costs_no_accuracy(record: Callable[..., Any]) -> None:
 @pytest.mark.full
 def test_calibration(record: Callable[..., Any]) -> None:
     """A fitted temperature that makes stated confidence worse."""
-    for made in decisions(nano(), 200):
+    hard = 0
+    for made in decisions(nano(), 400):
+        limit = "<= 0.05 or halved" if "garbled" in made.kind and 0.6 <= made.right <= 0.95 else ""
         record(f"nano: {made.kind}, decisions right", made.right)
         record(f"nano: {made.kind}, calibration error before the fit", made.before)
-        record(f"nano: {made.kind}, after it", made.after, "<= 0.05 or halved")
-        assert made.after <= max(0.05, made.before / 2)
+        record(f"nano: {made.kind}, after it", made.after, limit)
+        if limit:
+            hard += 1
+            assert made.after <= max(0.05, made.before / 2)
+    assert hard >= 2

@@ -67,13 +67,17 @@ _THIRD = Mix(
 _FOURTH = Mix(
     6, 1, ("tools",), ("json",) * 4 + ("thought", "gaps", "labels", "chat"), 8, ("gaps",) * 16
 )
-MIXES = ((0, _FIRST), (1750, _SECOND), (5050, _THIRD), (6050, _FOURTH))
+_FIFTH = Mix(
+    6, 1, ("tools",), ("json",) * 4 + ("thought", "gaps", "labels", "chat"), 16, ("gaps",) * 8
+)
+MIXES = ((0, _FIRST), (1750, _SECOND), (5050, _THIRD), (6050, _FOURTH), (6800, _FIFTH))
 """(first step, mix): Sudoku comes first, copying names into JSON takes longer and comes later,
 writing without a question (for what is pinned on the canvas) comes last."""
 WHOLE, RANDOM = 0.2, 0.3
 """Of the texts to be written, from step 6,050 on: the share whose whole canvas is noised, and the
 share with a hole at a random place; the others have the hole of their task."""
 HOLE_TOKENS = 8
+HOLES_FROM = 6050
 PLAN = Plan(steps=4000, decay=0.175)
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 CARD = """---
@@ -185,7 +189,7 @@ def written(directory: str, seed: int, first: int, task: str, index: int) -> Sam
     example = make_example(task, "train", seed, first + index)
     tokenizer, template = _text(directory)
     sample = to_sample(as_text(example), tokenizer, template)
-    if first < MIXES[-1][0] * STRIDE:
+    if first < HOLES_FROM * STRIDE:
         return sample
     draw = random.Random(f"{seed} {task} {first + index}")
     kind, size = draw.random(), len(sample.response) - 1
