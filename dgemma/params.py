@@ -28,6 +28,8 @@ _LEAST = {"max_tokens": 1, "seed": 0, "max_steps": 1, "stability_threshold": 0,
           "thinking_budget": 0, "canvas_length": 1, "min_tokens": 0, "logprobs": 0,
           "top_k": 0}  # fmt: skip
 
+_MOST = {"seed": 2**64 - 1, "max_steps": 10_000}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
@@ -107,8 +109,8 @@ class SamplingParams:
                     raise InvalidRequest(f"{name} must be an integer, got {value!r}")
                 if value < least:
                     raise InvalidRequest(f"{name} must be at least {least}, got {value}")
-        if self.seed is not None and self.seed >= 2**64:
-            raise InvalidRequest(f"seed must be below 2**64, got {self.seed}")
+                if value > _MOST.get(name, 2**31 - 1):
+                    raise InvalidRequest(f"{name} must be at most {_MOST.get(name, 2**31 - 1)}")
         for name in _NUMBERS:
             value = getattr(self, name)
             if value is None:

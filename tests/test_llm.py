@@ -164,7 +164,7 @@ def test_autoregress_refuses(llm: LLM) -> None:
 BAD: dict[str, list[Any]] = {
     "max_tokens": [0, -1, 1.5, True, "3"],
     "seed": [-1, 2**64, 0.5],
-    "max_steps": [0, -2, 2.0],
+    "max_steps": [0, -2, 2.0, 10_001, 10**30],
     "entropy_bound": [-0.1, float("nan"), float("inf"), "x"],
     "t_min": [0, -1.0, float("nan")],
     "t_max": [0.0, float("inf")],
@@ -176,7 +176,7 @@ BAD: dict[str, list[Any]] = {
     "thinking_budget": [-1, 1.5],
     "temperature": [-0.1, float("nan"), "x"],
     "top_p": [0, 1.1, -1, "x"],
-    "top_k": [-1, 1.5],
+    "top_k": [-1, 1.5, 10**30],
     "min_p": [-0.1, 1.5],
     "min_tokens": [-1, 1.5],
     "logit_bias": [{"x": 1.0}, {3: float("nan")}, [3], {3: "much"}],

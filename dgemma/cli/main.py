@@ -24,6 +24,7 @@ COMMANDS = {
     "infill": "fill the holes of a text",
     "edit": "write parts of a file anew, in place",
     "decide": "answer typed questions about a text with probabilities",
+    "serve": "serve a model over HTTP",
     "demo": "a Sudoku solved live by the bundled model, then a chat answer",
     "info": "sizes and memory of a model, from its config alone",
     "check": "parity with transformers on this machine",

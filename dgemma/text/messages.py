@@ -126,7 +126,7 @@ def _content(content: object, where: str) -> str | list[dict[str, Any]]:
 def _part(part: object, where: str) -> dict[str, Any]:
     given = _mapping(part, where)
     kind = given.get("type")
-    if kind in _NOT_YET:
+    if isinstance(kind, str) and kind in _NOT_YET:
         raise InvalidRequest(
             f"{where}: {_NOT_YET[kind]} are not supported yet; send only parts of type 'text'"
         )

@@ -176,10 +176,10 @@ def test_read_only(engine: Engine) -> None:
     for position, score in enumerate(output.scores):
         token = ids[position] if position in (0, 5) else int(truth[position].argmax())
         assert score.token_id == output.token_ids[position] == token
-        assert score.logprob == pytest.approx(float(truth[position, token]), abs=1e-4)
-        assert score.asked == pytest.approx(truth[position, [7, 9]].tolist(), abs=1e-4)
+        assert score.logprob == pytest.approx(float(truth[position, token]), abs=2e-3)
+        assert score.asked == pytest.approx(truth[position, [7, 9]].tolist(), abs=2e-3)
         best = truth[position].topk(3).values.tolist()
-        assert [value for _, value in score.top] == pytest.approx(best, abs=1e-4)
+        assert [value for _, value in score.top] == pytest.approx(best, abs=2e-3)
 
 
 def test_scores_of_an_answer(engine: Engine) -> None:
@@ -205,7 +205,7 @@ def test_score_mode(engine: Engine, start: int) -> None:
     for _ in range(2):  # the second time most of it is in the pages
         _, output = run(engine.submit(request))
         assert [score.token_id for score in output.scores] == list(ids[start:])
-        assert [s.logprob for s in output.scores] == pytest.approx(want, abs=1e-4)
+        assert [s.logprob for s in output.scores] == pytest.approx(want, abs=2e-3)
         assert output.finish_reason == "stop" and output.token_ids == ()
 
 

@@ -47,7 +47,7 @@ def mixed(number: int, draw: random.Random) -> Request:
         request = replace(request, token_ids=(*head, *tail))
     if draw.random() < 0.15:
         params = SamplingParams(max_tokens=draw.randrange(1, 30))
-        request = replace(request, mode="autoregressive", params=params)
+        request = replace(request, mode="autoregressive", params=params, canvas=None)
     return replace(
         request,
         owner=draw.choice(("", "a", "b")),

@@ -116,3 +116,10 @@ def test_accepted_forms() -> None:
     assert tools == [
         {"type": "function", "function": {"name": "f", "description": "", "parameters": None}}
     ]
+
+
+@pytest.mark.parametrize("kind", [[], {}, ["text"], 3, None])
+def test_a_part_whose_type_is_no_word(kind: object) -> None:
+    """A list as the type is no key of a table: a TypeError where a refusal belongs."""
+    with pytest.raises(InvalidRequest, match="type"):
+        clean_messages([{"role": "user", "content": [{"type": kind, "text": "x"}]}])

@@ -184,7 +184,7 @@ def test_padding_is_never_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[bool] = []
 
     def watched(*args: object) -> tuple[torch.Tensor, torch.Tensor]:
-        given.append(bool(args[-1]))
+        given.append(bool(args[-2]))
         return torch.zeros(()), torch.zeros(())
 
     monkeypatch.setattr(loop, "objective", watched)

@@ -68,7 +68,7 @@ _FOURTH = Mix(
     6, 1, ("tools",), ("json",) * 4 + ("thought", "gaps", "labels", "chat"), 8, ("gaps",) * 16
 )
 _FIFTH = Mix(
-    6, 1, ("tools",), ("json",) * 4 + ("thought", "gaps", "labels", "chat"), 16, ("gaps",) * 8
+    6, 1, ("tools",), ("json",) * 12 + ("thought", "gaps", "labels", "chat"), 4, ("gaps",) * 4
 )
 MIXES = ((0, _FIRST), (1750, _SECOND), (5050, _THIRD), (6050, _FOURTH), (6800, _FIFTH))
 """(first step, mix): Sudoku comes first, copying names into JSON takes longer and comes later,

@@ -1,0 +1,21 @@
+"""What routes take from a request: the service, and whose request it is."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+
+from dgemma.server.service import Service
+
+
+def service_of(request: Request) -> Service:
+    """The service behind the app; for `Depends`."""
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
+
+
+def owner_of(request: Request) -> str:
+    """Whose request it is; for `Depends`."""
+    owner = request.scope["dgemma.owner"]
+    assert isinstance(owner, str)
+    return owner

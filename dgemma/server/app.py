@@ -1,0 +1,109 @@
+"""The app: routes, what surrounds them, and how errors are answered.
+
+Knows which layers there are and in what order. Knows nothing about what a route does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from dgemma.errors import DGemmaError, nearest
+from dgemma.server.errors import Refusal, invalid, respond
+from dgemma.server.middleware import Gate
+from dgemma.server.model import Model
+from dgemma.server.routes import ROUTERS
+from dgemma.server.service import Service
+from dgemma.server.settings import Settings
+
+ABOUT = """DiffusionGemma over HTTP, in the words of APIs that people have clients for.
+
+Nothing is accepted and ignored: a field that cannot be honoured, or is not known, is refused with
+400 and named, save `user`, `metadata`, `store` and `service_tier`, which change no result."""
+
+
+def create_app(model: Model, settings: Settings) -> FastAPI:
+    """An ASGI app that serves a loaded model.
+
+    When its lifespan ends, open requests are ended and the model is closed.
+    """
+    service = Service(model, settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await service.shut_down()
+
+    app = FastAPI(
+        title="dgemma", description=ABOUT, version="1", lifespan=lifespan,
+        redirect_slashes=False,
+    )  # fmt: skip
+    app.state.service = service
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
+    for router in ROUTERS:
+        app.include_router(router)
+    app.add_exception_handler(RequestValidationError, _malformed)
+    app.add_exception_handler(HTTPException, _unknown)
+    app.add_exception_handler(DGemmaError, _refused)
+    app.add_exception_handler(Refusal, _refused)
+    app.add_middleware(Gate, service=service)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-api-key", "anthropic-version"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    return app
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, without the framework's own 422, which is never sent."""
+    if app.openapi_schema is None:
+        found = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
+        for path in found["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            found["components"]["schemas"].pop(name, None)
+        app.openapi_schema = found
+    return app.openapi_schema
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    return respond(error, request.url.path)
+
+
+async def _malformed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return respond(invalid(error.errors()), request.url.path)
+
+
+async def _unknown(request: Request, error: Exception) -> Response:
+    """The framework's own errors: no such path, or not by this method."""
+    assert isinstance(error, HTTPException)
+    path = request.url.path
+    if error.status_code == 404:
+        known = list(_document(request.app)["paths"])
+        message = f"there is no {path[:100]}{nearest(path[:100], known)}"
+        return respond(Refusal(404, message, code="not_found"), path)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        allowed = headers.get("Allow") or headers.get("allow") or "another method"
+        message = f"{path} takes {allowed}, not {request.method[:20]}"
+        return respond(Refusal(405, message, code="method_not_allowed", headers=headers), path)
+    message = json.dumps(error.detail) if not isinstance(error.detail, str) else error.detail
+    return respond(Refusal(error.status_code, message, headers=headers), path)

@@ -1,0 +1,327 @@
+"""A stream's events as neutral pieces, which every API then puts in its own words.
+
+    Text, Thought, Call   what has been committed, in the order in which it was written
+    Frame                 a draft, where the request asked for them
+    End                   why it ended, and what it cost
+
+The plain reply is the fold of the same pieces. A thought, a call and the answer are told apart by
+ids, so none is ever in another's field, even where one canvas holds all three. Text that may
+still be cut at a stop string is held back by the reader behind the stream, and here.
+Knows markers and fields. Knows nothing about HTTP.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from dgemma.compose.plan import ModelFacts
+from dgemma.errors import EngineError
+from dgemma.params import canvas_width
+from dgemma.server.errors import Refusal
+from dgemma.text.parse import MarkerIds, Parsed, StreamParser, parse, thought_is_open
+from dgemma.text.stream import Stream
+from dgemma.types import ENTROPY_PER_NAT, Event, Output, Request, TokenScore, ToolCall
+
+_WORD = re.compile(r"\s*\S+|\s+$")
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A word of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """A word of the thought."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A tool call, whole; `index` counts from 0."""
+
+    index: int
+    id: str
+    call: ToolCall
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A draft of the canvas that is being denoised.
+
+    Attributes:
+        event: the engine's.
+        text, thinking: of the draft alone, up to its first end id.
+        whole: the answer's text so far, the draft at its end.
+    """
+
+    event: Event
+    text: str
+    thinking: str
+    whole: str
+
+    @property
+    def mean_entropy(self) -> float:
+        """Nats a position, as exact as the bytes of a frame are."""
+        entropy = self.event.entropy
+        return sum(entropy) / len(entropy) / ENTROPY_PER_NAT if entropy else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """Seconds since the request was started; None: it did not come to that."""
+
+    frame_s: float | None = None
+    text_s: float | None = None
+    total_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The last piece.
+
+    Attributes:
+        output: the whole output of the model.
+        times: when what was there.
+        width: positions of a canvas.
+        thought_tokens: how many of the output's tokens stand in thoughts.
+    """
+
+    output: Output
+    times: Times
+    width: int
+    thought_tokens: int
+
+
+Piece = Text | Thought | Call | Frame | End
+
+
+def words(text: str) -> Iterator[str]:
+    """A text cut into words, blanks before them; joined they are the text."""
+    return (found.group() for found in _WORD.finditer(text))
+
+
+@dataclass(slots=True)
+class _Held:
+    """Deltas of the parser that are not yet told, in order.
+
+    Text goes out only as far as the stream's own reader has let it go.
+    """
+
+    waiting: list[tuple[str, str | ToolCall]] = field(default_factory=list)
+    free: int = 0  # characters of text that may be told
+    calls: int = 0
+
+    def release(self) -> Iterator[Piece]:
+        """What may be told now."""
+        while self.waiting:
+            kind, value = self.waiting[0]
+            if isinstance(value, ToolCall):
+                yield Call(self.calls, f"call_{secrets.token_hex(12)}", value)
+                self.calls += 1
+            elif kind == "thinking":
+                yield from map(Thought, words(value))
+            else:
+                told, rest = value[: self.free], value[self.free :]
+                yield from map(Text, words(told))
+                self.free -= len(told)
+                if rest:
+                    self.waiting[0] = (kind, rest)
+                    return
+            self.waiting.pop(0)
+
+    def drop_text(self) -> None:
+        """What a stop string has cut off is never told."""
+        self.waiting = [one for one in self.waiting if one[0] != "text"]
+
+
+class Reading:
+    """One request's stream as pieces."""
+
+    def __init__(
+        self, facts: ModelFacts, request: Request, stream: Stream, *, chat: bool, every: int = 1
+    ) -> None:
+        """
+        Args:
+            request: as it was submitted.
+            stream: what came of it.
+            chat: thought, calls and text are apart; else all is text.
+            every: of so many frames the first is told.
+        """
+        self._every = every
+        self._facts = facts
+        self._request = request
+        self._stream = stream
+        self._chat = chat
+        self._markers = MarkerIds.of(facts.tokenizer) if chat else None
+        self._open = chat and thought_is_open(self._marker(), request.token_ids)
+        self._parser = StreamParser(facts.tokenizer, thought_open=self._open) if chat else None
+        self._held = _Held()
+        self._committed: list[int] = []
+        self._began = time.perf_counter()
+
+    def _marker(self) -> MarkerIds:
+        assert self._markers is not None
+        return self._markers
+
+    def close(self) -> None:
+        """End the request if it still runs."""
+        self._stream.close()
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """The pieces; closing this, or cancelling its task, ends the request.
+
+        Raises:
+            EngineError, Refusal: the request failed, or was ended by the server.
+        """
+        frame_s = text_s = None
+        try:
+            async for event in self._stream:
+                now = time.perf_counter() - self._began
+                if event.type == "frame":
+                    frame_s = now if frame_s is None else frame_s
+                    if event.step % self._every == 0:
+                        yield self._frame(event)
+                    continue
+                for piece in self._take(event):
+                    text_s = now if text_s is None else text_s
+                    yield piece
+                if event.output is not None:
+                    yield self._end(event.output, Times(
+                        frame_s=frame_s, text_s=text_s, total_s=now
+                    ))  # fmt: skip
+        finally:
+            self._stream.close()
+
+    def _take(self, event: Event) -> Iterator[Piece]:
+        """What a commit or the end adds."""
+        held, output = self._held, event.output
+        if output is not None:
+            _check(output)
+        if self._parser is None:
+            yield from map(Text, words(event.text))
+        else:
+            held.free += len(event.text)
+            self._committed += event.ids
+            held.waiting += self._parser.push(event.ids)
+            if output is not None and self._going_on(output):
+                held.waiting += self._parser.finish()
+            yield from held.release()
+            if output is not None:
+                held.drop_text()
+                yield from held.release()
+        if output is not None and self._read_only:
+            yield from map(Text, words(self._facts.tokenizer.decode(output.token_ids)))
+
+    def _going_on(self, output: Output) -> bool:
+        """Whether no stop string was met: then what the parser held back belongs to the answer."""
+        return len(output.token_ids) == len(self._committed)
+
+    @property
+    def _read_only(self) -> bool:
+        return self._request.canvas is not None and self._request.canvas.read_only
+
+    def _frame(self, event: Event) -> Frame:
+        if self._parser is None:
+            decode = self._facts.tokenizer.decode
+            ids = _before_end(event.ids, self._facts.end_ids)
+            text = decode(ids)
+            return Frame(event, text, "", decode([*self._committed, *ids]))
+        before = self._parse(self._committed)
+        whole = self._parse([*self._committed, *event.ids])
+        text = whole.text[len(before.text) :]
+        thinking = (whole.thinking or "")[len(before.thinking or "") :]
+        return Frame(event, text, thinking, whole.text)
+
+    def _parse(self, ids: Sequence[int]) -> Parsed:
+        return parse(self._facts.tokenizer, ids, thought_open=self._open)
+
+    def _end(self, output: Output, times: Times) -> End:
+        width = canvas_width(self._request.params, self._facts.canvas)
+        told = self.positions(output.token_ids)
+        thoughts = sum(1 for kind in told if kind == "thinking")
+        return End(output, times, width, thoughts)
+
+    def positions(self, ids: Sequence[int]) -> list[str]:
+        """For each id of an answer: "text", "thinking", "tool_call", or "" for a marker."""
+        if self._markers is None:
+            return ["text"] * len(ids)
+        markers, special = self._markers, self._facts.tokenizer.special_ids
+        state, told = "thinking" if self._open else "text", []
+        for token_id in ids:
+            if token_id == markers.channel_open:
+                state = "thinking"
+            elif token_id in (markers.channel_close, markers.call_close):
+                state = "text"
+            elif token_id == markers.call_open:
+                state = "tool_call"
+            told.append("" if token_id in special else state)
+        return told
+
+    def scores(self, output: Output) -> list[TokenScore]:
+        """Of the tokens of the answer's text; of every position where nothing was committed."""
+        if self._read_only:
+            return list(output.scores)
+        told = self.positions(output.token_ids)
+        return [score for score, kind in zip(output.scores, told, strict=True) if kind == "text"]
+
+
+def _check(output: Output) -> None:
+    """
+    Raises:
+        EngineError, Refusal: there is no answer.
+    """
+    if output.finish_reason == "error":
+        raise EngineError(output.error or "the request failed without saying why")
+    if output.finish_reason == "cancelled":
+        raise Refusal(
+            503, "the request was ended before its answer was done: the server is shutting down, "
+            "or a newer request of the same slot came", code="cancelled",
+        )  # fmt: skip
+
+
+def _before_end(ids: Sequence[int], end_ids: Sequence[int]) -> Sequence[int]:
+    ends = set(end_ids)
+    return ids[: next((k for k, token_id in enumerate(ids) if token_id in ends), len(ids))]
+
+
+@dataclass(slots=True)
+class Folded:
+    """All of a reply at once."""
+
+    text: str = ""
+    thinking: str = ""
+    calls: list[Call] = field(default_factory=list)
+    end: End | None = None
+
+    def add(self, piece: Piece) -> None:
+        """Take a piece in."""
+        if isinstance(piece, Text):
+            self.text += piece.text
+        elif isinstance(piece, Thought):
+            self.thinking += piece.text
+        elif isinstance(piece, Call):
+            self.calls.append(piece)
+        elif isinstance(piece, End):
+            self.end = piece
+
+    @property
+    def ended(self) -> End:
+        """The last piece, which every reply has."""
+        assert self.end is not None
+        return self.end
+
+
+async def fold(pieces: AsyncIterator[Piece]) -> Folded:
+    """The plain reply."""
+    folded = Folded()
+    async for piece in pieces:
+        folded.add(piece)
+    return folded

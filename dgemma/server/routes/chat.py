@@ -1,0 +1,277 @@
+"""`POST /v1/chat/completions`: a conversation answered, plain or as a stream.
+
+Knows the order of things: check, start, then reply. Knows nothing about how an answer is drawn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from dgemma.compose.drafts import drafts
+from dgemma.errors import InvalidRequest
+from dgemma.params import RELEASED, SamplingParams
+from dgemma.server import sse
+from dgemma.server.access import owner_of, service_of
+from dgemma.server.errors import Refusal, body_of, refusal
+from dgemma.server.replies import Call, End, Folded, Frame, Piece, Reading, Text, Thought, fold
+from dgemma.server.routes import chat_shapes as shapes
+from dgemma.server.schema.chat import ChatReply, ChatRequest
+from dgemma.server.schema.replies import ERRORS
+from dgemma.server.service import Service
+from dgemma.types import Request
+
+log = logging.getLogger("dgemma.server")
+router = APIRouter(tags=["chat"])
+
+
+@dataclass(slots=True)
+class Job:
+    """One call of the API with all its choices."""
+
+    asked: ChatRequest
+    service: Service
+    readings: list[Reading]
+    most_steps: int
+    id: str
+    created: int
+    note: dict[str, Any]
+    """What the log line of the request will hold besides."""
+
+    def head(self, kind: str) -> dict[str, Any]:
+        """What every reply and every chunk begins with."""
+        return {
+            "id": self.id, "object": kind, "created": self.created, "model": self.service.name,
+        }  # fmt: skip
+
+    def logprobs(self, number: int, end: End) -> dict[str, Any] | None:
+        """Of one choice, where they were asked for."""
+        if not self.asked.logprobs:
+            return None
+        return shapes.logprobs(
+            self.readings[number].scores(end.output), self.asked.logprob_token_ids or (),
+            self.service.facts.tokenizer, as_ids=bool(self.asked.return_tokens_as_token_ids),
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """End whatever still runs."""
+        for reading in self.readings:
+            reading.close()
+
+    def count(self, ends: list[End]) -> None:
+        """Add the answer to the metrics and to the log."""
+        count(self.service, ends)
+        spent = shapes.usage(ends)
+        self.note |= {name: spent[name] for name in ("prompt_tokens", "completion_tokens")}
+
+    def wanted(self, piece: Piece) -> bool:
+        """Whether a piece is told: one call at most where that was asked for."""
+        one = self.asked.parallel_tool_calls is False
+        return not (one and isinstance(piece, Call) and piece.index > 0)
+
+
+def prepare(asked: ChatRequest, service: Service) -> tuple[list[Request], Any]:
+    """The requests to the model, and what must be called.
+
+    Raises:
+        DGemmaError, Refusal: what cannot be honoured.
+    """
+    limits = service.settings.limits
+    count = asked.n or 1
+    if count > limits.n:
+        raise Refusal(400, f"n {count} is above this server's {limits.n}; ask for fewer",
+                      param="n", code="limit")  # fmt: skip
+    params = asked.params(limits)
+    shown, calls = asked.called(limits)
+    if calls is not None and params.language is not None:
+        raise InvalidRequest("response_format and a required tool call cannot be combined")
+    ids = service.model.prompter.chat(asked.messages, shown, asked.thinking.asked)
+    control = asked.canvas(service.facts, params)
+    requests = [
+        replace(request, frames=asked.drafts, canvas=control)
+        for request in drafts([ids], params, count)
+    ]
+    return requests, calls
+
+
+def most_steps(request: Request, service: Service) -> int:
+    """Denoising steps that a canvas may take."""
+    once = request.canvas is not None and request.canvas.read_only
+    own = request.params.merged(SamplingParams(max_steps=1 if once else None))
+    found = own.merged(service.model.defaults).merged(RELEASED).max_steps
+    assert found is not None
+    return found
+
+
+@router.post(
+    "/v1/chat/completions",
+    response_model=ChatReply,
+    responses={
+        **ERRORS,
+        200: {"model": ChatReply, "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+    },
+    summary="Answer a conversation",
+)
+async def chat_completions(
+    asked: ChatRequest,
+    http: HttpRequest,
+    service: Annotated[Service, Depends(service_of)],
+    owner: Annotated[str, Depends(owner_of)],
+) -> Response:
+    """OpenAI's chat API, with drafts of the canvas on request."""
+    service.look_up(asked.model)
+    requests, calls = await service.aside(prepare, asked, service)
+    streams = await service.submit(requests, owner=owner, chat=True, calls=calls)
+    note = {"messages": asked.messages} if service.settings.log_text else {}
+    http.scope["dgemma.log"] = note
+    job = Job(
+        asked=asked, service=service,
+        readings=[
+            Reading(service.facts, request, stream, chat=True, every=asked.shown.stream_interval)
+            for request, stream in zip(requests, streams, strict=True)
+        ],
+        most_steps=most_steps(requests[0], service),
+        id=f"chatcmpl-{secrets.token_hex(12)}", created=int(time.time()), note=note,
+    )  # fmt: skip
+    if asked.stream:
+        return sse.Events(chunks(job), service.settings.heartbeat_s, job.close)
+    try:
+        return JSONResponse(await sse.unless_gone(http, reply(job)))
+    finally:
+        job.close()
+
+
+async def reply(job: Job) -> dict[str, Any]:
+    """The plain reply."""
+    folded = list(await asyncio.gather(*(_folded(job, reading) for reading in job.readings)))
+    ends = [one.ended for one in folded]
+    job.count(ends)
+    choices = [
+        {
+            "index": number,
+            "message": shapes.message(one),
+            "logprobs": job.logprobs(number, one.ended),
+            "finish_reason": shapes.finish_reason(one.ended, len(one.calls)),
+        }
+        for number, one in enumerate(folded)
+    ]
+    return job.head("chat.completion") | {"choices": choices} | costs(ends)
+
+
+async def _folded(job: Job, reading: Reading) -> Folded:
+    async def wanted() -> AsyncGenerator[Piece, None]:
+        source = reading.pieces()
+        try:
+            async for piece in source:
+                if job.wanted(piece):
+                    yield piece
+        finally:
+            await source.aclose()
+
+    return await fold(wanted())
+
+
+def costs(ends: list[End]) -> dict[str, Any]:
+    """What a reply tells of its costs."""
+    return {
+        "usage": shapes.usage(ends), "diffusion_usage": shapes.diffusion_usage(ends),
+        "timings": shapes.timings(ends), "seeds": [end.output.seed for end in ends],
+    }  # fmt: skip
+
+
+def count(service: Service, ends: list[End]) -> None:
+    """Add an answer to the metrics."""
+    metrics = service.metrics
+    metrics.prompt_tokens.inc(ends[0].output.usage.prompt_tokens)
+    for end in ends:
+        metrics.completion_tokens.inc(end.output.usage.completion_tokens)
+        if end.times.text_s is not None:
+            metrics.first_text.observe(end.times.text_s)
+
+
+async def chunks(job: Job) -> AsyncGenerator[bytes, None]:
+    """The stream. What goes wrong now is told by an event, since the status is out."""
+    head = job.head("chat.completion.chunk")
+    if job.asked.stream_options and job.asked.stream_options.include_usage:
+        head["usage"] = None
+    source = sse.merge([reading.pieces() for reading in job.readings])
+    try:
+        for number in range(len(job.readings)):
+            yield sse.event(head | choice(number, {"role": "assistant", "content": ""}))
+        folded = [Folded() for _ in job.readings]
+        async for number, piece in source:
+            if not job.wanted(piece):
+                continue
+            folded[number].add(piece)
+            for part in _chunks_of(job, number, piece, folded[number]):
+                yield sse.event(head | part)
+        ends = [one.ended for one in folded]
+        job.count(ends)
+        if "usage" in head:
+            yield sse.event(head | {"choices": []} | costs(ends))
+    except Exception as error:
+        told = refusal(error)
+        job.note["error"] = told.code or told.status
+        if told.status >= 500 and not isinstance(error, Refusal):
+            log.exception("stream %s failed", job.id)
+        yield sse.event(body_of(told, "openai"))
+    finally:
+        await source.aclose()
+    yield sse.DONE
+
+
+def choice(number: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+    """A chunk's choices."""
+    return {
+        "choices": [
+            {"index": number, "delta": delta, "logprobs": None, "finish_reason": reason}
+        ]
+    }  # fmt: skip
+
+
+def _chunks_of(job: Job, number: int, piece: Piece, so_far: Folded) -> Iterator[dict[str, Any]]:
+    """The chunks that tell one piece."""
+    asked = job.asked
+    if isinstance(piece, Frame):
+        yield _draft(job, number, piece)
+    elif isinstance(piece, Text):
+        if not asked.diffusing:  # there the content is a whole text each time
+            yield choice(number, {"content": piece.text})
+    elif isinstance(piece, Thought):
+        yield choice(number, {"reasoning_content": piece.text})
+    elif isinstance(piece, Call):
+        yield choice(number, {"tool_calls": [{"index": piece.index} | shapes.tool_call(piece)]})
+    else:
+        if asked.diffusing:
+            yield choice(number, {"content": so_far.text})
+        found = job.logprobs(number, piece)
+        if found is not None:
+            part = choice(number, {})
+            part["choices"][0]["logprobs"] = found
+            yield part
+        last = choice(number, {}, shapes.finish_reason(piece, len(so_far.calls)))
+        yield last | ({} if len(job.readings) > 1 else _without_usage(costs([piece])))
+
+
+def _without_usage(told: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's `usage` comes only where it is asked for, in a chunk of its own."""
+    return {name: value for name, value in told.items() if name != "usage"}
+
+
+def _draft(job: Job, number: int, piece: Frame) -> dict[str, Any]:
+    if job.asked.diffusing:
+        event = piece.event
+        meta = {"diffusion_content": True, "step": event.step, "canvas": event.canvas}
+        return choice(number, {"content": piece.whole}) | {"diffusion_meta": meta}
+    tokens = job.asked.shown.stream == "tokens"
+    side = shapes.frame(piece, job.most_steps, job.service.facts.tokenizer, tokens=tokens)
+    return choice(number, {}) | side

@@ -1,0 +1,131 @@
+"""POST /v1/decisions and /v1/systemone: typed questions, answered by probabilities.
+
+Knows both paths. Knows nothing about how questions are read from a canvas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request
+
+from dgemma.compose.decide import Decision, decide
+from dgemma.compose.plan import ModelFacts
+from dgemma.compose.questions import Question
+from dgemma.errors import InvalidRequest
+from dgemma.server.access import owner_of, service_of
+from dgemma.server.plans import follow
+from dgemma.server.schema.decisions import (
+    DecisionsRequest,
+    SystemOneRequest,
+    asked,
+    check_size,
+    named,
+    openai_answers,
+    systemone_answers,
+)
+from dgemma.server.schema.replies import ERRORS
+from dgemma.server.service import Service
+from dgemma.server.sse import unless_gone
+from dgemma.text.messages import clean_messages
+from dgemma.text.prompting import Messages
+
+router = APIRouter(tags=["decisions"])
+State = str | Sequence[int]
+
+
+@router.post("/v1/decisions", responses=ERRORS)
+async def decisions(
+    request: Request, body: DecisionsRequest,
+    service: Annotated[Service, Depends(service_of)],
+    owner: Annotated[str, Depends(owner_of)],
+) -> dict[str, Any]:  # fmt: skip
+    """Decisions in OpenAI's form."""
+    model = service.look_up(body.model)
+    questions = asked(body.questions)
+    decision = await unless_gone(request, _decide(service, owner, body, body.input, questions))
+    return {
+        "object": "decision", "model": model, "answers": openai_answers(decision),
+        **_costs(decision, body, service),
+    }  # fmt: skip
+
+
+@router.post("/v1/systemone", responses=ERRORS)
+async def systemone(
+    request: Request, body: SystemOneRequest,
+    service: Annotated[Service, Depends(service_of)],
+    owner: Annotated[str, Depends(owner_of)],
+) -> dict[str, Any]:  # fmt: skip
+    """Decisions in System One's form."""
+    model = service.look_up(body.model)
+    questions = named(body.questions)
+    decision = await unless_gone(request, _decide(service, owner, body, body.state, questions))
+    return {
+        "model": model,
+        "answers": systemone_answers(decision),
+        **_costs(decision, body, service),
+    }
+
+
+async def _decide(
+    service: Service, owner: str, body: DecisionsRequest | SystemOneRequest,
+    given: str | list[dict[str, Any]], questions: Sequence[Question],
+) -> Decision:  # fmt: skip
+    check_size(len(questions), body.samples)
+    facts, state = await service.aside(_about, service, given, questions, body.joint)
+    plan = decide(
+        facts, state, questions, samples=body.samples, joint=body.joint, seed=body.seed,
+        canvas_length=body.canvas_length,
+    )  # fmt: skip
+    return await follow(service, plan, owner)
+
+
+def _about(
+    service: Service, given: str | list[dict[str, Any]], questions: Sequence[Question], joint: bool
+) -> tuple[ModelFacts, State]:
+    """What the questions are about, and facts that ask within its conversation.
+
+    A conversation that asks already (no question has instructions) is the whole prompt; else its
+    last user's message is the state, and the questions stand below it.
+
+    Raises:
+        InvalidRequest: messages of another form.
+    """
+    if isinstance(given, str):
+        return service.facts, given
+    messages = clean_messages(given)
+    prompter = service.model.prompter
+    if not joint and not any(question.instructions for question in questions):
+        return service.facts, prompter.chat(messages)
+    last = messages[-1]
+    if last["role"] != "user":
+        raise InvalidRequest("messages must end with a user's message, below which is asked")
+    history: Messages = messages[:-1]
+
+    def ask(message: str) -> list[int]:
+        return prompter.chat([*history, {"role": "user", "content": message}])
+
+    content = last["content"]
+    text = content if isinstance(content, str) else "".join(part["text"] for part in content)
+    return replace(service.facts, ask=ask), text
+
+
+def _costs(
+    decision: Decision, body: DecisionsRequest | SystemOneRequest, service: Service
+) -> dict[str, Any]:
+    """What the readings cost: each is one step of one canvas, and writes nothing."""
+    spent, width = decision.usage, body.canvas_length or service.facts.canvas
+    return {
+        "seed": decision.seed,
+        "usage": {
+            "input_tokens": spent.prompt_tokens, "output_tokens": 0,
+            "total_tokens": spent.prompt_tokens,
+        },
+        "diffusion_usage": {
+            "canvases": spent.steps, "steps": spent.steps, "canvas_tokens": spent.steps * width,
+            "tokens_per_step": 0.0,
+        },
+    }  # fmt: skip

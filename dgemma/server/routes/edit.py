@@ -1,0 +1,103 @@
+"""POST /v1/edit/completions and /v1/apply/completions: what code editors ask of Mercury.
+
+Knows both paths and Mercury's reply. Knows nothing about how an edit is made.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import JSONResponse, Response
+
+from dgemma.compose.drafts import drafts
+from dgemma.compose.edit import REFUSED, Edited, edit
+from dgemma.compose.plan import refuse, run
+from dgemma.errors import InvalidRequest
+from dgemma.params import canvas_width
+from dgemma.server.access import owner_of, service_of
+from dgemma.server.plans import ended, follow, steady
+from dgemma.server.replies import End
+from dgemma.server.routes.chat import costs, count
+from dgemma.server.schema.edit import (
+    EditRequest,
+    context,
+    fenced,
+    instruction,
+    merging,
+    unfenced,
+)
+from dgemma.server.schema.replies import ERRORS
+from dgemma.server.schema.tags import next_edit, update
+from dgemma.server.service import Service
+from dgemma.server.sse import unless_gone
+
+router = APIRouter(tags=["edit"])
+
+
+@router.post("/v1/edit/completions", responses=ERRORS)
+async def edit_completions(
+    request: HTTPRequest, body: EditRequest,
+    service: Annotated[Service, Depends(service_of)],
+    owner: Annotated[str, Depends(owner_of)],
+) -> Response:  # fmt: skip
+    """The region's new text, in a code fence."""
+    model = service.look_up(body.model)
+    found = next_edit(body.messages[0].content)
+    params = steady(body, service, strength=True)
+    refuse(params, (*REFUSED, "allowed_token_ids"), "an edit is steered by its file alone")
+    plan = edit(
+        service.facts, found.file, instruction(found), [(found.start, found.end)], body.strength,
+        params, context=context(found),
+    )  # fmt: skip
+    began = time.perf_counter()
+    edited: Edited = await unless_gone(request, follow(service, plan, owner))
+    new = edited.changes[0].new
+    written = len(service.facts.tokenizer.encode(new))
+    prompt = edited.outputs[-1].usage.prompt_tokens if edited.outputs else 0
+    end = ended(
+        edited.usage, prompt, written, seed=edited.seed, width=service.facts.canvas,
+        seconds=time.perf_counter() - began,
+    )  # fmt: skip
+    return _reply("editcmpl", model, service, fenced(new), end)
+
+
+@router.post("/v1/apply/completions", responses=ERRORS)
+async def apply_completions(
+    request: HTTPRequest, body: EditRequest,
+    service: Annotated[Service, Depends(service_of)],
+    owner: Annotated[str, Depends(owner_of)],
+) -> Response:  # fmt: skip
+    """The whole file with the update applied."""
+    model = service.look_up(body.model)
+    found = update(body.messages[0].content)
+    if not found.original.strip():
+        raise InvalidRequest("messages[0].content: the section <|original_code|> is empty")
+    params = steady(body, service)
+    began = time.perf_counter()
+    prompt = await service.aside(service.model.prompter.asked, merging(found))
+    plan = run(drafts([prompt], params, 1))
+    output = (await unless_gone(request, follow(service, plan, owner, chat=True)))[0]
+    spent = output.usage
+    end = ended(
+        spent, spent.prompt_tokens, spent.completion_tokens, seed=output.seed,
+        width=canvas_width(params, service.facts.canvas), seconds=time.perf_counter() - began,
+    )  # fmt: skip
+    reason = output.finish_reason
+    return _reply("applycmpl", model, service, unfenced(output.text), end, reason)
+
+
+def _reply(
+    kind: str, model: str, service: Service, text: str, end: End, finish_reason: str = "stop"
+) -> Response:
+    count(service, [end])
+    message = {"role": "assistant", "content": text}
+    return JSONResponse({
+        "id": f"{kind}-{secrets.token_hex(12)}", "object": "chat.completion",
+        "created": int(time.time()), "model": model,
+        "choices": [{"index": 0, "message": message, "finish_reason": finish_reason}],
+        **costs([end]),
+    })  # fmt: skip

@@ -1,0 +1,132 @@
+"""POST /v1/fim/completions (Mercury, Mistral) and /infill (llama.cpp): fill in the middle.
+
+Knows both paths and their replies. Knows nothing about how a hole is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import JSONResponse, Response
+
+from dgemma.params import SamplingParams
+from dgemma.server import sse
+from dgemma.server.access import owner_of, service_of
+from dgemma.server.plans import Infilled, infilled, steady
+from dgemma.server.replies import words
+from dgemma.server.routes.chat import costs, count
+from dgemma.server.routes.chat_shapes import timings
+from dgemma.server.routes.text_shapes import STREAMED, Head, choice, told
+from dgemma.server.schema.fim import (
+    DEFAULT_TOKENS,
+    FimRequest,
+    InfillRequest,
+    indented,
+    picked,
+    reference,
+)
+from dgemma.server.schema.replies import ERRORS, PLAIN_ERRORS
+from dgemma.server.service import Service
+
+router = APIRouter(tags=["infill"])
+
+
+@router.post("/v1/fim/completions", responses={**ERRORS, **STREAMED})
+async def fim(
+    http: HTTPRequest, asked: FimRequest,
+    service: Annotated[Service, Depends(service_of)],
+    owner: Annotated[str, Depends(owner_of)],
+) -> Response:  # fmt: skip
+    """What stands between prompt and suffix, in Mercury's form."""
+    head = Head(service.look_up(asked.model), "fimcmpl")
+    params = steady(asked, service, stop=True)
+    if params.max_tokens is None and service.facts.canvas > DEFAULT_TOKENS:
+        asked = asked.model_copy(update={"max_tokens": DEFAULT_TOKENS})
+        params = steady(asked, service, stop=True)
+    if service.settings.log_text:
+        http.scope["dgemma.log"] = {"prompt": asked.prompt, "suffix": asked.suffix}
+    work = partial(infilled, service, owner, asked.prompt, asked.suffix, params, stop=asked.stop)
+    if asked.stream:
+        source = told(_fim_chunks(service, head, work), "/v1/fim/completions", done=True)
+        return sse.Events(source, service.settings.heartbeat_s)
+    found = await sse.unless_gone(http, work())
+    count(service, [found.end])
+    return JSONResponse(head.reply([choice(0, found.text, "stop")]) | costs([found.end]))
+
+
+async def _fim_chunks(
+    service: Service, head: Head, work: Callable[[], Awaitable[Infilled]]
+) -> AsyncGenerator[bytes, None]:
+    found = await work()
+    for word in words(found.text):
+        yield sse.event(head.reply([choice(0, word)]))
+    count(service, [found.end])
+    yield sse.event(head.reply([choice(0, "", "stop")]) | costs([found.end]))
+
+
+@router.post("/infill", responses={**PLAIN_ERRORS, **STREAMED})
+async def infill(
+    http: HTTPRequest, asked: InfillRequest,
+    service: Annotated[Service, Depends(service_of)],
+    owner: Annotated[str, Depends(owner_of)],
+) -> Response:  # fmt: skip
+    """What stands between two texts, in llama.cpp's form."""
+    service.look_up(asked.model)
+    params = steady(asked.drawing(), service, stop=True)
+    if service.settings.log_text:
+        http.scope["dgemma.log"] = {"prefix": asked.input_prefix, "suffix": asked.input_suffix}
+    if asked.stream:
+        source = told(_infill_chunks(service, owner, asked, params), "/infill")
+        return sse.Events(source, service.settings.heartbeat_s)
+    body = await sse.unless_gone(http, _infill_body(service, owner, asked, params))
+    return JSONResponse(picked(body, asked.response_fields))
+
+
+async def _infill_body(
+    service: Service, owner: str, asked: InfillRequest, params: SamplingParams
+) -> dict[str, Any]:
+    """llama.cpp's reply; where the time was not enough its text is empty."""
+    work = infilled(
+        service, owner, asked.input_prefix + asked.prompt, asked.input_suffix, params,
+        stop=asked.stop, context=reference(asked.input_extra),
+    )  # fmt: skip
+    head = {"index": 0, "model": service.name, "stop": True, "truncated": False}
+    try:
+        found = await asyncio.wait_for(work, asked.limit_s)
+    except TimeoutError:
+        return head | {
+            "content": "", "tokens": [], "tokens_predicted": 0, "tokens_evaluated": 0,
+            "stop_type": "limit", "stopping_word": "",
+        }  # fmt: skip
+    end = found.end
+    count(service, [end])
+    content = indented(found.text, asked.n_indent)
+    spent = end.output.usage
+    seconds = end.times.total_s
+    written = spent.completion_tokens
+    return head | {
+        "content": content, "tokens": service.facts.tokenizer.encode(content),
+        "tokens_predicted": written, "tokens_evaluated": spent.prompt_tokens,
+        "stop_type": "eos" if found.stopped is None else "word",
+        "stopping_word": found.stopped or "", "seed": end.output.seed,
+        "timings": {
+            "prompt_n": spent.prompt_tokens, "predicted_n": written,
+            "predicted_ms": 1000 * seconds,
+            "predicted_per_second": written / seconds if seconds else 0.0, **timings([end]),
+        },
+        "diffusion_usage": costs([end])["diffusion_usage"],
+    }  # fmt: skip
+
+
+async def _infill_chunks(
+    service: Service, owner: str, asked: InfillRequest, params: SamplingParams
+) -> AsyncGenerator[bytes, None]:
+    body = await _infill_body(service, owner, asked, params)
+    for word in words(body["content"]):
+        yield sse.event({"index": 0, "content": word, "stop": False})
+    yield sse.event(picked(body | {"content": "", "tokens": []}, asked.response_fields))

@@ -1,0 +1,154 @@
+"""POST /v1/messages and /v1/messages/count_tokens: Anthropic's API.
+
+Knows both paths and the order of things. Knows nothing about how an answer is drawn.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncGenerator, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request as HTTPRequest
+from starlette.responses import JSONResponse, Response
+
+from dgemma.server import sse
+from dgemma.server.access import owner_of, service_of
+from dgemma.server.replies import Call, End, Reading, Text, Thought
+from dgemma.server.routes import chat_shapes
+from dgemma.server.routes.chat import count
+from dgemma.server.routes.text_shapes import STREAMED, Events, ending, told
+from dgemma.server.schema.messages import (
+    Conversation,
+    CountRequest,
+    MessagesRequest,
+    conversation,
+)
+from dgemma.server.schema.messages_reply import (
+    PING,
+    Blocks,
+    Event,
+    begin,
+    end,
+    folded,
+    stopped_by,
+)
+from dgemma.server.schema.replies import ANTHROPIC_ERRORS
+from dgemma.server.schema.sampling import check_schema
+from dgemma.server.service import Service
+from dgemma.text.parse import Delta, parse
+from dgemma.types import Request
+
+router = APIRouter(tags=["messages"])
+PATH = "/v1/messages"
+
+
+class _Reading(Reading):
+    """A reading that can also tell which stop string ended the text."""
+
+    def stopped_by(self, stop: Sequence[str]) -> str | None:
+        """The one that came first; None: the answer ended by itself."""
+        if not stop:
+            return None
+        whole = parse(self._facts.tokenizer, self._committed, thought_open=self._open)
+        return stopped_by(whole.text, stop)
+
+
+@router.post(PATH, responses={**ANTHROPIC_ERRORS, **STREAMED})
+async def messages(
+    http: HTTPRequest, asked: MessagesRequest,
+    service: Annotated[Service, Depends(service_of)],
+    owner: Annotated[str, Depends(owner_of)],
+) -> Response:  # fmt: skip
+    """A conversation answered."""
+    service.look_up(asked.model)
+    found = conversation(asked)
+    request = await service.aside(_request, asked, found, service)
+    if service.settings.log_text:
+        http.scope["dgemma.log"] = {"messages": found.messages}
+    [stream] = await service.submit([request], owner=owner, chat=True, calls=found.calls)
+    reading = _Reading(service.facts, request, stream, chat=True)
+    events = _events(service, asked, request, reading)
+    if asked.stream:
+        return Events(told(_bytes(events), PATH), service.settings.heartbeat_s, [stream])
+    with ending([stream]):
+        return JSONResponse(await sse.unless_gone(http, _folded(events)))
+
+
+@router.post(f"{PATH}/count_tokens", responses=ANTHROPIC_ERRORS)
+async def count_tokens(
+    asked: CountRequest, service: Annotated[Service, Depends(service_of)]
+) -> dict[str, int]:
+    """How many tokens the prompt of a conversation has."""
+    service.look_up(asked.model)
+    found = conversation(asked)
+    return {"input_tokens": len(await service.aside(_prompt, found, service))}
+
+
+def _prompt(found: Conversation, service: Service) -> list[int]:
+    if found.tools:
+        check_schema(found.tools, "tools", service.settings.limits)
+    ids = service.model.prompter.chat(found.messages, found.tools, found.thinking)
+    return ids + (service.facts.tokenizer.encode(found.begun) if found.begun else [])
+
+
+def _request(asked: MessagesRequest, found: Conversation, service: Service) -> Request:
+    params = asked.drawing().params(service.settings.limits)
+    return Request(token_ids=tuple(_prompt(found, service)), params=params)
+
+
+async def _events(
+    service: Service, asked: MessagesRequest, request: Request, reading: _Reading
+) -> AsyncGenerator[Event, None]:
+    """The stream's events; the plain reply is their fold."""
+    answer_id = secrets.token_hex(12)
+    blocks = Blocks(answer_id)
+    source = reading.pieces()
+    try:
+        yield begin(answer_id, service.name, len(request.token_ids))
+        yield PING
+        async for piece in source:
+            delta = _delta(piece)
+            if delta is not None:
+                for event in blocks.add(delta):
+                    yield event
+            elif isinstance(piece, End):
+                count(service, [piece])
+                for event in (*blocks.close(), *_last(piece, reading, asked)):
+                    yield event
+    finally:
+        await source.aclose()
+
+
+def _delta(piece: Any) -> Delta | None:
+    if isinstance(piece, Text):
+        return ("text", piece.text)
+    if isinstance(piece, Thought):
+        return ("thinking", piece.text)
+    return ("tool_call", piece.call) if isinstance(piece, Call) else None
+
+
+def _last(piece: End, reading: _Reading, asked: MessagesRequest) -> list[Event]:
+    spent = piece.output.usage
+    usage = {"input_tokens": spent.prompt_tokens, "output_tokens": spent.completion_tokens}
+    extra = {
+        "diffusion_usage": chat_shapes.diffusion_usage([piece]),
+        "timings": chat_shapes.timings([piece]), "seed": piece.output.seed,
+    }  # fmt: skip
+    return end(piece.output, reading.stopped_by(asked.stop_sequences or ()), usage, extra)
+
+
+async def _bytes(events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:
+    try:
+        async for event in events:
+            yield sse.event(event, event["type"])
+    finally:
+        await events.aclose()
+
+
+async def _folded(events: AsyncGenerator[Event, None]) -> dict[str, Any]:
+    try:
+        return folded([event async for event in events])
+    finally:
+        await events.aclose()

@@ -1,0 +1,1 @@
+"""What requests and replies look like, one module per API. Knows fields; knows no route."""

@@ -1,0 +1,72 @@
+"""The base of every request's schema: strict, nothing accepted and ignored.
+
+Knows how a field is refused, by name and with the nearest known one. Knows no field itself but
+those that cannot change a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
+
+from dgemma.errors import nearest
+
+
+class Body(BaseModel):
+    """An object of a request: unknown fields are refused with the nearest name, types are strict.
+
+    Attributes:
+        HINTS: fields of other servers, and what to say of them.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    HINTS: ClassVar[Mapping[str, str]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            known = [field.alias or name for name, field in cls.model_fields.items()]
+            for name in given:
+                if name not in known:
+                    why = cls.HINTS.get(name) or f"unknown field{nearest(name, known)}"
+                    raise PydanticCustomError(
+                        "unknown_field", "{why}; leave it out", {"field": name, "why": why}
+                    )
+        return given
+
+
+class Ignorable(Body):
+    """Fields that cannot change a result: the only ones that are accepted and not looked at."""
+
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+
+
+def neutral(*values: Any, why: str) -> AfterValidator:
+    """A field that is accepted at values that change nothing, and refused at all others.
+
+    Use as `Annotated[float | None, neutral(0, why="...")]`; None is always neutral.
+    """
+
+    def check(value: Any) -> Any:
+        if value is not None and value not in values:
+            shown = " or ".join(repr(v) for v in values)
+            raise PydanticCustomError(
+                "refused_field",
+                "{why}; leave it out" + (f", or send {shown}" if values else ""),
+                {"why": why},
+            )
+        return value
+
+    return AfterValidator(check)
+
+
+def refuse(field: str, why: str) -> PydanticCustomError:
+    """To be raised by a validator of a whole object: `field` cannot be honoured."""
+    return PydanticCustomError("refused_field", "{why}", {"field": field, "why": why})

@@ -1,0 +1,164 @@
+"""What every route works with: the model, the settings, and the requests that are open.
+
+Knows how a request is started without holding up the event loop, and how all are ended. Knows
+nothing about paths or bodies.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from anyio import to_thread
+
+from dgemma.compose.plan import ModelFacts
+from dgemma.errors import EngineError, nearest
+from dgemma.server.errors import Refusal, busy, closing
+from dgemma.server.metrics import Metrics
+from dgemma.server.model import Model
+from dgemma.server.settings import Settings
+from dgemma.text.stream import Stream
+from dgemma.types import Request
+
+T = TypeVar("T")
+
+
+class Service:
+    """One model being served.
+
+    Attributes:
+        model: the loaded model; `settings`: how it is served.
+        facts: canvas, context, tokenizer.
+        metrics: what has been counted.
+        closing: whether new requests are turned away.
+    """
+
+    def __init__(self, model: Model, settings: Settings) -> None:
+        self.model = model
+        self.settings = settings
+        self.facts: ModelFacts = model.facts
+        self.metrics = Metrics(model.counters)
+        self.closing = False
+        self._open: Counter[str] = Counter()
+        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        self._lock = threading.Lock()  # requests are started in threads
+
+    @property
+    def name(self) -> str:
+        """The model's name in replies."""
+        return self.settings.names[0]
+
+    def look_up(self, name: str | None) -> str:
+        """A model's name, checked; it is never more than compared.
+
+        Raises:
+            Refusal: 404, there is no such model here.
+        """
+        if name is not None and name not in self.settings.names:
+            hint = nearest(name[:100], self.settings.names)
+            raise Refusal(
+                404, f"model {name[:100]!r} is not served here{hint}; see GET /v1/models",
+                param="model", code="model_not_found",
+            )  # fmt: skip
+        return self.name
+
+    @contextmanager
+    def admitted(self, owner: str) -> Iterator[None]:
+        """A place for one request.
+
+        Raises:
+            Refusal: 429, all are taken; 503, the server is about to stop.
+        """
+        limits = self.settings.limits
+        if self.closing:
+            raise closing()
+        if self._open.total() >= limits.open_requests:
+            raise busy(f"{limits.open_requests} requests are open already; try again soon")
+        if self._open[owner] >= limits.open_per_key:
+            raise busy(f"{limits.open_per_key} requests of this key are open; wait for one")
+        self._open[owner] += 1
+        try:
+            yield
+        finally:
+            self._open[owner] -= 1
+            if not self._open[owner]:
+                del self._open[owner]
+
+    @property
+    def open_requests(self) -> int:
+        """Requests that are worked on."""
+        return self._open.total()
+
+    async def aside(self, work: Callable[..., T], *given: Any) -> T:
+        """Plain work (templates, tokenizers, grammars) in a thread, so that streams flow on."""
+        return await to_thread.run_sync(work, *given)
+
+    def check_prompt(self, ids: Sequence[int]) -> None:
+        """Refuse a prompt above the server's limit.
+
+        Raises:
+            Refusal: 400.
+        """
+        most = self.settings.limits.prompt_tokens
+        if most is not None and len(ids) > most:
+            raise Refusal(
+                400, f"the prompt has {len(ids)} tokens, more than this server's {most}; "
+                "shorten it", param="messages", code="context_length_exceeded",
+            )  # fmt: skip
+
+    async def submit(
+        self, requests: Sequence[Request], *, owner: str, chat: bool = False, calls: Any = None
+    ) -> list[Stream]:
+        """Start requests together, or none of them.
+
+        Args:
+            owner: whose they are; see `Request.owner`.
+
+        Raises:
+            DGemmaError: the first that cannot be started.
+        """
+        for request in requests:
+            self.check_prompt(request.token_ids)
+        return await self.aside(self._start, requests, owner, chat, calls)
+
+    def _start(
+        self, requests: Sequence[Request], owner: str, chat: bool, calls: Any
+    ) -> list[Stream]:
+        streams: list[Stream] = []
+        try:
+            for request in requests:
+                asked = replace(request, owner=owner)
+                streams.append(self.model.submit(asked, chat=chat, calls=calls))
+                with self._lock:
+                    self._streams.add(streams[-1])
+            if self.closing:
+                raise closing()
+        except BaseException as error:
+            for stream in streams:
+                stream.close()
+            if isinstance(error, EngineError) and self.closing:
+                raise closing() from error
+            raise
+        return streams
+
+    def turn_away(self) -> None:
+        """Take no further request."""
+        self.closing = True
+
+    def end_all(self) -> None:
+        """End every open request; each stream tells its client so."""
+        self.closing = True
+        with self._lock:
+            streams = list(self._streams)
+        for stream in streams:
+            stream.close()
+
+    async def shut_down(self) -> None:
+        """End what still runs and let the model go."""
+        self.end_all()
+        await self.aside(self.model.close)

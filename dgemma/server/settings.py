@@ -1,0 +1,76 @@
+"""What a server is told when it starts: names, keys, limits.
+
+Plain values. Knows nothing about HTTP frameworks or models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dgemma.errors import InvalidRequest
+from dgemma.server.keys import Keys
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds of what one request, and all of them together, may ask for.
+
+    Attributes:
+        body_bytes: of a request's body; above: 413.
+        json_depth: levels of objects and lists in a body.
+        prompt_tokens: of a prompt; None: as many as the model's context holds.
+        max_tokens: of an answer, also where a request names none; None: to the context's end.
+        schema_bytes, schema_depth: of a JSON schema, a grammar, or all tool declarations.
+        n: answers of one request.
+        open_requests: requests that are worked on at a time; above: 429.
+        open_per_key: the same for one API key.
+    """
+
+    body_bytes: int = 4 * MIB
+    json_depth: int = 96
+    prompt_tokens: int | None = None
+    max_tokens: int | None = None
+    schema_bytes: int = 256 * 1024
+    schema_depth: int = 64
+    n: int = 16
+    open_requests: int = 512
+    open_per_key: int = 256
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidRequest(f"{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a server serves one model.
+
+    Attributes:
+        names: the model's names in requests; the first is the one that replies carry.
+        keys: the API keys; none: everyone is let in.
+        limits: see `Limits`.
+        cors_origins: origins of web pages that may call; none: no CORS headers at all.
+        log_text: whether prompts and answers may stand in the log.
+        heartbeat_s: seconds of silence after which a stream sends a comment.
+        grace_s: seconds that open requests get to finish when the server is told to stop.
+    """
+
+    names: tuple[str, ...] = ("nano",)
+    keys: Keys = field(default_factory=Keys)
+    limits: Limits = field(default_factory=Limits)
+    cors_origins: tuple[str, ...] = ()
+    log_text: bool = False
+    heartbeat_s: float = 10.0
+    grace_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise InvalidRequest("names is empty; give the model a name")
+        if not self.heartbeat_s > 0:
+            raise InvalidRequest(f"heartbeat_s must be above 0, got {self.heartbeat_s}")
+        if not self.grace_s >= 0:
+            raise InvalidRequest(f"grace_s must be 0 or more, got {self.grace_s}")

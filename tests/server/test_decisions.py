@@ -1,0 +1,127 @@
+"""Typed questions in OpenAI's form and in System One's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dgemma.compose.questions import Choice, Predicate, Question, Score
+from dgemma.server.schema.decisions import DecisionsRequest, SystemOneRequest
+from tests.nano import nano
+from tests.server.client import Recorder, serve
+from tests.server.field_walk import assert_each_counts, post
+
+OPENAI, JEV = "/v1/decisions", "/v1/systemone"
+STATE = "The soup was good."
+ASK: dict[str, Any] = {"input": STATE, "canvas_length": 32, "questions": [
+    {"type": "predicate", "name": "food", "instructions": "Is it about food?"},
+    {"type": "choice", "name": "tone", "instructions": "Which tone?", "choices": [
+        {"value": "glad", "description": "they liked it"}, {"value": "sad"},
+    ]},
+    {"type": "score", "name": "stars", "instructions": "How good?",
+     "levels": [{"label": "bad"}, {"label": "fair"}, {"label": "good", "description": "very"}]},
+]}  # fmt: skip
+NAMED: dict[str, Any] = {"state": STATE, "canvas_length": 32, "questions": {
+    "food": {"type": "noul", "instructions": "Is it about food?"},
+    "tone": {"type": "choice", "instructions": "Which tone?",
+             "criteria": {"glad": "they liked it", "sad": ""}},
+    "stars": {"type": "score", "instructions": "How good?", "criteria": ["bad", "fair", "good"]},
+}}  # fmt: skip
+QUESTIONS: list[Question] = [
+    Predicate("food", "Is it about food?"),
+    Choice("tone", "Which tone?", {"glad": "they liked it", "sad": ""}),
+    Score("stars", "How good?", {"bad": "", "fair": "", "good": "very"}),
+]
+
+
+@pytest.mark.parametrize("more", [{}, {"samples": 2, "seed": 3}, {"joint": True}])
+def test_answers_are_those_of_decide(more: dict[str, Any]) -> None:
+    """Catches questions in another order, and numbers that belong to another option or draw."""
+    body = serve().post(OPENAI, ASK | more).json()
+    expected = nano().decide(STATE, QUESTIONS, canvas_length=32, **more)
+    food, tone, stars = body["answers"]
+    assert [answer["name"] for answer in body["answers"]] == ["food", "tone", "stars"]
+    assert food["probability"] == expected["food"].probability
+    assert (tone["choice"], tone["confidence"]) == (
+        expected["tone"].choice, expected["tone"].confidence
+    )  # fmt: skip
+    pairs = [(one["value"], one["probability"]) for one in tone["probabilities"]]
+    assert tuple(pairs) == expected["tone"].probabilities
+    assert stars["score"] == expected["stars"].score
+    assert [(p["value"], p["label"]) for p in stars["probabilities"]] == [
+        (1, "bad"), (2, "fair"), (3, "good")
+    ]  # fmt: skip
+    for answer in body["answers"]:
+        assert answer["label_mass"] == expected[answer["name"]].label_mass
+        assert answer["stderr"] == expected[answer["name"]].stderr
+    assert body["usage"]["output_tokens"] == 0
+    assert body["usage"]["input_tokens"] == expected.usage.prompt_tokens
+
+
+def test_system_one_says_the_same_in_its_own_words() -> None:
+    """Catches a map whose answers are mixed up, or shaped as OpenAI's are."""
+    body = serve().post(JEV, NAMED).json()["answers"]
+    same = [*QUESTIONS[:2], Score("stars", "How good?", ["bad", "fair", "good"])]
+    expected = nano().decide(STATE, same, canvas_length=32)
+    assert body["food"]["type"] == "noul" and body["food"]["noul"] == expected["food"].probability
+    assert body["tone"]["probabilities"] == dict(expected["tone"].probabilities)
+    assert body["stars"]["legend"] == ["bad", "fair", "good"]
+    assert body["stars"]["score"] == expected["stars"].score
+    meant = {"type": "noul", "instructions": "Is it?", "criteria": {"true": "hot", "false": "cold"}}
+    model = Recorder()
+    assert serve(model).post(JEV, NAMED | {"questions": {"q": meant}}).status_code == 200
+    shown = nano().prompter.text().decode(model.asked[0][0].token_ids)
+    assert "yes: hot" in shown and "no: cold" in shown
+
+
+def test_questions_about_a_conversation() -> None:
+    """Catches messages that are asked about as a text, or whose earlier turns are lost."""
+    asked = [{"role": "user", "content": "Parity: 3182"}]
+    question = {"type": "choice", "name": "parity",
+                "choices": [{"value": "even"}, {"value": "odd"}]}  # fmt: skip
+    reply = serve().post(OPENAI, {"input": asked, "questions": [question]}).json()
+    expected = nano().decide(asked, [Choice("parity", "", ["even", "odd"])])
+    assert reply["answers"][0]["confidence"] == expected["parity"].confidence
+    model = Recorder()
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, *asked]
+    told = question | {"instructions": "Which?"}
+    assert serve(model).post(OPENAI, {"input": turns, "questions": [told]}).status_code == 200
+    shown = nano().prompter.text().decode(model.asked[0][0].token_ids, control=True)
+    assert shown.index("Yes?") < shown.index("Parity: 3182") < shown.index("Which?")
+    assert shown.count("<|turn>user") == 2
+    ends = {"input": turns[:2], "questions": [told]}
+    assert post(OPENAI, ends)[0].status_code == 400
+
+
+@pytest.mark.parametrize("more, field", [
+    ({"questions": []}, "questions"), ({"input": ""}, "state"), ({"samples": 0}, "samples"),
+    ({"questions": [ASK["questions"][0]] * 65}, "questions"),
+    ({"questions": [ASK["questions"][0]] * 2}, "name"),
+    ({"questions": ASK["questions"], "samples": 65}, "samples"),
+    ({"questions": [ASK["questions"][0] | {"name": f"q{n}"} for n in range(64)], "samples": 5},
+     "samples"),
+    ({"questions": [ASK["questions"][1] | {"choices": [{"value": "a"}] * 2}]}, "twice"),
+    ({"questions": [ASK["questions"][1] | {"choices": [{"value": "a"}]}]}, "choices"),
+    ({"questions": [ASK["questions"][1] | {"choices": [
+        {"value": str(n)} for n in range(256)]}]}, "choices"),
+    ({"questions": [{"type": "span", "name": "x"}]}, "questions"),
+    ({"canvas_length": 500}, "canvas_length"), ({"seed": -1}, "seed"),
+    ({"input": [{"role": "user", "content": [{"type": "image_url"}]}]}, "images"),
+])  # fmt: skip
+def test_what_cannot_be_is_refused(more: dict[str, Any], field: str) -> None:
+    """Catches bounds that end as a 500, or as thousands of readings."""
+    response, _ = post(OPENAI, ASK | more)
+    assert response.status_code == 400, response.text
+    assert field in response.json()["error"]["message"], response.text
+
+
+def test_every_field_counts() -> None:
+    """Catches a field that is accepted and ignored."""
+    changed: dict[str, Any] = {
+        "model": "other", "samples": 2, "joint": True, "seed": 5, "canvas_length": 48,
+    }  # fmt: skip
+    own = {"input": "The soup was cold.", "questions": ASK["questions"][:1]}
+    assert_each_counts(OPENAI, DecisionsRequest, ASK, changed=changed | own, refused={}, idle=set())
+    own = {"state": "The soup was cold.", "questions": {"x": NAMED["questions"]["food"]}}
+    assert_each_counts(JEV, SystemOneRequest, NAMED, changed=changed | own, refused={}, idle=set())

@@ -1,0 +1,78 @@
+"""The sections of an editor's message. The routes on them are in `test_fim.py`."""
+
+from __future__ import annotations
+
+import pytest
+
+from dgemma.errors import InvalidRequest
+from dgemma.server.schema.tags import next_edit, update
+
+MESSAGE = """<|recently_viewed_code_snippets|>
+<|recently_viewed_code_snippet|>
+code_snippet_file_path: a.py
+x = 1
+<|/recently_viewed_code_snippet|>
+<|/recently_viewed_code_snippets|>
+
+<|current_file_content|>
+current_file_path: b.py
+import a
+<|code_to_edit|>
+def f():
+    return <|cursor|>a.x
+<|/code_to_edit|>
+f()
+<|/current_file_content|>
+
+<|edit_diff_history|>
+-y = 1
++y = 2
+<|/edit_diff_history|>
+"""
+
+
+def test_a_next_edit_message_is_read() -> None:
+    """Catches a region that is off by a tag or a line break: the wrong code would be replaced."""
+    found = next_edit(MESSAGE)
+    assert found.file == "import a\ndef f():\n    return a.x\nf()"
+    assert found.file[found.start : found.end] == "def f():\n    return a.x"
+    assert found.cursor is not None and found.file[found.cursor :].startswith("a.x")
+    assert (found.path, found.history) == ("current_file_path: b.py", "-y = 1\n+y = 2")
+    assert "code_snippet_file_path: a.py" in found.snippets
+
+
+@pytest.mark.parametrize("tag", [
+    "recently_viewed_code_snippets", "current_file_content", "code_to_edit", "edit_diff_history",
+])  # fmt: skip
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_missing_tag_is_named(tag: str, slash: str) -> None:
+    """Catches a malformed message that is half read: code would be written over other code."""
+    gone = f"<|{slash}{tag}|>"
+    with pytest.raises(InvalidRequest, match="is missing") as caught:
+        next_edit(MESSAGE.replace(gone, ""))
+    assert gone in str(caught.value)
+
+
+def test_a_tag_that_comes_twice_is_refused() -> None:
+    """Catches the first of two regions, or of two cursors, being taken for the one meant."""
+    for tag in ("<|code_to_edit|>", "<|cursor|>", "<|/edit_diff_history|>"):
+        with pytest.raises(InvalidRequest, match="comes twice"):
+            next_edit(MESSAGE.replace(tag, tag * 2))
+    backwards = "<|/original_code|>a<|original_code|> <|update_snippet|>b<|/update_snippet|>"
+    with pytest.raises(InvalidRequest, match="stands before"):
+        update(backwards)
+
+
+def test_an_empty_region_and_no_cursor() -> None:
+    """Catches an empty region that takes a line break of the file with it, and a made-up cursor."""
+    text = MESSAGE.replace("def f():\n    return <|cursor|>a.x\n", "").replace("import a\n", "")
+    found = next_edit(text)
+    assert (found.file, found.start, found.end, found.cursor) == ("\nf()", 0, 0, None)
+
+
+def test_an_apply_message_is_read() -> None:
+    """Catches sections that are swapped or trimmed of their indentation."""
+    found = update(
+        "<|original_code|>\n  a\n<|/original_code|>\n<|update_snippet|>\n  b\n<|/update_snippet|>"
+    )
+    assert (found.original, found.snippet) == ("  a", "  b")

@@ -1,0 +1,178 @@
+"""What holds on each of the paths: whose requests they are, which model, odd values, hang-ups."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from dgemma.server.app import create_app
+from dgemma.server.keys import Keys
+from dgemma.server.settings import Settings
+from dgemma.text.stream import Stream
+from dgemma.types import Event, Output, Request
+from tests.server.client import QUESTION, Client, Recorder, Written, serve
+from tests.server.test_decisions import ASK as DECISIONS
+from tests.server.test_decisions import NAMED
+from tests.server.test_edit import MESSAGE
+from tests.server.test_fim import APPLIED, said
+from tests.server.test_messages import TOOLS, USED
+
+QUICK: dict[str, Any] = {"seed": 1, "max_tokens": 2,
+                         "diffusion": {"max_steps": 1, "canvas_length": 32}}  # fmt: skip
+HOLE = [{"text": "Dear "}, {"min_length": 1, "max_length": 1}, {"text": "."}]
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": "Hello"} | QUICK,
+    "/v1/fim/completions": {"prompt": "Dear ", "suffix": "."} | QUICK,
+    "/infill": {"input_prefix": "Dear ", "input_suffix": ".", "n_predict": 2, "seed": 1,
+                "diffusion": {"max_steps": 1, "canvas_length": 32}},
+    "/v1/edit/completions": said(MESSAGE) | QUICK,
+    "/v1/apply/completions": said(APPLIED) | QUICK,
+    "/v1/messages": {"messages": QUESTION} | QUICK,
+    "/v1/decisions": DECISIONS,
+    "/v1/systemone": NAMED,
+    "/v1/canvas": {"segments": HOLE, "seed": 1, "diffusion": {"max_steps": 1}},
+}  # fmt: skip
+STREAMED = ("/v1/completions", "/v1/fim/completions", "/infill", "/v1/messages")
+HUGE = 10**30
+ODD: tuple[Any, ...] = (None, True, -1, HUGE, 0.5, "", "\x00<turn|>", [], [None], {"": None})
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_requests_belong_to_the_key(path: str) -> None:
+    """Catches a route past the queue's fairness: its requests would be nobody's."""
+    keys = Keys.of(["one-secret", "two-secret"])
+    model = Recorder()
+    client = Client(create_app(model, Settings(keys=keys)), {"x-api-key": "two-secret"})
+    assert client.post(path, BODIES[path]).status_code == 200
+    assert {request.owner for request, _, _ in model.asked} == {keys.owner("two-secret")}
+    wrong = client.post(path, BODIES[path] | {"model": "../nano"})
+    assert wrong.status_code == 404 and "nano" in wrong.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_odd_values_are_no_accident(path: str) -> None:
+    """Catches a value of another type, or at an edge, that ends as an error of the server's."""
+    client, body = serve(), BODIES[path]
+    document = client.get("/openapi.json").json()
+    name = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    fields = document["components"]["schemas"][name["$ref"].rsplit("/", 1)[-1]]["properties"]
+    assert set(body) <= set(fields)
+    for field in fields:
+        for value in ODD:
+            response = client.post(path, body | {field: value})
+            assert response.status_code in (200, 400, 404), (field, value, response.text)
+            if response.status_code != 200:
+                assert response.json()["error"]["message"], (field, value)
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where values stand within a body."""
+    if path:
+        yield path
+    if isinstance(value, (dict, list)):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(inner, (*path, key))
+
+
+RICH: dict[str, dict[str, Any]] = {
+    "/infill": {"input_extra": [{"filename": "a", "text": "b"}], "samplers": ["top_k"],
+                "response_fields": ["content", "timings/predicted_n"]},
+    "/v1/messages": {"messages": USED, "tools": TOOLS, "tool_choice": {"type": "auto"},
+                     "thinking": {"type": "enabled", "budget_tokens": 3},
+                     "system": [{"type": "text", "text": "x"}]},
+    "/v1/decisions": {}, "/v1/systemone": {}, "/v1/edit/completions": {},
+    "/v1/canvas": {"return": {"trace": True, "alternatives": 2}, "strength": 0.1, "segments": [
+        {"text": "a"}, {"role": "seed", "text": "Mira", "noise": 0.5}, {"choices": ["!"]},
+        {"min_length": 1, "max_length": 1, "allowed_token_ids": [300]}, {"tokens": [301]},
+    ]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", RICH)
+def test_odd_values_within_objects(path: str) -> None:
+    """The same for what stands deeper: blocks, tools, questions, segments."""
+    client, body = serve(), BODIES[path] | RICH[path]
+    assert client.post(path, body).status_code == 200
+    for *way, last in filter(lambda way: len(way) > 1, leaves(body)):
+        for value in (None, -1, HUGE, "", [None]):
+            changed = copy.deepcopy(body)
+            inner: Any = changed
+            for key in way:
+                inner = inner[key]
+            inner[last] = value
+            response = client.post(path, changed)
+            assert response.status_code in (200, 400), (way, last, value, response.text)
+
+
+class Waiting(Written):
+    """A request that is never done, until it is ended."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+
+    async def __anext__(self) -> Event:
+        while not self.closed:
+            await asyncio.sleep(0.001)
+        return Event(type="done", output=Output(finish_reason="cancelled"))
+
+
+async def hang_up(app: Any, path: str, body: dict[str, Any], started: list[Waiting]) -> None:
+    """Call a path and be gone as soon as the model has begun."""
+    sent = False
+
+    async def receive() -> dict[str, Any]:
+        nonlocal sent
+        if not sent:
+            sent = True
+            return {"type": "http.request", "body": json.dumps(body).encode()}
+        while not started:
+            await asyncio.sleep(0.001)
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        await asyncio.sleep(0)
+
+    scope = {
+        "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1",
+        "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
+        "headers": [(b"content-type", b"application/json")], "scheme": "http",
+        "server": ("test", 80), "client": ("test", 1), "root_path": "",
+    }  # fmt: skip
+    await asyncio.wait_for(app(scope, receive, send), 10)
+
+
+@pytest.mark.parametrize("path", ["/v1/fim/completions", "/v1/decisions", "/v1/canvas"])
+def test_a_plan_that_is_shut_down_says_so(path: str) -> None:
+    """Catches a 500 for what is no fault, where a client should try again elsewhere."""
+    apps: list[Any] = []
+
+    def begin(request: Request) -> Stream:
+        apps[0].state.service.closing = True
+        cancelled = Event(type="done", output=Output(finish_reason="cancelled"))
+        return Stream(Written([cancelled]), None, deque(), lambda ids: "")
+
+    apps.append(create_app(Recorder(begin), Settings()))
+    assert Client(apps[0]).post(path, BODIES[path]).status_code == 503
+
+
+@pytest.mark.parametrize("path, stream", [
+    *((path, False) for path in BODIES), *((path, True) for path in STREAMED),
+])  # fmt: skip
+def test_when_the_client_is_gone_its_requests_end(path: str, stream: bool) -> None:
+    """Catches work that goes on for nobody, and a place that is never given back."""
+    started: list[Waiting] = []
+
+    def begin(request: Request) -> Stream:
+        started.append(Waiting())
+        return Stream(started[-1], None, deque(), lambda ids: "")
+
+    app = create_app(Recorder(begin), Settings())
+    asyncio.run(hang_up(app, path, BODIES[path] | ({"stream": True} if stream else {}), started))
+    assert started and all(one.closed for one in started)
+    assert app.state.service.open_requests == 0

@@ -1,0 +1,104 @@
+"""Clients that hang up: at every event of a stream, before a plain reply, a hundred at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import pytest
+
+from dgemma.engine.counters import Counters
+from tests.nano import nano
+from tests.server.client import QUESTION, Client, serve
+
+ENDLESS = {"messages": QUESTION, "min_tokens": 6000, "max_tokens": 6000}
+
+
+@pytest.fixture(scope="module")
+def client() -> Client:
+    """An app over nano."""
+    return serve()
+
+
+async def leave(client: Client, fields: dict[str, Any], after: int) -> int:
+    """A request whose client is gone after so many events; how many it got in the end.
+
+    The one that leaves before the first event waits until the model is at work.
+    """
+    body, steps = json.dumps(ENDLESS | fields).encode(), nano().counters().steps
+    told, gone, events = False, asyncio.Event(), 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal told
+        if not told:
+            told = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        if after:
+            await gone.wait()
+        while nano().counters().steps < steps + 2:
+            await asyncio.sleep(0.002)
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        nonlocal events
+        if message["type"] == "http.response.body" and message.get("body"):
+            events += 1
+            if events == after:
+                gone.set()
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b"",
+        "headers": [(b"content-type", b"application/json")], "root_path": "",
+        "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1",
+        "scheme": "http", "server": ("test", 80), "client": ("test", 1),
+    }  # fmt: skip
+    await asyncio.wait_for(client.app(scope, receive, send), 30)
+    return events
+
+
+def idle(client: Client) -> Counters:
+    """The engine's counts when nothing runs any more."""
+    until = time.monotonic() + 10
+    while nano().counters().running and time.monotonic() < until:
+        time.sleep(0.005)
+    found = nano().counters()
+    assert (found.running, found.waiting, found.pages_full_used) == (0, 0, 0)
+    assert client.app.state.service.open_requests == 0
+    return found
+
+
+def test_before_a_plain_reply(client: Client) -> None:
+    """Catches an answer that is computed to its end for nobody."""
+    before = nano().counters().ended_cancelled
+    assert asyncio.run(leave(client, {"n": 2}, 0)) == 0
+    assert idle(client).ended_cancelled == before + 2
+
+
+@pytest.mark.parametrize("fields", [
+    {"diffusion": {"max_steps": 2, "stream": "tokens"}},
+    {"diffusion": {"max_steps": 2}, "n": 2},
+])  # fmt: skip
+def test_at_every_event_of_a_stream(client: Client, fields: dict[str, Any]) -> None:
+    """Catches an event at which a client cannot leave without its request running on."""
+    choices = fields.get("n", 1)
+    for after in range(16):
+        before = nano().counters().ended_cancelled
+        assert asyncio.run(leave(client, fields | {"stream": True}, after)) >= after
+        assert idle(client).ended_cancelled == before + choices
+
+
+def test_a_hundred_at_once(client: Client) -> None:
+    """Catches a place, a page or a task that is lost with a connection."""
+    before = nano().counters().ended_cancelled
+
+    async def crowd() -> int:
+        short = {"diffusion": {"max_steps": 1, "canvas_length": 32}}
+        await asyncio.gather(
+            *(leave(client, short | {"stream": k % 2 == 0}, (k % 2 == 0) * 2) for k in range(100))
+        )
+        return len(asyncio.all_tasks()) - 1
+
+    assert asyncio.run(crowd()) == 0
+    assert idle(client).ended_cancelled == before + 100

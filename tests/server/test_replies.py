@@ -1,0 +1,167 @@
+"""Events as neutral pieces: order, fields, and what is held back, on canvases written by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from dgemma.params import SamplingParams
+from dgemma.server import sse
+from dgemma.server.replies import Call, End, Piece, Reading, Text, Thought, fold, words
+from dgemma.types import Output, Request
+from tests.nano import nano
+from tests.server.client import QUESTION, written
+
+ANSWER = (
+    "<|channel>thought\nFirst I look, then\nI call.\n<channel|>Let me see — é 漢. "
+    '<|tool_call>call:find{city:<|"|>Oslo<|"|>}<tool_call|> and '
+    "<|channel>thought\nagain\n<channel|><|tool_call>call:find{n:2}<tool_call|>done, STOP here."
+)
+
+
+def reading_of(ids: list[int], cuts: list[int], stop: tuple[str, ...] = ()) -> Reading:
+    """An answer that came in canvases cut at given places."""
+    prompt = tuple(nano().chat_ids(QUESTION, None, True))
+    request = Request(token_ids=prompt, params=SamplingParams(stop=stop or None))
+    edges = [0, *cuts, len(ids)]
+    commits = [ids[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return Reading(nano().facts, request, written(request, commits), chat=True)
+
+
+async def collected(reading: Reading) -> list[Piece]:
+    """All pieces."""
+    return [piece async for piece in reading.pieces()]
+
+
+def output_of(pieces: list[Piece]) -> Output:
+    """The output in the last piece."""
+    last = pieces[-1]
+    assert isinstance(last, End)
+    return last.output
+
+
+def check_fold(pieces: list[Piece]) -> Output:
+    """The pieces say what the output says, field by field."""
+    output = output_of(pieces)
+    assert "".join(p.text for p in pieces if isinstance(p, Text)) == output.text
+    assert "".join(p.text for p in pieces if isinstance(p, Thought)) == (output.thinking or "")
+    calls = [p for p in pieces if isinstance(p, Call)]
+    assert tuple(p.call for p in calls) == output.tool_calls
+    assert [p.index for p in calls] == list(range(len(calls)))
+    assert all("<|" not in p.text for p in pieces if isinstance(p, (Text, Thought)))
+    return output
+
+
+def test_one_canvas_with_thought_call_and_answer_comes_apart_in_order() -> None:
+    """Catches a thought in the content, a call as text, or an order that is not the model's."""
+    ids = nano().prompter.text().encode(ANSWER, control=True)
+    pieces = asyncio.run(collected(reading_of(ids, [])))
+    output = check_fold(pieces)
+    assert output.text.startswith("Let me see — é 漢. ") and "Oslo" not in output.text
+    kinds = [type(piece).__name__ for piece in pieces]
+    order = [k for k, before in zip(kinds, ["", *kinds], strict=False) if k != before]
+    assert order == ["Thought", "Text", "Call", "Text", "Thought", "Call", "Text", "End"]
+
+
+@pytest.mark.parametrize("stop", [(), ("STOP",), ("é",), (" and",), ("zzz",)])
+def test_any_cut_into_canvases_folds_to_the_same(stop: tuple[str, ...]) -> None:
+    """Catches text lost, doubled or in a wrong field where a canvas ends within a marker's text,
+    a character or a stop string, and text behind a stop string that was already sent."""
+    ids = nano().prompter.text().encode(ANSWER, control=True)
+    draw = random.Random(repr(stop))
+    whole = output_of(asyncio.run(collected(reading_of(ids, [], stop))))
+    for _ in range(20):
+        cuts = sorted(draw.sample(range(len(ids)), draw.randint(1, 12)))
+        output = check_fold(asyncio.run(collected(reading_of(ids, cuts, stop))))
+        assert output.text == whole.text
+        assert not any(s in output.text for s in stop)
+
+
+def test_words_are_the_text() -> None:
+    """Catches blanks or line breaks lost between deltas, and a delta that is no word."""
+    text = "  One two\n\nthree,\tfour  "
+    assert "".join(words(text)) == text
+    assert list(words(text))[:3] == ["  One", " two", "\n\nthree,"]
+    assert list(words("")) == [] and list(words("\n ")) == ["\n "]
+
+
+def test_positions_of_scores() -> None:
+    """Catches log-probabilities of the thought, of a call or of a marker in the content's list."""
+    tokenizer = nano().prompter.text()
+    ids = tokenizer.encode(
+        "<|channel>thought\nx<channel|>ab<|tool_call>call:f{}<tool_call|>", control=True
+    )
+    told = reading_of(ids, []).positions(ids)
+    text = tokenizer.decode([i for i, kind in zip(ids, told, strict=True) if kind == "text"])
+    assert text == "ab"
+    assert told[0] == "" and told[1] == "thinking" and told[-1] == ""
+
+
+def test_closing_ends_the_request() -> None:
+    """Catches a reader that goes away and leaves its request running."""
+    reading = reading_of(nano().prompter.text().encode("one two three"), [])
+
+    async def leave() -> None:
+        source = reading.pieces()
+        await anext(source)
+        await source.aclose()
+
+    asyncio.run(leave())
+    assert reading._stream._events.closed  # type: ignore[attr-defined]
+    assert asyncio.run(fold(reading_of([], []).pieces())).ended.output.text == ""
+
+
+def test_silence_has_heartbeats_and_ends_with_its_source() -> None:
+    """Catches a proxy that cuts a silent stream, a lost event behind a heartbeat, and a source
+    that is left open when its reader goes."""
+    closed = []
+
+    async def slow() -> AsyncGenerator[bytes, None]:
+        try:
+            await asyncio.sleep(0.05)
+            yield b"one"
+            await asyncio.sleep(60)
+            yield b"never"
+        finally:
+            closed.append(True)
+
+    async def read() -> list[bytes]:
+        source = sse.with_heartbeats(slow(), 0.01)
+        got = []
+        async for piece in source:
+            got.append(piece)
+            if got.count(sse.HEARTBEAT) >= 2 and b"one" in got and got[-1] != b"one":
+                break
+        await source.aclose()
+        return got
+
+    got = asyncio.run(read())
+    assert got[0] == sse.HEARTBEAT and got.count(b"one") == 1 and closed == [True]
+
+
+def test_merged_streams_end_together_on_an_error() -> None:
+    """Catches one failed choice of n that leaves the others running, or hides the failure."""
+    closed = []
+
+    async def good() -> AsyncGenerator[int, None]:
+        try:
+            while True:
+                yield 1
+                await asyncio.sleep(0.001)
+        finally:
+            closed.append(True)
+
+    async def bad() -> AsyncGenerator[int, None]:
+        yield 2
+        raise KeyError("broken")
+
+    async def read() -> None:
+        async for _ in sse.merge([good(), bad()]):
+            pass
+
+    with pytest.raises(KeyError, match="broken"):
+        asyncio.run(read())
+    assert closed == [True]
