@@ -7,12 +7,16 @@ files, tokenizers or HTTP, so a client may import it in milliseconds.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dgemma.errors import InvalidRequest
 from dgemma.params import SamplingParams
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 EventType = Literal["frame", "commit", "done"]
@@ -40,6 +44,51 @@ class ThoughtIds:
     open_id: int
     close_id: int
     is_open: bool = False
+
+
+class Matcher(Protocol):
+    """A walk through one language; every method may raise EngineError in mid-walk."""
+
+    def accept(self, ids: Sequence[int]) -> int:
+        """Take as many of these ids as the language allows; how many. End ids are never taken."""
+        ...
+
+    def undo(self, count: int) -> None:
+        """Take back the last `count` ids."""
+        ...
+
+    def allowed(self) -> NDArray[np.int32]:
+        """Bitset [ceil(V / 32)]: bit j of word w allows id 32 w + j next. Never end ids.
+
+        Where the text that follows is forced, the mask may have the first of `forced` alone,
+        though `accept` also takes other tokens that spell the same.
+        """
+        ...
+
+    @property
+    def accepting(self) -> bool:
+        """The text may end here."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """It must end here: accepting and nothing is allowed."""
+        ...
+
+    def forced(self) -> list[int]:
+        """Ids that must come next, whatever the model thinks; `accept` takes them all."""
+        ...
+
+    def closing(self, room: int) -> list[int] | None:
+        """Ids of a short way to a place where the text may end, at most `room`; [] if accepting.
+
+        None where none was found. Leaves the state as it is.
+        """
+        ...
+
+    def alphabet(self) -> NDArray[np.int32] | None:
+        """Bitset of ids that can occur anywhere in a text; None where any id may."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,9 @@ stretched; knows nothing about other programs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ KINDS: dict[LayerType, str] = {
     "sliding_attention": "sliding layer",
     "full_attention": "full layer",
 }
+TURNS = 3
+"""How often each width, batch and stack is measured; one turn goes up, the next down."""
 Say = Callable[[str], None]
 NOTES = (
     "Prompt: the network alone, the time of one layer of each kind and its attention alone, with "
@@ -182,21 +185,18 @@ def _network(
 
 def by_canvas(llm: LLM, canvases: Sequence[int], prompt: int, steps: int, say: Say) -> Series:
     """A step against the width of the canvas."""
-    series = Series("canvas", "position", "step")
-    for canvas in canvases:
-        other = narrowed(llm, canvas)
-        series.points.append((canvas, _step(other, 1, prompt, steps)))
-        say(f"canvas {canvas}: step {series.points[-1][1]:.1f} ms")
-    return series
+    points = _swept(canvases, lambda width: _steps(narrowed(llm, width), 1, prompt, steps))
+    for canvas, ms in points:
+        say(f"canvas {canvas}: step {ms:.1f} ms")
+    return Series("canvas", "position", "step", points)
 
 
 def by_batch(llm: LLM, batches: Sequence[int], prompt: int, steps: int, say: Say) -> Series:
     """A step against how many requests share it."""
-    series = Series("batch", "request", "step")
-    for batch in batches:
-        series.points.append((batch, _step(llm, batch, prompt, steps)))
-        say(f"batch {batch}: step {series.points[-1][1]:.1f} ms")
-    return series
+    points = _swept(batches, lambda count: _steps(llm, count, prompt, steps))
+    for batch, ms in points:
+        say(f"batch {batch}: step {ms:.1f} ms")
+    return Series("batch", "request", "step", points)
 
 
 def by_layers(llm: LLM, layers: Sequence[int], prompt: int, steps: int, say: Say) -> list[Series]:
@@ -207,19 +207,36 @@ def by_layers(llm: LLM, layers: Sequence[int], prompt: int, steps: int, say: Say
             continue
         last: tuple[LayerType, ...] = ("full_attention",) if kind != "full_attention" else ()
         name = "sliding layers before a full one" if last else "full layers"
-        series = Series("layers", "layer", name)
-        for count in layers:
-            other = stacked(llm, (*[kind] * count, *last))
-            series.points.append((count, _step(other, 1, prompt, steps)))
-            say(f"{count} {name}: step {series.points[-1][1]:.1f} ms")
-        out.append(series)
+        stacks = {count: (*[kind] * count, *last) for count in layers}
+        measure = partial(_stacked_steps, llm, stacks, prompt, steps)
+        points = _swept(layers, measure)
+        for count, ms in points:
+            say(f"{count} {name}: step {ms:.1f} ms")
+        out.append(Series("layers", "layer", name, points))
     return out
 
 
-def _step(llm: LLM, batch: int, prompt: int, steps: int) -> float:
-    """The median of the steps behind the first, each request with ids of its own."""
+def _stacked_steps(
+    llm: LLM, stacks: Mapping[int, tuple[LayerType, ...]], prompt: int, steps: int, count: int
+) -> Sequence[float]:
+    return _steps(stacked(llm, stacks[count]), 1, prompt, steps)
+
+
+def _swept(
+    places: Sequence[int], measure: Callable[[int], Sequence[float]]
+) -> list[tuple[float, float]]:
+    """(place, median of its steps): forth and back, so that no place has the slow minutes alone."""
+    found: dict[int, list[float]] = {place: [] for place in places}
+    for turn in range(TURNS):
+        for place in places if turn % 2 == 0 else reversed(places):
+            found[place] += measure(place)
+    return [(place, median(found[place])) for place in places]
+
+
+def _steps(llm: LLM, batch: int, prompt: int, steps: int) -> Sequence[float]:
+    """The steps behind the first, each request with ids of its own."""
     prompts = [prompt_ids(llm.config, prompt, seed) for seed in range(batch)]
-    return median(run(llm, prompts, steps + 1).steady_ms)
+    return run(llm, prompts, steps + 1).steady_ms
 
 
 def values(series: Sequence[Series], caches: Sequence[CacheSize]) -> dict[str, Any]:

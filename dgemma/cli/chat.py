@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from dgemma.cli.live import is_terminal, show
-from dgemma.cli.options import add_model, add_sampling, sampling
+from dgemma.cli.options import add_model, add_sampling, open_model, sampling
 from dgemma.errors import InvalidRequest
 
 HELP = "/new starts afresh, /quit ends (so does Ctrl-D)"
@@ -26,13 +26,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Read turns until the end of input."""
-    from dgemma.llm import load
 
     params = sampling(arguments)
-    llm = load(
-        arguments.model, device=arguments.device, dtype=arguments.dtype,
-        strict=not arguments.no_strict,
-    )  # fmt: skip
+    llm = open_model(arguments)
     tokenizer = llm.tokenizer
     first = [{"role": "system", "content": arguments.system}] if arguments.system else []
     messages: list[dict[str, Any]] = list(first)

@@ -11,7 +11,7 @@ import argparse
 import json
 from typing import Any
 
-from dgemma.cli.options import add_model
+from dgemma.cli.options import add_model, open_model
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,12 +25,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print both comparisons; 0 when both hold, 1 when one does not."""
     from dgemma.evaluate.parity import compare
-    from dgemma.llm import load
 
-    llm = load(
-        arguments.model, device=arguments.device, dtype=arguments.dtype,
-        strict=not arguments.no_strict,
-    )  # fmt: skip
+    llm = open_model(arguments)
     result: dict[str, Any] = compare(llm, arguments.prompt, arguments.seed)
     if arguments.json:
         print(json.dumps(result))

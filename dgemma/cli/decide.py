@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgemma.cli.files import read_argument, read_text
-from dgemma.cli.options import add_model
+from dgemma.cli.options import add_model, open_model
 from dgemma.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -94,15 +94,11 @@ def read_questions(arguments: argparse.Namespace) -> list[Question]:
 def run(arguments: argparse.Namespace) -> int:
     """Print the answers with their probabilities."""
     from dgemma.compose.calibration import Calibration
-    from dgemma.llm import load
 
     questions = read_questions(arguments)
     state: Any = read_argument(arguments.state)
     calibration = Calibration.load(arguments.calibration) if arguments.calibration else None
-    llm = load(
-        arguments.model, device=arguments.device, dtype=arguments.dtype,
-        strict=not arguments.no_strict,
-    )  # fmt: skip
+    llm = open_model(arguments)
     if not any(question.instructions for question in questions):
         state = [{"role": "user", "content": state}]
     decision = llm.decide(

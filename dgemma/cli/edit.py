@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from dgemma.cli.files import deliver, read_text
-from dgemma.cli.options import add_model, add_sampling, sampling
+from dgemma.cli.options import add_model, add_sampling, open_model, sampling
 from dgemma.errors import InvalidRequest
 
 
@@ -51,15 +51,11 @@ def lines_to_span(text: str, span: str) -> tuple[int, int]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the file, or show what would change."""
-    from dgemma.llm import load
 
     text = read_text(arguments.file)
     spans = [lines_to_span(text, span) for span in arguments.span] or None
     params = sampling(arguments)
-    llm = load(
-        arguments.model, device=arguments.device, dtype=arguments.dtype,
-        strict=not arguments.no_strict,
-    )  # fmt: skip
+    llm = open_model(arguments)
     edited = llm.edit(
         text, arguments.instruction, spans, arguments.strength, params, context=arguments.context
     )

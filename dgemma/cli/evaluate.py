@@ -8,7 +8,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from dgemma.cli.options import add_model
+from dgemma.cli.options import add_model, open_model
 from dgemma.errors import InvalidRequest, nearest
 from dgemma.types import Mode
 
@@ -58,7 +58,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the table; progress goes to standard error."""
     from dgemma.evaluate.report import as_markdown, as_values
     from dgemma.evaluate.run import evaluate
-    from dgemma.llm import load
     from dgemma.tasks import TASKS
 
     tasks = list(TASKS) if arguments.tasks == "all" else arguments.tasks.split(",")
@@ -71,10 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise InvalidRequest(f"-n must be at least 1, got {arguments.n}")
     both: list[Mode] = ["diffusion", "autoregressive"]
     modes = both if arguments.mode == "both" else [arguments.mode]
-    llm = load(
-        arguments.model, device=arguments.device, dtype=arguments.dtype,
-        strict=not arguments.no_strict,
-    )  # fmt: skip
+    llm = open_model(arguments)
     if arguments.against:
         return _compare(llm, tasks, arguments)
     if arguments.canvas:

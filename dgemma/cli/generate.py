@@ -10,7 +10,7 @@ import json
 import sys
 from dataclasses import asdict
 
-from dgemma.cli.options import add_model, add_sampling, sampling
+from dgemma.cli.options import add_model, add_sampling, open_model, sampling
 from dgemma.errors import InvalidRequest
 from dgemma.types import Output
 
@@ -39,7 +39,6 @@ def as_json(output: Output) -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the answer; 1 where it ended with an error."""
-    from dgemma.llm import load
 
     text = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     if not text.strip():
@@ -47,10 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.raw and arguments.thinking:
         raise InvalidRequest("--thinking needs the chat template; leave out --raw")
     params = sampling(arguments)
-    llm = load(
-        arguments.model, device=arguments.device, dtype=arguments.dtype,
-        strict=not arguments.no_strict,
-    )  # fmt: skip
+    llm = open_model(arguments)
     chat = llm.template is not None and not arguments.raw
     messages = [{"role": "user", "content": text}]
     if arguments.autoregressive:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dgemma.cli.files import deliver, read_argument
-from dgemma.cli.options import add_model, add_sampling, sampling
+from dgemma.cli.options import add_model, add_sampling, open_model, sampling
 from dgemma.errors import InvalidRequest
 
 MARK = "___"
@@ -36,7 +36,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the text, its diff or JSON, or write it back."""
     from dgemma.compose.fill import Hole
-    from dgemma.llm import load
 
     path = Path(arguments.text[1:]) if arguments.text.startswith("@") else None
     if arguments.in_place and path is None:
@@ -54,10 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     for piece in pieces[1:]:
         parts += [hole, piece]
     params = sampling(arguments)
-    llm = load(
-        arguments.model, device=arguments.device, dtype=arguments.dtype,
-        strict=not arguments.no_strict,
-    )  # fmt: skip
+    llm = open_model(arguments)
     filled = llm.fill(parts, params, context=arguments.context, search=not arguments.no_search)
     if arguments.json:
         values = {"text": filled.text, "seed": filled.seed,

@@ -8,9 +8,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dgemma.params import SamplingParams
+
+if TYPE_CHECKING:
+    from dgemma.llm import LLM
 
 
 def _width(text: str) -> int | str:
@@ -79,6 +82,16 @@ def add_model(parser: argparse.ArgumentParser, *, positional: bool = False) -> N
     parser.add_argument(
         "--no-strict", action="store_true", help="accept unknown keys in the model's config.json"
     )
+
+
+def open_model(arguments: argparse.Namespace, **more: Any) -> LLM:
+    """Load the model that the options of `add_model` name; `more` goes to `load`."""
+    from dgemma.llm import load
+
+    return load(
+        arguments.model, device=arguments.device, dtype=arguments.dtype,
+        strict=not arguments.no_strict, **more,
+    )  # fmt: skip
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ import socket
 import sys
 from pathlib import Path
 
-from dgemma.cli.options import add_model
+from dgemma.cli.options import add_model, open_model
 from dgemma.errors import InvalidRequest, MissingExtra
 from dgemma.server.keys import Keys
 from dgemma.server.settings import Limits, Settings
@@ -134,14 +134,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise MissingExtra(
             f"{error.name} is not installed; get it with: pip install 'dgemma[server]'"
         ) from error
-    from dgemma.llm import load
 
     settings = settings_of(arguments)
     bound = listen(arguments.host, arguments.port)
-    llm = load(
-        arguments.model, device=arguments.device, dtype=arguments.dtype,
-        strict=not arguments.no_strict, max_running=arguments.max_running,
-    )  # fmt: skip
+    llm = open_model(arguments, max_running=arguments.max_running)
     app = create_app(llm, settings)
     for noisy in ("uvicorn", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -15,16 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dgemma.diffusion.canvas import Canvas, CanvasSpec, Commit
-from dgemma.diffusion.control import Bitset, Scaffold, barred, is_set
+from dgemma.diffusion.control import Scaffold, barred, is_set
 from dgemma.errors import EngineError, InvalidRequest
 from dgemma.kernels.vocabulary import Vocabulary
-from dgemma.types import CanvasControl, Constraint
+from dgemma.types import CanvasControl, Constraint, Matcher
 
 ROUNDS, STEPS = 2, 3
 """How often a finished canvas is denoised again, and for how many steps at most."""
@@ -34,44 +33,6 @@ ROWS = 16
 
 Logits = Callable[[int], Tensor]
 """From a position to its fp32 [V] logits."""
-
-
-class Matcher(Protocol):
-    """A walk through a language, id by id. End ids are no part of it."""
-
-    def accept(self, ids: Sequence[int]) -> int:
-        """Take as many of these ids as the language allows, in order; how many."""
-        ...
-
-    def undo(self, count: int) -> None:
-        """Take back the last `count` ids."""
-        ...
-
-    def allowed(self) -> Bitset:
-        """The ids that may come next."""
-        ...
-
-    @property
-    def accepting(self) -> bool:
-        """The text may end here."""
-        ...
-
-    @property
-    def finished(self) -> bool:
-        """It must end here."""
-        ...
-
-    def forced(self) -> list[int]:
-        """Ids that must come next."""
-        ...
-
-    def closing(self, room: int) -> list[int] | None:
-        """A short way to where the text may end, at most `room` ids; None: none was found."""
-        ...
-
-    def alphabet(self) -> Bitset | None:
-        """The ids that can occur anywhere; None: no narrower than all."""
-        ...
 
 
 @dataclass(slots=True, eq=False)

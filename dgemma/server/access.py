@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from fastapi import Depends
 from starlette.requests import Request
 
 from dgemma.server.service import Service
@@ -19,3 +22,7 @@ def owner_of(request: Request) -> str:
     owner = request.scope["dgemma.owner"]
     assert isinstance(owner, str)
     return owner
+
+
+TheService = Annotated[Service, Depends(service_of)]
+Owner = Annotated[str, Depends(owner_of)]

@@ -11,10 +11,9 @@ from typing import Any
 
 from dgemma.text.answer import AnswerReader
 from dgemma.text.language import Languages
-from dgemma.text.matchers import Matcher
 from dgemma.text.parse import MarkerIds, thought_is_open
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import Request, ThoughtIds
+from dgemma.types import Matcher, Request, ThoughtIds
 
 Calls = tuple[Sequence[Mapping[str, Any]], str | None] | None
 """Tools one of which must be called, and the name of the one that must be."""

@@ -15,9 +15,9 @@ from typing import Any
 from dgemma.errors import InvalidRequest
 from dgemma.params import SamplingParams
 from dgemma.text.grammar import Grammar
-from dgemma.text.matchers import Matcher, Thinking, Without
+from dgemma.text.matchers import Thinking, Without
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import ThoughtIds
+from dgemma.types import Matcher, ThoughtIds
 
 KEPT = 64
 """Compiled languages kept."""

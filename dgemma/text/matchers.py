@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 
@@ -16,43 +15,7 @@ from dgemma.errors import InvalidRequest
 from dgemma.text.closing import BYTE_ORDER, BYTES, shortest
 from dgemma.text.letters import WORD, Bits, Letters, letters_of
 from dgemma.text.tokenizer import Tokenizer
-
-
-class Matcher(Protocol):
-    """A walk through one language; every method may raise EngineError in mid-walk."""
-
-    def accept(self, ids: Sequence[int]) -> int:
-        """Take as many of these ids as the language allows; how many. End ids are never taken."""
-
-    def undo(self, count: int) -> None:
-        """Take back the last `count` ids."""
-
-    def allowed(self) -> Bits:
-        """Bitset [ceil(V / 32)]: bit j of word w allows id 32 w + j next. Never end ids.
-
-        Where the text that follows is forced, the mask may have the first of `forced` alone,
-        though `accept` also takes other tokens that spell the same.
-        """
-
-    @property
-    def accepting(self) -> bool:
-        """The text may end here."""
-
-    @property
-    def finished(self) -> bool:
-        """It must end here: accepting and nothing is allowed."""
-
-    def forced(self) -> list[int]:
-        """Ids that must come next, whatever the model thinks; `accept` takes them all."""
-
-    def closing(self, room: int) -> list[int] | None:
-        """Ids of a short way to a place where the text may end, at most `room`; [] if accepting.
-
-        None where none was found. Leaves the state as it is.
-        """
-
-    def alphabet(self) -> Bits | None:
-        """Bitset of ids that can occur anywhere in a text; None where any id may."""
+from dgemma.types import Matcher
 
 
 class Thinking:

@@ -10,30 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from dgemma.cli import main as cli
 from dgemma.cli.edit import lines_to_span
 from dgemma.cli.files import diff, read_text, write_text
 from dgemma.errors import InvalidRequest
+from tests.commands import Ran
 
-Ran = tuple[int, str, str]
 TEXT = "Dear Mira,\nthe ___ is here.\r\nčau \U0001f600\n"
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """Runs a command line in this process: exit code, standard output, standard error."""
-
-    def go(*words: str) -> Ran:
-        capsys.readouterr()
-        try:
-            code = cli.main(list(words))
-        except SystemExit as end:
-            assert isinstance(end.code, int)
-            code = end.code
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return go
 
 
 @pytest.fixture

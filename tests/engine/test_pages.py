@@ -35,7 +35,7 @@ def opened(pages: Pages, prompt: list[int]) -> Table:
 def test_no_torch() -> None:
     """Pages and scheduler must be testable, and readable, without tensors."""
     code = "import sys, dgemma.engine.scheduler; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_pages_lie_side_by_side() -> None:

@@ -31,7 +31,7 @@ def progress(prompt: int = 4, **params: int) -> Progress:
 def test_no_torch() -> None:
     """The request's life must be testable, and readable, without tensors."""
     code = "import sys, dgemma.engine.request; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(

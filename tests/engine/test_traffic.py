@@ -120,11 +120,11 @@ def test_random_arrivals(cases: list[Case], record: Callable[..., None]) -> None
 def test_random_lives_on_a_tiny_model(count: Callable[[int, int], int]) -> None:
     """The same on random weights, where every belief counts, with pages for two requests."""
     for seed in range(count(30, 300)):
-        random_life(random.Random(seed))
+        assert random_life(random.Random(seed)) > 0
 
 
-def random_life(draw: random.Random) -> None:
-    """One engine from its first request to its last."""
+def random_life(draw: random.Random) -> int:
+    """One engine from its first request to its last; how many tokens were compared."""
     one = Engine(
         TINY, end_ids=(), chunk=draw.choice((64, 128)), max_running=draw.choice((2, 4)),
         max_tokens=draw.choice((80, 400)), cache_bytes=LEAST * draw.choice((1, 2)),
@@ -140,9 +140,11 @@ def random_life(draw: random.Random) -> None:
             draw.choice(streams)[1].close()
         one.step()
         check(one)
+    compared = 0
     for request, stream in streams:
         _, output = run(stream)
         check(one)
+        compared += len(output.token_ids)
         made = by_reference(one, request)
         if output.finish_reason == "cancelled":
             assert output.token_ids == made.token_ids[: len(output.token_ids)]
@@ -150,6 +152,7 @@ def random_life(draw: random.Random) -> None:
             assert_same(output, made)
             assert output.trace == made.trace
     assert one.counters().pages_full_used == 0
+    return compared
 
 
 TINY = tiny()

@@ -10,9 +10,9 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 
@@ -20,7 +20,7 @@ from dgemma.compose.fill import REFUSED, Filled, fill, writing
 from dgemma.compose.plan import ModelFacts, Plan, refuse, run, seed_of
 from dgemma.errors import InvalidRequest
 from dgemma.params import SamplingParams
-from dgemma.server.access import owner_of, service_of
+from dgemma.server.access import Owner, TheService
 from dgemma.server.errors import Refusal
 from dgemma.server.plans import ended, follow, steady
 from dgemma.server.replies import End, Times
@@ -50,8 +50,8 @@ Told = tuple[dict[str, Any], End]
 @router.post("/v1/canvas", responses=ERRORS)
 async def canvas(
     request: HTTPRequest, body: CanvasRequest,
-    service: Annotated[Service, Depends(service_of)],
-    owner: Annotated[str, Depends(owner_of)],
+    service: TheService,
+    owner: Owner,
 ) -> Response:  # fmt: skip
     """A canvas in segments."""
     model = service.look_up(body.model)

@@ -11,9 +11,9 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
@@ -21,7 +21,7 @@ from dgemma.compose.drafts import drafts
 from dgemma.errors import InvalidRequest
 from dgemma.params import RELEASED, SamplingParams
 from dgemma.server import sse
-from dgemma.server.access import owner_of, service_of
+from dgemma.server.access import Owner, TheService
 from dgemma.server.errors import Refusal, body_of, refusal
 from dgemma.server.replies import Call, End, Folded, Frame, Piece, Reading, Text, Thought, fold
 from dgemma.server.routes import chat_shapes as shapes
@@ -124,8 +124,8 @@ def most_steps(request: Request, service: Service) -> int:
 async def chat_completions(
     asked: ChatRequest,
     http: HttpRequest,
-    service: Annotated[Service, Depends(service_of)],
-    owner: Annotated[str, Depends(owner_of)],
+    service: TheService,
+    owner: Owner,
 ) -> Response:
     """OpenAI's chat API, with drafts of the canvas on request."""
     service.look_up(asked.model)

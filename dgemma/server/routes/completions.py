@@ -9,9 +9,9 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 
@@ -19,7 +19,7 @@ from dgemma.compose.drafts import best, drafts
 from dgemma.errors import InvalidRequest
 from dgemma.params import RELEASED, SamplingParams, canvas_width
 from dgemma.server import sse
-from dgemma.server.access import owner_of, service_of
+from dgemma.server.access import Owner, TheService
 from dgemma.server.errors import Refusal
 from dgemma.server.plans import Infilled, follow, infilled, steady
 from dgemma.server.replies import End, Frame, Piece, Reading, Text, Times, fold, words
@@ -74,8 +74,8 @@ class Job:
 @router.post(PATH, responses={**ERRORS, **STREAMED})
 async def completions(
     http: HTTPRequest, asked: CompletionRequest,
-    service: Annotated[Service, Depends(service_of)],
-    owner: Annotated[str, Depends(owner_of)],
+    service: TheService,
+    owner: Owner,
 ) -> Response:  # fmt: skip
     """OpenAI's old API for plain text."""
     job = Job(asked, service, owner, Head(service.look_up(asked.model)), asked.n or 1)

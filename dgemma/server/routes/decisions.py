@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from starlette.requests import Request
 
 from dgemma.compose.decide import Decision, decide
 from dgemma.compose.plan import ModelFacts
 from dgemma.compose.questions import Question
 from dgemma.errors import InvalidRequest
-from dgemma.server.access import owner_of, service_of
+from dgemma.server.access import Owner, TheService
 from dgemma.server.plans import follow
 from dgemma.server.schema.decisions import (
     DecisionsRequest,
@@ -40,8 +40,8 @@ State = str | Sequence[int]
 @router.post("/v1/decisions", responses=ERRORS)
 async def decisions(
     request: Request, body: DecisionsRequest,
-    service: Annotated[Service, Depends(service_of)],
-    owner: Annotated[str, Depends(owner_of)],
+    service: TheService,
+    owner: Owner,
 ) -> dict[str, Any]:  # fmt: skip
     """Decisions in OpenAI's form."""
     model = service.look_up(body.model)
@@ -56,8 +56,8 @@ async def decisions(
 @router.post("/v1/systemone", responses=ERRORS)
 async def systemone(
     request: Request, body: SystemOneRequest,
-    service: Annotated[Service, Depends(service_of)],
-    owner: Annotated[str, Depends(owner_of)],
+    service: TheService,
+    owner: Owner,
 ) -> dict[str, Any]:  # fmt: skip
     """Decisions in System One's form."""
     model = service.look_up(body.model)

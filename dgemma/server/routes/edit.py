@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import Annotated
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 
@@ -18,7 +17,7 @@ from dgemma.compose.edit import REFUSED, Edited, edit
 from dgemma.compose.plan import refuse, run
 from dgemma.errors import InvalidRequest
 from dgemma.params import canvas_width
-from dgemma.server.access import owner_of, service_of
+from dgemma.server.access import Owner, TheService
 from dgemma.server.plans import ended, follow, steady
 from dgemma.server.replies import End
 from dgemma.server.routes.chat import costs, count
@@ -41,8 +40,8 @@ router = APIRouter(tags=["edit"])
 @router.post("/v1/edit/completions", responses=ERRORS)
 async def edit_completions(
     request: HTTPRequest, body: EditRequest,
-    service: Annotated[Service, Depends(service_of)],
-    owner: Annotated[str, Depends(owner_of)],
+    service: TheService,
+    owner: Owner,
 ) -> Response:  # fmt: skip
     """The region's new text, in a code fence."""
     model = service.look_up(body.model)
@@ -68,8 +67,8 @@ async def edit_completions(
 @router.post("/v1/apply/completions", responses=ERRORS)
 async def apply_completions(
     request: HTTPRequest, body: EditRequest,
-    service: Annotated[Service, Depends(service_of)],
-    owner: Annotated[str, Depends(owner_of)],
+    service: TheService,
+    owner: Owner,
 ) -> Response:  # fmt: skip
     """The whole file with the update applied."""
     model = service.look_up(body.model)

@@ -8,15 +8,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 
 from dgemma.params import SamplingParams
 from dgemma.server import sse
-from dgemma.server.access import owner_of, service_of
+from dgemma.server.access import Owner, TheService
 from dgemma.server.plans import Infilled, infilled, steady
 from dgemma.server.replies import words
 from dgemma.server.routes.chat import costs, count
@@ -39,8 +39,8 @@ router = APIRouter(tags=["infill"])
 @router.post("/v1/fim/completions", responses={**ERRORS, **STREAMED})
 async def fim(
     http: HTTPRequest, asked: FimRequest,
-    service: Annotated[Service, Depends(service_of)],
-    owner: Annotated[str, Depends(owner_of)],
+    service: TheService,
+    owner: Owner,
 ) -> Response:  # fmt: skip
     """What stands between prompt and suffix, in Mercury's form."""
     head = Head(service.look_up(asked.model), "fimcmpl")
@@ -72,8 +72,8 @@ async def _fim_chunks(
 @router.post("/infill", responses={**PLAIN_ERRORS, **STREAMED})
 async def infill(
     http: HTTPRequest, asked: InfillRequest,
-    service: Annotated[Service, Depends(service_of)],
-    owner: Annotated[str, Depends(owner_of)],
+    service: TheService,
+    owner: Owner,
 ) -> Response:  # fmt: skip
     """What stands between two texts, in llama.cpp's form."""
     service.look_up(asked.model)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncGenerator, Sequence
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 
 from dgemma.server import sse
-from dgemma.server.access import owner_of, service_of
+from dgemma.server.access import Owner, TheService
 from dgemma.server.replies import Call, End, Reading, Text, Thought
 from dgemma.server.routes import chat_shapes
 from dgemma.server.routes.chat import count
@@ -58,8 +58,8 @@ class _Reading(Reading):
 @router.post(PATH, responses={**ANTHROPIC_ERRORS, **STREAMED})
 async def messages(
     http: HTTPRequest, asked: MessagesRequest,
-    service: Annotated[Service, Depends(service_of)],
-    owner: Annotated[str, Depends(owner_of)],
+    service: TheService,
+    owner: Owner,
 ) -> Response:  # fmt: skip
     """A conversation answered."""
     service.look_up(asked.model)
@@ -77,9 +77,7 @@ async def messages(
 
 
 @router.post(f"{PATH}/count_tokens", responses=ANTHROPIC_ERRORS)
-async def count_tokens(
-    asked: CountRequest, service: Annotated[Service, Depends(service_of)]
-) -> dict[str, int]:
+async def count_tokens(asked: CountRequest, service: TheService) -> dict[str, int]:
     """How many tokens the prompt of a conversation has."""
     service.look_up(asked.model)
     found = conversation(asked)

@@ -70,7 +70,12 @@ _FOURTH = Mix(
 _FIFTH = Mix(
     6, 1, ("tools",), ("json",) * 12 + ("thought", "gaps", "labels", "chat"), 4, ("gaps",) * 4
 )
-MIXES = ((0, _FIRST), (1750, _SECOND), (5050, _THIRD), (6050, _FOURTH), (6800, _FIFTH))
+_SIXTH = Mix(
+    6, 1, ("tools",), ("json",) * 8 + ("thought", "gaps", "labels", "chat"), 24, ("gaps",) * 6
+)
+MIXES = (
+    (0, _FIRST), (1750, _SECOND), (5050, _THIRD), (6050, _FOURTH), (6800, _FIFTH), (7200, _SIXTH)
+)  # fmt: skip
 """(first step, mix): Sudoku comes first, copying names into JSON takes longer and comes later,
 writing without a question (for what is pinned on the canvas) comes last."""
 WHOLE, RANDOM = 0.2, 0.3
@@ -78,6 +83,8 @@ WHOLE, RANDOM = 0.2, 0.3
 share with a hole at a random place; the others have the hole of their task."""
 HOLE_TOKENS = 8
 HOLES_FROM = 6050
+GRID_HOLES_FROM = 7200
+"""From this step on a grid's holes are always the blanks of its puzzle."""
 PLAN = Plan(steps=4000, decay=0.175)
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 CARD = """---
@@ -193,6 +200,8 @@ def written(directory: str, seed: int, first: int, task: str, index: int) -> Sam
         return sample
     draw = random.Random(f"{seed} {task} {first + index}")
     kind, size = draw.random(), len(sample.response) - 1
+    if task == "sudoku" and first >= GRID_HOLES_FROM * STRIDE:
+        kind = 1.0
     if kind < WHOLE:
         return sample
     if kind < WHOLE + RANDOM:
