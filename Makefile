@@ -59,6 +59,7 @@ performance: $(STAMP) $(REAL)/config.json $(MINI)/config.json  ## measure at rea
 	$(BIN)/dgemma bench scale $(REAL) --prompts 64,512,1024,1536,2048,4096,8192; \
 	$(BIN)/dgemma bench generate nano; \
 	$(BIN)/dgemma bench offline nano; \
+	$(BIN)/dgemma bench serving nano; \
 	cp "$$new" docs/performance.md
 
 nano: $(STAMP)  ## train the bundled model from scratch into runs/nano; stop and go on at will

@@ -30,6 +30,9 @@ _LEAST = {"max_tokens": 1, "seed": 0, "max_steps": 1, "stability_threshold": 0,
 
 _MOST = {"seed": 2**64 - 1, "max_steps": 10_000}
 
+COLDEST, HOTTEST, MOST_BIAS = 1e-3, 1e3, 1e9
+"""Temperatures and additions to logits beyond these overflow, or vanish, in 32 bits."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
@@ -47,6 +50,10 @@ class SamplingParams:
         stability_threshold: how many earlier argmax canvases must equal the newest (1).
         ignore_tail: whether positions behind the first end id of the draft count as stable and
             certain, since they will be cut off (released: no). A canvas never takes longer.
+        stable_prefix: whether text is told as soon as it can no longer change (released: no):
+            after each step the positions from the first on that have settled one by one, by the
+            two thresholds above, are pinned, and a "commit" event with `whole` false tells them.
+            Not with a language, `bad_words`, a required tool call or a read-only canvas.
         canvas_length: tokens of a canvas, at most the checkpoint's own length, which is the
             default; a narrow canvas costs less. "auto": just wide enough for `max_tokens`.
         stop: strings that end the answer; the text is cut before the first of them.
@@ -83,6 +90,7 @@ class SamplingParams:
     confidence_threshold: float | None = None
     stability_threshold: int | None = None
     ignore_tail: bool | None = None
+    stable_prefix: bool | None = None
     canvas_length: int | Literal["auto"] | None = None
     stop: Sequence[str] | None = None
     thinking_budget: int | None = None
@@ -120,10 +128,15 @@ class SamplingParams:
             low = value == 0 and name in ("t_min", "t_max", "top_p")
             if not math.isfinite(value) or value < 0 or low:
                 raise InvalidRequest(f"{name} must be positive and finite, got {value}")
+            warm = COLDEST <= value <= HOTTEST or (value == 0 and name == "temperature")
+            if name in ("t_min", "t_max", "temperature") and not warm:
+                raise InvalidRequest(f"{name} must be {COLDEST} to {HOTTEST:.0f}, got {value}")
             if value > 1 and name in ("top_p", "min_p"):
                 raise InvalidRequest(f"{name} must be at most 1, got {value}")
-        if self.ignore_tail not in (None, True, False):
-            raise InvalidRequest(f"ignore_tail must be true or false, got {self.ignore_tail!r}")
+        for name in ("ignore_tail", "stable_prefix"):
+            value = getattr(self, name)
+            if not isinstance(value, (bool, type(None))):
+                raise InvalidRequest(f"{name} must be true or false, got {value!r}")
         if self.t_min is not None and self.t_max is not None and self.t_min > self.t_max:
             raise InvalidRequest(f"t_min {self.t_min} must not be above t_max {self.t_max}")
         for name in ("stop", "bad_words", "choices"):
@@ -158,8 +171,8 @@ class SamplingParams:
                 bias = {int(i): float(value) for i, value in self.logit_bias.items()}
             except (AttributeError, TypeError, ValueError) as error:
                 raise InvalidRequest("logit_bias must map token ids to numbers") from error
-            if not all(math.isfinite(value) for value in bias.values()):
-                raise InvalidRequest("logit_bias must hold finite numbers")
+            if not all(abs(value) <= MOST_BIAS for value in bias.values()):
+                raise InvalidRequest(f"logit_bias must hold numbers of {MOST_BIAS:.0e} at most")
             object.__setattr__(self, "logit_bias", bias)
         if self.logprobs is not None and self.logprobs > MOST_ALTERNATIVES:
             raise InvalidRequest(f"logprobs must be 0 to {MOST_ALTERNATIVES}, got {self.logprobs}")
@@ -213,7 +226,7 @@ REFUSED_BY_TWIN = (
     "temperature", "top_p", "top_k", "min_p",
     "min_tokens", "logit_bias", "allowed_token_ids", "bad_words", "logprobs", "logprob_token_ids",
     *LANGUAGES, "seed", "max_steps", "entropy_bound", "t_min", "t_max", "confidence_threshold",
-    "stability_threshold", "ignore_tail", "canvas_length", "thinking_budget",
+    "stability_threshold", "ignore_tail", "stable_prefix", "canvas_length", "thinking_budget",
 )  # fmt: skip
 """Fields that the autoregressive mode refuses: it is greedy, so it draws nothing, and it has
 neither steps nor canvas borders, and it is the plain baseline, so nothing else steers it."""

@@ -6,21 +6,22 @@ files, tokenizers or HTTP, so a client may import it in milliseconds.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dgemma.errors import InvalidRequest
-from dgemma.params import SamplingParams
+from dgemma.params import MOST_BIAS, SamplingParams
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
-EventType = Literal["frame", "commit", "done"]
+EventType = Literal["status", "frame", "commit", "done"]
 Mode = Literal["diffusion", "autoregressive", "score"]
+StopReason = Literal["", "converged", "step_cap"]
+"""Why a canvas is finished; "" while it is not."""
 
 PAGE = 64
 """Tokens of a page of the key-value memory."""
@@ -137,8 +138,10 @@ class CanvasControl:
                     f"position {position} is pinned to id {self.ids[position]}, which its list of "
                     "allowed ids does not hold; drop one of the two"
                 )
-        if not all(p >= 0 and math.isfinite(value) for p, _, value in self.bias):
-            raise InvalidRequest("bias needs positions from 0 and finite values")
+        if not all(p >= 0 and abs(value) <= MOST_BIAS for p, _, value in self.bias):
+            raise InvalidRequest(
+                f"bias needs positions from 0 and finite values, {MOST_BIAS:.0e} at most"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +194,7 @@ class Request:
             that the encoder gives to the prompt's own ids from `score_from` on, and no answer.
         index: the caller's label, copied into every event.
         frames: whether a "frame" event is wanted for each denoising step.
+        status: whether "status" events are wanted until the first step.
         trace: whether `Output.trace` shall hold every step.
         thought: needed when `params.thinking_budget` is set.
         canvas: what is fixed on the first canvas.
@@ -208,6 +212,7 @@ class Request:
     mode: Mode = "diffusion"
     index: int = 0
     frames: bool = False
+    status: bool = False
     trace: bool = False
     thought: ThoughtIds | None = None
     canvas: CanvasControl | None = None
@@ -276,7 +281,7 @@ class TraceStep:
     argmax: tuple[int, ...]
     accepted: bytes
     entropy: tuple[float, ...]
-    reason: Literal["", "converged", "step_cap"] = ""
+    reason: StopReason = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,10 +332,18 @@ class Event:
     """Something that happened to a request.
 
     Attributes:
-        type: "frame" (one per denoising step), "commit" (one per canvas) or "done" (the last).
+        type: "frame" (one per denoising step), "commit" (one per canvas, and under `stable_prefix`
+            one for whatever else can no longer change), "done" (the last), or "status", where
+            the request asked for it: once queued, and before every pass that encodes its prompt.
         index: the request's label.
-        canvas, step: counted from 0; a commit's step is the number of steps it took.
-        ids: a frame's argmax draft, or the committed ids (cut at the first end id).
+        canvas, step: counted from 0; a commit's step is the number of steps it took, a status's
+            the number of prompt tokens that are encoded.
+        ids: a frame's argmax draft, or the committed ids that no commit before has told (cut at
+            the first end id); those of all commits together are the answer's.
+        whole: false on a commit that is not its canvas's last.
+        reason: why a committed canvas ended, on its last commit.
+        scores: of a commit's ids, where the request asked for them.
+        state: on "status".
         text: `ids` as text; filled in by `LLM`.
         accepted: one byte a position: 1 where this step accepted its sample, 2 where it is pinned.
         entropy: one byte a position, see `ENTROPY_PER_NAT`.
@@ -345,4 +358,8 @@ class Event:
     text: str = ""
     accepted: bytes = b""
     entropy: bytes = b""
+    whole: bool = True
+    reason: StopReason = ""
+    scores: tuple[TokenScore, ...] = ()
+    state: Literal["", "queued", "encoding"] = ""
     output: Output | None = None

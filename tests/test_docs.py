@@ -8,22 +8,37 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
+import httpx
 import pytest
 
 from dgemma.cli.main import COMMANDS
 from dgemma.params import RELEASED, SamplingParams
+from dgemma.server.schema.replies import ERRORS
+from dgemma.server.settings import Limits
 from dgemma.train.recipes.nano import PLAN
+from tests.clients.test_others import environment
+from tests.server import field_table
+from tests.server.live import KEY, Live, running
 from tests.sources import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GENERATED = "verification.md"
+SERVING = ROOT / "docs/serving.md"
+ADDRESS = "http://127.0.0.1:8000"
+"""Of the server in docs/serving.md."""
+GUESTS = {"anthropic": "anthropic", "langchain_openai": "langchain"}
+"""Packages that have an environment of their own, by the folders of tests/clients."""
 
 
 def text_of(page: Path) -> str:
@@ -44,7 +59,9 @@ def options_of(command: str) -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "python")], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if blocks(p, "python") and p != SERVING], ids=lambda p: p.name
+)
 def test_python_of_the_page_runs(page: Path, tmp_path: Path) -> None:
     """Catches a snippet that no longer fits the interface. Blocks of a page share their names."""
     code = "\n".join(blocks(page, "python"))
@@ -142,3 +159,116 @@ def test_readme_has_the_marks_of_its_measured_parts() -> None:
     page = text_of(ROOT / "README.md")
     for name in ("demo", "evaluate"):
         assert page.count(f"<!-- {name}:start -->") == page.count(f"<!-- {name}:end -->") == 1
+
+
+# -- docs/serving.md -------------------------------------------------------------------------------
+
+
+def guest_of(block: str) -> str | None:
+    """The client a block needs that is not among the packages of these tests."""
+    return next(
+        (name for name in GUESTS if re.search(rf"^(?:import|from) {name}", block, re.M)), None
+    )
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """The server that the page says how to start, at another port."""
+    lines = [line for block in blocks(SERVING, "") for line in block.splitlines()]
+    [line] = [line for line in lines if line.startswith("dgemma serve")]
+    name, port, number, option, _ = shlex.split(line)[2:]
+    assert (name, port, number, option) == ("nano", "--port", ADDRESS[-4:], "--api-key-file")
+    keys = tmp_path_factory.mktemp("keys") / "keys.txt"
+    keys.write_text(f"# of the page\n{KEY}\n")
+    with running(option, str(keys)) as live:
+        yield live
+
+
+def run_snippet(command: list[str], code: str, live: Live, where: Path) -> str:
+    """What a snippet prints, run against the server."""
+    told = {**os.environ, "KEY": KEY, "HOME": str(where)}
+    done = subprocess.run(
+        [*command, code.replace(ADDRESS, live.url)], cwd=where, env=told, capture_output=True,
+        text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not list(where.iterdir()), "a snippet left files behind"
+    return done.stdout
+
+
+@pytest.mark.parametrize("number", range(len(blocks(SERVING, "sh"))))
+def test_shell_of_the_serving_page_runs(number: int, server: Live, tmp_path: Path) -> None:
+    """Catches a request on the page that the server refuses, or answers by nothing."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    code = blocks(SERVING, "sh")[number]
+    said = run_snippet(["bash", "-euo", "pipefail", "-c"], code, server, tmp_path)
+    assert len(said) > 20 * code.count("curl ")
+
+
+@pytest.mark.slow
+def test_python_of_the_serving_page_runs(server: Live, tmp_path: Path) -> None:
+    """Catches a snippet that a client's library or the server no longer takes."""
+    own = [block for block in blocks(SERVING, "python") if guest_of(block) is None]
+    said = run_snippet([sys.executable, "-c"], "\n".join(own), server, tmp_path)
+    assert "step 0: " in said and "draft" in said and "final" in said
+
+
+@pytest.mark.parametrize("guest", GUESTS)
+def test_other_clients_of_the_serving_page(
+    guest: str, full: bool, server: Live, tmp_path: Path
+) -> None:
+    """The same for clients that are installed in environments of their own."""
+    [code] = [block for block in blocks(SERVING, "python") if guest_of(block) == guest]
+    python = sys.executable
+    if find_spec(guest) is None:
+        if not full:
+            pytest.skip(f"{guest} is not installed here; runs with: pytest --full")
+        python = environment(GUESTS[guest], ROOT)
+    assert run_snippet([python, "-c"], code, server, tmp_path).strip()
+
+
+def rows_of(page: Path, cells: int) -> list[list[str]]:
+    """The rows of a page's tables with so many cells."""
+    rows = [line.strip("|").split("|") for line in text_of(page).splitlines() if line[:2] == "| "]
+    return [[cell.strip() for cell in row] for row in rows if len(row) == cells]
+
+
+def test_serving_page_has_every_option_with_its_default() -> None:
+    """Catches an option that is new, gone, or has another default."""
+    parser = argparse.ArgumentParser()
+    import_module("dgemma.cli.serve").configure(parser)
+    known = {action.option_strings[0]: action for action in parser._actions[1:]
+             if action.option_strings}  # fmt: skip
+    told: dict[str, str] = {}
+    for names, defaults, _ in rows_of(SERVING, 3):
+        options = re.findall(r"`(--[\w-]+)`", names)
+        told |= dict(zip(options, defaults.split(", "), strict=False))
+    assert set(told) == set(known)
+    for name, default in told.items():
+        value = known[name].default
+        if value is None and hasattr(Limits(), known[name].dest):
+            value = getattr(Limits(), known[name].dest)
+        elif value is None and hasattr(Limits(), known[name].dest.removeprefix("max_")):
+            value = getattr(Limits(), known[name].dest.removeprefix("max_"))
+        assert default == ("none" if value is None else str(value)), name
+
+
+def test_serving_page_has_every_status() -> None:
+    """Catches a status that clients meet and read nothing about."""
+    told = {int(row[0]) for row in rows_of(SERVING, 3) if row[0].isdigit()}
+    assert told == {int(status) for status in ERRORS} | {499}
+
+
+def test_serving_page_names_metrics_that_exist(server: Live) -> None:
+    """Catches a dashboard built on a name that is not there."""
+    known = httpx.get(f"{server.url}/metrics", headers={"x-api-key": KEY}).text
+    named = set(re.findall(r"`(dgemma_\w+)`", text_of(SERVING)))
+    assert len(named) > 8
+    assert not [name for name in named if not re.search(rf"^# TYPE {name} ", known, re.M)]
+
+
+def test_serving_page_has_the_fields_of_the_schemas() -> None:
+    """Catches a field that is new, gone, or treated otherwise than the page says."""
+    page = text_of(SERVING).partition(field_table.START)[2].partition(field_table.END)[0]
+    assert page == field_table.tables(), "run: python -m tests.server.field_table"

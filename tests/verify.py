@@ -107,6 +107,48 @@ ACCEPTANCE: dict[str, tuple[str, ...]] = {
         "tests/engine/test_canvas_control.py::test_refused_before_any_step",
         "tests/text/test_schema_logic.py",
     ),
+    "server 1 real clients": (
+        "tests/clients/test_openai.py",
+        "tests/clients/test_others.py",
+    ),
+    "server 2 equal to llm.chat": (
+        "tests/server/test_chat.py::test_answers_equal_those_of_chat",
+        "tests/server/test_chat.py::test_answers_are_the_same_under_load",
+    ),
+    "server 3 fuzz, hang-ups": (
+        "tests/server/test_fuzz.py",
+        "tests/server/test_leaving.py",
+        "tests/server/test_soak.py::test_a_hundred_connections_are_dropped",
+    ),
+    "server 4 soak": ("tests/server/test_soak.py::test_soak",),
+    "server 5 shutdown": (
+        "tests/server/test_serve.py::test_start_answer_and_stop",
+        "tests/server/test_serve.py::test_stop_under_load",
+        "tests/server/test_serve.py::test_health_after_loading",
+    ),
+    "server 6 every field": (
+        "tests/server/test_fields.py",
+        "tests/server/test_canvas_route.py",
+        "tests/server/test_completions.py",
+        "tests/server/test_decisions.py",
+        "tests/server/test_edit.py",
+        "tests/server/test_fim.py",
+        "tests/server/test_messages.py",
+    ),
+    "server 7 refusals": (
+        "tests/server/test_errors.py",
+        "tests/server/test_refusals.py",
+        "tests/server/test_every_route.py",
+    ),
+    "server 8 docs/serving.md snippets": (
+        "tests/test_docs.py::test_shell_of_the_serving_page_runs",
+        "tests/test_docs.py::test_python_of_the_serving_page_runs",
+        "tests/test_docs.py::test_other_clients_of_the_serving_page",
+        "tests/test_docs.py::test_serving_page_has_every_option_with_its_default",
+        "tests/test_docs.py::test_serving_page_has_every_status",
+        "tests/test_docs.py::test_serving_page_names_metrics_that_exist",
+        "tests/test_docs.py::test_serving_page_has_the_fields_of_the_schemas",
+    ),
     "engine 5 soak": ("tests/engine/test_traffic.py::test_soak", "tests/engine/test_worker.py"),
 }
 """Acceptance line -> its tests: files, or single tests. Line 9 is `IN_A_CLONE`."""

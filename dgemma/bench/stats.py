@@ -5,6 +5,7 @@ Knows lists of numbers. Knows nothing about where they come from.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,17 @@ from dataclasses import dataclass
 def median(values: Sequence[float]) -> float:
     """The middle value; NaN of nothing."""
     return statistics.median(values) if values else float("nan")
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The value below which so many in a hundred lie, linear between neighbours; NaN of nothing."""
+    if not values:
+        return float("nan")
+    ordered = sorted(values)
+    at = percent / 100 * (len(ordered) - 1)
+    below = math.floor(at)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (at - below)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,17 +5,19 @@ Knows what a report must carry. Knows nothing about options' spelling or where a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from dgemma.bench import compare, generate, offline, scale, step
+from dgemma.bench import compare, generate, offline, scale, serving, step
 from dgemma.bench.chart import Chart
 from dgemma.bench.drive import open_llm, prompt_ids, resolved
 from dgemma.bench.machine import facts
 from dgemma.bench.report import Report, Table
+from dgemma.bench.traffic import DRAFTS, Mix, conversations
 from dgemma.errors import InvalidRequest, nearest
 from dgemma.llm import LLM
 from dgemma.model.config import ModelConfig
@@ -172,10 +174,46 @@ def run_offline(where: Where, options: Options, command: str, say: Say) -> Repor
     return _report("Many requests at once", command, about, shown, found, offline.NOTES)
 
 
+def run_serving(where: Where, options: Options, command: str, say: Say) -> Report:
+    """See `serving`."""
+    url = options["url"]
+    drafts = options["drafts"] or ("text" if url is None else "off")
+    if drafts not in DRAFTS:
+        raise InvalidRequest(f"unknown drafts {drafts!r}; known: {', '.join(DRAFTS)}")
+    if url is not None and where != Where(where.model, "auto", "auto", None, True):
+        raise InvalidRequest("--url: its device, dtype and threads are chosen where it is started")
+    if url is None and options["key_env"] is not None:
+        raise InvalidRequest("--key-env belongs to --url; the server that is started has its own")
+    lengths = scale.sizes(options["lengths"], "--lengths")
+    file, seed, rates = options["prompts_file"], options["seed"], serving.rates(options["rates"])
+    at_once = options["concurrency"] or ("" if rates else "1,2,4,8")
+    loads = [
+        serving.Load(n, None) for n in (scale.sizes(at_once, "--concurrency") if at_once else ())
+    ]
+    loads += [serving.Load(None, rate) for rate in rates]
+    mix = Mix(seed, lengths, conversations(file) if file is not None else ())
+    asked = {"count": options["requests"], "drafts": drafts, "seed": seed, "say": say}
+    if url is not None:
+        key = serving.key_from(options["key_env"], os.environ)
+        target = serving.Target(serving.base_url(url), key, where.model)
+        points = serving.drive(target, loads, mix, timeout_s=options["timeout_s"], **asked)
+        about = {"model": where.model, "server": target.url}
+    else:
+        directory, device, dtype = resolved(where.model, where.device, where.dtype, where.strict)
+        words = ["--device", where.device, "--dtype", where.dtype]
+        words += [] if where.strict else ["--no-strict"]
+        with serving.serving(str(directory), words, where.threads) as target:
+            points = serving.drive(target, loads, mix, timeout_s=options["timeout_s"], **asked)
+        about = subject(where.model, load_config(directory, where.strict), device, dtype)
+    title, found = "A server under load", serving.values(points)
+    return _report(title, command, about, serving.tables(points), found, serving.NOTES)
+
+
 SUITE: dict[str, Callable[[Where, Options, str, Say], Report]] = {
     "step": run_step,
     "compare": run_compare,
     "scale": run_scale,
     "generate": run_generate,
     "offline": run_offline,
+    "serving": run_serving,
 }

@@ -25,6 +25,7 @@ MEASURES = {
     "scale": "cost against prompt, canvas, batch and layers",
     "generate": "tokens per second, time to the first frame and commit",
     "offline": "throughput against requests at once, a newcomer's wait, cached prompts",
+    "serving": "a server under load: throughput, waiting and failures, as its clients see them",
 }
 
 
@@ -63,7 +64,29 @@ OPTIONS = {
     "layers": Option(str, "numbers of layers", {"scale": "1,2,3,4,5,6"}),
     "max_tokens": Option(int, "most tokens of an answer", {"generate": 256}),
     "runs": Option(int, "answers, or runs of each kind", {"generate": 3, "offline": 5}),
-    "concurrency": Option(str, "requests at once", {"offline": "1,2,4,8,16"}),
+    "concurrency": Option(
+        str, "requests at once (serving: 1,2,4,8 where no rates are given)",
+        {"offline": "1,2,4,8,16", "serving": None},
+    ),
+    "url": Option(
+        str, "a server that speaks OpenAI's chat API; without it `dgemma serve` is started",
+        {"serving": None},
+    ),
+    "key_env": Option(
+        str, "environment variable with that server's API key", {"serving": None}
+    ),
+    "rates": Option(str, "requests a second that arrive at random", {"serving": None}),
+    "requests": Option(int, "requests under each load", {"serving": 64}),
+    "lengths": Option(str, "most tokens of an answer, drawn from these", {"serving": "16,64,128"}),
+    "prompts_file": Option(
+        Path, 'conversations instead, a line each: {"messages": [...]} or {"prompt": "..."}',
+        {"serving": None},
+    ),
+    "drafts": Option(
+        str, "off, text or mercury (text for our own server, off with --url)", {"serving": None}
+    ),
+    "seed": Option(int, "of prompts, lengths and arrivals", {"serving": 1}),
+    "timeout_s": Option(int, "seconds after which a request has failed", {"serving": 300}),
 }  # fmt: skip
 
 

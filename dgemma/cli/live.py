@@ -105,10 +105,12 @@ def show(
     """
     stream = stream or sys.stdout
     screen = Screen(stream) if is_terminal(stream) else None
-    committed = ""
+    committed = told = ""
     for event in events:
         if event.type == "commit":
-            committed += event.text
+            told += event.text
+            if event.whole:  # else the frames still show it
+                committed = told
         if screen is None:
             stream.write(event.text if event.type != "frame" else "")
             stream.flush()

@@ -102,6 +102,10 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "--ignore-tail", action="store_true", default=None,
         help="behind the first end id nothing must be stable or certain",
     )  # fmt: skip
+    parser.add_argument(
+        "--stable-prefix", action="store_true", default=None,
+        help="tell text as soon as it can no longer change, canvas finished or not",
+    )  # fmt: skip
     parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this text")
     for name, (kind, metavar, about) in LISTS.items():
         how: dict[str, Any] = {"nargs": "+"} if name == "choices" else {"action": "append"}
@@ -116,7 +120,7 @@ def sampling(arguments: argparse.Namespace) -> SamplingParams:
     Raises:
         InvalidRequest: a value out of range.
     """
-    names = [*SAMPLING, *LISTS, "ignore_tail", "stop"]
+    names = [*SAMPLING, *LISTS, "ignore_tail", "stable_prefix", "stop"]
     values = {name: getattr(arguments, name) for name in names}
     if values["logit_bias"] is not None:
         values["logit_bias"] = dict(values["logit_bias"])

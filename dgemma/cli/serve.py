@@ -22,6 +22,7 @@ PER_LIMIT = {
     "body_bytes": "bytes of a request's body",
     "prompt_tokens": "tokens of a prompt",
     "max_tokens": "tokens of an answer, also where a request names none",
+    "max_steps": "denoising steps of a canvas that a request may name",
     "schema_bytes": "characters of a schema, a grammar, or all tools",
     "schema_depth": "levels of a schema",
     "n": "answers of one request",

@@ -150,17 +150,23 @@ def _check(
             )
 
 
+def labels_of(facts: ModelFacts, question: Question, joint: bool) -> Labels:
+    """How the choices of a question are told apart where it is asked.
+
+    Raises:
+        InvalidRequest: they cannot be, by this model's tokens.
+    """
+    before = f"{question.name}: " if joint else ""
+    return labels(facts.tokenizer, question, before, whole=joint)
+
+
 def _form(
     facts: ModelFacts, state: str | Sequence[int], group: Sequence[Question], joint: bool,
     width: int,
 ) -> _Form:  # fmt: skip
     """The prompt and the canvas of some questions."""
     tokenizer = facts.tokenizer
-    before = [f"{question.name}: " if joint else "" for question in group]
-    found = [
-        labels(tokenizer, question, lead, whole=joint)
-        for question, lead in zip(group, before, strict=True)
-    ]
+    found = [labels_of(facts, question, joint) for question in group]
     ids: list[int] = []
     slots: list[int] = []
     for number, one in enumerate(found):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,9 +19,7 @@ from dgemma.errors import ContextOverflow, InvalidRequest
 from dgemma.kernels.controls import Controls
 from dgemma.kernels.reading import Logprobs
 from dgemma.params import SamplingParams, canvas_width
-from dgemma.types import FinishReason, TraceStep
-
-StopReason = Literal["", "converged", "step_cap"]
+from dgemma.types import FinishReason, StopReason, TraceStep
 
 FREE = Controls()
 """Nothing is asked of a canvas."""
@@ -96,6 +93,9 @@ class Canvas:
         begun: the step it began with.
         until: the step it ends before, whatever it is like; None: the schedule's.
         logprobs: of the last step, where `controls` ask for them.
+        unchanged: int64 [C], how many steps just before the last one had the same argmax there;
+            counted under `stable_prefix` alone.
+        stable: how many positions from the first on can no longer change, under `stable_prefix`.
     """
 
     seed: int
@@ -113,6 +113,8 @@ class Canvas:
     begun: int = 0
     until: int | None = None
     logprobs: Logprobs | None = None
+    unchanged: Tensor | None = None
+    stable: int = 0
 
     @property
     def failed(self) -> bool:

@@ -18,6 +18,7 @@ from dgemma.diffusion.constraint import Keeper
 from dgemma.diffusion.control import NOTHING, begin, controls_for
 from dgemma.diffusion.sampler import finish, questions, step
 from dgemma.diffusion.schedule import Schedule
+from dgemma.diffusion.stable import pin_prefix
 from dgemma.diffusion.thought import budget_exceeded
 from dgemma.errors import EngineError
 from dgemma.kernels.controls import Controls
@@ -48,7 +49,8 @@ def generate(
 
     Fields of `params` that are None take the released values, but the seed must be set.
     `thought` is needed for a thinking budget; `control` holds on the first canvas; `keeper` keeps
-    the answer in its language and needs the whole `vocabulary`. See `CanvasSpec` for `spec`.
+    the answer in its language and needs the whole `vocabulary`, as does `stable_prefix`. See
+    `CanvasSpec` for `spec`.
 
     Raises:
         InvalidRequest: the prompt is empty, or leaves no room for a canvas (`ContextOverflow`).
@@ -58,6 +60,7 @@ def generate(
     spec.check_room(prompt, spec.length)
     assert params.seed is not None and (thought or params.thinking_budget is None)
     schedule, limit = Schedule.of(params), params.max_tokens or spec.context_length
+    assert vocabulary or not schedule.stable_prefix
     pending, answer = list(prompt), list[int]()  # ids to encode next, ids of the answer so far
     commits, trace = list[Commit](), list[TraceStep]()
     while len(answer) < limit and not (commits and commits[-1].ended):
@@ -74,6 +77,8 @@ def generate(
         while len(commits) == canvas.index:
             before = canvas
             canvas, hidden = denoise(canvas, schedule, spec, predict, read)
+            if vocabulary:
+                canvas = pin_prefix(before, canvas, schedule, spec, vocabulary.embed)
             trace.append(trace_step(before, canvas, schedule))
             room = min(limit - len(answer), left // spec.length * spec.length)
             if canvas.reason and keeper and vocabulary:

@@ -17,10 +17,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dgemma.diffusion.canvas import Canvas, CanvasSpec, Commit, StopReason
+from dgemma.diffusion.canvas import Canvas, CanvasSpec, Commit
 from dgemma.diffusion.random import Purpose, stream_keys, uniform_ids, uniforms
 from dgemma.diffusion.schedule import Schedule, accept
 from dgemma.kernels.reading import Logprobs, Reading
+from dgemma.types import StopReason
 
 
 def start(seed: int, index: int, spec: CanvasSpec) -> Canvas:

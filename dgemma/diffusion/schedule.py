@@ -22,6 +22,7 @@ class Schedule:
     Attributes:
         scale: factor of all temperatures.
         greedy: whether a step proposes the likeliest ids instead of drawn ones.
+        stable_prefix: whether the settled beginning of a canvas is pinned; see `stable.py`.
     """
 
     max_steps: int
@@ -33,6 +34,7 @@ class Schedule:
     ignore_tail: bool = False
     scale: float = 1.0
     greedy: bool = False
+    stable_prefix: bool = False
 
     @classmethod
     def of(cls, params: SamplingParams) -> Schedule:
@@ -55,6 +57,7 @@ class Schedule:
             ignore_tail=bool(full.ignore_tail),
             scale=full.temperature or 1.0,
             greedy=full.temperature == 0,
+            stable_prefix=bool(full.stable_prefix),
         )
 
     def temperature(self, step: int) -> float:

@@ -16,20 +16,22 @@ from dgemma.types import TokenScore
 
 
 def token_scores(
-    canvas: Canvas, ids: Sequence[int], asked: int, hidden: Tensor, vocabulary: Vocabulary
-) -> list[TokenScore]:
-    """Scores of the first len(ids) positions after a step that was asked for log-probabilities.
+    canvas: Canvas, ids: Sequence[int], asked: int, hidden: Tensor, vocabulary: Vocabulary,
+    first: int = 0,
+) -> list[TokenScore]:  # fmt: skip
+    """Scores of len(ids) positions after a step that was asked for log-probabilities.
 
     Args:
         ids: what stands there in the end.
         asked: how many ids the caller named; a pinned id may follow them in the reading.
         hidden: [C, D] of the step, for ids that the reading has not.
+        first: the position of the first of them.
     """
     found = canvas.logprobs
     assert found is not None and canvas.entropy is not None
     top = canvas.controls.alternatives
-    known, plain = found.ids.tolist(), found.plain.tolist()
-    entropy = canvas.entropy.tolist()
+    known, plain = found.ids[first:].tolist(), found.plain[first:].tolist()
+    entropy = canvas.entropy[first:].tolist()
     last = len(known[0]) - top  # argmax, sample, asked, pinned | top
     values: list[float | None] = []
     for position, token in enumerate(ids):
@@ -37,7 +39,7 @@ def token_scores(
         values.append(plain[position][places[0]] if places else None)
     missing = [p for p, value in enumerate(values) if value is None]
     if missing:
-        rows = torch.tensor(missing, device=hidden.device)
+        rows = torch.tensor(missing, device=hidden.device) + first
         wanted = torch.tensor([ids[p] for p in missing], device=hidden.device)
         made = vocabulary.scores(hidden[rows], wanted).tolist()
         for position, value in zip(missing, made, strict=True):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dgemma.diffusion.canvas import Canvas, CanvasSpec
 from dgemma.diffusion.sampler import questions, step_all
+from dgemma.diffusion.stable import pin_prefix
 from dgemma.engine.counters import Clock
 from dgemma.engine.job import Turn
 from dgemma.engine.row import Outcome, Row
@@ -96,7 +97,12 @@ class Batch:
         parts = [(canvas.controls, len(canvas.ids)) for canvas in canvases]
         controls = Controls.join(parts, spec.suppress_ids)
         reading = self.vocabulary.read(hidden, *questions(canvases, schedules), controls)
-        after = step_all(canvases, reading, schedules, spec)
+        after = [
+            pin_prefix(canvas, stepped, schedule, spec, self.vocabulary.embed)
+            for canvas, stepped, schedule in zip(
+                canvases, step_all(canvases, reading, schedules, spec), schedules, strict=True
+            )
+        ]
         out = {row: canvas for (row, _), canvas in zip(rows, after, strict=True)}
         if len(rows) > 1:  # a canvas that is put aside must not keep the belief of all the others
             out = {row: replace(c, soft=None if c.soft is None else c.soft.clone())

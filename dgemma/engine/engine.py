@@ -150,6 +150,11 @@ class Engine:
         row = Row(
             Job(progress), spec, Schedule.of(resolved.params), self.vocabulary, enough, keeper
         )  # fmt: skip
+        if keeper is not None and resolved.params.stable_prefix:
+            raise InvalidRequest(
+                f"stable_prefix and {keeper.report.mode} cannot be combined: what is told early "
+                "could not be repaired; drop one of them"
+            )
         if resolved.mode == "diffusion":
             if resolved.canvas is not None:
                 check_control(resolved.canvas, spec)
@@ -164,6 +169,7 @@ class Engine:
             self.added += 1
             older = self.scheduler.add(row.job, self._clock())
             self._rows[row.job] = row
+            row.status("queued")
             row.begin()
             if older is not None:
                 self._rows[older].progress.finish("cancelled")
@@ -269,6 +275,9 @@ class Engine:
                 self._rows[job].progress.finish("error", why)
                 self._retire(self._rows[job])
             self._counted.add("schedule", begin)
+            for turn in plan.turns:
+                if turn.count:
+                    self._rows[turn.job].status("encoding")
             if plan.turns:
                 self._run([(self._rows[turn.job], turn) for turn in plan.turns])
 

@@ -8,6 +8,7 @@ Knows ids and counts. Knows nothing about tensors (no torch), text or other requ
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from dgemma.errors import ContextOverflow, InvalidRequest
@@ -18,6 +19,7 @@ from dgemma.types import (
     FinishReason,
     Output,
     Request,
+    StopReason,
     TokenScore,
     TraceStep,
     Usage,
@@ -86,7 +88,12 @@ def resolve(request: Request, defaults: SamplingParams, limits: Limits, seed: in
                 )
     else:
         if request.canvas is not None and request.canvas.read_only:
-            params = params.merged(SamplingParams(max_steps=1))
+            if params.stable_prefix:
+                raise InvalidRequest(
+                    "stable_prefix and read_only cannot be combined: nothing is committed; drop "
+                    "one of them"
+                )
+            params = params.merged(SamplingParams(max_steps=1, stable_prefix=False))
         params = params.merged(defaults).merged(RELEASED)
     if params.thinking_budget is not None and request.thought is None:
         raise InvalidRequest("thinking_budget needs a chat prompt (Request.thought is not set)")
@@ -105,6 +112,7 @@ class Progress:
         encoded: how many of them are.
         borders: where an encoding ended; one that is done again is cut there.
         committed: the answer's ids so far, without end ids.
+        told: how many of them stand on the canvas that runs.
         canvases, steps: finished canvases, denoising steps (or model passes of the twin) so far.
         scores: of the committed tokens, where they are asked for.
         constraint: what it took to keep the answer in its language.
@@ -116,6 +124,7 @@ class Progress:
     encoded: int = 0
     borders: list[int] = field(default_factory=list)
     committed: list[int] = field(default_factory=list)
+    told: int = 0
     canvases: int = 0
     steps: int = 0
     trace: list[TraceStep] = field(default_factory=list)
@@ -154,30 +163,52 @@ class Progress:
         if not self.borders or self.borders[-1] < self.encoded:
             self.borders.append(self.encoded)
 
-    def commit(self, ids: list[int], ended: bool, steps: int) -> Event:
+    def commit(self, ids: list[int], ended: bool, steps: int, reason: StopReason = "") -> Event:
         """Add a finished canvas: its ids before the first end id, whether one was there, its steps.
 
-        Without an end the answer goes on, unless `max_tokens` or the context is used up.
+        Without an end the answer goes on, unless `max_tokens` or the context is used up. Scores of
+        the ids, where they are asked for, are there already.
         """
         room = self.request.params.max_tokens
-        cut = ids if room is None else ids[: room - len(self.committed)]
-        event = Event(
-            type="commit", index=self.request.index, canvas=self.canvases, step=steps,
-            ids=tuple(cut),
-        )  # fmt: skip
-        self.committed += cut
+        cut = self.untold(ids)
+        beyond = self.told + len(cut) < len(ids)
+        event = self._commit(cut, steps, reason=reason)
+        self.told = 0
         self.canvases += 1
         full = room is not None and len(self.committed) >= room
-        if len(cut) < len(ids) or (full and not ended):
+        if beyond or (full and not ended):
             self.finish("length")
         elif ended:
             self.finish("stop")
         return event
 
+    def untold(self, ids: Sequence[int]) -> list[int]:
+        """What of the first ids of the running canvas is still to be told, within `max_tokens`."""
+        room = self.request.params.max_tokens
+        return list(ids[self.told :][: None if room is None else room - len(self.committed)])
+
+    def commit_prefix(self, ids: list[int], steps: int) -> Event:
+        """Add ids that follow those told, of a canvas that goes on after so many steps."""
+        self.told += len(ids)
+        return self._commit(ids, steps, whole=False)
+
+    def _commit(
+        self, ids: list[int], steps: int, *, whole: bool = True, reason: StopReason = ""
+    ) -> Event:
+        first = len(self.committed)
+        self.committed += ids
+        return Event(
+            type="commit", index=self.request.index, canvas=self.canvases, step=steps,
+            ids=tuple(ids), whole=whole, reason=reason,
+            scores=tuple(self.scores[first : len(self.committed)]),
+        )  # fmt: skip
+
     def close_thought(self, close_id: int) -> Event:
         """Put the end of a thought into the answer."""
-        self.committed.append(close_id)
-        return Event(type="commit", index=self.request.index, canvas=self.canvases, ids=(close_id,))
+        params = self.request.params
+        if params.logprobs is not None or params.logprob_token_ids is not None:
+            self.scores.append(TokenScore(token_id=close_id, logprob=0.0))
+        return self._commit([close_id], 0)
 
     def go_on(self, ids: list[int]) -> None:
         """Encode these ids next and then begin another canvas, if the context has room for one."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -118,6 +119,14 @@ class Row:
         """A budget of no thought at all closes the prompt's own thought before the first canvas."""
         self._go_on([])
 
+    def status(self, state: Literal["queued", "encoding"]) -> None:
+        """Report where a request stands that has made no step yet, where that is wanted."""
+        progress = self.progress
+        if progress.request.status and not progress.steps:
+            self.mail.put(Event(
+                type="status", index=progress.request.index, step=progress.encoded, state=state
+            ))  # fmt: skip
+
     def encoded(self, outcome: Outcome, count: int) -> None:
         """Take in what was encoded, and the twin's next token where it was the last."""
         progress = self.progress
@@ -153,6 +162,8 @@ class Row:
             self.mail.put(self._frame(before, after))
         if after.reason:
             self._settle(after, hidden)
+        elif after.stable:
+            self._tell_prefix(after, hidden)
 
     def _frame(self, before: Canvas, after: Canvas) -> Event:
         assert after.argmax is not None and after.entropy is not None
@@ -188,20 +199,37 @@ class Row:
                 return
             commit = settled
         self.canvas = None
-        if canvas.logprobs is not None:
-            progress.scores += self._scores(canvas, commit.token_ids, hidden)
-        steps = canvas.step - canvas.begun
-        self._tell(progress.commit(list(commit.token_ids), commit.ended, steps))
-        self._go_on(list(commit.token_ids))
+        ids, steps = list(commit.token_ids), canvas.step - canvas.begun
+        progress.scores += self._scores(canvas, ids[progress.told :], hidden)
+        self._tell(progress.commit(ids, commit.ended, steps, canvas.reason))
+        self._go_on(ids)
+
+    def _tell_prefix(self, canvas: Canvas, hidden: Tensor) -> None:
+        """Commit what of a canvas that goes on can no longer change.
+
+        There is no end id among it: a canvas that is settled up to an end id is finished.
+        """
+        assert canvas.argmax is not None
+        progress = self.progress
+        fresh = progress.untold(canvas.argmax[: canvas.stable].tolist())
+        if fresh:
+            progress.scores += self._scores(canvas, fresh, hidden)
+            self._tell(progress.commit_prefix(fresh, canvas.step - canvas.begun))
 
     def _scores(self, canvas: Canvas, ids: Sequence[int], hidden: Tensor) -> list[TokenScore]:
-        asked = len(self.progress.request.params.logprob_token_ids or ())
-        return token_scores(canvas, ids, asked, hidden, self.vocabulary)
+        """Of the ids that follow those told, where they are asked for."""
+        if canvas.logprobs is None:
+            return []
+        params, told = self.progress.request.params, self.progress.told
+        asked = len(params.logprob_token_ids or ())
+        return token_scores(canvas, ids, asked, hidden, self.vocabulary, told)
 
     def _tell(self, event: Event) -> None:
         """Ask whether a commit was enough, and report it."""
         try:
             if self.enough is not None and self.enough(event.ids):
+                if not event.whole:
+                    self.progress.canvases += 1  # it ends with the answer
                 self.progress.finish("stop")
         except Exception as error:  # this request's alone
             told = (
@@ -229,7 +257,5 @@ class Row:
             if self.keeper is not None:
                 self.keeper.put_in([thought.close_id])
             self._tell(progress.close_thought(thought.close_id))
-            if progress.request.params.logprobs is not None:
-                progress.scores.append(TokenScore(token_id=thought.close_id, logprob=0.0))
             ids = [*ids, thought.close_id]
         progress.go_on(ids)

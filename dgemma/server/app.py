@@ -29,7 +29,9 @@ from dgemma.server.settings import Settings
 ABOUT = """DiffusionGemma over HTTP, in the words of APIs that people have clients for.
 
 Nothing is accepted and ignored: a field that cannot be honoured, or is not known, is refused with
-400 and named, save `user`, `metadata`, `store` and `service_tier`, which change no result."""
+400 and named, save what changes no result: `user`, `metadata`, `store`, `service_tier` and
+`safety_identifier`, and, since prompts are always cached, `prompt_cache_key`, llama.cpp's
+`cache_prompt` and `id_slot` on /infill and Anthropic's `cache_control` on /v1/messages."""
 
 
 def create_app(model: Model, settings: Settings) -> FastAPI:

@@ -1,16 +1,18 @@
-"""What Prometheus reads: the engine's counters and our own of HTTP.
+"""What Prometheus reads: the engine's counters, our own of HTTP, and the process itself.
 
 Knows names and units of metrics. Knows nothing about what is counted.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -38,6 +40,14 @@ class _Engine(Collector):
                 yield CounterMetricFamily(name, about, value=value)
 
 
+def _tasks() -> int:
+    """Tasks of the event loop that this is called in; 0: in none."""
+    try:
+        return len(asyncio.all_tasks())
+    except RuntimeError:
+        return 0
+
+
 class Metrics:
     """One server's counts, in a registry of its own."""
 
@@ -45,6 +55,7 @@ class Metrics:
         """`counters` gives a dataclass of numbers."""
         self.registry = CollectorRegistry()
         self.registry.register(_Engine(counters))
+        ProcessCollector(registry=self.registry)  # memory, open files; nothing but on Linux
         self.requests = Counter(
             "dgemma_http_requests", "requests answered", ("route", "method", "status"),
             registry=self.registry,
@@ -60,6 +71,10 @@ class Metrics:
         self.open = Gauge(
             "dgemma_http_open_requests", "requests that are worked on", registry=self.registry
         )
+        self.tasks = Gauge(
+            "dgemma_event_loop_tasks", "tasks of the event loop", registry=self.registry
+        )
+        self.tasks.set_function(_tasks)
         self.prompt_tokens = Counter(
             "dgemma_prompt_tokens", "of all answers", registry=self.registry
         )

@@ -83,6 +83,7 @@ def steady(
         "diffusion.strength": shown.strength is not None and not strength,
         "diffusion.stream": shown.stream != "off",
         "diffusion.stream_interval": shown.stream_interval != 1,
+        "diffusion.stable_prefix": shown.stable_prefix,
     }
     for name, given in barred.items():
         if given:

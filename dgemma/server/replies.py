@@ -1,7 +1,9 @@
 """A stream's events as neutral pieces, which every API then puts in its own words.
 
     Text, Thought, Call   what has been committed, in the order in which it was written
-    Frame                 a draft, where the request asked for them
+    Status, Frame, Canvas where the request stands, a draft of its canvas, what a commit was;
+                          where the request asked for them
+    Scores                log-probabilities of text that has been told, where they were asked for
     End                   why it ended, and what it cost
 
 The plain reply is the fold of the same pieces. A thought, a call and the answer are told apart by
@@ -74,6 +76,37 @@ class Frame:
         return sum(entropy) / len(entropy) / ENTROPY_PER_NAT if entropy else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Where a request stands that has made no step yet.
+
+    Attributes:
+        event: the engine's.
+        prompt_tokens: that are to be encoded.
+    """
+
+    event: Event
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """A canvas that was committed, or a part of it; what it adds to the reply follows."""
+
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Of tokens of the answer's text, in order; all of a reply together are those of its text.
+
+    They follow the text of their commit. With stop strings, which may still cut off what was
+    committed, all of them come at the end.
+    """
+
+    scores: Sequence[TokenScore]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
     """Seconds since the request was started; None: it did not come to that."""
@@ -100,7 +133,7 @@ class End:
     thought_tokens: int
 
 
-Piece = Text | Thought | Call | Frame | End
+Piece = Text | Thought | Call | Status | Frame | Canvas | Scores | End
 
 
 def words(text: str) -> Iterator[str]:
@@ -165,6 +198,8 @@ class Reading:
         self._parser = StreamParser(facts.tokenizer, thought_open=self._open) if chat else None
         self._held = _Held()
         self._committed: list[int] = []
+        self._begun = 0  # how many of them stand before the canvas that runs
+        self._scored = 0
         self._began = time.perf_counter()
 
     def _marker(self) -> MarkerIds:
@@ -185,14 +220,22 @@ class Reading:
         try:
             async for event in self._stream:
                 now = time.perf_counter() - self._began
+                if event.type == "status":
+                    yield Status(event, len(self._request.token_ids))
+                    continue
                 if event.type == "frame":
                     frame_s = now if frame_s is None else frame_s
                     if event.step % self._every == 0:
                         yield self._frame(event)
                     continue
+                if event.type == "commit" and self._request.frames:
+                    yield Canvas(event)
                 for piece in self._take(event):
                     text_s = now if text_s is None else text_s
                     yield piece
+                scores = self._fresh_scores(event)
+                if scores:
+                    yield Scores(scores)
                 if event.output is not None:
                     yield self._end(event.output, Times(
                         frame_s=frame_s, text_s=text_s, total_s=now
@@ -205,11 +248,13 @@ class Reading:
         held, output = self._held, event.output
         if output is not None:
             _check(output)
+        self._committed += event.ids
+        if event.whole:
+            self._begun = len(self._committed)
         if self._parser is None:
             yield from map(Text, words(event.text))
         else:
             held.free += len(event.text)
-            self._committed += event.ids
             held.waiting += self._parser.push(event.ids)
             if output is not None and self._going_on(output):
                 held.waiting += self._parser.finish()
@@ -220,6 +265,17 @@ class Reading:
         if output is not None and self._read_only:
             yield from map(Text, words(self._facts.tokenizer.decode(output.token_ids)))
 
+    def _fresh_scores(self, event: Event) -> Sequence[TokenScore]:
+        """What may be told of log-probabilities now that has not been told."""
+        if event.output is not None:
+            return self.scores(event.output)[self._scored :]
+        if not event.scores or self._request.params.stop:
+            return ()
+        told = self.positions(self._committed)[-len(event.ids) :]
+        found = [score for score, kind in zip(event.scores, told, strict=True) if kind == "text"]
+        self._scored += len(found)
+        return found
+
     def _going_on(self, output: Output) -> bool:
         """Whether no stop string was met: then what the parser held back belongs to the answer."""
         return len(output.token_ids) == len(self._committed)
@@ -229,13 +285,14 @@ class Reading:
         return self._request.canvas is not None and self._request.canvas.read_only
 
     def _frame(self, event: Event) -> Frame:
+        earlier = self._committed[: self._begun]  # the draft holds what was told of its canvas
         if self._parser is None:
             decode = self._facts.tokenizer.decode
             ids = _before_end(event.ids, self._facts.end_ids)
             text = decode(ids)
-            return Frame(event, text, "", decode([*self._committed, *ids]))
-        before = self._parse(self._committed)
-        whole = self._parse([*self._committed, *event.ids])
+            return Frame(event, text, "", decode([*earlier, *ids]))
+        before = self._parse(earlier)
+        whole = self._parse([*earlier, *event.ids])
         text = whole.text[len(before.text) :]
         thinking = (whole.thinking or "")[len(before.thinking or "") :]
         return Frame(event, text, thinking, whole.text)
@@ -267,7 +324,7 @@ class Reading:
 
     def scores(self, output: Output) -> list[TokenScore]:
         """Of the tokens of the answer's text; of every position where nothing was committed."""
-        if self._read_only:
+        if self._read_only or not output.scores:
             return list(output.scores)
         told = self.positions(output.token_ids)
         return [score for score, kind in zip(output.scores, told, strict=True) if kind == "text"]
@@ -299,6 +356,7 @@ class Folded:
     text: str = ""
     thinking: str = ""
     calls: list[Call] = field(default_factory=list)
+    scores: list[TokenScore] = field(default_factory=list)
     end: End | None = None
 
     def add(self, piece: Piece) -> None:
@@ -309,6 +367,8 @@ class Folded:
             self.thinking += piece.text
         elif isinstance(piece, Call):
             self.calls.append(piece)
+        elif isinstance(piece, Scores):
+            self.scores += piece.scores
         elif isinstance(piece, End):
             self.end = piece
 

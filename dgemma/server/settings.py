@@ -22,6 +22,8 @@ class Limits:
         json_depth: levels of objects and lists in a body.
         prompt_tokens: of a prompt; None: as many as the model's context holds.
         max_tokens: of an answer, also where a request names none; None: to the context's end.
+        max_steps: denoising steps of a canvas that a request may name; None: as many as it likes.
+            Where it names none the model's own number holds.
         schema_bytes, schema_depth: of a JSON schema, a grammar, or all tool declarations.
         n: answers of one request.
         open_requests: requests that are worked on at a time; above: 429.
@@ -32,6 +34,7 @@ class Limits:
     json_depth: int = 96
     prompt_tokens: int | None = None
     max_tokens: int | None = None
+    max_steps: int | None = None
     schema_bytes: int = 256 * 1024
     schema_depth: int = 64
     n: int = 16

@@ -72,7 +72,7 @@ class Stream:
             return replace(event, text=self._draft(event.ids))
         if event.type == "commit":
             return replace(event, text=self._texts.popleft() if self._texts else "")
-        return self._done(event)
+        return self._done(event) if event.type == "done" else event
 
     def _done(self, event: Event) -> Event:
         self._finished = True

@@ -97,3 +97,16 @@ def test_terminals_that_want_no_colour(
     monkeypatch.setenv(name, value)
     show(events("ab"), chr, frozenset(), terminal)
     assert terminal.getvalue() == "ab\n"
+
+
+def test_text_told_early_is_not_drawn_twice(terminal: Terminal) -> None:
+    """What is told of a canvas that goes on stands before the frames that hold it as well."""
+    part = Event(type="commit", ids=(97,), text="a", whole=False)
+    told = list(events("ab"))
+    again = [told[0], part, told[0], Event(type="commit", ids=(98,), text="b"), *told[2:]]
+    plain = io.StringIO()
+    for stream in (plain, terminal):
+        live.show(iter(again), chr, frozenset({1}), stream)
+    assert plain.getvalue() == "ab\n"
+    frames = terminal.getvalue().split(live.CLEAR_BELOW)[1:]
+    assert len(frames) == 3 and frames[0] == frames[1]

@@ -14,7 +14,9 @@ from tests.server.client import Recorder, serve
 
 UNLIKE = ("id", "created", "timings")
 """What differs between two replies to the same request."""
-IDLE = {"user", "metadata", "store", "service_tier"}
+IDLE = {
+    "user", "metadata", "store", "service_tier", "prompt_cache_key", "safety_identifier",
+}  # fmt: skip
 
 FILLING: dict[str, Any] = {
     "seed": 2, "max_tokens": 1, "temperature": 0.5, "top_p": 0.5, "top_k": 3, "min_p": 0.2,

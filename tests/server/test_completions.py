@@ -95,8 +95,9 @@ def test_drafts_are_side_events() -> None:
     """Catches drafts in the text itself: a client would print each step behind the last."""
     asked = {**PLAIN, "stream": True, "diffusion": {"max_steps": 3, "stream": "tokens"}}
     told = events(serve().post(PATH, asked))
-    frames = [event for event in told if "diffusion" in event]
-    assert frames and all(frame["choices"][0]["text"] == "" for frame in frames)
+    sides = [event for event in told if "diffusion" in event]
+    assert all(event["choices"][0]["text"] == "" for event in sides)
+    frames = [event for event in sides if event["diffusion"]["type"] == "frame"]
     assert {frame["diffusion"]["max_steps"] for frame in frames} == {3}
 
 

@@ -27,7 +27,8 @@ KEY = "sk-right-key-1"
 def client() -> Client:
     """An app over nano with narrow limits."""
     limits = Limits(
-        body_bytes=20_000, json_depth=20, prompt_tokens=200, max_tokens=50, schema_bytes=500,
+        body_bytes=20_000, json_depth=20, prompt_tokens=200, max_tokens=50, max_steps=20,
+        schema_bytes=500,
         schema_depth=8, n=2,
     )  # fmt: skip
     return serve(limits=limits)
@@ -108,10 +109,16 @@ def test_a_body_must_come_in_time(client: Client, monkeypatch: pytest.MonkeyPatc
     ({"seed": 2**64}, "seed", "less than"),
     ({"temperature": -0.5}, "temperature", "greater than or equal"),
     ({"temperature": "1"}, "temperature", "valid number"),
+    ({"temperature": 1e-175}, "temperature", "0.001 to 1000"),
+    ({"temperature": 1e9}, "temperature", "0.001 to 1000"),
+    ({"diffusion": {"t_max": 1e300}}, "t_max", "0.001 to 1000"),
+    ({"logit_bias": {"300": 1e300}}, "logit_bias", "1e+09 at most"),
     ({"top_p": 0}, "top_p", "greater than 0"),
     ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
     ({"max_tokens": True}, "max_tokens", "valid integer"),
     ({"max_tokens": 51}, "max_tokens", "this server's 50"),
+    ({"diffusion": {"max_steps": 21}}, "max_steps", "this server's 20"),
+    ({"diffusion": {}, "diffusion_max_steps": 21}, "max_steps", "this server's 20"),
     ({"n": 3}, "n", "this server's 2"),
     ({"n": 10**30}, "n", "this server's 2"),
     ({"stop": [""]}, "stop", "not empty"),

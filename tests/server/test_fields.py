@@ -98,6 +98,7 @@ CHANGED: dict[str, Case] = {
     "diffusion.confidence_threshold": ({}, 1.0),
     "diffusion.stability_threshold": ({}, 3),
     "diffusion.ignore_tail": ({}, True),
+    "diffusion.stable_prefix": ({}, True),
     "diffusion.canvas_length": ({}, 32),
     "diffusion.strength": ({"prediction": {"type": "content", "content": "I am"}}, 0.9),
     "diffusion.stream": (STREAM, "text"),
@@ -112,7 +113,6 @@ CHANGED: dict[str, Case] = {
 
 REFUSED: dict[str, Case] = {
     "stream_options.include_obfuscation": (STREAM, True),
-    "diffusion.stable_prefix": ({}, True),
     "presence_penalty": ({}, 0.5),
     "frequency_penalty": ({}, -0.5),
     "repetition_penalty": ({}, 1.1),
@@ -125,6 +125,7 @@ NEUTRAL: dict[str, Any] = {
     "reasoning_effort": "none", "thinking_token_budget": 0, "tool_choice": "auto",
     "response_format": {"type": "text"}, "stream": False, "logprobs": False, "diffusing": False,
     "user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "auto",
+    "prompt_cache_key": "a", "safety_identifier": "b",
     "diffusion_canvas_length": None, "vllm_xargs": {}, "min_tokens": 0, "tools": [],
     "max_tokens": 24, "stop": None, "seed": 1, "model": "nano",
 }  # fmt: skip

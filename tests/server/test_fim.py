@@ -74,8 +74,44 @@ def test_what_ends_a_text_of_llamas() -> None:
     assert indented("a\nb", 0) == "a\nb"
     body = {"content": "x", "timings": {"predicted_n": 3}}
     assert picked(body, ["content", "timings/predicted_n", "no/such"]) == {
-        "content": "x", "predicted_n": 3
+        "content": "x", "timings/predicted_n": 3
     }  # fmt: skip
+
+
+def test_llama_vims_requests() -> None:
+    """Catches a field that llama.vim sends and is refused, and a reply whose paths it cannot read.
+
+    Its two requests, field by field: a text at the cursor, and files to be kept for later.
+    """
+    extra = [{"text": "x = 1\n", "time": [12, 345678], "filename": "a.py"}]
+    asked = {
+        "input_prefix": "Dear \n", "input_suffix": "\nMira.\n", "input_extra": extra,
+        "prompt": "this", "n_predict": 8, "n_indent": 0, "top_k": 40, "top_p": 0.99,
+        "stream": False, "samplers": ["top_k", "top_p", "infill"], "cache_prompt": True,
+        "t_max_prompt_ms": 50_000, "t_max_predict_ms": 50_000,
+        "response_fields": [
+            "content", "timings/prompt_n", "timings/prompt_ms", "timings/prompt_per_token_ms",
+            "timings/prompt_per_second", "timings/predicted_n", "timings/predicted_ms",
+            "timings/predicted_per_token_ms", "timings/predicted_per_second", "truncated",
+            "tokens_cached",
+        ],
+    }  # fmt: skip
+    reply = serve().post(INFILL, asked)
+    assert reply.status_code == 200, reply.text
+    assert set(reply.json()) == {
+        "content", "timings/prompt_n", "timings/predicted_n", "timings/predicted_ms",
+        "timings/predicted_per_second", "truncated",
+    }  # fmt: skip
+    model = Recorder()
+    later = {
+        "input_prefix": "", "input_suffix": "", "input_extra": extra, "prompt": "", "n_predict": 0,
+        "temperature": 0.0, "stream": False, "samplers": [], "cache_prompt": True,
+        "t_max_prompt_ms": 1, "t_max_predict_ms": 1, "response_fields": [""],
+    }  # fmt: skip
+    kept = serve(model).post(INFILL, later)
+    assert (kept.status_code, kept.json()) == (200, {}) and not model.asked
+    whole = serve(model).post(INFILL, later | {"response_fields": None}).json()
+    assert (whole["content"], whole["stop_type"]) == ("", "limit") and not model.asked
 
 
 def test_a_failing_stream_says_so() -> None:

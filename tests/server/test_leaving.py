@@ -13,7 +13,9 @@ from dgemma.engine.counters import Counters
 from tests.nano import nano
 from tests.server.client import QUESTION, Client, serve
 
-ENDLESS = {"messages": QUESTION, "min_tokens": 6000, "max_tokens": 6000}
+CHAT = "/v1/chat/completions"
+SLOW: dict[str, Any] = {"diffusion": {"max_steps": 10_000, "stability_threshold": 10_000}}
+ENDLESS: dict[str, Any] = {"messages": QUESTION, "min_tokens": 6000, "max_tokens": 6000}
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +24,14 @@ def client() -> Client:
     return serve()
 
 
-async def leave(client: Client, fields: dict[str, Any], after: int) -> int:
+async def leave(
+    client: Client, fields: dict[str, Any], after: int, path: str = CHAT, base: Any = ENDLESS
+) -> int:
     """A request whose client is gone after so many events; how many it got in the end.
 
     The one that leaves before the first event waits until the model is at work.
     """
-    body, steps = json.dumps(ENDLESS | fields).encode(), nano().counters().steps
+    body, steps = json.dumps(base | fields).encode(), nano().counters().steps
     told, gone, events = False, asyncio.Event(), 0
 
     async def receive() -> dict[str, Any]:
@@ -49,7 +53,7 @@ async def leave(client: Client, fields: dict[str, Any], after: int) -> int:
                 gone.set()
 
     scope = {
-        "type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b"",
+        "type": "http", "method": "POST", "path": path, "query_string": b"",
         "headers": [(b"content-type", b"application/json")], "root_path": "",
         "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1",
         "scheme": "http", "server": ("test", 80), "client": ("test", 1),
@@ -87,6 +91,24 @@ def test_at_every_event_of_a_stream(client: Client, fields: dict[str, Any]) -> N
         before = nano().counters().ended_cancelled
         assert asyncio.run(leave(client, fields | {"stream": True}, after)) >= after
         assert idle(client).ended_cancelled == before + choices
+
+
+@pytest.mark.parametrize(("path", "body", "events"), [
+    ("/v1/completions", {"prompt": "Hello", "min_tokens": 6000, "max_tokens": 6000}, 8),
+    # Its first events come before any text.
+    ("/v1/messages", {"messages": QUESTION, "max_tokens": 64} | SLOW, 3),
+    ("/v1/fim/completions", {"prompt": "Dear ", "suffix": "."} | SLOW, 1),
+    ("/infill", {"input_prefix": "Dear ", "input_suffix": "."} | SLOW, 1),
+])  # fmt: skip
+def test_at_every_event_of_other_streams(
+    client: Client, path: str, body: dict[str, Any], events: int
+) -> None:
+    """Catches a route whose stream goes on for nobody, or holds its place."""
+    fields = body if "diffusion" in body else body | {"diffusion": {"max_steps": 2}}
+    for after in range(events):
+        asked = fields | {"stream": True}
+        assert asyncio.run(leave(client, asked, after, path, {})) >= after
+        idle(client)  # by itself it would go on for minutes
 
 
 def test_a_hundred_at_once(client: Client) -> None:

@@ -36,6 +36,7 @@ from dgemma.server.schema.canvas import (
     place,
     role_of,
 )
+from dgemma.server.schema.canvas_reply import CanvasReply
 from dgemma.server.schema.replies import ERRORS
 from dgemma.server.service import Service
 from dgemma.server.sse import unless_gone
@@ -47,7 +48,7 @@ Told = tuple[dict[str, Any], End]
 """The reply but for its head, and what it cost."""
 
 
-@router.post("/v1/canvas", responses=ERRORS)
+@router.post("/v1/canvas", response_model=CanvasReply, responses=ERRORS)
 async def canvas(
     request: HTTPRequest, body: CanvasRequest,
     service: TheService,

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,12 +23,25 @@ from dgemma.params import RELEASED, SamplingParams
 from dgemma.server import sse
 from dgemma.server.access import Owner, TheService
 from dgemma.server.errors import Refusal, body_of, refusal
-from dgemma.server.replies import Call, End, Folded, Frame, Piece, Reading, Text, Thought, fold
+from dgemma.server.replies import (
+    Call,
+    Canvas,
+    End,
+    Folded,
+    Frame,
+    Piece,
+    Reading,
+    Scores,
+    Status,
+    Text,
+    Thought,
+    fold,
+)
 from dgemma.server.routes import chat_shapes as shapes
 from dgemma.server.schema.chat import ChatReply, ChatRequest
 from dgemma.server.schema.replies import ERRORS
 from dgemma.server.service import Service
-from dgemma.types import Request
+from dgemma.types import Request, TokenScore
 
 log = logging.getLogger("dgemma.server")
 router = APIRouter(tags=["chat"])
@@ -53,13 +66,13 @@ class Job:
             "id": self.id, "object": kind, "created": self.created, "model": self.service.name,
         }  # fmt: skip
 
-    def logprobs(self, number: int, end: End) -> dict[str, Any] | None:
-        """Of one choice, where they were asked for."""
+    def logprobs(self, scores: Sequence[TokenScore]) -> dict[str, Any] | None:
+        """Of one choice, or a piece of it, where they were asked for."""
         if not self.asked.logprobs:
             return None
         return shapes.logprobs(
-            self.readings[number].scores(end.output), self.asked.logprob_token_ids or (),
-            self.service.facts.tokenizer, as_ids=bool(self.asked.return_tokens_as_token_ids),
+            scores, self.asked.logprob_token_ids or (), self.service.facts.tokenizer,
+            as_ids=bool(self.asked.return_tokens_as_token_ids),
         )  # fmt: skip
 
     def close(self) -> None:
@@ -97,7 +110,7 @@ def prepare(asked: ChatRequest, service: Service) -> tuple[list[Request], Any]:
     ids = service.model.prompter.chat(asked.messages, shown, asked.thinking.asked)
     control = asked.canvas(service.facts, params)
     requests = [
-        replace(request, frames=asked.drafts, canvas=control)
+        replace(request, frames=asked.drafts, status=asked.drafts, canvas=control)
         for request in drafts([ids], params, count)
     ]
     return requests, calls
@@ -159,7 +172,7 @@ async def reply(job: Job) -> dict[str, Any]:
         {
             "index": number,
             "message": shapes.message(one),
-            "logprobs": job.logprobs(number, one.ended),
+            "logprobs": job.logprobs(one.scores),
             "finish_reason": shapes.finish_reason(one.ended, len(one.calls)),
         }
         for number, one in enumerate(folded)
@@ -243,6 +256,13 @@ def _chunks_of(job: Job, number: int, piece: Piece, so_far: Folded) -> Iterator[
     asked = job.asked
     if isinstance(piece, Frame):
         yield _draft(job, number, piece)
+    elif isinstance(piece, (Status, Canvas)):
+        if not asked.diffusing:
+            yield choice(number, {}) | shapes.note(piece)
+    elif isinstance(piece, Scores):
+        part = choice(number, {})
+        part["choices"][0]["logprobs"] = job.logprobs(piece.scores)
+        yield part
     elif isinstance(piece, Text):
         if not asked.diffusing:  # there the content is a whole text each time
             yield choice(number, {"content": piece.text})
@@ -253,11 +273,6 @@ def _chunks_of(job: Job, number: int, piece: Piece, so_far: Folded) -> Iterator[
     else:
         if asked.diffusing:
             yield choice(number, {"content": so_far.text})
-        found = job.logprobs(number, piece)
-        if found is not None:
-            part = choice(number, {})
-            part["choices"][0]["logprobs"] = found
-            yield part
         last = choice(number, {}, shapes.finish_reason(piece, len(so_far.calls)))
         yield last | ({} if len(job.readings) > 1 else _without_usage(costs([piece])))
 

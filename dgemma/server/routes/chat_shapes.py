@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from dgemma.server.replies import Call, End, Folded, Frame
+from dgemma.server.replies import Call, Canvas, End, Folded, Frame, Status
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import ENTROPY_PER_NAT, TokenScore
 
@@ -118,6 +118,20 @@ def timings(ends: Sequence[End]) -> dict[str, Any]:
         "canvas_tok_s": rate(spent[1]["canvas_tokens"]),
         "step_tok_s": rate(denoised),
     }
+
+
+def note(piece: Status | Canvas) -> dict[str, Any]:
+    """What happened beside the drafts, as a side field of a chunk."""
+    event = piece.event
+    if isinstance(piece, Status):
+        told: dict[str, Any] = {"type": "status", "state": event.state}
+        if event.state == "encoding":
+            told |= {"encoded": event.step, "prompt_tokens": piece.prompt_tokens}
+        return {"diffusion": told}
+    return {"diffusion": {
+        "type": "commit", "canvas": event.canvas, "tokens": len(event.ids), "steps": event.step,
+        "whole": event.whole, "stop_reason": event.reason or None,
+    }}  # fmt: skip
 
 
 def frame(piece: Frame, most_steps: int, tokenizer: Tokenizer, *, tokens: bool) -> dict[str, Any]:

@@ -22,12 +22,23 @@ from dgemma.server import sse
 from dgemma.server.access import Owner, TheService
 from dgemma.server.errors import Refusal
 from dgemma.server.plans import Infilled, follow, infilled, steady
-from dgemma.server.replies import End, Frame, Piece, Reading, Text, Times, fold, words
+from dgemma.server.replies import (
+    Canvas,
+    End,
+    Frame,
+    Piece,
+    Reading,
+    Status,
+    Text,
+    Times,
+    fold,
+    words,
+)
 from dgemma.server.routes import chat_shapes
 from dgemma.server.routes.chat import costs, count
 from dgemma.server.routes.text_shapes import STREAMED, Events, Head, choice, ending, logprobs, told
 from dgemma.server.schema.completions import MOST_PROMPTS, CompletionRequest
-from dgemma.server.schema.replies import ERRORS
+from dgemma.server.schema.replies import ERRORS, TextReply
 from dgemma.server.service import Service
 from dgemma.text.stream import Stream
 from dgemma.types import Output, Request
@@ -71,7 +82,7 @@ class Job:
         return logprobs(scores, asked, self.service.facts.tokenizer)
 
 
-@router.post(PATH, responses={**ERRORS, **STREAMED})
+@router.post(PATH, response_model=TextReply, responses={**ERRORS, **STREAMED})
 async def completions(
     http: HTTPRequest, asked: CompletionRequest,
     service: TheService,
@@ -130,7 +141,7 @@ def _requests(asked: CompletionRequest, service: Service) -> list[Request]:
     prompts = [service.model.prompter.plain(prompt) for prompt in asked.prompts()]
     control = asked.canvas(service.facts, params)
     return [
-        replace(request, frames=asked.drafts, canvas=control)
+        replace(request, frames=asked.drafts, status=asked.drafts, canvas=control)
         for request in drafts(prompts, params, asked.best_of or asked.n or 1)
     ]
 
@@ -195,6 +206,8 @@ def _told_of(
             tokenizer = job.service.facts.tokenizer
             side = chat_shapes.frame(piece, job.most_steps, tokenizer, tokens=tokens)
             yield choice(number, ""), side
+    elif isinstance(piece, (Status, Canvas)):
+        yield choice(number, ""), chat_shapes.note(piece)
     elif isinstance(piece, End):
         reason = chat_shapes.finish_reason(piece, 0)
         told_costs = {k: v for k, v in costs([piece]).items() if k != "usage"}

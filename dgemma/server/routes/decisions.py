@@ -11,15 +11,18 @@ from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
-from dgemma.compose.decide import Decision, decide
+from dgemma.compose.decide import Decision, decide, labels_of
 from dgemma.compose.plan import ModelFacts
-from dgemma.compose.questions import Question
+from dgemma.compose.questions import Question, options
 from dgemma.errors import InvalidRequest
 from dgemma.server.access import Owner, TheService
 from dgemma.server.plans import follow
 from dgemma.server.schema.decisions import (
+    DecisionsReply,
     DecisionsRequest,
+    SystemOneReply,
     SystemOneRequest,
     asked,
     check_size,
@@ -37,37 +40,55 @@ router = APIRouter(tags=["decisions"])
 State = str | Sequence[int]
 
 
-@router.post("/v1/decisions", responses=ERRORS)
+@router.post("/v1/decisions", response_model=DecisionsReply, responses=ERRORS)
 async def decisions(
     request: Request, body: DecisionsRequest,
     service: TheService,
     owner: Owner,
-) -> dict[str, Any]:  # fmt: skip
-    """Decisions in OpenAI's form."""
+) -> Response:  # fmt: skip
+    """Decisions in OpenAI's form. A question that this model cannot answer gets a refusal."""
     model = service.look_up(body.model)
     questions = asked(body.questions)
-    decision = await unless_gone(request, _decide(service, owner, body, body.input, questions))
-    return {
-        "object": "decision", "model": model, "answers": openai_answers(decision),
-        **_costs(decision, body, service),
-    }  # fmt: skip
+    names = [question.name for question in questions]
+    refused = await service.aside(_refused, service.facts, questions, body.joint)
+    left = [question for question in questions if question.name not in refused]
+    decision = await unless_gone(request, _decide(service, owner, body, body.input, left))
+    return JSONResponse({
+        "object": "decision", "model": model,
+        "answers": openai_answers(names, decision, refused), **_costs(decision, body, service),
+    })  # fmt: skip
 
 
-@router.post("/v1/systemone", responses=ERRORS)
+@router.post("/v1/systemone", response_model=SystemOneReply, responses=ERRORS)
 async def systemone(
     request: Request, body: SystemOneRequest,
     service: TheService,
     owner: Owner,
-) -> dict[str, Any]:  # fmt: skip
+) -> Response:  # fmt: skip
     """Decisions in System One's form."""
     model = service.look_up(body.model)
     questions = named(body.questions)
     decision = await unless_gone(request, _decide(service, owner, body, body.state, questions))
-    return {
-        "model": model,
-        "answers": systemone_answers(decision),
+    return JSONResponse({
+        "model": model, "answers": systemone_answers(decision),
         **_costs(decision, body, service),
-    }
+    })  # fmt: skip
+
+
+def _refused(facts: ModelFacts, questions: Sequence[Question], joint: bool) -> dict[str, str]:
+    """Which questions this model cannot answer, by name, and why.
+
+    Raises:
+        InvalidRequest: a question that no model could answer as it stands.
+    """
+    found: dict[str, str] = {}
+    for question in questions:
+        options(question)
+        try:
+            labels_of(facts, question, joint)
+        except InvalidRequest as error:
+            found[question.name] = str(error)
+    return found
 
 
 async def _decide(
@@ -76,6 +97,8 @@ async def _decide(
 ) -> Decision:  # fmt: skip
     check_size(len(questions), body.samples)
     facts, state = await service.aside(_about, service, given, questions, body.joint)
+    if not questions:
+        return Decision(answers=(), seed=body.seed)
     plan = decide(
         facts, state, questions, samples=body.samples, joint=body.joint, seed=body.seed,
         canvas_length=body.canvas_length,

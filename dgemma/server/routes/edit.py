@@ -22,6 +22,7 @@ from dgemma.server.plans import ended, follow, steady
 from dgemma.server.replies import End
 from dgemma.server.routes.chat import costs, count
 from dgemma.server.schema.edit import (
+    EditReply,
     EditRequest,
     context,
     fenced,
@@ -37,7 +38,7 @@ from dgemma.server.sse import unless_gone
 router = APIRouter(tags=["edit"])
 
 
-@router.post("/v1/edit/completions", responses=ERRORS)
+@router.post("/v1/edit/completions", response_model=EditReply, responses=ERRORS)
 async def edit_completions(
     request: HTTPRequest, body: EditRequest,
     service: TheService,
@@ -64,7 +65,7 @@ async def edit_completions(
     return _reply("editcmpl", model, service, fenced(new), end)
 
 
-@router.post("/v1/apply/completions", responses=ERRORS)
+@router.post("/v1/apply/completions", response_model=EditReply, responses=ERRORS)
 async def apply_completions(
     request: HTTPRequest, body: EditRequest,
     service: TheService,

@@ -25,18 +25,19 @@ from dgemma.server.routes.text_shapes import STREAMED, Head, choice, told
 from dgemma.server.schema.fim import (
     DEFAULT_TOKENS,
     FimRequest,
+    InfillReply,
     InfillRequest,
     indented,
     picked,
     reference,
 )
-from dgemma.server.schema.replies import ERRORS, PLAIN_ERRORS
+from dgemma.server.schema.replies import ERRORS, PLAIN_ERRORS, TextReply
 from dgemma.server.service import Service
 
 router = APIRouter(tags=["infill"])
 
 
-@router.post("/v1/fim/completions", responses={**ERRORS, **STREAMED})
+@router.post("/v1/fim/completions", response_model=TextReply, responses={**ERRORS, **STREAMED})
 async def fim(
     http: HTTPRequest, asked: FimRequest,
     service: TheService,
@@ -69,7 +70,7 @@ async def _fim_chunks(
     yield sse.event(head.reply([choice(0, "", "stop")]) | costs([found.end]))
 
 
-@router.post("/infill", responses={**PLAIN_ERRORS, **STREAMED})
+@router.post("/infill", response_model=InfillReply, responses={**PLAIN_ERRORS, **STREAMED})
 async def infill(
     http: HTTPRequest, asked: InfillRequest,
     service: TheService,
@@ -90,19 +91,22 @@ async def infill(
 async def _infill_body(
     service: Service, owner: str, asked: InfillRequest, params: SamplingParams
 ) -> dict[str, Any]:
-    """llama.cpp's reply; where the time was not enough its text is empty."""
+    """llama.cpp's reply; where nothing was asked for, or the time was not enough, it is empty."""
+    head = {"index": 0, "model": service.name, "stop": True, "truncated": False}
+    nothing = head | {
+        "content": "", "tokens": [], "tokens_predicted": 0, "tokens_evaluated": 0,
+        "stop_type": "limit", "stopping_word": "",
+    }  # fmt: skip
+    if asked.n_predict == 0:
+        return nothing
     work = infilled(
         service, owner, asked.input_prefix + asked.prompt, asked.input_suffix, params,
         stop=asked.stop, context=reference(asked.input_extra),
     )  # fmt: skip
-    head = {"index": 0, "model": service.name, "stop": True, "truncated": False}
     try:
         found = await asyncio.wait_for(work, asked.limit_s)
     except TimeoutError:
-        return head | {
-            "content": "", "tokens": [], "tokens_predicted": 0, "tokens_evaluated": 0,
-            "stop_type": "limit", "stopping_word": "",
-        }  # fmt: skip
+        return nothing
     end = found.end
     count(service, [end])
     content = indented(found.text, asked.n_indent)

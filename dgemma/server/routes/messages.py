@@ -29,6 +29,8 @@ from dgemma.server.schema.messages_reply import (
     PING,
     Blocks,
     Event,
+    InputTokens,
+    MessageReply,
     begin,
     end,
     folded,
@@ -55,7 +57,7 @@ class _Reading(Reading):
         return stopped_by(whole.text, stop)
 
 
-@router.post(PATH, responses={**ANTHROPIC_ERRORS, **STREAMED})
+@router.post(PATH, response_model=MessageReply, responses={**ANTHROPIC_ERRORS, **STREAMED})
 async def messages(
     http: HTTPRequest, asked: MessagesRequest,
     service: TheService,
@@ -76,7 +78,7 @@ async def messages(
         return JSONResponse(await sse.unless_gone(http, _folded(events)))
 
 
-@router.post(f"{PATH}/count_tokens", responses=ANTHROPIC_ERRORS)
+@router.post(f"{PATH}/count_tokens", response_model=InputTokens, responses=ANTHROPIC_ERRORS)
 async def count_tokens(asked: CountRequest, service: TheService) -> dict[str, int]:
     """How many tokens the prompt of a conversation has."""
     service.look_up(asked.model)

@@ -46,6 +46,8 @@ class Ignorable(Body):
     metadata: dict[str, Any] | None = None
     store: bool | None = None
     service_tier: str | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
 
 
 def neutral(*values: Any, why: str) -> AfterValidator:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from dgemma.compose.decide import Answer, Decision
 from dgemma.compose.questions import Choice, Predicate, Question, Score
 from dgemma.errors import InvalidRequest
 from dgemma.server.schema.base import Body
+from dgemma.server.schema.replies import DiffusionUsage
 
 MOST_QUESTIONS, MOST_OPTIONS, MOST_SAMPLES, MOST_READINGS = 64, 255, 64, 256
 """The last bounds questions times samples, each of which is a reading of its own."""
@@ -126,8 +127,12 @@ def asked(questions: Sequence[AnyQuestion]) -> list[Question]:
     """OpenAI's questions as ours.
 
     Raises:
-        InvalidRequest: a value or label comes twice.
+        InvalidRequest: a name, value or label comes twice.
     """
+    names = [one.name for one in questions]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidRequest(f"questions: the name {name!r} comes twice; give each its own")
     out: list[Question] = []
     for one in questions:
         if isinstance(one, PredicateQuestion):
@@ -178,10 +183,16 @@ def check_size(questions: int, samples: int) -> None:
         )
 
 
-def openai_answers(decision: Decision) -> list[dict[str, Any]]:
-    """Answers in order."""
+def openai_answers(
+    names: Sequence[str], decision: Decision, refused: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Answers in the order of the questions' names; `refused`: why there is none, by name."""
     out = []
-    for answer in decision.answers:
+    for name in names:
+        if name in refused:
+            out.append({"type": "refusal", "name": name, "refusal": refused[name]})
+            continue
+        answer = decision[name]
         body: dict[str, Any] = {"type": answer.type, "name": answer.name}
         pairs = answer.probabilities
         if answer.type == "predicate":
@@ -229,3 +240,129 @@ def _once(name: str, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
     if len(found) != len(pairs):
         raise InvalidRequest(f"question {name!r}: a value comes twice; name each once")
     return found
+
+
+# -- replies ---------------------------------------------------------------------------------------
+
+
+class _Answered(BaseModel):
+    label_mass: float = Field(
+        description="probability of all choices together before they were scaled to 1; where it "
+        "is small the question was not understood"
+    )
+    stderr: float | None = Field(description="over the samples; null: one sample")
+
+
+class PredicateAnswer(_Answered):
+    """How likely it is so."""
+
+    type: Literal["predicate"]
+    name: str
+    probability: float
+
+
+class ValueProbability(BaseModel):
+    """A value that may be chosen."""
+
+    value: str
+    probability: float
+
+
+class ChoiceAnswer(_Answered):
+    """The likeliest value, and how likely it and all others are."""
+
+    type: Literal["choice"]
+    name: str
+    choice: str
+    probabilities: list[ValueProbability]
+    confidence: float
+
+
+class LevelProbability(BaseModel):
+    """A level; the first is worth 1."""
+
+    value: int
+    label: str
+    probability: float
+
+
+class ScoreAnswer(_Answered):
+    """The expected level."""
+
+    type: Literal["score"]
+    name: str
+    score: float
+    probabilities: list[LevelProbability]
+    confidence: float
+
+
+class RefusalAnswer(BaseModel):
+    """No answer, and why: this model cannot tell the choices apart."""
+
+    type: Literal["refusal"]
+    name: str
+    refusal: str
+
+
+AnyAnswer = Annotated[
+    PredicateAnswer | ChoiceAnswer | ScoreAnswer | RefusalAnswer, Field(discriminator="type")
+]
+
+
+class DecisionUsage(BaseModel):
+    """Tokens of all readings; nothing is written."""
+
+    input_tokens: int
+    output_tokens: Literal[0]
+    total_tokens: int
+
+
+class _Decided(BaseModel):
+    model: str
+    seed: int = Field(description="of the first sample")
+    usage: DecisionUsage
+    diffusion_usage: DiffusionUsage
+
+
+class DecisionsReply(_Decided):
+    """OpenAI's form: answers in the order of the questions."""
+
+    object: Literal["decision"]
+    answers: list[AnyAnswer]
+
+
+class NoulAnswer(_Answered):
+    """How likely it is so."""
+
+    type: Literal["noul"]
+    noul: float
+
+
+class NamedChoiceAnswer(_Answered):
+    """The likeliest value."""
+
+    type: Literal["choice"]
+    choice: str
+    probabilities: dict[str, float]
+    confidence: float
+
+
+class NamedScoreAnswer(_Answered):
+    """The expected level; the first is worth 1."""
+
+    type: Literal["score"]
+    score: float
+    legend: list[str]
+    probabilities: list[float]
+    confidence: float
+
+
+AnyNamedAnswer = Annotated[
+    NoulAnswer | NamedChoiceAnswer | NamedScoreAnswer, Field(discriminator="type")
+]
+
+
+class SystemOneReply(_Decided):
+    """System One's form: answers by their names."""
+
+    answers: dict[str, AnyNamedAnswer]

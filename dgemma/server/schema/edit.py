@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from dgemma.compose.edit import STRENGTH
 from dgemma.server.schema.base import Body, neutral
+from dgemma.server.schema.replies import Costs
 from dgemma.server.schema.sampling import Drawing
 from dgemma.server.schema.tags import NextEdit, Update
 
@@ -92,3 +93,28 @@ def unfenced(text: str) -> str:
     if len(lines) >= 2 and ticks >= 3 and lines[-1].strip() == "`" * ticks:
         return "\n".join(lines[1:-1])
     return text
+
+
+class EditMessage(BaseModel):
+    """The new text: of the region in a code fence, or of the whole file."""
+
+    role: Literal["assistant"]
+    content: str
+
+
+class EditChoice(BaseModel):
+    """The only answer."""
+
+    index: Literal[0]
+    message: EditMessage
+    finish_reason: Literal["stop", "length"]
+
+
+class EditReply(Costs):
+    """An edit in Mercury's form."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[EditChoice]

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from dgemma.server.schema.base import Body, neutral, refuse
+from dgemma.server.schema.base import Body, neutral
+from dgemma.server.schema.replies import DiffusionUsage, Timings
 from dgemma.server.schema.sampling import Diffusion, Drawing
 
 DEFAULT_TOKENS = 512
@@ -42,10 +43,11 @@ class FimRequest(Drawing):
 
 
 class Extra(Body):
-    """A file that is shown for reference."""
+    """A file that is shown for reference; `time`, when an editor saw it, changes nothing."""
 
     filename: str = ""
     text: str
+    time: Any = None
 
 
 class InfillRequest(Body):
@@ -55,12 +57,12 @@ class InfillRequest(Body):
         input_prefix, input_suffix: the text before and behind.
         input_extra: files that are shown for reference.
         prompt: text that follows the prefix, as a rule the line up to the cursor.
-        n_predict: most tokens; -1: what fits on a canvas.
+        n_predict: most tokens; -1: what fits on a canvas; 0: nothing is done.
         n_indent: the text ends before a line that is indented by fewer blanks.
         samplers: which of top_k, top_p, min_p and temperature are used; None: all.
         t_max_prompt_ms, t_max_predict_ms: when both together are over, the text is empty.
-        response_fields: the only fields of the reply; a path such as "timings/predicted_ms" is
-            laid open.
+        response_fields: the only fields of the reply; a path such as "timings/predicted_ms"
+            becomes a field of that very name.
         cache_prompt, id_slot: where a prompt is kept; they cannot change a result.
     """
 
@@ -74,7 +76,7 @@ class InfillRequest(Body):
     input_suffix: str = ""
     input_extra: list[Extra] = Field(default_factory=list, max_length=MOST_EXTRAS)
     prompt: str = ""
-    n_predict: int | None = Field(default=None, ge=-1)
+    n_predict: int | None = Field(default=None, ge=-1, lt=2**31)
     n_indent: int = Field(default=0, ge=0)
     stop: list[str] | None = Field(default=None, max_length=32)
     stream: bool = False
@@ -93,13 +95,6 @@ class InfillRequest(Body):
     cache_prompt: bool | None = None
     id_slot: int | None = None
     diffusion: Diffusion | None = None
-
-    @field_validator("n_predict")
-    @classmethod
-    def _some(cls, value: int | None) -> int | None:
-        if value == 0:
-            raise refuse("", "0 writes nothing; leave it out, or send -1")
-        return value
 
     def drawing(self) -> Drawing:
         """The same in the words of all other routes."""
@@ -137,7 +132,7 @@ def indented(text: str, least: int) -> str:
 
 
 def picked(body: Mapping[str, Any], fields: Sequence[str] | None) -> dict[str, Any]:
-    """Only these fields of a reply; those of objects within it by their own name."""
+    """Only these fields of a reply; those of objects within it under their whole path."""
     if fields is None:
         return dict(body)
     out: dict[str, Any] = {}
@@ -146,5 +141,37 @@ def picked(body: Mapping[str, Any], fields: Sequence[str] | None) -> dict[str, A
         for name in path.split("/"):
             value = value.get(name) if isinstance(value, Mapping) else None
         if value is not None:
-            out[path.rsplit("/", 1)[-1]] = value
+            out[path] = value
     return out
+
+
+class InfillTimings(Timings):
+    """llama.cpp's names for some of the times, beside ours."""
+
+    prompt_n: int
+    predicted_n: int
+    predicted_ms: float
+    predicted_per_second: float
+
+
+class InfillReply(BaseModel):
+    """llama.cpp's reply. With `response_fields` it holds those alone, under their paths."""
+
+    model_config = ConfigDict(extra="allow")
+
+    index: Literal[0] = 0
+    content: str = ""
+    tokens: list[int] = []
+    model: str = ""
+    stop: bool = True
+    stop_type: Literal["eos", "word", "limit"] = Field(
+        default="eos",
+        description="limit: n_predict 0, or the time was over before the text was written",
+    )
+    stopping_word: str = ""
+    truncated: bool = False
+    tokens_predicted: int = 0
+    tokens_evaluated: int = 0
+    seed: int | None = None
+    timings: InfillTimings | None = None
+    diffusion_usage: DiffusionUsage | None = None

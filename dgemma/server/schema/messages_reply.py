@@ -8,9 +8,12 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
 
 from dgemma.server.schema.messages import input_json
+from dgemma.server.schema.replies import DiffusionUsage, Timings
 from dgemma.text.parse import Delta
 from dgemma.types import Output, ToolCall
 
@@ -135,3 +138,61 @@ def _add(
     else:
         field = delta["type"].removesuffix("_delta")
         block[field] += delta[field]
+
+
+# -- the message as the OpenAPI document shows it --------------------------------------------------
+
+
+class TextContent(BaseModel):
+    """A piece of the answer."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ThinkingContent(BaseModel):
+    """The thought, which nobody signs here."""
+
+    type: Literal["thinking"]
+    thinking: str
+    signature: Literal[""]
+
+
+class ToolUseContent(BaseModel):
+    """A call that the model asks for."""
+
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any]
+
+
+AnyContent = Annotated[TextContent | ThinkingContent | ToolUseContent, Field(discriminator="type")]
+
+
+class InputTokens(BaseModel):
+    """The length of a prompt."""
+
+    input_tokens: int
+
+
+class MessageUsage(InputTokens):
+    """Tokens in Anthropic's words."""
+
+    output_tokens: int
+
+
+class MessageReply(BaseModel):
+    """The plain reply; a stream's events fold to the same."""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[AnyContent]
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+    stop_sequence: str | None
+    usage: MessageUsage
+    diffusion_usage: DiffusionUsage
+    timings: Timings
+    seed: int = Field(description="given or drawn")

@@ -5,7 +5,7 @@ Knows fields. Knows nothing about HTTP.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, Field
 
@@ -51,10 +51,17 @@ class TokenizeRequest(Body):
     with_pieces: bool | None = Field(default=None, description="tokens as objects with their texts")
 
 
+class PieceOfText(BaseModel):
+    """A token with its text."""
+
+    id: int
+    piece: str
+
+
 class Tokens(BaseModel):
     """The ids."""
 
-    tokens: list[Any] = Field(description="ids, or {id, piece} each")
+    tokens: list[int] | list[PieceOfText] = Field(description="objects for with_pieces")
     count: int
     max_model_len: int
 

@@ -109,3 +109,40 @@ class Timings(BaseModel):
     output_tok_s: float = Field(description="committed tokens a second")
     canvas_tok_s: float = Field(description="positions of finished canvases a second")
     step_tok_s: float = Field(description="positions denoised a second, each step counted")
+
+
+class Costs(BaseModel):
+    """What a reply tells of its costs."""
+
+    usage: Usage
+    diffusion_usage: DiffusionUsage
+    timings: Timings
+    seeds: list[int] = Field(description="of each answer, given or drawn")
+
+
+class TextLogprobs(BaseModel):
+    """Log-probabilities at temperature 1, in the old form: lists side by side."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int] = Field(description="characters in front of each token")
+
+
+class TextChoice(BaseModel):
+    """One of n answers."""
+
+    text: str
+    index: int
+    logprobs: TextLogprobs | None
+    finish_reason: Literal["stop", "length"]
+
+
+class TextReply(Costs):
+    """A plain text: what follows a prompt, or stands before a suffix."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[TextChoice]

@@ -54,11 +54,9 @@ class Diffusion(Body):
         default="off", description="drafts as side events of a stream"
     )
     stream_interval: int = Field(default=1, ge=1, description="show every so many steps")
-    stable_prefix: Annotated[
-        bool | None,
-        neutral(False, why="stable_prefix cannot be honoured: nothing of a canvas is certain "
-                "before it is committed"),
-    ] = None  # fmt: skip
+    stable_prefix: bool | None = Field(
+        default=None, description="send text as soon as it can no longer change"
+    )
 
 
 class Prediction(Body):
@@ -191,7 +189,8 @@ class Drawing(Ignorable):
             found["logit_bias"] = {int(key): value for key, value in self.logit_bias.items()}
         own = self.shown
         for name in ("max_steps", "entropy_bound", "t_min", "t_max", "confidence_threshold",
-                     "stability_threshold", "ignore_tail", "canvas_length"):  # fmt: skip
+                     "stability_threshold", "ignore_tail", "stable_prefix",
+                     "canvas_length"):  # fmt: skip
             found[name] = getattr(own, name)
         for name in _SAME:
             if found[name] is None:
@@ -214,6 +213,12 @@ class Drawing(Ignorable):
                     "ask for less", param="max_tokens", code="limit",
                 )  # fmt: skip
             values["max_tokens"] = values["max_tokens"] or most
+        steps = limits.max_steps
+        if steps is not None and (values["max_steps"] or 0) > steps:
+            raise Refusal(
+                400, f"max_steps {values['max_steps']} is above this server's {steps}; "
+                "ask for fewer", param="max_steps", code="limit",
+            )  # fmt: skip
         for name in ("json_schema", "regex", "grammar", "choices"):
             if values.get(name) is not None:
                 check_schema(values[name], self.source(name), limits)

@@ -1,0 +1,191 @@
+"""What a load generator sends, when it sends it, and what one answer was like.
+
+Knows conversations, arrival times and OpenAI's server-sent events. Knows nothing about sockets.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from dgemma.errors import InvalidRequest
+from dgemma.tasks import TASKS, make_example
+
+Drafts = Literal["off", "text", "mercury"]
+DRAFTS: dict[Drafts, dict[str, Any]] = {
+    "off": {}, "text": {"diffusion": {"stream": "text"}}, "mercury": {"diffusing": True},
+}  # fmt: skip
+"""Fields by which a server is asked for drafts; a server without them refuses or ignores them."""
+
+_BREAK = re.compile(rb"\r\n|\r|\n")
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request: a conversation, most tokens of the answer, and a seed."""
+
+    messages: Sequence[Mapping[str, Any]]
+    max_tokens: int
+    seed: int
+
+    def body(self, model: str, drafts: Drafts) -> dict[str, Any]:
+        """In OpenAI's words, streamed."""
+        return {
+            "model": model, "messages": list(self.messages), "max_tokens": self.max_tokens,
+            "seed": self.seed, "stream": True, "stream_options": {"include_usage": True},
+            **DRAFTS[drafts],
+        }  # fmt: skip
+
+
+@dataclass(slots=True, kw_only=True)
+class Sample:
+    """What became of one request. Times are seconds since it was due; None: it did not come to it.
+
+    Attributes:
+        due_s: when it was due, seconds since the run began. In an open loop that is its arrival,
+            so a client that falls behind makes times longer, not the load smaller.
+        frame_s, text_s, end_s: until the first draft, the first text (thought, call), the end.
+        prompt_tokens, completion_tokens: as the server counts them; None: it did not say.
+        failure: "" or what went wrong: a status, or how the stream broke off.
+    """
+
+    due_s: float = 0.0
+    frame_s: float | None = None
+    text_s: float | None = None
+    end_s: float | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    failure: str = ""
+
+    def read(self, data: str, now_s: float) -> None:
+        """Take in one event of the stream."""
+        if data == "[DONE]":
+            self.end_s = now_s
+            return
+        chunk = json.loads(data)
+        if chunk.get("error"):
+            self.failure = "error event"
+            return
+        if (usage := chunk.get("usage")) is not None:
+            self.prompt_tokens = usage.get("prompt_tokens")
+            self.completion_tokens = usage.get("completion_tokens")
+        if is_draft(chunk):
+            self.frame_s = now_s if self.frame_s is None else self.frame_s
+        elif any(map(has_text, chunk.get("choices", ()))):
+            self.text_s = now_s if self.text_s is None else self.text_s
+
+
+def is_draft(chunk: Mapping[str, Any]) -> bool:
+    """Whether a chunk shows text that may still change, in one of the dialects."""
+    meta = chunk.get("diffusion_meta") or {}
+    return bool(meta.get("diffusion_content")) or chunk.get("type") == "diffusion_frame"
+
+
+def has_text(choice: Mapping[str, Any]) -> bool:
+    """Whether a chunk's choice brings something of the answer."""
+    delta = choice.get("delta") or {}
+    names = ("content", "reasoning_content", "reasoning", "tool_calls")
+    return any(delta.get(name) for name in names)
+
+
+@dataclass(slots=True)
+class EventReader:
+    """Server-sent events out of bytes that may be cut anywhere."""
+
+    _rest: bytes = b""
+    _data: list[str] = field(default_factory=list)
+    _after_return: bool = False
+
+    def feed(self, piece: bytes) -> Iterator[str]:
+        """The data of each event that is whole now."""
+        if self._after_return:  # a line break of two bytes that was cut between them
+            piece, self._after_return = piece.removeprefix(b"\n"), not piece
+        self._after_return |= piece.endswith(b"\r")
+        *lines, self._rest = _BREAK.split(self._rest + piece)
+        for line in lines:
+            name, _, value = line.decode("utf-8", "replace").partition(":")
+            if name == "data":
+                self._data.append(value.removeprefix(" "))
+            elif not line and self._data:
+                yield "\n".join(self._data)
+                self._data = []
+
+
+def arrivals(rate: float, count: int, seed: int) -> list[float]:
+    """Seconds at which requests come at random, `rate` a second on average (Poisson)."""
+    draw, at, out = random.Random(f"arrivals {seed} {rate}"), 0.0, []
+    for _ in range(count):
+        at += draw.expovariate(rate)
+        out.append(at)
+    return out
+
+
+class Mix:
+    """Requests of mixed kinds and lengths; the same for the same seed, each to be sent once.
+
+    Every batch of them has the same kinds and lengths in the same order, so that loads compare.
+    From a file the conversations come again when all were sent; a server that keeps prompts then
+    has less to do.
+    """
+
+    def __init__(
+        self, seed: int, lengths: Sequence[int], told: Sequence[Sequence[Mapping[str, Any]]] = ()
+    ) -> None:
+        """
+        Args:
+            lengths: most tokens of an answer, one of which is drawn for each.
+            told: conversations; none: held-out examples of nano's tasks, those without tools.
+        """
+        self._seed, self._lengths, self._told = seed, lengths, told
+        self._next = 0
+
+    def take(self, count: int) -> list[Ask]:
+        """The next requests."""
+        first, self._next = self._next, self._next + count
+        return [self._ask(place, first + place) for place in range(count)]
+
+    def _ask(self, place: int, number: int) -> Ask:
+        draw = random.Random(f"request {self._seed} {place}")
+        length = draw.choice(self._lengths)
+        if self._told:
+            return Ask(self._told[number % len(self._told)], length, number)
+        tasks = [task for task in TASKS if task != "tools"]
+        example = make_example(draw.choice(tasks), "heldout", self._seed, number)
+        return Ask(example.messages, length, number)
+
+
+def conversations(path: Path) -> list[list[dict[str, Any]]]:
+    """The conversations of a file: on each line {"messages": [...]} or {"prompt": "..."}.
+
+    Raises:
+        InvalidRequest: it cannot be read, or a line is something else.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"cannot read {path}: {error}") from error
+    out = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise InvalidRequest(f"{path}, line {number} is no JSON: {error}") from error
+        match found:
+            case {"messages": [*messages]}:
+                out.append(messages)
+            case {"prompt": str(prompt)}:
+                out.append([{"role": "user", "content": prompt}])
+            case _:
+                raise InvalidRequest(
+                    f'{path}, line {number}: write {{"messages": [...]}} or {{"prompt": "..."}}'
+                )
+    if not out:
+        raise InvalidRequest(f"{path} holds no prompt; write one on each line")
+    return out

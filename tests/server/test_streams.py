@@ -1,0 +1,203 @@
+"""The finer points of streams: text as it settles, later drafts, scores, side events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from dgemma.params import SamplingParams
+from dgemma.server.replies import Frame, Piece, Reading, Scores, Text, fold
+from dgemma.tasks import make_example
+from dgemma.text.answer import AnswerReader
+from dgemma.text.stream import Stream
+from dgemma.types import Event, Output, Request, TokenScore
+from tests.nano import nano
+from tests.server.client import Client, Written, deltas, events, serve
+from tests.server.test_replies import collected
+
+CHAT = "/v1/chat/completions"
+PUZZLE = make_example("sudoku", "heldout", 1, 1).messages
+ASK: dict[str, Any] = {
+    "messages": PUZZLE, "seed": 1, "max_tokens": 90,
+    "diffusion": {"canvas_length": 32, "max_steps": 12, "stable_prefix": True},
+}  # fmt: skip
+"""Three canvases, told as they settle."""
+
+
+@pytest.fixture(scope="module")
+def client() -> Client:
+    """An app over nano."""
+    return serve()
+
+
+def stream_of(told: Sequence[Event], *, chat: bool, stop: Sequence[str] = ()) -> Stream:
+    """A model's stream of these events, and the end that they lead to."""
+    reader = AnswerReader(nano().prompter.text(), stop=stop, chat=chat)
+    texts: deque[str] = deque()
+    kept: list[Event] = []
+    for event in told:
+        if event.type == "commit":
+            texts.append(reader.push(event.ids))
+        kept.append(event)
+        if reader.stopped:
+            break
+    commits = [event for event in kept if event.type == "commit"]
+    output = Output(
+        token_ids=tuple(i for event in commits for i in event.ids),
+        scores=tuple(score for event in commits for score in event.scores),
+    )
+    kept.append(Event(type="done", output=output))
+    return Stream(Written(kept), reader, texts, nano().prompter.text().decode)
+
+
+def pieces_of(told: Sequence[Event], *, chat: bool, **params: Any) -> list[Piece]:
+    """What a reading makes of them."""
+    request = Request(token_ids=(2, 300), params=SamplingParams(**params), frames=True)
+    stream = stream_of(told, chat=chat, stop=params.get("stop", ()))
+    return asyncio.run(collected(Reading(nano().facts, request, stream, chat=chat)))
+
+
+def draft(canvas: int, ids: Sequence[int]) -> Event:
+    """A frame."""
+    size = len(ids)
+    return Event(
+        type="frame", canvas=canvas, ids=tuple(ids), accepted=bytes(size), entropy=bytes(size)
+    )
+
+
+def commit(canvas: int, ids: Sequence[int], *, whole: bool = True, scored: bool = False) -> Event:
+    """A commit, or the beginning of one."""
+    scores = tuple(TokenScore(token_id=i, logprob=-1.0) for i in ids) if scored else ()
+    return Event(type="commit", canvas=canvas, ids=tuple(ids), whole=whole, scores=scores)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_draft_stands_behind_what_was_committed(chat: bool) -> None:
+    """Earlier canvases lost from the whole, or the told part of the running one shown twice."""
+    encode = nano().prompter.text().encode
+    one, two, three = (encode(text) for text in ("One two ", "three four", " five six"))
+    ids = [*two, *three]
+    told = [draft(0, one), commit(0, one), draft(1, ids), commit(1, two, whole=False),
+            draft(1, ids), commit(1, three)]  # fmt: skip
+    pieces = pieces_of(told, chat=chat)
+    frames = [piece for piece in pieces if isinstance(piece, Frame)]
+    whole = "One two three four five six"
+    assert [frame.whole for frame in frames] == ["One two ", whole, whole]
+    assert [frame.text for frame in frames] == ["One two ", *["three four five six"] * 2]
+    assert "".join(piece.text for piece in pieces if isinstance(piece, Text)) == whole
+
+
+def test_scores_follow_their_text() -> None:
+    """Scores of a thought, all of them at the end, or told of text that a stop string cut off."""
+    encode = nano().prompter.text().encode
+    parts = [encode(text, control=True) for text in
+             ("<|channel>thought\nhm", "<channel|>One", " two", " STOP three")]  # fmt: skip
+    told = [commit(0, ids, whole=k > 2, scored=True) for k, ids in enumerate(parts)]
+    pieces = pieces_of(told, chat=True, logprobs=0)
+    kinds = [type(piece).__name__ for piece in pieces if isinstance(piece, (Text, Scores))]
+    assert kinds[:4] == ["Text", "Scores", "Text", "Scores"]
+    scores = [s.token_id for piece in pieces if isinstance(piece, Scores) for s in piece.scores]
+    text = nano().prompter.text().decode(scores)
+    assert text == "One two STOP three"
+    pieces = pieces_of(told, chat=True, logprobs=0, stop=["STOP"])
+    assert "".join(piece.text for piece in pieces if isinstance(piece, Text)) == "One two "
+    found = [piece for piece in pieces if isinstance(piece, Scores)]
+    assert len(found) == 1 and isinstance(pieces[-2], Scores)
+    assert nano().prompter.text().decode([s.token_id for s in found[0].scores]) in (
+        "One two", "One two "
+    )  # fmt: skip
+
+
+async def _replay(pieces: Sequence[Piece]) -> Any:
+    for piece in pieces:
+        yield piece
+
+
+def test_the_fold_has_every_score() -> None:
+    """A plain reply that lacks the scores its stream has."""
+    ids = nano().prompter.text().encode("One two three")
+    told = [commit(0, ids[:2], whole=False, scored=True), commit(0, ids[2:], scored=True)]
+    folded = asyncio.run(fold(_replay(pieces_of(told, chat=True, logprobs=0))))
+    assert [score.token_id for score in folded.scores] == list(ids)
+
+
+def test_stable_prefix_in_the_chat(client: Client) -> None:
+    """Text that comes with its canvas only, or a stream that is not the plain reply."""
+    own = {**ASK, "diffusion": {**ASK["diffusion"], "stream": "text"}, "stream": True}
+    found = events(client.post(CHAT, own))
+    plain = client.post(CHAT, ASK).json()
+    content = plain["choices"][0]["message"]["content"]
+    assert "".join(deltas(found, "content")) == content
+    sides = [event["diffusion"] for event in found if "diffusion" in event]
+    commits = [side for side in sides if side["type"] == "commit"]
+    assert sum(side["whole"] for side in commits) == plain["diffusion_usage"]["canvases"]
+    assert sum(side["tokens"] for side in commits) == plain["usage"]["completion_tokens"]
+    assert any(not side["whole"] for side in commits)
+    ended = [side["stop_reason"] for side in commits]
+    assert all((reason is not None) == side["whole"] for reason, side in zip(
+        ended, commits, strict=True
+    ))  # fmt: skip
+    assert set(ended) <= {None, "converged", "step_cap"}
+
+
+def test_stable_prefix_in_the_other_streams(client: Client) -> None:
+    """A route that accepts the field and draws as it would without."""
+    own = ASK["diffusion"]
+    body = {"prompt": PUZZLE[-1]["content"], "seed": 1, "max_tokens": 90, "diffusion": own}
+    found = events(client.post("/v1/completions", {**body, "stream": True}))
+    plain = client.post("/v1/completions", body).json()
+    text = "".join(one["text"] for event in found for one in event["choices"])
+    assert text == plain["choices"][0]["text"] and text
+    body = {"messages": PUZZLE, "seed": 1, "max_tokens": 90, "diffusion": own}
+    plain = client.post("/v1/messages", body).json()
+    chat = client.post(CHAT, ASK).json()
+    assert plain["content"][0]["text"] == chat["choices"][0]["message"]["content"]
+    assert plain["diffusion_usage"] == chat["diffusion_usage"]
+
+
+def test_logprobs_come_with_the_text(client: Client) -> None:
+    """A long answer whose scores a client waits for to the end; other scores than the plain's."""
+    own = {**ASK, "logprobs": True, "top_logprobs": 1}
+    found = events(client.post(CHAT, {**own, "stream": True}))
+    plain = client.post(CHAT, own).json()["choices"][0]["logprobs"]["content"]
+    parts = [one["logprobs"]["content"] for event in found for one in event["choices"]
+             if one["logprobs"]]  # fmt: skip
+    assert len(parts) >= 3 and [one for part in parts for one in part] == plain
+
+
+def test_status_before_the_first_draft(client: Client) -> None:
+    """A client that cannot tell a queue from a long prompt; status events that nobody asked for."""
+    own = {**ASK, "stream": True, "diffusion": {"max_steps": 2, "stream": "text"}}
+    found = events(client.post(CHAT, own))
+    sides = [event for event in found if "diffusion" in event]
+    kinds = [side["diffusion"]["type"] for side in sides]
+    assert kinds[:3] == ["status", "status", "frame"] and "status" not in kinds[3:]
+    assert [side["diffusion"]["state"] for side in sides[:2]] == ["queued", "encoding"]
+    last = sides[1]["diffusion"]
+    assert 0 <= last["encoded"] < last["prompt_tokens"]
+    for more in ({"diffusing": True}, {}):
+        own = {**ASK, "stream": True, "diffusion": {"max_steps": 2}, **more}
+        assert not any("diffusion" in event for event in events(client.post(CHAT, own)))
+
+
+@pytest.mark.parametrize(("path", "more", "named"), [
+    (CHAT, {"guided_regex": "[a-c]+"}, "regex"),
+    (CHAT, {"bad_words": ["x"]}, "bad_words"),
+    (CHAT, {"diffusion_read_only": True}, "read_only"),
+    ("/v1/completions", {"messages": None, "prompt": "a", "suffix": "b"}, "diffusion"),
+])  # fmt: skip
+def test_what_it_cannot_be_combined_with(
+    client: Client, path: str, more: dict[str, Any], named: str
+) -> None:
+    """A 500, or a promise that is not kept."""
+    if named in ("regex", "bad_words"):
+        pytest.importorskip("llguidance")
+    body = {key: value for key, value in {**ASK, **more}.items() if value is not None}
+    response = client.post(path, body)
+    assert response.status_code == 400, response.text
+    message = response.json()["error"]["message"]
+    assert "stable_prefix" in message and named in message
