@@ -48,7 +48,16 @@ class TemplateError(DGemmaError):
 
 
 class InvalidRequest(DGemmaError):
-    """A prompt or parameter that cannot be honoured; the message names the field."""
+    """A prompt or parameter that cannot be honoured; the message names the field.
+
+    Attributes:
+        field: the parameter, or the place of a value such as "messages[0].content"; None: it is
+            no single one.
+    """
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class ContextOverflow(InvalidRequest):

@@ -30,9 +30,9 @@ from dgemma.errors import InvalidRequest, Overloaded
 from dgemma.model.config import ModelConfig
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import SamplingParams
-from dgemma.text.answering import Answers, Calls
+from dgemma.text.answering import Answers
 from dgemma.text.chat import ChatTemplate
-from dgemma.text.language import named_tool
+from dgemma.text.language import Calls, calls_of, named_tool
 from dgemma.text.prompting import Messages, Prompt, Prompter
 from dgemma.text.stream import Stream
 from dgemma.text.tokenizer import Tokenizer
@@ -99,7 +99,7 @@ class LLM:
 
     # -- running -------------------------------------------------------------------------------
 
-    def submit(self, request: Request, *, chat: bool = False, calls: Calls = None) -> Stream:
+    def submit(self, request: Request, *, chat: bool = False, calls: Calls | None = None) -> Stream:
         """Start a request, from any thread. Iterate the stream for its events, or close it.
 
         It runs whether or not the stream is read, beside all others, and its tokens are the same.
@@ -107,7 +107,7 @@ class LLM:
         Args:
             request: ids and parameters.
             chat: split thought, tool calls and text in the output.
-            calls: tools one of which must be called, and the name of the one that must be.
+            calls: tool calls that must be made, or kept to.
 
         Raises:
             InvalidRequest: the request cannot be honoured; nothing was started.
@@ -144,7 +144,7 @@ class LLM:
 
     def _run(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams | None, *,
-        n: int = 1, best_of: int | None = None, chat: bool = False, calls: Calls = None,
+        n: int = 1, best_of: int | None = None, chat: bool = False, calls: Calls | None = None,
         mode: Mode = "diffusion", trace: bool = False,
     ) -> list[Output]:  # fmt: skip
         """All answers to all prompts, n each, computed together."""
@@ -155,7 +155,7 @@ class LLM:
         return self.follow(best(self.facts, requests, n, best_of), chat=chat, calls=calls)
 
     def run(
-        self, requests: Sequence[Request], *, chat: bool = False, calls: Calls = None
+        self, requests: Sequence[Request], *, chat: bool = False, calls: Calls | None = None
     ) -> list[Output]:
         """Run requests together and wait for all; see `submit`."""
         streams: list[Stream] = []
@@ -177,7 +177,7 @@ class LLM:
             for stream in streams:  # after an error: nothing of the call runs on behind it
                 deque(stream, maxlen=0)
 
-    def follow(self, plan: Plan[T], *, chat: bool = False, calls: Calls = None) -> T:
+    def follow(self, plan: Plan[T], *, chat: bool = False, calls: Calls | None = None) -> T:
         """Run a plan of `dgemma.compose` to its end; its requests run beside all others."""
         try:
             requests = next(plan)
@@ -227,7 +227,7 @@ class LLM:
         Args:
             messages: {"role": ..., "content": ...} in order; see `dgemma.text.messages`.
             params: how to draw.
-            tools: OpenAI-style function declarations.
+            tools: OpenAI-style function declarations; calls of strict ones keep to their schema.
             thinking: ask for a thought before the answer.
             n, best_of: drafts, as in `generate`; with n above 1 a list is returned.
             tool_choice: "auto", "none" (the tools are not shown), "required" (one of them is
@@ -239,9 +239,11 @@ class LLM:
         """
         choice, tool = named_tool(tool_choice)
         if choice == "required" and not tools:
-            raise InvalidRequest("tool_choice needs tools; give some, or leave it out")
+            raise InvalidRequest(
+                "tool_choice needs tools; give some, or leave it out", field="tool_choice"
+            )
         shown = None if choice == "none" else tools
-        calls = (tools, tool) if choice == "required" and tools else None
+        calls = calls_of(tools, choice, tool)
         prompts = [self.chat_ids(messages, shown, thinking)]
         outputs = self._run(prompts, params, n=n, best_of=best_of, chat=True, calls=calls)
         return outputs if n > 1 else outputs[0]
@@ -257,7 +259,7 @@ class LLM:
         """
         ids, chat = self.prompter.either(prompt, tools, thinking)
         request = Request(token_ids=tuple(ids), params=params or SamplingParams(), frames=True)
-        return self.submit(request, chat=chat)
+        return self.submit(request, chat=chat, calls=calls_of(tools, "auto", None))
 
     def autoregress(
         self, prompt: Prompt | Messages, params: SamplingParams | None = None, *,

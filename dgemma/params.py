@@ -22,16 +22,35 @@ MOST_ALTERNATIVES = 64
 LANGUAGES = ("json_schema", "regex", "grammar", "choices")
 """Fields that say what an answer as a whole must be."""
 
-_NUMBERS = ("entropy_bound", "t_min", "t_max", "confidence_threshold", "temperature", "top_p",
-            "min_p")  # fmt: skip
-_LEAST = {"max_tokens": 1, "seed": 0, "max_steps": 1, "stability_threshold": 0,
-          "thinking_budget": 0, "canvas_length": 1, "min_tokens": 0, "logprobs": 0,
-          "top_k": 0}  # fmt: skip
-
-_MOST = {"seed": 2**64 - 1, "max_steps": 10_000}
-
 COLDEST, HOTTEST, MOST_BIAS = 1e-3, 1e3, 1e9
 """Temperatures and additions to logits beyond these overflow, or vanish, in 32 bits."""
+
+_WORD = 2**31 - 1
+_INTEGERS = {
+    "max_tokens": (1, _WORD), "seed": (0, 2**64 - 1), "max_steps": (1, 10_000),
+    "stability_threshold": (0, _WORD), "thinking_budget": (0, _WORD), "canvas_length": (1, _WORD),
+    "min_tokens": (0, _WORD), "logprobs": (0, MOST_ALTERNATIVES), "top_k": (0, _WORD),
+}  # fmt: skip
+_NUMBERS: dict[str, tuple[float, float | None]] = {
+    "entropy_bound": (0, None), "t_min": (COLDEST, HOTTEST), "t_max": (COLDEST, HOTTEST),
+    "confidence_threshold": (0, None), "temperature": (0, HOTTEST), "top_p": (0, 1),
+    "min_p": (0, 1),
+}  # fmt: skip
+
+MOST_STRINGS = {"stop": 32, "bad_words": 1000}
+LONGEST_STRING = 256
+"""Most strings of a list, and most characters of each: they are looked for at every commit."""
+
+MOST_IDS = {"allowed_token_ids": 2**18, "logprob_token_ids": 1024}
+"""Most ids of a list, each counted once: a vocabulary, and what a canvas can report in no time."""
+
+
+def bounds(name: str) -> tuple[float, float | None]:
+    """The least and the most of a number; None: it has no end.
+
+    Between them `temperature` has a gap above 0 up to `COLDEST`, and `top_p` must not be 0.
+    """
+    return _INTEGERS.get(name) or _NUMBERS[name]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +75,8 @@ class SamplingParams:
             Not with a language, `bad_words`, a required tool call or a read-only canvas.
         canvas_length: tokens of a canvas, at most the checkpoint's own length, which is the
             default; a narrow canvas costs less. "auto": just wide enough for `max_tokens`.
-        stop: strings that end the answer; the text is cut before the first of them.
+        stop: strings that end the answer; the text is cut before the one that is complete first
+            (of several, the longest). At most 32 of 256 characters each.
         thinking_budget: most thought tokens; at the first canvas border past it the thought
             channel is closed and the answer begins.
         temperature: factor of the schedule's temperatures (1); 0: the likeliest id is proposed
@@ -64,12 +84,14 @@ class SamplingParams:
         top_p: keep the likeliest ids until their mass reaches it (1: all), 0 < top_p <= 1.
         top_k: keep so many of the likeliest ids (0: all).
         min_p: keep ids at least that many times as likely as the likeliest (0: all).
-        min_tokens: no end id before that many tokens of the answer.
+        min_tokens: no end id before that many tokens of the answer; at most `max_tokens`.
         logit_bias: additions to the logits of ids, everywhere, before the temperature.
         allowed_token_ids: the only ids an answer may hold, beside the end ids.
-        bad_words: strings that the text never holds; checked as canvases are committed.
+        bad_words: strings that the text never holds; checked as canvases are committed. At
+            most 1000 of 256 characters each.
         logprobs: report for every token its log-probability and that many alternatives (0 to 64).
-        logprob_token_ids: ids whose log-probabilities are reported at every token as well.
+        logprob_token_ids: ids whose log-probabilities are reported at every token as well, at
+            most 1024; an id given twice counts once.
         json_schema: the answer is JSON that this schema admits; a mapping, its text, or True for
             any JSON. The thought stays free. At most one of this and the next three.
         regex: the answer matches this expression as a whole.
@@ -110,40 +132,55 @@ class SamplingParams:
     choices: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
+        for name, (least, most) in _INTEGERS.items():
             value = getattr(self, name)
             if value is not None and not (name == "canvas_length" and value == "auto"):
                 if isinstance(value, bool) or not isinstance(value, int):
-                    raise InvalidRequest(f"{name} must be an integer, got {value!r}")
+                    raise InvalidRequest(f"{name} must be an integer, got {value!r}", field=name)
                 if value < least:
-                    raise InvalidRequest(f"{name} must be at least {least}, got {value}")
-                if value > _MOST.get(name, 2**31 - 1):
-                    raise InvalidRequest(f"{name} must be at most {_MOST.get(name, 2**31 - 1)}")
+                    raise InvalidRequest(
+                        f"{name} must be at least {least}, got {value}", field=name
+                    )
+                if value > most:
+                    raise InvalidRequest(f"{name} must be at most {most}, got {value}", field=name)
         for name in _NUMBERS:
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise InvalidRequest(f"{name} must be a number, got {value!r}")
-            low = value == 0 and name in ("t_min", "t_max", "top_p")
-            if not math.isfinite(value) or value < 0 or low:
-                raise InvalidRequest(f"{name} must be positive and finite, got {value}")
-            warm = COLDEST <= value <= HOTTEST or (value == 0 and name == "temperature")
-            if name in ("t_min", "t_max", "temperature") and not warm:
-                raise InvalidRequest(f"{name} must be {COLDEST} to {HOTTEST:.0f}, got {value}")
-            if value > 1 and name in ("top_p", "min_p"):
-                raise InvalidRequest(f"{name} must be at most 1, got {value}")
+            self._number(name)
         for name in ("ignore_tail", "stable_prefix"):
             value = getattr(self, name)
             if not isinstance(value, (bool, type(None))):
-                raise InvalidRequest(f"{name} must be true or false, got {value!r}")
+                raise InvalidRequest(f"{name} must be true or false, got {value!r}", field=name)
         if self.t_min is not None and self.t_max is not None and self.t_min > self.t_max:
-            raise InvalidRequest(f"t_min {self.t_min} must not be above t_max {self.t_max}")
+            raise InvalidRequest(
+                f"t_min {self.t_min} must not be above t_max {self.t_max}", field="t_min"
+            )
+        if self.max_tokens is not None and (self.min_tokens or 0) > self.max_tokens:
+            raise InvalidRequest(
+                f"min_tokens {self.min_tokens} must not be above max_tokens {self.max_tokens}",
+                field="min_tokens",
+            )
         for name in ("stop", "bad_words", "choices"):
             self._strings(name)
         for name in ("allowed_token_ids", "logprob_token_ids"):
             self._ids(name)
         self._controls()
+
+    def _number(self, name: str) -> None:
+        value = getattr(self, name)
+        if value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise InvalidRequest(f"{name} must be a number, got {value!r}", field=name)
+        low = value == 0 and name in ("t_min", "t_max", "top_p")
+        if not math.isfinite(value) or value < 0 or low:
+            raise InvalidRequest(f"{name} must be positive and finite, got {value}", field=name)
+        least, most = _NUMBERS[name]
+        least = COLDEST if name == "temperature" and value else least
+        if most == HOTTEST and not least <= value <= most:
+            raise InvalidRequest(
+                f"{name} must be {COLDEST} to {HOTTEST:.0f}, got {value}", field=name
+            )
+        if most is not None and value > most:
+            raise InvalidRequest(f"{name} must be at most {most}, got {value}", field=name)
 
     def _strings(self, name: str) -> None:
         value = getattr(self, name)
@@ -152,8 +189,20 @@ class SamplingParams:
         strings = (value,) if isinstance(value, str) else value
         known = isinstance(strings, Sequence) and all(isinstance(s, str) and s for s in strings)
         if not known:
-            raise InvalidRequest(f"{name} must be a list of strings that are not empty")
+            raise InvalidRequest(f"{name} must be a list of strings that are not empty", field=name)
         strings = tuple(strings)
+        most = MOST_STRINGS.get(name)
+        if most is not None and len(strings) > most:
+            raise InvalidRequest(
+                f"{name} holds {len(strings)} strings, more than {most}; give fewer", field=name
+            )
+        longest = max(map(len, strings), default=0)
+        if most is not None and longest > LONGEST_STRING:
+            raise InvalidRequest(
+                f"{name} holds a string of {longest} characters, more than {LONGEST_STRING}; "
+                "shorten it",
+                field=name,
+            )
         object.__setattr__(self, name, strings)
 
     def _ids(self, name: str) -> None:
@@ -162,7 +211,15 @@ class SamplingParams:
             return
         ids = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
         if not ids or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-            raise InvalidRequest(f"{name} must be a list of token ids that is not empty")
+            raise InvalidRequest(
+                f"{name} must be a list of token ids that is not empty", field=name
+            )
+        ids = tuple(dict.fromkeys(ids))
+        if len(ids) > MOST_IDS[name]:
+            most = MOST_IDS[name]
+            raise InvalidRequest(
+                f"{name} holds {len(ids)} ids, more than {most}; give fewer", field=name
+            )
         object.__setattr__(self, name, ids)
 
     def _controls(self) -> None:
@@ -170,33 +227,44 @@ class SamplingParams:
             try:
                 bias = {int(i): float(value) for i, value in self.logit_bias.items()}
             except (AttributeError, TypeError, ValueError) as error:
-                raise InvalidRequest("logit_bias must map token ids to numbers") from error
+                raise InvalidRequest(
+                    "logit_bias must map token ids to numbers", field="logit_bias"
+                ) from error
             if not all(abs(value) <= MOST_BIAS for value in bias.values()):
-                raise InvalidRequest(f"logit_bias must hold numbers of {MOST_BIAS:.0e} at most")
+                raise InvalidRequest(
+                    f"logit_bias must hold numbers of {MOST_BIAS:.0e} at most", field="logit_bias"
+                )
             object.__setattr__(self, "logit_bias", bias)
-        if self.logprobs is not None and self.logprobs > MOST_ALTERNATIVES:
-            raise InvalidRequest(f"logprobs must be 0 to {MOST_ALTERNATIVES}, got {self.logprobs}")
         for name in ("regex", "grammar"):
             if not isinstance(getattr(self, name), (str, type(None))):
-                raise InvalidRequest(f"{name} must be a string, got {getattr(self, name)!r}")
+                raise InvalidRequest(
+                    f"{name} must be a string, got {getattr(self, name)!r}", field=name
+                )
         if not isinstance(self.json_schema, (Mapping, str, bool, type(None))):
-            raise InvalidRequest("json_schema must be a JSON object, its text, or true")
+            raise InvalidRequest(
+                "json_schema must be a JSON object, its text, or true", field="json_schema"
+            )
         if self.choices == ():
-            raise InvalidRequest("choices is empty; name at least one")
+            raise InvalidRequest("choices is empty; name at least one", field="choices")
         given = [name for name in LANGUAGES if getattr(self, name) is not None]
         if len(given) > 1:
-            raise InvalidRequest(f"{given[0]} and {given[1]} cannot be combined; choose one")
+            raise InvalidRequest(
+                f"{given[0]} and {given[1]} cannot be combined; choose one", field=given[0]
+            )
         if given and self.stop:
             raise InvalidRequest(
-                f"stop and {given[0]} cannot be combined: the text would be cut; drop one of them"
+                f"stop and {given[0]} cannot be combined: the text would be cut; drop one of them",
+                field="stop",
             )
         if given and self.allowed_token_ids:
             raise InvalidRequest(
-                f"allowed_token_ids and {given[0]} cannot be combined; say it in {given[0]}"
+                f"allowed_token_ids and {given[0]} cannot be combined; say it in {given[0]}",
+                field="allowed_token_ids",
             )
         if given and self.min_tokens:
             raise InvalidRequest(
-                f"min_tokens and {given[0]} cannot be combined; ask for the length in {given[0]}"
+                f"min_tokens and {given[0]} cannot be combined; ask for the length in {given[0]}",
+                field="min_tokens",
             )
 
     @property
@@ -252,5 +320,8 @@ def canvas_width(params: SamplingParams, full: int) -> int:
         roomy = params.max_tokens + END_ROOM
         return min(full, -(-roomy // WIDTH_STEP) * WIDTH_STEP)
     if asked > full:
-        raise InvalidRequest(f"canvas_length {asked} is above the model's {full}; ask for less")
+        raise InvalidRequest(
+            f"canvas_length {asked} is above the model's {full}; ask for less",
+            field="canvas_length",
+        )
     return asked

@@ -122,15 +122,17 @@ class CanvasControl:
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:
-            raise InvalidRequest(f"strength must be 0 to 1, got {self.strength}")
+            raise InvalidRequest(f"strength must be 0 to 1, got {self.strength}", field="strength")
         for position in self.pinned:
             if not 0 <= position < len(self.ids) or self.ids[position] < 0:
-                raise InvalidRequest(f"position {position} is pinned but has no id")
+                raise InvalidRequest(f"position {position} is pinned but has no id", field="pinned")
         for number, ids in enumerate(self.allowed):
             if not ids:
                 raise InvalidRequest(f"list {number} of allowed ids is empty")
         if not all(-1 <= mask < len(self.allowed) for mask in self.masks):
-            raise InvalidRequest("masks name a list of allowed ids that is not there")
+            raise InvalidRequest(
+                "masks name a list of allowed ids that is not there", field="masks"
+            )
         held = set(self.pinned)
         for position, mask in enumerate(self.masks):
             if mask >= 0 and position in held and self.ids[position] not in self.allowed[mask]:
@@ -140,7 +142,8 @@ class CanvasControl:
                 )
         if not all(p >= 0 and abs(value) <= MOST_BIAS for p, _, value in self.bias):
             raise InvalidRequest(
-                f"bias needs positions from 0 and finite values, {MOST_BIAS:.0e} at most"
+                f"bias needs positions from 0 and finite values, {MOST_BIAS:.0e} at most",
+                field="bias",
             )
 
 
@@ -167,7 +170,8 @@ class Constraint:
     """What it took to keep an answer within its language.
 
     Attributes:
-        mode: "json_schema", "regex", "grammar", "choices", "tools" or "bad_words".
+        mode: "json_schema", "regex", "grammar", "choices", "tools", "strict_tools"
+            or "bad_words".
         complete: whether the text is a whole text of the language; never true of a cut one.
         rounds: how often a finished canvas was denoised again around what had to change.
         repaired: positions that then came out right.
@@ -226,12 +230,17 @@ class Request:
     def __post_init__(self) -> None:
         for name in ("owner", "slot"):
             if not isinstance(getattr(self, name), str):
-                raise InvalidRequest(f"{name} must be a string, got {getattr(self, name)!r}")
+                raise InvalidRequest(
+                    f"{name} must be a string, got {getattr(self, name)!r}", field=name
+                )
         if isinstance(self.priority, bool) or not isinstance(self.priority, int):
-            raise InvalidRequest(f"priority must be an integer, got {self.priority!r}")
+            raise InvalidRequest(
+                f"priority must be an integer, got {self.priority!r}", field="priority"
+            )
         if abs(self.priority) > MOST_PRIORITY:
             raise InvalidRequest(
-                f"priority must be -{MOST_PRIORITY} to {MOST_PRIORITY}, got {self.priority}"
+                f"priority must be -{MOST_PRIORITY} to {MOST_PRIORITY}, got {self.priority}",
+                field="priority",
             )
         for name in ("deadline_s", "patience_s"):
             value = getattr(self, name)
@@ -240,7 +249,8 @@ class Request:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not 0 < value <= MOST_SECONDS:
                 raise InvalidRequest(
-                    f"{name} must be above 0 and at most {MOST_SECONDS} seconds, got {value!r}"
+                    f"{name} must be above 0 and at most {MOST_SECONDS} seconds, got {value!r}",
+                    field=name,
                 )
 
 
@@ -301,6 +311,7 @@ class Output:
         token_ids: all committed ids before the first end id (thought and calls included).
         seed: the seed that was used, drawn or given.
         finish_reason: "stop", "length", "cancelled" or "error".
+        stopped_by: the stop string that ended it, if one did.
         usage: counts of tokens, canvases and steps.
         thinking: the text of the thought channel, None where there was none.
         tool_calls: the calls in the order in which they were written.
@@ -316,6 +327,7 @@ class Output:
     token_ids: tuple[int, ...] = ()
     seed: int = 0
     finish_reason: FinishReason = "stop"
+    stopped_by: str | None = None
     usage: Usage = field(default_factory=Usage)
     thinking: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()

@@ -101,7 +101,7 @@ def random_control(
         top_k=draw.choice((None, None, 1, 7)),
         min_p=draw.choice((None, None, 0.2)),
         logit_bias=draw.choice((None, dict.fromkeys(some(2), 5.0))),
-        min_tokens=draw.choice((None, 5, 120)),
+        min_tokens=min(draw.choice((0, 5, 120)), params.max_tokens or 120) or None,
         logprobs=draw.choice((None, 0, 3)),
         logprob_token_ids=draw.choice((None, some(2))),
     )

@@ -31,6 +31,9 @@ PER_LIMIT = {
 }
 """Limits that have an option, `--max-...`, and what they bound."""
 
+BACKLOG = 2048
+"""Connections that may wait to be accepted."""
+
 
 def option_of(name: str) -> str:
     """The option of a limit: body_bytes -> --max-body-bytes, max_tokens -> --max-tokens."""
@@ -95,6 +98,8 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens, before the model is loaded: a port that is taken is told at once.
 
+    Who connects while the model is being loaded waits.
+
     Raises:
         InvalidRequest: it cannot.
     """
@@ -106,6 +111,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        bound.listen(BACKLOG)
     except OSError as error:
         bound.close()
         raise InvalidRequest(

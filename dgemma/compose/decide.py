@@ -133,11 +133,11 @@ def _check(
     state: str | Sequence[int], questions: Sequence[Question], samples: int, joint: bool, seed: int
 ) -> None:
     if not questions:
-        raise InvalidRequest("there are no questions; give at least one")
+        raise InvalidRequest("there are no questions; give at least one", field="questions")
     if samples < 1 or not 0 <= seed < 2**64:
-        raise InvalidRequest("samples must be at least 1, and seed 0 to 2**64 - 1")
+        raise InvalidRequest("samples must be at least 1, and seed 0 to 2**64 - 1", field="samples")
     if not len(state):
-        raise InvalidRequest("the state is empty; say what the questions are about")
+        raise InvalidRequest("the state is empty; say what the questions are about", field="state")
     names = [question.name for question in questions]
     for name in names:
         if not isinstance(name, str) or not name or names.count(name) > 1:

@@ -48,7 +48,9 @@ def best_of(facts: ModelFacts, requests: Sequence[Request]) -> Plan[tuple[Draft,
         EngineError: a draft failed.
     """
     if not requests:
-        raise InvalidRequest("best_of needs at least one request; ask for at least one draft")
+        raise InvalidRequest(
+            "best_of needs at least one request; ask for at least one draft", field="best_of"
+        )
     outputs = yield from run(requests)
     asked: list[tuple[int, Request]] = []
     for number, (request, output) in enumerate(zip(requests, outputs, strict=True)):
@@ -80,7 +82,7 @@ def drafts(
         InvalidRequest: n below 1.
     """
     if n < 1:
-        raise InvalidRequest(f"n must be at least 1, got {n}")
+        raise InvalidRequest(f"n must be at least 1, got {n}", field="n")
     out: list[Request] = []
     for prompt in prompts:
         for number in range(n):
@@ -103,7 +105,9 @@ def best(facts: ModelFacts, requests: Sequence[Request], n: int, of: int) -> Pla
         EngineError: a draft failed.
     """
     if of < n:
-        raise InvalidRequest(f"best_of {of} is below n {n}; ask for at least as many drafts")
+        raise InvalidRequest(
+            f"best_of {of} is below n {n}; ask for at least as many drafts", field="best_of"
+        )
     out: list[Output] = []
     for low in range(0, len(requests), of):
         ranked = yield from best_of(facts, requests[low : low + of])

@@ -123,7 +123,9 @@ def _check(
     text: str, instruction: str | None, spans: Sequence[tuple[int, int]] | None, strength: float
 ) -> None:
     if not 0 <= strength <= 1:
-        raise InvalidRequest(f"strength must be 0 (change nothing) to 1, got {strength}")
+        raise InvalidRequest(
+            f"strength must be 0 (change nothing) to 1, got {strength}", field="strength"
+        )
     if spans is None:
         if not instruction:
             raise InvalidRequest("give an instruction, or the spans that shall be written anew")

@@ -66,7 +66,8 @@ class ModelFacts:
         if left < 0:
             raise ContextOverflow(
                 f"a message of {len(asked)} tokens leaves no room for a canvas of {room} in the "
-                f"model's context of {self.context}; shorten the context or the instruction"
+                f"model's context of {self.context}; shorten the context or the instruction",
+                field="prompt",
             )
         kept = head[max(0, len(head) - left) :]
         return (*asked, *kept)
@@ -122,4 +123,4 @@ def refuse(params: SamplingParams, names: Iterable[str], why: str) -> None:
     """
     for name in names:
         if getattr(params, name) is not None:
-            raise InvalidRequest(f"{name} cannot be used here; {why}")
+            raise InvalidRequest(f"{name} cannot be used here; {why}", field=name)

@@ -61,7 +61,8 @@ class Windows:
         if self.width < LEAST_WIDTH:
             raise InvalidRequest(
                 f"a canvas of {self.width} tokens cannot hold text around a hole; set "
-                f"canvas_length to at least {LEAST_WIDTH}"
+                f"canvas_length to at least {LEAST_WIDTH}",
+                field="canvas_length",
             )
         self.auto = auto
         self.tokens: TextTokens = text_tokens(facts.tokenizer)

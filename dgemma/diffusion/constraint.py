@@ -28,6 +28,9 @@ from dgemma.types import CanvasControl, Constraint, Matcher
 ROUNDS, STEPS = 2, 3
 """How often a finished canvas is denoised again, and for how many steps at most."""
 
+SHORT = 8
+"""Tokens that are taken back at a time where only the last call is to be closed."""
+
 ROWS = 16
 """Positions whose logits are made at a time."""
 
@@ -63,11 +66,12 @@ class Keeper:
         """
         Args:
             matcher: at the beginning of the language; nobody else may move it.
-            mode: for the report; under "bad_words" a text may end anywhere, so that it is cut
-                where the room ends, like any other.
+            mode: for the report; under "bad_words" and "strict_tools" a text may end anywhere,
+                so that it is cut where the room ends, like any other.
         """
         self._matcher = matcher
         self._whole = mode != "bad_words"
+        self._open = mode == "strict_tools"
         self._mode = mode
         self._round = 0  # of this canvas
         self._shaky: set[int] = set()  # what the projections before the last one changed
@@ -219,7 +223,7 @@ class Keeper:
                 return
             way = matcher.closing(room - at)
             if way is not None:
-                walk.ended = at == room
+                walk.ended = at == room and not self._open
                 return  # the next canvas will be looked at again
         walk.ended, way = False, None
         while way is None:
@@ -230,8 +234,11 @@ class Keeper:
                 return
             step = min(step, at)
             matcher.undo(step)
-            at, step = at - step, 2 * step
+            at, step = at - step, SHORT if self._open else 2 * step
             way = matcher.closing(max(0, room - at))
+        if self._open and not way:  # nothing is begun there that could be closed: it is cut
+            matcher.accept(walk.ids[at : walk.length])
+            return
         put = way[: len(walk.ids) - at]
         matcher.accept(put)
         walk.ids[at : at + len(put)] = put

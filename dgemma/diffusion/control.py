@@ -57,13 +57,14 @@ def check_control(control: CanvasControl, spec: CanvasSpec) -> None:
         if count > spec.length:
             raise InvalidRequest(
                 f"the canvas control has {what} for {count} positions, but the canvas has "
-                f"{spec.length}; give fewer or a wider canvas_length"
+                f"{spec.length}; give fewer or a wider canvas_length",
+                field=what,
             )
     for what, ids in (("ids", control.ids), ("bias", [i for _, i, _ in control.bias])):
         wrong = [i for i in ids if not (-1 if what == "ids" else 0) <= i < spec.vocab_size]
         if wrong:
             raise InvalidRequest(
-                f"{what} {wrong[0]} is outside the vocabulary of {spec.vocab_size}"
+                f"{what} {wrong[0]} is outside the vocabulary of {spec.vocab_size}", field=what
             )
 
 
@@ -89,7 +90,8 @@ def controls_for(
         known = {*params.allowed_token_ids, *spec.end_ids, spec.pad_id, -1}
         if wrong := [i for i in pins if i not in known]:
             raise InvalidRequest(
-                f"id {wrong[0]} is pinned but not among allowed_token_ids; drop one of the two"
+                f"id {wrong[0]} is pinned but not among allowed_token_ids; drop one of the two",
+                field="allowed_token_ids",
             )
     device = spec.device
     asked = params.logprob_token_ids
@@ -141,7 +143,9 @@ def begin(
 def _inside(ids: Sequence[int], spec: CanvasSpec, name: str) -> None:
     wrong = next((i for i in ids if not 0 <= i < spec.vocab_size), None)
     if wrong is not None:
-        raise InvalidRequest(f"{name}: id {wrong} is outside the vocabulary of {spec.vocab_size}")
+        raise InvalidRequest(
+            f"{name}: id {wrong} is outside the vocabulary of {spec.vocab_size}", field=name
+        )
 
 
 def _bias(params: SamplingParams, spec: CanvasSpec, control: CanvasControl | None) -> Bias | None:
@@ -228,7 +232,9 @@ def bitset(ids: tuple[int, ...], size: int) -> Bitset:
     """
     chosen = np.unique(np.asarray(ids, dtype=np.int64))
     if len(chosen) and not 0 <= chosen[0] <= chosen[-1] < size:
-        raise InvalidRequest(f"an allowed id is outside the vocabulary of {size}")
+        raise InvalidRequest(
+            f"an allowed id is outside the vocabulary of {size}", field="allowed_token_ids"
+        )
     words = -(-size // WORD)
     bits = np.zeros(words * WORD, dtype=np.uint8)
     bits[chosen] = 1

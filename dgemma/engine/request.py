@@ -59,10 +59,12 @@ def resolve(request: Request, defaults: SamplingParams, limits: Limits, seed: in
     """
     ids, params = request.token_ids, request.params
     if not ids:
-        raise InvalidRequest("the prompt is empty; give at least one token")
+        raise InvalidRequest("the prompt is empty; give at least one token", field="prompt")
     wrong = next((i for i in ids if not 0 <= i < limits.vocab_size), None)
     if wrong is not None:
-        raise InvalidRequest(f"prompt id {wrong} is outside the vocabulary of {limits.vocab_size}")
+        raise InvalidRequest(
+            f"prompt id {wrong} is outside the vocabulary of {limits.vocab_size}", field="prompt"
+        )
     if request.mode == "score" and not 1 <= request.score_from < len(ids):
         raise InvalidRequest(
             f"score_from must be 1 to {len(ids) - 1}, the last token, got {request.score_from}"
@@ -75,7 +77,8 @@ def resolve(request: Request, defaults: SamplingParams, limits: Limits, seed: in
         whose = "context that cache_bytes allows" if limits.bounded else "model's context"
         raise ContextOverflow(
             f"a prompt of {len(ids)} tokens leaves no room for an answer of {need} in the {whose}, "
-            f"which is {limits.context}; shorten it to at most {limits.context - need}{more}"
+            f"which is {limits.context}; shorten it to at most {limits.context - need}{more}",
+            field="prompt",
         )
     if request.mode != "diffusion":
         what = {"autoregressive": "autoregressive decoding, which is greedy"}
@@ -84,19 +87,24 @@ def resolve(request: Request, defaults: SamplingParams, limits: Limits, seed: in
                 continue  # that is what it does
             if getattr(params, name) is not None:
                 raise InvalidRequest(
-                    f"{name} has no meaning for {what.get(request.mode, 'scoring')}; leave it out"
+                    f"{name} has no meaning for {what.get(request.mode, 'scoring')}; leave it out",
+                    field=name,
                 )
     else:
         if request.canvas is not None and request.canvas.read_only:
             if params.stable_prefix:
                 raise InvalidRequest(
                     "stable_prefix and read_only cannot be combined: nothing is committed; drop "
-                    "one of them"
+                    "one of them",
+                    field="stable_prefix",
                 )
             params = params.merged(SamplingParams(max_steps=1, stable_prefix=False))
         params = params.merged(defaults).merged(RELEASED)
     if params.thinking_budget is not None and request.thought is None:
-        raise InvalidRequest("thinking_budget needs a chat prompt (Request.thought is not set)")
+        raise InvalidRequest(
+            "thinking_budget needs a chat prompt (Request.thought is not set)",
+            field="thinking_budget",
+        )
     drawn = seed if request.mode == "diffusion" else 0
     return replace(request, params=params.merged(SamplingParams(seed=drawn)))
 

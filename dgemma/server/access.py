@@ -1,4 +1,7 @@
-"""What routes take from a request: the service, and whose request it is."""
+"""What routes take from a request: the service, and whose request it is.
+
+Both are coroutines: the framework runs plain functions in a pool of threads, which may be full.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,14 @@ from starlette.requests import Request
 from dgemma.server.service import Service
 
 
-def service_of(request: Request) -> Service:
+async def service_of(request: Request) -> Service:
     """The service behind the app; for `Depends`."""
     service = request.app.state.service
     assert isinstance(service, Service)
     return service
 
 
-def owner_of(request: Request) -> str:
+async def owner_of(request: Request) -> str:
     """Whose request it is; for `Depends`."""
     owner = request.scope["dgemma.owner"]
     assert isinstance(owner, str)

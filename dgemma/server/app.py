@@ -6,9 +6,10 @@ Knows which layers there are and in what order. Knows nothing about what a route
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, get_type_hints
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -17,14 +18,18 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from dgemma.errors import DGemmaError, nearest
-from dgemma.server.errors import Refusal, invalid, respond
-from dgemma.server.middleware import Gate
+from dgemma.server.errors import Refusal, crash, invalid, refusal, renamed, respond
+from dgemma.server.middleware import Gate, Notes
 from dgemma.server.model import Model
 from dgemma.server.routes import ROUTERS
+from dgemma.server.schema.base import Body
 from dgemma.server.service import Service
 from dgemma.server.settings import Settings
+
+log = logging.getLogger("dgemma.server")
 
 ABOUT = """DiffusionGemma over HTTP, in the words of APIs that people have clients for.
 
@@ -64,10 +69,22 @@ def create_app(model: Model, settings: Settings) -> FastAPI:
             CORSMiddleware,
             allow_origins=list(settings.cors_origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-api-key", "anthropic-version"],
-            expose_headers=["x-request-id", "retry-after"],
+            allow_headers=["*"],  # the clients of OpenAI and of Anthropic send a dozen of their own
+            expose_headers=["x-request-id", "request-id", "retry-after"],
         )
+    app.add_middleware(Notes, service=service, route_of=_routes(app))
     return app
+
+
+def _routes(app: FastAPI) -> Callable[[str], str]:
+    """Which route a path belongs to; "other": none."""
+    own = [*app.routes, *(route for router in ROUTERS for route in router.routes)]
+    known = [(route.path_regex, route.path) for route in own if isinstance(route, Route)]
+
+    def route_of(path: str) -> str:
+        return next((name for pattern, name in known if pattern.match(path)), "other")
+
+    return route_of
 
 
 def _document(app: FastAPI) -> dict[str, Any]:
@@ -86,12 +103,20 @@ def _document(app: FastAPI) -> dict[str, Any]:
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    return respond(error, request.url.path)
+    scope, refused = request.scope, refusal(error)
+    if refused.status >= 500 and not isinstance(error, Refusal):
+        said = crash(error, text=request.app.state.service.settings.log_text)
+        log.error("request %s failed\n%s", scope["dgemma.request_id"], said)
+    taken = get_type_hints(scope["endpoint"]).values() if "endpoint" in scope else ()
+    for schema in taken:
+        if isinstance(schema, type) and issubclass(schema, Body):
+            refused = renamed(refused, schema.NAMES, json.loads(scope["dgemma.body"]))
+    return respond(refused, scope)
 
 
 async def _malformed(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return respond(invalid(error.errors()), request.url.path)
+    return respond(invalid(error.errors()), request.scope)
 
 
 async def _unknown(request: Request, error: Exception) -> Response:
@@ -101,11 +126,12 @@ async def _unknown(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         known = list(_document(request.app)["paths"])
         message = f"there is no {path[:100]}{nearest(path[:100], known)}"
-        return respond(Refusal(404, message, code="not_found"), path)
+        return respond(Refusal(404, message, code="not_found"), request.scope)
     headers = dict(error.headers or {})
     if error.status_code == 405:
         allowed = headers.get("Allow") or headers.get("allow") or "another method"
         message = f"{path} takes {allowed}, not {request.method[:20]}"
-        return respond(Refusal(405, message, code="method_not_allowed", headers=headers), path)
+        refused = Refusal(405, message, code="method_not_allowed", headers=headers)
+        return respond(refused, request.scope)
     message = json.dumps(error.detail) if not isinstance(error.detail, str) else error.detail
-    return respond(Refusal(error.status_code, message, headers=headers), path)
+    return respond(Refusal(error.status_code, message, headers=headers), request.scope)

@@ -6,11 +6,12 @@ The only place that knows HTTP's codes. Knows nothing about routes beyond which 
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any, Literal
 
 from starlette.responses import JSONResponse
+from starlette.types import Scope
 
 from dgemma.errors import (
     ContextOverflow,
@@ -22,7 +23,6 @@ from dgemma.errors import (
     TemplateError,
     TokenizerError,
 )
-from dgemma.params import SamplingParams
 
 Dialect = Literal["openai", "anthropic", "plain"]
 
@@ -40,27 +40,28 @@ DIALECTS: dict[str, Dialect] = {
 RETRY_AFTER_S = 1
 """What a client is told to wait when there is no room."""
 
-_TYPES: dict[int, tuple[str, str]] = {
-    400: ("invalid_request_error", "invalid_request_error"),
-    401: ("authentication_error", "authentication_error"),
-    404: ("not_found_error", "not_found_error"),
-    405: ("invalid_request_error", "invalid_request_error"),
-    408: ("timeout_error", "timeout_error"),
-    413: ("invalid_request_error", "request_too_large"),
-    415: ("invalid_request_error", "invalid_request_error"),
-    429: ("rate_limit_error", "rate_limit_error"),
-    500: ("server_error", "api_error"),
-    503: ("server_error", "overloaded_error"),
+_TYPES: dict[int, dict[Dialect, str]] = {
+    status: {"openai": openai, "anthropic": anthropic, "plain": plain}
+    for status, openai, anthropic, plain in (
+        (400, "invalid_request_error", "invalid_request_error", "invalid_request_error"),
+        (401, "invalid_request_error", "authentication_error", "authentication_error"),
+        (404, "invalid_request_error", "not_found_error", "not_found_error"),
+        (405, "invalid_request_error", "invalid_request_error", "invalid_request_error"),
+        (408, "timeout_error", "timeout_error", "timeout_error"),
+        (413, "invalid_request_error", "request_too_large", "invalid_request_error"),
+        (429, "rate_limit_error", "rate_limit_error", "rate_limit_error"),
+        (500, "server_error", "api_error", "server_error"),
+        (503, "server_error", "overloaded_error", "unavailable_error"),
+    )
 }
-"""Status -> the error's type in OpenAI's words, and in Anthropic's."""
+"""Status -> the error's type in the words of each API. OpenAI's own 401 and 404 are
+"invalid_request_error" as well, told apart by their `code`."""
+
+LONGEST = 1000
+"""Characters of a message or of a field's name; from longer ones the middle is left out."""
 
 _NAME = re.compile(r"(?!(?:body|str|int|float|bool)$)[A-Za-z_]\w*")
 """A field in pydantic's path to a fault, which also names the branches of unions."""
-
-_FIELDS = frozenset({f.name for f in fields(SamplingParams)}) | {
-    "messages", "tools", "tool_choice", "prompt", "suffix", "strength", "canvas", "n", "bias",
-    "masks", "diffusion_seed_canvas", "diffusion_pinned", "pinned", "questions", "model", "ids",
-}  # fmt: skip
 
 
 class Refusal(Exception):
@@ -71,7 +72,7 @@ class Refusal(Exception):
         message: for people; names the field and the remedy.
         param: the field, as a path with dots.
         code: for programs.
-        headers: to be sent along.
+        headers: to be sent along; with 429 and 503 always `Retry-After`.
     """
 
     def __init__(
@@ -83,26 +84,33 @@ class Refusal(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
+        self.message = shortened(message)
+        super().__init__(self.message)
         self.status = status
-        self.message = message
-        self.param = param
+        self.param = None if param is None else shortened(param)
         self.code = code
         self.headers = dict(headers or {})
+        if status in (429, 503):
+            self.headers["Retry-After"] = str(RETRY_AFTER_S)
+
+
+def shortened(text: str) -> str:
+    """A text of at most `LONGEST` characters: the field stands at its begin, the remedy at its
+    end."""
+    if len(text) <= LONGEST:
+        return text
+    half = LONGEST // 2 - 3
+    return f"{text[:half]} ... {text[-half:]}"
 
 
 def busy(message: str) -> Refusal:
     """No room now; the same request may succeed later."""
-    headers = {"Retry-After": str(RETRY_AFTER_S)}
-    return Refusal(429, message, code="rate_limit_exceeded", headers=headers)
+    return Refusal(429, message, code="rate_limit_exceeded")
 
 
 def closing() -> Refusal:
     """The server is about to stop."""
-    return Refusal(
-        503, "the server is shutting down; try again later", code="shutting_down",
-        headers={"Retry-After": str(RETRY_AFTER_S)},
-    )  # fmt: skip
+    return Refusal(503, "the server is shutting down; try again later", code="shutting_down")
 
 
 def refusal(error: BaseException) -> Refusal:
@@ -111,9 +119,9 @@ def refusal(error: BaseException) -> Refusal:
         return error
     text = str(error)
     if isinstance(error, ContextOverflow):
-        return Refusal(400, text, code="context_length_exceeded")
+        return Refusal(400, text, param=error.field, code="context_length_exceeded")
     if isinstance(error, InvalidRequest):
-        return Refusal(400, text, param=field_of(text))
+        return Refusal(400, text, param=error.field)
     if isinstance(error, Overloaded):
         return busy(text)
     if isinstance(error, (TemplateError, TokenizerError, MissingExtra)):
@@ -125,10 +133,27 @@ def refusal(error: BaseException) -> Refusal:
     return Refusal(500, "something went wrong inside the server; see its log")
 
 
-def field_of(message: str) -> str | None:
-    """The field that a message of ours begins with, if it does."""
-    found = re.match(r"([a-z_]+)((?:\[\d+\]|\.[a-z_]+)*)", message)
-    return found.group(0) if found and found.group(1) in _FIELDS else None
+def renamed(refused: Refusal, names: Mapping[str, Sequence[str]], sent: Any) -> Refusal:
+    """An error in the words of the request: its field by the name under which it was sent.
+
+    Args:
+        names: a field -> the names that a request may give it, as paths with dots.
+        sent: the request's body.
+    """
+    field = refused.param
+    if field is None or field not in names:
+        return refused
+    name = next((one for one in names[field] if _holds(sent, one)), names[field][0])
+    told = refused.message
+    if told.startswith(field):
+        told = name + told[len(field) :]
+    return Refusal(refused.status, told, param=name, code=refused.code, headers=refused.headers)
+
+
+def _holds(value: Any, path: str) -> bool:
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value is not None
 
 
 def dialect_of(path: str) -> Dialect:
@@ -139,28 +164,43 @@ def dialect_of(path: str) -> Dialect:
     return "openai"
 
 
-def body_of(refused: Refusal, dialect: Dialect) -> dict[str, Any]:
-    """The body of an error, or what an error event of a stream holds."""
+def body_of(refused: Refusal, dialect: Dialect, request_id: str | None = None) -> dict[str, Any]:
+    """The body of an error, or what an error event of a stream holds.
+
+    Args:
+        request_id: for Anthropic's clients, which look for it here.
+    """
     known = refused.status if refused.status in _TYPES else 400 if refused.status < 500 else 500
-    openai, anthropic = _TYPES[known]
+    kind = _TYPES[known][dialect]
     if dialect == "anthropic":
-        return {"type": "error", "error": {"type": anthropic, "message": refused.message}}
+        found = {"type": "error", "error": {"type": kind, "message": refused.message}}
+        return found if request_id is None else found | {"request_id": request_id}
     if dialect == "plain":
-        return {"error": {"code": refused.status, "message": refused.message, "type": openai}}
+        return {"error": {"code": refused.status, "message": refused.message, "type": kind}}
     return {
         "error": {
-            "message": refused.message, "type": openai, "param": refused.param,
-            "code": refused.code,
+            "message": refused.message, "type": kind, "param": refused.param, "code": refused.code,
         }
     }  # fmt: skip
 
 
-def respond(error: BaseException, path: str) -> JSONResponse:
-    """The response to a request that failed."""
+def respond(error: BaseException, scope: Scope) -> JSONResponse:
+    """The response to a request, given by its scope, that failed."""
     refused = refusal(error)
-    return JSONResponse(
-        body_of(refused, dialect_of(path)), status_code=refused.status, headers=refused.headers
-    )
+    body = body_of(refused, dialect_of(scope["path"]), scope["dgemma.request_id"])
+    return JSONResponse(body, status_code=refused.status, headers=refused.headers)
+
+
+def crash(error: BaseException, *, text: bool = False) -> str:
+    """What the log tells of an exception that nobody expected: its kind, and where.
+
+    Args:
+        text: its message as well, and that of its causes; they may hold what a user wrote.
+    """
+    if text:
+        return "".join(traceback.format_exception(error))
+    where = "".join(traceback.format_tb(error.__traceback__))
+    return f"{where}{type(error).__qualname__} (its message is told with --log-text)"
 
 
 def invalid(errors: Sequence[Mapping[str, Any]]) -> Refusal:

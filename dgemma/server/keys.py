@@ -38,11 +38,15 @@ class Keys:
     def of(cls, keys: Iterable[str]) -> Keys:
         """
         Raises:
-            InvalidRequest: a key is too short to be one.
+            InvalidRequest: a key is too short to be one, or no header can carry it.
         """
         texts = list(keys)
         if any(len(text) < LEAST for text in texts):
             raise InvalidRequest(f"an API key has fewer than {LEAST} characters; choose longer")
+        if not all(text.isascii() and text.isprintable() for text in texts):
+            raise InvalidRequest(
+                "an API key holds a character that no header carries; use printable ASCII"
+            )
         return cls(tuple(dict.fromkeys(_hash(text) for text in texts)))
 
     @classmethod
@@ -50,12 +54,14 @@ class Keys:
         """The keys of a file, one a line (# begins a comment), and of the environment.
 
         Raises:
-            InvalidRequest: the file cannot be read, or it holds no key.
+            InvalidRequest: the file cannot be read, or it, or the variable, holds no key.
         """
         found = environment.get(VARIABLE, "").replace(",", " ").split()
+        if VARIABLE in environment and not found:
+            raise InvalidRequest(f"{VARIABLE} is set but holds no key; give one, or unset it")
         if file is not None:
             try:
-                lines = file.read_text(encoding="utf-8").splitlines()
+                lines = file.read_text(encoding="utf-8-sig").splitlines()
             except (OSError, ValueError) as error:
                 raise InvalidRequest(f"the key file {file} cannot be read: {error}") from error
             own = [line.strip() for line in lines if line.strip() and line.strip()[0] != "#"]

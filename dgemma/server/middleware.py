@@ -1,6 +1,6 @@
 """What happens to every HTTP request before a route sees it, and after.
 
-Request id, key, a place among the open ones, the body's size and JSON, one line in the log, counts.
+Request id, key, the body's size and JSON, a place among the open ones, one line in the log, counts.
 Knows ASGI. Knows nothing about what a route does.
 """
 
@@ -13,12 +13,14 @@ import math
 import re
 import secrets
 import time
+from collections import Counter
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dgemma.server.errors import Refusal, refusal, respond
+from dgemma.server.errors import Refusal, crash, dialect_of, refusal, respond
 from dgemma.server.keys import key_of
 from dgemma.server.service import Service
 from dgemma.server.sse import ClientGone
@@ -28,56 +30,108 @@ log = logging.getLogger("dgemma.server")
 BODY_S = 60.0
 """Seconds in which a body must have come."""
 
+READERS = 256
+"""Bodies that are read at a time; each may have as many bytes as a body may have."""
+
+METHODS = ("GET", "HEAD", "POST", "OPTIONS")
+"""Methods that are counted by their names."""
+
 OPEN_PATHS = frozenset({"/health"})
 """Paths that need no key."""
 
-_ID = re.compile(r"[\w.:-]{1,64}")
+_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class Gate:
-    """The outermost layer of the app."""
+class Notes:
+    """The outermost layer: a request's id, its line in the log, its counts; HEAD is a GET whose
+    reply has no body."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: Service, route_of: Callable[[str], str]) -> None:
+        """`route_of` gives the route that a path belongs to, for the log and the counts."""
         self.app = app
         self.service = service
+        self.route_of = route_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         began = time.perf_counter()
-        headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
+        given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
         scope["dgemma.request_id"] = request_id
-        status = 0
+        status, method = 0, scope["method"]
+        names = ["x-request-id"]
+        if dialect_of(scope["path"]) == "anthropic":
+            names.append("request-id")
 
         async def noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                for name in names:
+                    MutableHeaders(scope=message)[name] = request_id
+            elif method == "HEAD":
+                message = {**message, "body": b""}
+            await send(message)
+
+        inner = dict(scope, method="GET") if method == "HEAD" else scope
+        try:
+            await self.app(inner, receive, noting)
+        finally:
+            self._note(inner, method, status or 499, time.perf_counter() - began)
+
+    def _note(self, scope: Scope, method: str, status: int, seconds: float) -> None:
+        metrics = self.service.metrics
+        route = self.route_of(scope["path"])
+        method = method if method in METHODS else "other"
+        metrics.requests.labels(route, method, str(status)).inc()
+        metrics.seconds.labels(route).observe(seconds)
+        metrics.open.set(self.service.open_requests)
+        line = {
+            "request_id": scope["dgemma.request_id"], "method": method, "route": route,
+            "status": status, "ms": round(1000 * seconds, 1),
+            "owner": scope.get("dgemma.owner", ""), **scope.get("dgemma.log", {}),
+        }  # fmt: skip
+        log.info("%s", json.dumps(line, ensure_ascii=False))
+
+
+class Gate:
+    """The layer around the routes: key, body, a place; and an answer to what goes wrong."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app = app
+        self.service = service
+        self._reading: dict[asyncio.Timeout, None] = {}  # in the order in which they began
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun = False
+
+        async def noting(message: Message) -> None:
+            nonlocal begun
+            begun = True
             await send(message)
 
         try:
-            await self._admit(scope, receive, noting, headers)
+            await self._admit(scope, receive, noting)
         except ClientGone:
-            status = status or 499
+            pass
         except Exception as error:
-            refused = refusal(error)
-            if refused.status >= 500 and not isinstance(error, Refusal):
-                log.exception("request %s failed", request_id)
-            if status:  # the reply had begun: it is cut off, which a client sees
-                raise
-            await respond(error, scope["path"])(scope, receive, noting)
-        finally:
-            self._note(scope, status, time.perf_counter() - began)
+            if refusal(error).status >= 500 and not isinstance(error, Refusal):
+                said = crash(error, text=self.service.settings.log_text)
+                log.error("request %s failed\n%s", scope["dgemma.request_id"], said)
+            if begun:  # the reply is cut off, which a client sees
+                raise Cut from None
+            await respond(error, scope)(scope, receive, noting)
 
-    async def _admit(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> None:
-        service, path = self.service, scope["path"]
+    async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
+        service, headers = self.service, Headers(scope=scope)
         owner = service.settings.keys.owner(key_of(headers))
-        if path in OPEN_PATHS or _preflight(scope, headers):
+        if scope["path"] in OPEN_PATHS:
             owner = owner or ""
         if owner is None:
             raise Refusal(
@@ -88,36 +142,36 @@ class Gate:
         if scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
+        scope["dgemma.body"] = body = await self._body(receive, headers)
         with service.admitted(owner):
             service.metrics.open.set(service.open_requests)
-            most = service.settings.limits.body_bytes
-            try:
-                async with asyncio.timeout(BODY_S):
-                    body = await read_body(receive, headers, most)
-            except TimeoutError as error:
-                raise Refusal(408, f"the body did not come within {BODY_S:.0f} s") from error
-            if body and "json" in headers.get("content-type", "json"):
+            if body:
                 check_json(body, service.settings.limits.json_depth)
             await self.app(scope, _again(body, receive), send)
 
-    def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        metrics = self.service.metrics
-        route = getattr(scope.get("route"), "path", "other")
-        method = scope["method"] if scope["method"] in ("GET", "POST", "OPTIONS") else "other"
-        metrics.requests.labels(route, method, str(status or 499)).inc()
-        metrics.seconds.labels(route).observe(seconds)
-        metrics.open.set(self.service.open_requests)
-        line = {
-            "request_id": scope["dgemma.request_id"], "method": method, "route": route,
-            "status": status or 499, "ms": round(1000 * seconds, 1),
-            "owner": scope.get("dgemma.owner", ""), **scope.get("dgemma.log", {}),
-        }  # fmt: skip
-        log.info("%s", json.dumps(line, ensure_ascii=False))
+    async def _body(self, receive: Receive, headers: Headers) -> bytes:
+        """A request's body. Of too many that are being read the one that began first gives way."""
+        if len(self._reading) >= READERS:
+            oldest = next(iter(self._reading))
+            del self._reading[oldest]
+            if not oldest.expired():
+                oldest.reschedule(0)
+        limit = asyncio.timeout(BODY_S)
+        try:
+            async with limit:
+                self._reading[limit] = None
+                return await read_body(receive, headers, self.service.settings.limits.body_bytes)
+        except TimeoutError as error:
+            raise Refusal(
+                408, f"the body must come within {BODY_S:.0f} s, sooner where many are sent at "
+                "once; send it again",
+            ) from error  # fmt: skip
+        finally:
+            self._reading.pop(limit, None)
 
 
-def _preflight(scope: Scope, headers: Headers) -> bool:
-    """A browser asks before it sends a key; it cannot send one then."""
-    return scope["method"] == "OPTIONS" and "access-control-request-method" in headers
+class Cut(Exception):
+    """A reply that had begun was broken off; the log has said why."""
 
 
 async def read_body(receive: Receive, headers: Headers, most: int) -> bytes:
@@ -170,6 +224,17 @@ def _finite(text: str) -> float:
     return value if math.isfinite(value) else _no_number(text[:40])
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise Refusal(
+            400, f"the body has the field {twice!a} twice in one object; give it once",
+            code="invalid_json",
+        )  # fmt: skip
+    return found
+
+
 def check_json(body: bytes, depth: int) -> None:
     """Refuse what is no JSON, and what Python's own reader takes beyond JSON.
 
@@ -177,7 +242,8 @@ def check_json(body: bytes, depth: int) -> None:
         Refusal: 400, with what is wrong.
     """
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_no_number, parse_float=_finite)
+        value = json.loads(body.decode("utf-8"), parse_constant=_no_number, parse_float=_finite,
+                           object_pairs_hook=_once)  # fmt: skip
     except UnicodeDecodeError as error:
         raise Refusal(
             400, f"the body is no UTF-8 (byte {error.start}); send valid UTF-8",

@@ -15,30 +15,40 @@ from typing import TypeVar
 from dgemma.compose.fill import REFUSED, Hole, fill
 from dgemma.compose.plan import Plan, refuse
 from dgemma.errors import InvalidRequest
-from dgemma.params import SamplingParams
+from dgemma.params import SamplingParams, canvas_width
 from dgemma.server.errors import closing
 from dgemma.server.model import result
 from dgemma.server.replies import End, Times
 from dgemma.server.schema.sampling import Drawing
 from dgemma.server.service import Service
+from dgemma.text.answer import first_stop
 from dgemma.types import Output, Request, Usage
 
 T = TypeVar("T")
 
 
-async def follow(service: Service, plan: Plan[T], owner: str, *, chat: bool = False) -> T:
+async def follow(
+    service: Service, plan: Plan[T], owner: str, *, chat: bool = False
+) -> tuple[T, int]:
     """Run a plan to its end; cancelling this ends all that it has begun.
+
+    Returns:
+        What the plan gives, and the positions of the widest canvas that was run.
 
     Raises:
         DGemmaError, Refusal: what the plan or one of its requests says.
     """
     outputs: list[Output] | None = None
+    widest = 0
     try:
         while True:
             requests, done = await service.aside(_advance, plan, outputs)
             if done:
                 found: T = done[0]
-                return found
+                return found, widest
+            for request in requests:
+                if request.mode == "diffusion":
+                    widest = max(widest, canvas_width(request.params, service.facts.canvas))
             streams = await service.submit(requests, owner=owner, chat=chat)
             try:
                 outputs = list(await asyncio.gather(*(result(stream) for stream in streams)))
@@ -89,7 +99,8 @@ def steady(
         if given:
             raise InvalidRequest(
                 f"{name} has no meaning here, where canvases are made from texts; leave it out, "
-                "or use /v1/canvas"
+                "or use /v1/canvas",
+                field=name,
             )
     params = body.params(service.settings.limits)
     if not stop:
@@ -101,12 +112,8 @@ def steady(
 
 def cut(text: str, stop: str | Sequence[str] | None) -> tuple[str, str | None]:
     """A text up to the first stop string, and which one that was."""
-    strings = [stop] if isinstance(stop, str) else list(stop or ())
-    found = [(at, s) for s in strings if s and (at := text.find(s)) >= 0]
-    if not found:
-        return text, None
-    at, which = min(found)
-    return text[:at], which
+    found = first_stop(text, [stop] if isinstance(stop, str) else stop or ())
+    return (text, None) if found is None else (text[: found[0]], found[1])
 
 
 def ended(
@@ -149,13 +156,13 @@ async def infilled(
     space = Hole(allowed_token_ids=params.allowed_token_ids)  # of no more than what is written
     params = replace(params, allowed_token_ids=None)
     plan = fill(facts, (prefix, space, suffix), params, context=context)
-    filled = await follow(service, plan, owner)
+    filled, width = await follow(service, plan, owner)
     hole = filled.holes[0]
     text, stopped = cut(hole.text, stop)
     ids = hole.token_ids if stopped is None else tuple(facts.tokenizer.encode(text))
     prompt = filled.outputs[-1].usage.prompt_tokens if filled.outputs else 0
     end = ended(
-        filled.usage, prompt, len(ids), seed=filled.seed, width=facts.canvas,
+        filled.usage, prompt, len(ids), seed=filled.seed, width=width,
         seconds=time.perf_counter() - began,
     )  # fmt: skip
     return Infilled(text=text, stopped=stopped, token_ids=ids, end=end)

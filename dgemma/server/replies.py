@@ -24,7 +24,7 @@ from dgemma.compose.plan import ModelFacts
 from dgemma.errors import EngineError
 from dgemma.params import canvas_width
 from dgemma.server.errors import Refusal
-from dgemma.text.parse import MarkerIds, Parsed, StreamParser, parse, thought_is_open
+from dgemma.text.parse import Field, MarkerIds, Parsed, StreamParser, parse, thought_is_open
 from dgemma.text.stream import Stream
 from dgemma.types import ENTROPY_PER_NAT, Event, Output, Request, TokenScore, ToolCall
 
@@ -179,32 +179,35 @@ class Reading:
     """One request's stream as pieces."""
 
     def __init__(
-        self, facts: ModelFacts, request: Request, stream: Stream, *, chat: bool, every: int = 1
-    ) -> None:
+        self, facts: ModelFacts, request: Request, stream: Stream, *, chat: bool, every: int = 1,
+        must_call: bool = False,
+    ) -> None:  # fmt: skip
         """
         Args:
             request: as it was submitted.
             stream: what came of it.
             chat: thought, calls and text are apart; else all is text.
             every: of so many frames the first is told.
+            must_call: a call is required: one that is cut off is not told as text.
         """
         self._every = every
         self._facts = facts
         self._request = request
         self._stream = stream
         self._chat = chat
-        self._markers = MarkerIds.of(facts.tokenizer) if chat else None
-        self._open = chat and thought_is_open(self._marker(), request.token_ids)
-        self._parser = StreamParser(facts.tokenizer, thought_open=self._open) if chat else None
+        self._open = chat and thought_is_open(MarkerIds.of(facts.tokenizer), request.token_ids)
+        self._must_call = must_call
+        self._parser = (
+            StreamParser(facts.tokenizer, thought_open=self._open, must_call=must_call)
+            if chat
+            else None
+        )
         self._held = _Held()
         self._committed: list[int] = []
         self._begun = 0  # how many of them stand before the canvas that runs
-        self._scored = 0
+        self._scores: list[TokenScore] = []  # of all of them
+        self._scored = 0  # how many of those were told, or are not of the text
         self._began = time.perf_counter()
-
-    def _marker(self) -> MarkerIds:
-        assert self._markers is not None
-        return self._markers
 
     def close(self) -> None:
         """End the request if it still runs."""
@@ -256,8 +259,9 @@ class Reading:
         else:
             held.free += len(event.text)
             held.waiting += self._parser.push(event.ids)
-            if output is not None and self._going_on(output):
-                held.waiting += self._parser.finish()
+            rest = self._parser.finish() if output is not None else []
+            if output is not None and output.stopped_by is None:
+                held.waiting += rest
             yield from held.release()
             if output is not None:
                 held.drop_text()
@@ -267,18 +271,14 @@ class Reading:
 
     def _fresh_scores(self, event: Event) -> Sequence[TokenScore]:
         """What may be told of log-probabilities now that has not been told."""
+        self._scores += event.scores
         if event.output is not None:
-            return self.scores(event.output)[self._scored :]
-        if not event.scores or self._request.params.stop:
+            return self.scores(event.output, self._scored)
+        if not self._scores or self._request.params.stop:
             return ()
-        told = self.positions(self._committed)[-len(event.ids) :]
-        found = [score for score, kind in zip(event.scores, told, strict=True) if kind == "text"]
-        self._scored += len(found)
-        return found
-
-    def _going_on(self, output: Output) -> bool:
-        """Whether no stop string was met: then what the parser held back belongs to the answer."""
-        return len(output.token_ids) == len(self._committed)
+        first, told = self._scored, self._fields()
+        self._scored = len(told)
+        return _of_text(self._scores[first:], told[first:])
 
     @property
     def _read_only(self) -> bool:
@@ -298,36 +298,28 @@ class Reading:
         return Frame(event, text, thinking, whole.text)
 
     def _parse(self, ids: Sequence[int]) -> Parsed:
-        return parse(self._facts.tokenizer, ids, thought_open=self._open)
+        return parse(self._facts.tokenizer, ids, thought_open=self._open, must_call=self._must_call)
 
     def _end(self, output: Output, times: Times) -> End:
         width = canvas_width(self._request.params, self._facts.canvas)
-        told = self.positions(output.token_ids)
-        thoughts = sum(1 for kind in told if kind == "thinking")
+        thoughts = self._fields()[: len(output.token_ids)].count("thinking")
         return End(output, times, width, thoughts)
 
-    def positions(self, ids: Sequence[int]) -> list[str]:
-        """For each id of an answer: "text", "thinking", "tool_call", or "" for a marker."""
-        if self._markers is None:
-            return ["text"] * len(ids)
-        markers, special = self._markers, self._facts.tokenizer.special_ids
-        state, told = "thinking" if self._open else "text", []
-        for token_id in ids:
-            if token_id == markers.channel_open:
-                state = "thinking"
-            elif token_id in (markers.channel_close, markers.call_close):
-                state = "text"
-            elif token_id == markers.call_open:
-                state = "tool_call"
-            told.append("" if token_id in special else state)
-        return told
+    def _fields(self) -> Sequence[Field]:
+        """What each committed id belongs to, as far as it is known."""
+        return ["text"] * len(self._committed) if self._parser is None else self._parser.fields
 
-    def scores(self, output: Output) -> list[TokenScore]:
-        """Of the tokens of the answer's text; of every position where nothing was committed."""
+    def scores(self, output: Output, first: int = 0) -> list[TokenScore]:
+        """Of the tokens of the answer's text from the first of them on, when all pieces are there;
+        of every position where nothing was committed."""
         if self._read_only or not output.scores:
             return list(output.scores)
-        told = self.positions(output.token_ids)
-        return [score for score, kind in zip(output.scores, told, strict=True) if kind == "text"]
+        return _of_text(output.scores[first:], self._fields()[first : len(output.token_ids)])
+
+
+def _of_text(scores: Sequence[TokenScore], fields: Sequence[Field]) -> list[TokenScore]:
+    """Those of the answer's text."""
+    return [score for score, name in zip(scores, fields, strict=False) if name == "text"]
 
 
 def _check(output: Output) -> None:
@@ -339,8 +331,8 @@ def _check(output: Output) -> None:
         raise EngineError(output.error or "the request failed without saying why")
     if output.finish_reason == "cancelled":
         raise Refusal(
-            503, "the request was ended before its answer was done: the server is shutting down, "
-            "or a newer request of the same slot came", code="cancelled",
+            503, "the request was ended before its answer was done: the server is shutting down; "
+            "try again later", code="cancelled",
         )  # fmt: skip
 
 

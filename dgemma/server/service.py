@@ -6,6 +6,7 @@ nothing about paths or bodies.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import weakref
 from collections import Counter
@@ -14,10 +15,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 
 from dgemma.compose.plan import ModelFacts
-from dgemma.errors import EngineError, nearest
+from dgemma.errors import ContextOverflow, EngineError, nearest
 from dgemma.server.errors import Refusal, busy, closing
 from dgemma.server.metrics import Metrics
 from dgemma.server.model import Model
@@ -26,6 +27,9 @@ from dgemma.text.stream import Stream
 from dgemma.types import Request
 
 T = TypeVar("T")
+
+THREADS = 16
+"""Threads for work aside. They are no other's: whatever fills them, /health and the like answer."""
 
 
 class Service:
@@ -46,6 +50,7 @@ class Service:
         self.closing = False
         self._open: Counter[str] = Counter()
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        self._threads = CapacityLimiter(THREADS)
         self._lock = threading.Lock()  # requests are started in threads
 
     @property
@@ -96,20 +101,20 @@ class Service:
 
     async def aside(self, work: Callable[..., T], *given: Any) -> T:
         """Plain work (templates, tokenizers, grammars) in a thread, so that streams flow on."""
-        return await to_thread.run_sync(work, *given)
+        return await to_thread.run_sync(work, *given, limiter=self._threads)
 
     def check_prompt(self, ids: Sequence[int]) -> None:
         """Refuse a prompt above the server's limit.
 
         Raises:
-            Refusal: 400.
+            ContextOverflow: it is longer.
         """
         most = self.settings.limits.prompt_tokens
         if most is not None and len(ids) > most:
-            raise Refusal(
-                400, f"the prompt has {len(ids)} tokens, more than this server's {most}; "
-                "shorten it", param="messages", code="context_length_exceeded",
-            )  # fmt: skip
+            raise ContextOverflow(
+                f"the prompt has {len(ids)} tokens, more than this server's {most}; shorten it",
+                field="prompt",
+            )
 
     async def submit(
         self, requests: Sequence[Request], *, owner: str, chat: bool = False, calls: Any = None
@@ -124,7 +129,12 @@ class Service:
         """
         for request in requests:
             self.check_prompt(request.token_ids)
-        return await self.aside(self._start, requests, owner, chat, calls)
+        work = asyncio.ensure_future(self.aside(self._start, requests, owner, chat, calls))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:  # nobody waits for what the thread has begun
+            work.add_done_callback(_close_all)
+            raise
 
     def _start(
         self, requests: Sequence[Request], owner: str, chat: bool, calls: Any
@@ -161,4 +171,10 @@ class Service:
     async def shut_down(self) -> None:
         """End what still runs and let the model go."""
         self.end_all()
-        await self.aside(self.model.close)
+        await to_thread.run_sync(self.model.close)
+
+
+def _close_all(work: asyncio.Future[list[Stream]]) -> None:
+    if not work.cancelled() and work.exception() is None:
+        for stream in work.result():
+            stream.close()

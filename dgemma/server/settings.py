@@ -57,7 +57,7 @@ class Settings:
         keys: the API keys; none: everyone is let in.
         limits: see `Limits`.
         cors_origins: origins of web pages that may call; none: no CORS headers at all.
-        log_text: whether prompts and answers may stand in the log.
+        log_text: whether what users write may stand in the log.
         heartbeat_s: seconds of silence after which a stream sends a comment.
         grace_s: seconds that open requests get to finish when the server is told to stop.
     """

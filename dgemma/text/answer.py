@@ -19,7 +19,7 @@ class AnswerReader:
         text: the answer so far, whatever was held back left out.
         thinking: the thought so far.
         tool_calls: the calls so far.
-        stopped: whether a stop string was met; `text` ends before it.
+        stopped_by: the stop string that was met, if any; `text` ends before it.
         kept: how many of the pushed ids belong to the answer (all, unless stopped).
     """
 
@@ -30,23 +30,34 @@ class AnswerReader:
         stop: Sequence[str] = (),
         chat: bool = False,
         thought_open: bool = False,
+        must_call: bool = False,
     ) -> None:
         """
         Args:
             stop: strings that end the answer; looked for in its text, not in thoughts.
             chat: split thought, calls and text; else all ids are text.
             thought_open: the prompt ended within a thought.
+            must_call: a call is required, see `StreamParser`.
         """
         self._stop = tuple(stop)
-        self._parser = StreamParser(tokenizer, thought_open=thought_open) if chat else None
+        self._parser = (
+            StreamParser(tokenizer, thought_open=thought_open, must_call=must_call)
+            if chat
+            else None
+        )
         self._plain = Detokenizer(tokenizer)
         self._whole = ""  # all text so far, held back or not
         self._ends: list[int] = []  # length of `_whole` after each id
         self.text = ""
         self.thinking = ""
         self.tool_calls: list[ToolCall] = []
-        self.stopped = False
+        self.stopped_by: str | None = None
         self.kept = 0
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was met."""
+        return self.stopped_by is not None
 
     def push(self, ids: Sequence[int]) -> str:
         """The answer text that these ids add for certain; nothing after a stop string."""
@@ -88,25 +99,42 @@ class AnswerReader:
 
     def _advance(self, final: bool) -> str:
         """Move `text` forward as far as no stop string can still reach back."""
-        cuts = [at for s in self._stop if (at := self._whole.find(s)) >= 0]
-        if cuts:
-            end = min(cuts)
-            self.stopped = True
+        start = len(self.text)  # no stop string begins before what was told
+        found = first_stop(self._whole, self._stop, start)
+        if found is not None:
+            end, self.stopped_by = found
             self.kept = sum(1 for length in self._ends if length <= end)
         else:
-            end = len(self._whole) - (0 if final else self._held())
-        added = self._whole[len(self.text) : end]
+            end = len(self._whole) - (0 if final else held(self._whole, self._stop))
+        added = self._whole[start:end]
         self.text += added
         return added
 
-    def _held(self) -> int:
-        """Length of the longest tail that may be the beginning of a stop string."""
-        return max(
-            (
-                size
-                for s in self._stop
-                for size in range(1, len(s))
-                if self._whole.endswith(s[:size])
-            ),
-            default=0,
-        )
+
+def first_stop(text: str, stop: Sequence[str], start: int = 0) -> tuple[int, str] | None:
+    """Where a text is cut, and the stop string that does it; None: none is in it.
+
+    It is the one that is complete first, of several the longest: then it makes no difference in
+    which pieces the text came.
+
+    Args:
+        start: none begins before.
+    """
+    found = [(at + len(s), at, s) for s in stop if (at := text.find(s, start)) >= 0]
+    if not found:
+        return None
+    _, at, which = min(found)
+    return at, which
+
+
+def held(text: str, stop: Sequence[str]) -> int:
+    """Length of the longest tail of a text that may be the beginning of a stop string."""
+    return max(
+        (
+            size
+            for s in stop
+            for size in range(1, min(len(s) - 1, len(text)) + 1)
+            if text.endswith(s[:size])
+        ),
+        default=0,
+    )

@@ -5,18 +5,14 @@ Knows a checkpoint's tokenizer and its markers. Knows nothing about engines or c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from dgemma.text.answer import AnswerReader
-from dgemma.text.language import Languages
+from dgemma.text.language import Calls, Languages
 from dgemma.text.parse import MarkerIds, thought_is_open
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import Matcher, Request, ThoughtIds
-
-Calls = tuple[Sequence[Mapping[str, Any]], str | None] | None
-"""Tools one of which must be called, and the name of the one that must be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +40,12 @@ class Answers:
         self._markers = MarkerIds.of(tokenizer)
         self._think_id = tokenizer.id_of("<|think|>")
 
-    def prepare(self, request: Request, *, chat: bool, calls: Calls) -> Answering:
+    def prepare(self, request: Request, *, chat: bool, calls: Calls | None) -> Answering:
         """See `Answering`.
 
         Args:
             chat: split thought, tool calls and text.
+            calls: that must be made, or kept to.
 
         Raises:
             InvalidRequest: the language is broken, or two are asked for at once.
@@ -63,10 +60,10 @@ class Answers:
             request = replace(request, thought=thought)
         params = request.params
         reader = AnswerReader(
-            self._tokenizer, stop=params.stop or (), chat=chat, thought_open=is_open
-        )
-        tools, tool = calls or (None, None)
+            self._tokenizer, stop=params.stop or (), chat=chat, thought_open=is_open,
+            must_call=calls is not None and calls.must,
+        )  # fmt: skip
         language = self._languages.of(
-            params, tools=tools, tool=tool, thought=request.thought if may_think else None
+            params, calls=calls, thought=request.thought if may_think else None
         )
         return Answering(request, reader, language)

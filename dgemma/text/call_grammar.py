@@ -59,6 +59,27 @@ _CHOICE = {"type", "enum", "const", "anyOf", "oneOf", "$ref", "nullable"}
 _KNOWN = _STRING | _NUMBER | _LIST | _OBJECT | _CHOICE
 
 
+ANYWHERE = r"""start: PLAIN? ((<|channel> | <channel|> | call) PLAIN?)*
+loose: (PLAIN | <|"|>)*
+PLAIN: /(.|\n)+/"""
+"""Calls between any texts; `loose` are the arguments of a tool that is not strict."""
+
+
+def strict_lark(tools: Sequence[Mapping[str, Any]]) -> str:
+    """A grammar of any texts, in which calls are of these tools; of strict ones by their schema.
+
+    Raises:
+        InvalidRequest: a strict tool whose schema cannot be kept to.
+    """
+    rules = _Rules()
+    calls = [
+        _call(one, rules) if one.get("strict") else f"{_head(one, '{')} loose"
+        for one in map(_function, tools)
+    ]
+    call = f"call: <|tool_call> ({' | '.join(calls)}) <tool_call|>"
+    return "\n".join([ANYWHERE, call, *rules.lines])
+
+
 def call_lark(tools: Sequence[Mapping[str, Any]], name: str | None) -> str:
     """A grammar whose texts are calls of one of these tools.
 
@@ -70,21 +91,25 @@ def call_lark(tools: Sequence[Mapping[str, Any]], name: str | None) -> str:
         InvalidRequest: no tool (of that name), or a schema that cannot be kept to.
     """
     functions = [_function(tool) for tool in tools]
-    names = [function["name"] for function in functions]
-    if name is not None and name not in names:
-        raise InvalidRequest(f"tool_choice: no tool is called {name!r}{nearest(name, names)}")
+    if name is not None and name not in (names := [one["name"] for one in functions]):
+        hint = nearest(name, names)
+        raise InvalidRequest(f"tool_choice: no tool is {name!r}{hint}", field="tool_choice")
     if not functions:
-        raise InvalidRequest("tool_choice: there are no tools to call; pass tools")
+        raise InvalidRequest("tool_choice: there are no tools; pass some", field="tool_choice")
     rules = _Rules()
-    calls = []
-    for function in functions:
-        if name is None or function["name"] == name:
-            head = format_call(ToolCall(name=function["name"], arguments={}))[:-2]
-            where = f"tool {function['name']!r}"
-            parameters = function.get("parameters") or {"type": "object", "properties": {}}
-            calls.append(f"{_literal(head)} {rules.arguments(parameters, where)}")
-    start = f"start: <|tool_call> ({' | '.join(calls)}) <tool_call|>"
-    return "\n".join([start, *rules.lines])
+    calls = [_call(one, rules) for one in functions if name in (None, one["name"])]
+    return "\n".join([f"start: <|tool_call> ({' | '.join(calls)}) <tool_call|>", *rules.lines])
+
+
+def _call(function: Mapping[str, Any], rules: _Rules) -> str:
+    """What stands for a call of a tool, between the markers."""
+    parameters = function.get("parameters") or {"type": "object", "properties": {}}
+    arguments = rules.arguments(parameters, f"tool {function['name']!r}")
+    return f"{_head(function)} {arguments}"
+
+
+def _head(function: Mapping[str, Any], brace: str = "") -> str:
+    return _literal(format_call(ToolCall(name=function["name"], arguments={}))[:-2] + brace)
 
 
 def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:

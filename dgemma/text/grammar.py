@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dgemma.errors import EngineError, InvalidRequest
-from dgemma.text.call_grammar import call_lark
+from dgemma.text.call_grammar import call_lark, strict_lark
 from dgemma.text.closing import shortest, symbols_of
 from dgemma.text.grammar_matcher import GrammarMatcher
 from dgemma.text.guidance import ByteWalk, compiled, llguidance, refused
@@ -215,13 +215,25 @@ class Grammar:
             InvalidRequest: no tool, no tool of that name, or a schema that cannot be kept to.
             MissingExtra: llguidance is not installed.
         """
+        marks = _call_marks(tokenizer)
         source = llguidance().LLMatcher.grammar_from_lark(call_lark(tools, name))
         letters = letters_of(tokenizer)
-        marks = [tokenizer.id_of(mark) for mark in ("<|tool_call>", "<tool_call|>", '<|"|>')]
-        if None in marks:
-            raise InvalidRequest("tools: the vocabulary has no markers of calls; use Gemma 4's")
-        alphabet = letters.text | letters.bits(mark for mark in marks if mark is not None)
+        alphabet = letters.text | letters.bits(marks)
         return cls("tools", source, tokenizer, end_ids, alphabet)
+
+    @classmethod
+    def from_strict_tools(
+        cls, tools: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, end_ids: Iterable[int]
+    ) -> Grammar:
+        """Any answer in which every call is one of these tools, of strict ones as they declare.
+
+        Raises:
+            InvalidRequest: a strict tool whose schema cannot be kept to.
+            MissingExtra: llguidance is not installed.
+        """
+        _call_marks(tokenizer)
+        source = llguidance().LLMatcher.grammar_from_lark(strict_lark(tools))
+        return cls("tools", source, tokenizer, end_ids, None)
 
     def matcher(self) -> GrammarMatcher:
         """A fresh walk from the beginning; cheap."""
@@ -236,6 +248,13 @@ class Grammar:
     def _broken(self) -> None:
         """Walks share the library's tables, which stay broken once a limit was hit in one."""
         self._roots = None
+
+
+def _call_marks(tokenizer: Tokenizer) -> list[int]:
+    marks = [tokenizer.id_of(mark) for mark in ("<|tool_call>", "<tool_call|>", '<|"|>')]
+    if None in marks:
+        raise InvalidRequest("tools: the vocabulary has no markers of calls; use Gemma 4's")
+    return [mark for mark in marks if mark is not None]
 
 
 def _text(text: object, where: str) -> None:

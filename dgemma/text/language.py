@@ -10,7 +10,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from dgemma.errors import InvalidRequest
 from dgemma.params import SamplingParams
@@ -23,6 +23,38 @@ KEPT = 64
 """Compiled languages kept."""
 
 Tools = Sequence[Mapping[str, Any]]
+
+
+class Calls(NamedTuple):
+    """What is asked of an answer's tool calls.
+
+    Attributes:
+        tools: in OpenAI's form.
+        name: of the one that must be called; None: any.
+        must: the answer is a call. Else it is free, but calls keep to the tools that are strict.
+    """
+
+    tools: Tools
+    name: str | None = None
+    must: bool = True
+
+
+def calls_of(tools: Tools | None, choice: str, name: str | None) -> Calls | None:
+    """What tools and a `tool_choice` ask for; None: nothing is certain of a call.
+
+    Args:
+        choice, name: as `named_tool` tells them.
+    """
+    if not tools or choice == "none":
+        return None
+    if choice == "required":
+        return Calls(tools, name)
+    return Calls(tools, must=False) if any(map(_strict, tools)) else None
+
+
+def _strict(tool: Mapping[str, Any]) -> bool:
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    return isinstance(function, Mapping) and bool(function.get("strict"))
 
 
 def named_tool(choice: str | Mapping[str, Any]) -> tuple[str, str | None]:
@@ -46,7 +78,8 @@ def named_tool(choice: str | Mapping[str, Any]) -> tuple[str, str | None]:
             return "required", name
     raise InvalidRequest(
         'tool_choice must be "auto", "none", "required" or '
-        f'{{"type": "function", "function": {{"name": ...}}}}, got {choice!r}'
+        f'{{"type": "function", "function": {{"name": ...}}}}, got {choice!r}',
+        field="tool_choice",
     )
 
 
@@ -63,16 +96,14 @@ class Languages:
         self,
         params: SamplingParams,
         *,
-        tools: Tools | None = None,
-        tool: str | None = None,
+        calls: Calls | None = None,
         thought: ThoughtIds | None = None,
     ) -> tuple[Matcher, str] | None:
         """A fresh walk through an answer's language, and its name; None where any text will do.
 
         Args:
             params: `json_schema`, `regex`, `grammar`, `choices` and `bad_words` count.
-            tools: where the answer must be a call of one of these tools.
-            tool: the very tool.
+            calls: that must be made, or kept to.
             thought: a thought may come first (or is open), and stays free.
 
         Raises:
@@ -80,12 +111,19 @@ class Languages:
             MissingExtra: llguidance is not installed.
         """
         given = params.language
-        if tools is not None and given is not None:
-            raise InvalidRequest(f"{given} and a required tool call cannot be combined; choose one")
+        if calls is not None and given is not None:
+            if calls.must or given == "grammar":  # others have no place for a call
+                kind = "a required tool call" if calls.must else "strict tools"
+                raise InvalidRequest(
+                    f"{given} and {kind} cannot be combined; choose one", field=given
+                )
+            calls = None
         matcher: Matcher | None = None
-        mode = "tools" if tools is not None else given or "bad_words"
-        if tools is not None:
-            matcher = self._grammar(mode, tools, tool).matcher()
+        mode = given or "bad_words"
+        if calls is not None:
+            mode = "tools" if calls.must else "strict_tools"
+        if calls is not None:
+            matcher = self._grammar(mode, calls).matcher()
         elif given is not None:
             matcher = self._grammar(mode, getattr(params, given)).matcher()
         whole = matcher is not None
@@ -93,29 +131,35 @@ class Languages:
             matcher = Without(matcher, params.bad_words, self._tokenizer, self._end_ids)
         if matcher is None:
             return None
-        if thought is not None and whole:
+        if thought is not None and whole and (calls is None or calls.must):
             matcher = Thinking(
                 matcher, thought.open_id, thought.close_id, thought.is_open,
                 tokenizer=self._tokenizer, end_ids=self._end_ids,
             )  # fmt: skip
         return matcher, mode
 
-    def _grammar(self, mode: str, what: Any, tool: str | None = None) -> Grammar:
+    def _grammar(self, mode: str, what: Any) -> Grammar:
         """A compiled language, made once."""
         try:
-            key = json.dumps([mode, what, tool])
+            key = json.dumps([mode, what])
         except (TypeError, ValueError) as error:
-            raise InvalidRequest(f"{mode} must hold plain JSON values only ({error})") from error
+            raise InvalidRequest(
+                f"{mode} must hold plain JSON values only ({error})", field=mode
+            ) from error
         with self._lock:
             found = self._compiled.pop(key, None)
             if found is None:
-                found = self._make(mode, what, tool)
+                try:
+                    found = self._make(mode, what)
+                except InvalidRequest as error:
+                    error.field = error.field or ("tools" if mode.endswith("tools") else mode)
+                    raise
             self._compiled[key] = found
             while len(self._compiled) > KEPT:
                 self._compiled.popitem(last=False)
             return found
 
-    def _make(self, mode: str, what: Any, tool: str | None) -> Grammar:
+    def _make(self, mode: str, what: Any) -> Grammar:
         tokenizer, end_ids = self._tokenizer, self._end_ids
         if mode == "json_schema":
             return Grammar.from_json_schema(what, tokenizer, end_ids)
@@ -124,5 +168,7 @@ class Languages:
         if mode == "choices":
             return Grammar.from_choices(what, tokenizer, end_ids)
         if mode == "tools":
-            return Grammar.from_tools(what, tokenizer, end_ids, tool)
+            return Grammar.from_tools(what.tools, tokenizer, end_ids, what.name)
+        if mode == "strict_tools":
+            return Grammar.from_strict_tools(what.tools, tokenizer, end_ids)
         return Grammar.from_lark(what, tokenizer, end_ids)

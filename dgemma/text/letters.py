@@ -7,6 +7,7 @@ in the vocabulary operation. Built once per tokenizer. Knows nothing about gramm
 from __future__ import annotations
 
 import bisect
+import itertools
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from weakref import WeakKeyDictionary
@@ -82,20 +83,39 @@ class Letters:
         return order[low:high]
 
     def holding(self, part: bytes) -> NDArray[np.int64]:
-        """Ids of the tokens that have these bytes somewhere."""
-        found = (i for i, text in enumerate(self.table) if part in text)
-        return np.fromiter(found, dtype=np.int64)
+        """Ids of the tokens that have these bytes, of valid UTF-8, somewhere."""
+        blob, starts = self._joined
+        found: list[int] = []
+        at = blob.find(part)
+        while at >= 0:
+            token_id = bisect.bisect_right(starts, at) - 1
+            found.append(token_id)
+            at = blob.find(part, starts[token_id + 1]) if token_id + 1 < self.size else -1
+        return np.asarray(found, dtype=np.int64)
 
     def inside(self, texts: Sequence[bytes]) -> Bits:
         """Bitset of the tokens that are part of one of these texts."""
-        longest = max((len(text) for text in self.table), default=0)
         parts = {
             text[at : at + size]
             for text in texts
-            for size in range(1, longest + 1)
+            for size in range(1, self.longest + 1)
             for at in range(len(text) - size + 1)
         }
         return self.bits(i for i, text in enumerate(self.table) if text in parts)
+
+    @cached_property
+    def longest(self) -> int:
+        """Bytes of the longest token."""
+        return max((len(text) for text in self.table), default=0)
+
+    @cached_property
+    def _joined(self) -> tuple[bytes, list[int]]:
+        """The bytes of all tokens behind one another, and where each begins.
+
+        A byte that UTF-8 does not have stands between them, so no text is found across.
+        """
+        starts = [0, *itertools.accumulate(len(text) + 1 for text in self.table)][: self.size]
+        return b"\xff".join(self.table), starts
 
     @cached_property
     def _sorted(self) -> tuple[NDArray[np.int64], list[bytes]]:

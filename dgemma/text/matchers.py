@@ -137,7 +137,7 @@ class Without:
                 can do without them.
         """
         self._inner = inner
-        self._words = [_barred(word) for word in words]
+        self._words = sorted({_barred(word) for word in words})
         self._letters = letters = letters_of(tokenizer)
         self._ends = frozenset(end_ids)
         self._whole = letters.all_but(self._ends)  # ids that bring no word by themselves
@@ -149,7 +149,8 @@ class Without:
         if inner is not None and self.closing(1 << 14) is None:
             raise InvalidRequest(
                 f"no text of the asked form is free of the barred words {list(words)!r}; "
-                "bar fewer words"
+                "bar fewer words",
+                field="bad_words",
             )
 
     def accept(self, ids: Sequence[int]) -> int:
@@ -181,12 +182,23 @@ class Without:
         bits = self._whole.copy()
         if self._inner is not None:
             bits &= self._inner.allowed()
-        tail = self._tails[-1]
-        for word in self._words:
-            for size in range(1, min(len(tail), len(word) - 1) + 1):
-                if tail.endswith(word[:size]):
-                    self._letters.clear(bits, self._letters.starting(word[size:]))
+        ends = [self._letters.starting(rest) for rest in self._rests()]
+        if ends:
+            self._letters.clear(bits, np.concatenate(ends))
         return bits
+
+    def _rests(self) -> set[bytes]:
+        """What would complete a word that has been begun, where one token may bring it."""
+        words, tail, longest = self._words, self._tails[-1], self._letters.longest
+        found: set[bytes] = set()
+        for size in range(1, len(tail) + 1):
+            said = tail[len(tail) - size :]
+            at = bisect.bisect_right(words, said)
+            while at < len(words) and words[at].startswith(said):
+                if len(words[at]) <= size + longest:
+                    found.add(words[at][size:])
+                at += 1
+        return found
 
     @property
     def accepting(self) -> bool:
@@ -232,11 +244,13 @@ class Without:
 
 def _barred(word: str) -> bytes:
     if not word:
-        raise InvalidRequest("a barred word is empty; leave it out")
+        raise InvalidRequest("a barred word is empty; leave it out", field="bad_words")
     try:
         return word.encode("utf-8")
     except UnicodeEncodeError:
-        raise InvalidRequest(f"barred word {word!a} is no Unicode text; send valid text") from None
+        raise InvalidRequest(
+            f"barred word {word!a} is no Unicode text; send valid text", field="bad_words"
+        ) from None
 
 
 class _Steps:

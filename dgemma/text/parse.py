@@ -30,6 +30,9 @@ BETWEEN_THOUGHTS = "\n"
 Delta = tuple[Literal["thinking", "text"], str] | tuple[Literal["tool_call"], ToolCall]
 """What a push adds: a piece of text to one of two fields, or a whole call."""
 
+Field = Literal["text", "thinking", "tool_call", ""]
+"""What an id belongs to."""
+
 
 @dataclass(frozen=True, slots=True)
 class MarkerIds:
@@ -88,17 +91,21 @@ class Parsed:
     text: str
 
 
-def parse(tokenizer: Tokenizer, ids: Sequence[int], *, thought_open: bool = False) -> Parsed:
+def parse(
+    tokenizer: Tokenizer, ids: Sequence[int], *, thought_open: bool = False,
+    must_call: bool = False,
+) -> Parsed:  # fmt: skip
     """What a finished answer's ids say.
 
     Args:
         ids: committed ids; whatever follows the first end id is ignored.
         thought_open: the prompt ended within a thought, see `thought_is_open`.
+        must_call: a call is required, see `StreamParser`.
 
     Raises:
         TokenizerError: an id is outside the vocabulary, or a marker is missing from it.
     """
-    parser = StreamParser(tokenizer, thought_open=thought_open)
+    parser = StreamParser(tokenizer, thought_open=thought_open, must_call=must_call)
     thinking: list[str] = []
     text: list[str] = []
     calls: list[ToolCall] = []
@@ -124,10 +131,21 @@ class StreamParser:
     Holds back what may still turn out otherwise: the bytes of an unfinished character, the name
     of a channel, the newline before a thought's end, and a call until it is closed. A thought
     ends at its marker, or where a call begins; a call also ends where the answer does.
+
+    Attributes:
+        fields: of each id so far, in order, the field that it belongs to; "": a marker, or what
+            follows the end. Ids of a call come when it is closed: one that cannot be read is text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, thought_open: bool = False) -> None:
-        """`thought_open` as in `parse`."""
+    def __init__(
+        self, tokenizer: Tokenizer, *, thought_open: bool = False, must_call: bool = False
+    ) -> None:
+        """
+        Args:
+            thought_open: as in `parse`.
+            must_call: the answer has to be a call, so one that its end cuts off is no text: it is
+                dropped.
+        """
         self._markers = MarkerIds.of(tokenizer)
         self._tokenizer = tokenizer
         self._letters = Detokenizer(tokenizer)
@@ -137,6 +155,8 @@ class StreamParser:
         self._thoughts = 0  # channels so far that held a text
         self._in_channel = False  # this channel has given text
         self._call: list[int] = []
+        self._must_call = must_call
+        self.fields: list[Field] = []
         if thought_open:
             self._state = "thinking"
 
@@ -151,6 +171,7 @@ class StreamParser:
         special = self._tokenizer.special_ids
         for k, token_id in enumerate(ids):
             if self._state == "end":
+                self.fields += [""] * (len(ids) - k)
                 return _joined(out)
             if token_id in special:
                 self._ordinary(ids[start:k], out)
@@ -175,6 +196,8 @@ class StreamParser:
             self._close_call(out, closed=token_id == markers.call_close)
             if token_id == markers.call_close:
                 return
+        if token_id != markers.call_open:  # of a call nothing is known until it is closed
+            self.fields.append("")
         if token_id in markers.ends:
             self._end(out)
         elif token_id == markers.channel_open:
@@ -195,6 +218,7 @@ class StreamParser:
             self._tokenizer.decode(ids)  # refuses ids outside the vocabulary
             self._call += ids
         else:
+            self.fields += ["text" if self._state == "text" else "thinking"] * len(ids)
             self._emit(self._letters.push(ids), out)
 
     def _emit(self, text: str, out: list[Delta]) -> None:
@@ -236,11 +260,17 @@ class StreamParser:
                 pieces.append([])
             else:
                 pieces[-1].append(token_id)
+        ids = [markers.call_open, *self._call] + [markers.call_close] * closed
+        told: list[Field] = [
+            "" if token_id in tokenizer.special_ids else "tool_call" for token_id in ids
+        ]
         try:
             out.append(("tool_call", parse_call([tokenizer.decode(piece) for piece in pieces])))
         except NotACall:
-            ids = [markers.call_open, *self._call] + [markers.call_close] * closed
-            out.append(("text", tokenizer.decode(ids, control=True)))
+            if closed or not self._must_call:
+                out.append(("text", tokenizer.decode(ids, control=True)))
+                told = ["text"] * len(ids)
+        self.fields += told
         self._state, self._call = "text", []
 
     def _end(self, out: list[Delta]) -> None:

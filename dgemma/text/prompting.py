@@ -50,16 +50,20 @@ class Prompter:
         """
         if isinstance(prompt, str):
             if not prompt:
-                raise InvalidRequest("the prompt is empty; give some text")
+                raise InvalidRequest("the prompt is empty; give some text", field="prompt")
             return self.text().encode(prompt, bos=True)
         try:
             ids: list[int] = [*prompt]
         except TypeError as error:
-            raise InvalidRequest("a prompt is a string or a list of token ids") from error
+            raise InvalidRequest(
+                "a prompt is a string or a list of token ids", field="prompt"
+            ) from error
         if not ids:
-            raise InvalidRequest("the prompt is empty; give at least one token")
+            raise InvalidRequest("the prompt is empty; give at least one token", field="prompt")
         if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-            raise InvalidRequest("a prompt is a string or a list of token ids (integers)")
+            raise InvalidRequest(
+                "a prompt is a string or a list of token ids (integers)", field="prompt"
+            )
         return ids
 
     def chat(
@@ -95,7 +99,9 @@ class Prompter:
         if not isinstance(prompt, str) and prompt and isinstance(prompt[0], Mapping):
             return self.chat(prompt, tools, thinking), True
         if tools or thinking:
-            raise InvalidRequest("tools and thinking need messages, not a plain prompt")
+            raise InvalidRequest(
+                "tools and thinking need messages, not a plain prompt", field="tools"
+            )
         return self.plain(prompt), False
 
     def asked(self, message: str) -> list[int]:

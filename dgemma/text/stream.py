@@ -95,6 +95,7 @@ class Stream:
             text=reader.text,
             thinking=reader.thinking or None,
             tool_calls=tuple(reader.tool_calls),
+            stopped_by=reader.stopped_by,
         )
 
     def close(self) -> None:

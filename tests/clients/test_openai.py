@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema
 import openai
@@ -15,6 +15,7 @@ from openai import OpenAI
 from openai.types.chat import ChatCompletionChunk
 
 from dgemma.tasks import make_example
+from tests.nano import nano
 from tests.server.live import KEY, Live, running
 
 WHO: list[Any] = [{"role": "user", "content": "Who are you?"}]
@@ -175,6 +176,26 @@ def test_tools_that_may_be_called(client: OpenAI) -> None:
     assert client.chat.completions.create(**asked | {"messages": after}).choices
 
 
+class Timer(pydantic.BaseModel):
+    """Set a timer."""
+
+    minutes: Literal[5, 10]
+    label: str | None = None
+
+
+def test_strict_tools_of_the_clients_own_making(client: OpenAI) -> None:
+    """Catches `pydantic_function_tool`, which always says strict, refused under `auto`; and a call
+    that the client's own parser cannot take."""
+    begun = nano().prompter.text().encode("<|tool_call>call:set_timer{", control=True)
+    asked: Any = SHORT | {
+        "tools": [openai.pydantic_function_tool(Timer, name="set_timer")], "max_tokens": 64,
+        "extra_body": {"diffusion_seed_canvas": begun, "diffusion_pinned": list(range(len(begun)))},
+    }  # fmt: skip
+    choice = client.chat.completions.parse(**asked).choices[0]
+    assert choice.finish_reason == "tool_calls" and choice.message.tool_calls
+    assert isinstance(choice.message.tool_calls[0].function.parsed_arguments, Timer)
+
+
 def test_json_schema(client: OpenAI) -> None:
     """Catches an answer outside its schema, plain, streamed and through the client's parser."""
     form: Any = {
@@ -244,7 +265,7 @@ def test_what_cannot_change_a_result(client: OpenAI) -> None:
 
 def test_leaving_a_stream(client: OpenAI) -> None:
     """Catches a server that goes on for a client that is gone, or lets it break the next one."""
-    endless: Any = SHORT | {"extra_body": {"min_tokens": 64}}
+    endless: Any = SHORT | {"max_tokens": 64, "extra_body": {"min_tokens": 64}}
     for _ in range(3):
         with client.chat.completions.create(**endless, stream=True) as stream:
             next(iter(stream))

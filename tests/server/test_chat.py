@@ -102,7 +102,7 @@ def test_text_comes_word_by_word(client: Client) -> None:
     found = events(client.ask(stream=True))
     parts = deltas(found, "content")
     assert len(parts) == len("".join(parts).split())
-    assert found[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert found[0]["choices"][0]["delta"] == {"role": "assistant"}
     assert {event["object"] for event in found} == {"chat.completion.chunk"}
     assert len({(event["id"], event["model"]) for event in found}) == 1
 
@@ -149,6 +149,18 @@ def test_thought_calls_and_text_stand_in_their_fields() -> None:
     assert found[-1]["choices"][0]["finish_reason"] == "tool_calls"
 
 
+def test_a_stream_without_text_folds_to_the_plain_content() -> None:
+    """Catches an empty text where the plain reply has none, and none where it has an empty one."""
+    encode = nano().prompter.text().encode
+    call = encode('<|tool_call>call:find{city:<|"|>Oslo<|"|>}<tool_call|>', control=True)
+    for ids, content in ((call, None), ([], ""), (encode("One"), "One")):
+        client = serve(Recorder(lambda request, ids=ids: written(request, [ids])))
+        assert client.ask(tools=TOOLS).json()["choices"][0]["message"]["content"] == content
+        parts = [event["choices"][0]["delta"] for event in events(client.ask(stream=True))]
+        told = [part["content"] for part in parts if "content" in part]
+        assert ("".join(told) if told else None) == content
+
+
 def test_one_call_where_calls_may_not_be_parallel() -> None:
     """Catches `parallel_tool_calls: false` that is taken and ignored."""
     client = serve(Recorder(lambda request: written(request, [call_ids()])))
@@ -170,6 +182,39 @@ def test_a_required_call_is_made(client: Client) -> None:
             QUESTION, SamplingParams(seed=1, max_steps=4), tools=TOOLS, tool_choice=choice
         )
         assert json.loads(call["function"]["arguments"]) == expected.tool_calls[0].arguments
+
+
+STRICT = {"type": "function", "function": {
+    "name": "set_timer", "strict": True, "description": "Set a timer.",
+    "parameters": {
+        "type": "object", "required": ["minutes"], "additionalProperties": False,
+        "properties": {"minutes": {"type": "string", "enum": ["one", "two"]}},
+    },
+}}  # fmt: skip
+
+
+def test_strict_tools_may_be_called(client: Client) -> None:
+    """Catches a strict tool that is refused where the model may choose, as the openai client sends
+    it; a call outside its schema; and one that is forced where none was asked for."""
+    pytest.importorskip("llguidance")
+    begun = nano().prompter.text().encode("<|tool_call>call:set_timer{minutes:", control=True)
+    pins = {"diffusion_seed_canvas": begun, "diffusion_pinned": list(range(len(begun)))}
+    for tools in ([STRICT], [*TOOLS, STRICT]):
+        reply = client.ask(**pins, tools=tools, max_tokens=64)
+        assert reply.status_code == 200, reply.text
+        choice = reply.json()["choices"][0]
+        call = choice["message"]["tool_calls"][0]
+        assert json.loads(call["function"]["arguments"])["minutes"] in ("one", "two")
+        assert choice["finish_reason"] == "tool_calls"
+    no_call = {"logit_bias": {str(begun[0]): -1000}, "tools": [STRICT]}
+    text = client.ask(**no_call).json()["choices"][0]
+    assert text["message"]["content"] and "tool_calls" not in text["message"]
+    cut = client.ask(**no_call, max_tokens=3, min_tokens=3).json()["choices"][0]
+    assert cut["finish_reason"] == "length"
+    both = client.ask(tools=[STRICT], response_format={"type": "json_object"}).json()
+    assert isinstance(json.loads(both["choices"][0]["message"]["content"]), dict)
+    lark = client.ask(tools=[STRICT], guided_grammar="start: <|tool_call>")
+    assert lark.status_code == 400 and "strict tools" in lark.text
 
 
 def test_a_tools_result_goes_back(client: Client) -> None:
@@ -209,12 +254,13 @@ def test_drafts_as_side_events(client: Client) -> None:
 
 def test_drafts_in_the_dialect_of_mercury(client: Client) -> None:
     """Catches a draft that is not marked as one, or a last content that is not the answer."""
-    found = events(client.ask(stream=True, diffusing=True, **{**LONG, "max_tokens": 150}))
+    long = {**LONG, "min_tokens": 150, "max_tokens": 150}
+    found = events(client.ask(stream=True, diffusing=True, **long))
     drafts = [event for event in found if "diffusion_meta" in event]
     assert {event["diffusion_meta"]["canvas"] for event in drafts} == {0, 1}
     assert all(event["diffusion_meta"]["diffusion_content"] is True for event in drafts)
     final = [text for event in found if event not in drafts for text in deltas([event], "content")]
-    plain = client.ask(**{**LONG, "max_tokens": 150}).json()
+    plain = client.ask(**long).json()
     assert final == [plain["choices"][0]["message"]["content"]]
     second = [event for event in drafts if event["diffusion_meta"]["canvas"] == 1]
     assert len(deltas(second, "content")[0]) > nano().facts.canvas // 2
@@ -302,3 +348,17 @@ def test_a_failure_in_mid_stream_is_an_event(caplog: pytest.LogCaptureFixture) -
     ended = serve(Recorder(lambda r: written(r, [call_ids()], reason="cancelled")))
     assert events(ended.ask(stream=True))[-1]["error"]["code"] == "cancelled"
     assert ended.ask().status_code == 503
+
+
+def test_anthropics_side_of_calls_and_systems() -> None:
+    """Catches `disable_parallel_tool_use` that is refused or ignored, and a system prompt of no
+    block that adds a turn."""
+    client = serve(Recorder(lambda request: written(request, [call_ids()])))
+    tools = [{"name": "find", "input_schema": TOOLS[0]["function"]["parameters"]}]  # type: ignore[index]
+    body: dict[str, Any] = {"messages": QUESTION, "max_tokens": 64, "tools": tools}
+    for one, count in ((True, 1), (False, 2)):
+        choice = {"type": "auto", "disable_parallel_tool_use": one}
+        found = client.post("/v1/messages", {**body, "tool_choice": choice}).json()["content"]
+        assert [block["type"] for block in found].count("tool_use") == count
+    path, plain = "/v1/messages/count_tokens", {"messages": QUESTION}
+    assert client.post(path, {**plain, "system": []}).json() == client.post(path, plain).json()

@@ -8,11 +8,15 @@ import pytest
 
 from dgemma.params import SamplingParams
 from dgemma.server.schema.completions import CompletionRequest
+from dgemma.server.settings import Limits
+from dgemma.tasks import make_example
 from tests.nano import nano
 from tests.server.client import events, serve
 from tests.server.field_walk import FILLING, NO_FILLING, QUICK, assert_each_counts, post
+from tests.server.test_edit import MESSAGE
 
 PATH = "/v1/completions"
+PUZZLE = make_example("sudoku", "heldout", 1, 0).messages[-1]["content"]
 FAST: dict[str, Any] = {"diffusion": {"max_steps": 2, "canvas_length": 32}, "seed": 1}
 PLAIN = {"prompt": "Hello there", "max_tokens": 8, "min_tokens": 6, **FAST}
 HOLE = {"prompt": "Dear ", "suffix": ", this is for you, Mira.", "max_tokens": 4, **FAST}
@@ -137,3 +141,60 @@ def test_what_cannot_be_is_refused(body: dict[str, Any], field: str) -> None:
     """Catches bounds and contradictions that end as a 500, or as half of what was asked."""
     response, _ = post(PATH, {"prompt": "Hello", "max_tokens": 4, **body})
     assert response.status_code == 400 and field in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path, more", [
+    (PATH, HOLE), ("/v1/fim/completions", HOLE),
+    ("/v1/canvas", {"segments": [{"text": "Dear "}, {"max_length": 4}, {"text": "!"}], **FAST}),
+    ("/v1/edit/completions",
+     {"messages": [{"role": "user", "content": MESSAGE}], "max_tokens": 8, **FAST}),
+    (PATH, {**PLAIN, "n": 1, "best_of": 2}),
+])  # fmt: skip
+def test_costs_are_those_of_a_narrow_canvas(path: str, more: dict[str, Any]) -> None:
+    """Catches positions that are counted as if the whole canvas had been run."""
+    spent = serve().post(path, more).json()["diffusion_usage"]
+    assert spent["canvas_tokens"] == spent["canvases"] * 32 > 0
+
+
+def test_answers_of_one_request_are_bounded() -> None:
+    """Catches a bound on n alone: a hundred prompts ask for as many answers, in one place."""
+    client = serve(limits=Limits(n=4))
+    for more in ({"prompt": ["a"] * 5}, {"prompt": ["a"] * 2, "n": 3},
+                 {"prompt": ["a"] * 2, "n": 1, "best_of": 3}):  # fmt: skip
+        refused = client.post(PATH, {**PLAIN, **more})
+        assert refused.status_code == 400 and refused.json()["error"]["param"] == "prompt"
+    assert client.post(PATH, {**PLAIN, "prompt": ["a", "b"], "n": 2}).status_code == 200
+
+
+def test_every_prompt_is_counted() -> None:
+    """Catches a metric that knows the first prompt of several alone."""
+    client = serve()
+    reply = client.post(PATH, {**PLAIN, "prompt": ["Hello there", "Good evening"], "n": 2}).json()
+    counted = f"dgemma_prompt_tokens_total {float(reply['usage']['prompt_tokens'])}"
+    assert counted in client.get("/metrics").text
+
+
+def test_what_the_chunks_hold() -> None:
+    """Catches chunks without `usage: null`, where the last one has it, and log-probabilities that
+    all come at the end, or with other offsets than those of the plain reply."""
+    body = {**PLAIN, "prompt": PUZZLE, "max_tokens": 90, "min_tokens": 0, "logprobs": 1,
+            "diffusion": {"max_steps": 16, "stable_prefix": True}}  # fmt: skip
+    plain = serve().post(PATH, body).json()["choices"][0]["logprobs"]
+    asked = body | {"stream": True, "stream_options": {"include_usage": True}}
+    told = events(serve().post(PATH, asked))
+    assert all(event["usage"] is None for event in told[:-1]) and told[-1]["usage"]
+    parts = [one["logprobs"] for e in told for one in e["choices"] if one["logprobs"]]
+    assert len(parts) > 1 and told[-2]["choices"][0]["logprobs"] is None
+    for name, values in plain.items():
+        assert [value for part in parts for value in part[name]] == values
+    assert all(
+        "usage" not in event for event in events(serve().post(PATH, body | {"stream": True}))
+    )
+
+
+def test_a_read_only_canvas_takes_one_step() -> None:
+    """Catches frames that promise more steps than are made."""
+    asked = {**PLAIN, "min_tokens": 0, "stream": True, "diffusion": {"stream": "text"},
+             "diffusion_read_only": True}  # fmt: skip
+    told = events(serve().post(PATH, asked))
+    assert {event["total"] for event in told if "total" in event} == {1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from dgemma.server.schema.decisions import DecisionsRequest, SystemOneRequest
 from tests.nano import nano
 from tests.server.client import Recorder, serve
 from tests.server.field_walk import assert_each_counts, post
+from tests.server.test_edit import MESSAGE
+from tests.server.test_fim import APPLIED, APPLY, EDIT, said
 
 OPENAI, JEV = "/v1/decisions", "/v1/systemone"
 STATE = "The soup was good."
@@ -125,3 +128,26 @@ def test_every_field_counts() -> None:
     assert_each_counts(OPENAI, DecisionsRequest, ASK, changed=changed | own, refused={}, idle=set())
     own = {"state": "The soup was cold.", "questions": {"x": NAMED["questions"]["food"]}}
     assert_each_counts(JEV, SystemOneRequest, NAMED, changed=changed | own, refused={}, idle=set())
+
+
+@pytest.mark.parametrize("path, body, word", [
+    (OPENAI, ASK, "soup"), (JEV, NAMED, "tone"), (EDIT, said(MESSAGE), "a.x"),
+    (APPLY, said(APPLIED), "a = 2"),
+    ("/v1/canvas", {"segments": [{"text": "Dear"}, {"max_length": 1}], "seed": 1}, "Dear"),
+])  # fmt: skip
+def test_texts_are_logged_where_that_is_wished(
+    path: str, body: dict[str, Any], word: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Catches a route that --log-text does not reach, and text in the log without it."""
+    caplog.set_level(logging.INFO, "dgemma.server")
+    for wished in (True, False):
+        caplog.clear()
+        assert serve(log_text=wished).post(path, body).status_code == 200
+        assert (word in caplog.records[-1].message) == wished
+
+
+def test_decisions_are_counted() -> None:
+    """Catches readings whose prompts no metric knows."""
+    client = serve()
+    spent = client.post(OPENAI, ASK).json()["usage"]["input_tokens"]
+    assert f"dgemma_prompt_tokens_total {float(spent)}" in client.get("/metrics").text

@@ -12,7 +12,7 @@ import pytest
 
 from dgemma.errors import InvalidRequest, Overloaded
 from dgemma.server import middleware
-from dgemma.server.errors import DIALECTS, Refusal, body_of, dialect_of, field_of, refusal, respond
+from dgemma.server.errors import DIALECTS, Refusal, body_of, dialect_of, refusal, renamed, respond
 from dgemma.server.keys import VARIABLE, Keys, key_of
 from dgemma.server.settings import Limits, Settings
 from dgemma.text.stream import Stream
@@ -110,15 +110,15 @@ def test_a_body_must_come_in_time(client: Client, monkeypatch: pytest.MonkeyPatc
     ({"temperature": -0.5}, "temperature", "greater than or equal"),
     ({"temperature": "1"}, "temperature", "valid number"),
     ({"temperature": 1e-175}, "temperature", "0.001 to 1000"),
-    ({"temperature": 1e9}, "temperature", "0.001 to 1000"),
-    ({"diffusion": {"t_max": 1e300}}, "t_max", "0.001 to 1000"),
+    ({"temperature": 1e9}, "temperature", "less than or equal to 1000"),
+    ({"diffusion": {"t_max": 1e300}}, "diffusion.t_max", "less than or equal to 1000"),
     ({"logit_bias": {"300": 1e300}}, "logit_bias", "1e+09 at most"),
     ({"top_p": 0}, "top_p", "greater than 0"),
     ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
     ({"max_tokens": True}, "max_tokens", "valid integer"),
     ({"max_tokens": 51}, "max_tokens", "this server's 50"),
-    ({"diffusion": {"max_steps": 21}}, "max_steps", "this server's 20"),
-    ({"diffusion": {}, "diffusion_max_steps": 21}, "max_steps", "this server's 20"),
+    ({"diffusion": {"max_steps": 21}}, "diffusion.max_steps", "this server's 20"),
+    ({"diffusion": {}, "diffusion_max_steps": 21}, "diffusion_max_steps", "this server's 20"),
     ({"n": 3}, "n", "this server's 2"),
     ({"n": 10**30}, "n", "this server's 2"),
     ({"stop": [""]}, "stop", "not empty"),
@@ -135,11 +135,11 @@ def test_a_body_must_come_in_time(client: Client, monkeypatch: pytest.MonkeyPatc
     ({"tool_choice": "required"}, "tool_choice", "needs tools"),
     ({"guided_json": {"a": "b" * 500}}, "guided_json", "this server's 500"),
     ({"guided_json": {"a": [[[[[[[[1]]]]]]]]}}, "guided_json", "this server's 8 levels"),
-    ({"guided_regex": "("}, "regex", ""),
+    ({"guided_regex": "("}, "guided_regex", ""),
     ({"diffusion_pinned": [0]}, "diffusion_pinned", "needs diffusion_seed_canvas"),
     ({"diffusion_pinned": [3], "diffusion_seed_canvas": [5]}, "diffusion_pinned", "no id"),
     ({"diffusion_seed_canvas": [5] * 97}, "diffusion_seed_canvas", "96 wide"),
-    ({"diffusion_canvas_length": 4096}, "canvas_length", "above the model's"),
+    ({"diffusion_canvas_length": 4096}, "diffusion_canvas_length", "above the model's"),
     ({"vllm_xargs": {"diffusion_maxsteps": 1}}, "vllm_xargs.diffusion_maxsteps", "use only"),
     ({"model": "../../etc/passwd"}, "model", "not served here"),
     ({"model": "nanoo"}, "model", "did you mean 'nano'?"),
@@ -209,7 +209,12 @@ def test_keys_come_from_a_file_and_the_environment(tmp_path: Path) -> None:
                enumerate(("first", "second", "third", "fourth"), 1))  # fmt: skip
     assert keys.owner("# ours") is None and keys.owner("") is None and keys.owner(None) is None
     assert not Keys.load(None, {}) and Keys().owner(None) == ""
-    for text in ("", "# only this\n", "short\n"):
+    file.write_text("\ufefffirst-key-1\n", encoding="utf-8")
+    assert Keys.load(file, {}).owner("first-key-1")
+    for value in ("", " , ", "\n"):
+        with pytest.raises(InvalidRequest, match=f"{VARIABLE} is set but holds no key"):
+            Keys.load(None, {VARIABLE: value})
+    for text in ("", "# only this\n", "short\n", "schlüssel-eins\n", "zero\u200bwidth-1\n"):
         file.write_text(text)
         with pytest.raises(InvalidRequest):
             Keys.load(file, {})
@@ -294,7 +299,7 @@ def test_a_crash_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "dgemma.server"):
         found = error(serve(Recorder(crash)).ask(), 500)
     assert "secret" not in json.dumps(found) and found["type"] == "server_error"
-    assert "secret" in caplog.text
+    assert "RuntimeError" in caplog.text and "in crash" in caplog.text
 
 
 def test_shapes_of_errors() -> None:
@@ -309,10 +314,20 @@ def test_shapes_of_errors() -> None:
     assert dialect_of("/v1/messages/count_tokens") == "anthropic"
     assert dialect_of("/v1/messages_") == dialect_of("/nowhere") == "openai"
     assert {"openai", *DIALECTS.values()} == {"openai", "anthropic", "plain"}
-    assert respond(told, "/v1/messages").headers["retry-after"] == "1"
+    scope = {"path": "/v1/messages", "dgemma.request_id": "req_1"}
+    assert respond(told, scope).headers["retry-after"] == "1"
     assert refusal(KeyError("x")).status == 500
-    assert field_of("messages[0].content is missing") == "messages[0].content"
-    assert field_of("the prompt is empty") is None
+    named = refusal(InvalidRequest("messages[0].content is missing", field="messages[0].content"))
+    assert (
+        named.param == "messages[0].content" and refusal(InvalidRequest("max_tokens")).param is None
+    )
+    names = {"max_tokens": ("max_tokens", "a.b", "c")}
+    plain = Refusal(400, "max_tokens is 0", param="max_tokens", code="x")
+    for sent, name in (({"a": {"b": 0}}, "a.b"), ({"c": 1, "a": {"b": None}}, "c"),
+                       ({"a": 1}, "max_tokens")):  # fmt: skip
+        told = renamed(plain, names, sent)
+        assert (told.message, told.param, told.code) == (f"{name} is 0", name, "x")
+    assert renamed(Refusal(400, "x", param="seed"), names, {}).param == "seed"
 
 
 def test_settings_are_checked() -> None:

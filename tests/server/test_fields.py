@@ -245,8 +245,6 @@ def test_neutral_values_change_nothing(name: str) -> None:
     ({**SEEDED, "prediction": {"type": "content", "content": "x"}}, "prediction"),
     ({"guided_choice": ["a"], "response_format": {"type": "json_object"}}, "response_format"),
     ({"tools": [TOOL], "tool_choice": "required", "guided_choice": ["a"]}, "response_format"),
-    ({"tools": [{**TOOL, "function": {**TOOL["function"], "strict": True}}]},  # type: ignore[dict-item]
-     "tools[0].function.strict"),
     ({"stop": ["x"], "guided_choice": ["a"]}, "stop"),
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
 ])  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from dgemma.text.messages import ROLES
 from tests.nano import nano
 from tests.server.client import QUESTION, Client, serve
 
@@ -143,6 +144,27 @@ def test_the_document_tells_the_truth(client: Client) -> None:
             assert method == "get" or {"400", "413", "429"} <= statuses, path
     fields = document["components"]["schemas"]["ChatRequest"]
     assert fields["additionalProperties"] is False and fields["required"] == ["messages"]
+
+
+def test_the_document_knows_what_a_message_may_hold(client: Client) -> None:
+    """Catches a field that the document allows in a message and the server refuses, and one that
+    it forbids and that is taken."""
+    document = client.get("/openapi.json").json()
+    kinds = document["components"]["schemas"]["ChatRequest"]["properties"]["messages"]["items"]
+    parts = [(role, kind) for kind in kinds["anyOf"] for role in kind["properties"]["role"]["enum"]]
+    assert sorted(role for role, _ in parts) == sorted(ROLES)
+    fields = {field for _, kind in parts for field in kind["properties"]}
+    for role, kind in parts:
+        assert kind["additionalProperties"] is False
+        for field in fields - {"role", "content"}:
+            call = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+            value: Any = call if field == "tool_calls" else "a"
+            message = {"role": role, "content": "Hi", field: value}
+            asked = {"role": "assistant", "content": "", "tool_calls": call}
+            before = [*QUESTION, asked] if role == "tool" else []
+            reply = client.post("/apply-template", {"messages": [*before, message, *QUESTION]})
+            said = f"messages[{len(before)}].{field} is not known" in reply.text
+            assert said == (field not in kind["properties"]), (role, field, reply.text)
 
 
 def test_the_log_has_no_text_of_users(client: Client, caplog: pytest.LogCaptureFixture) -> None:

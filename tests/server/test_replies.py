@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import AsyncGenerator
 
 import pytest
 
 from dgemma.params import SamplingParams
 from dgemma.server import sse
-from dgemma.server.replies import Call, End, Piece, Reading, Text, Thought, fold, words
-from dgemma.types import Output, Request
+from dgemma.server.replies import Call, End, Folded, Piece, Reading, Text, Thought, fold, words
+from dgemma.text.answer import AnswerReader
+from dgemma.text.stream import Stream
+from dgemma.types import Event, Output, Request, TokenScore
 from tests.nano import nano
-from tests.server.client import QUESTION, written
+from tests.server.client import QUESTION, Recorder, Written, serve, written
 
 ANSWER = (
     "<|channel>thought\nFirst I look, then\nI call.\n<channel|>Let me see — é 漢. "
@@ -88,16 +91,77 @@ def test_words_are_the_text() -> None:
     assert list(words("")) == [] and list(words("\n ")) == ["\n "]
 
 
-def test_positions_of_scores() -> None:
-    """Catches log-probabilities of the thought, of a call or of a marker in the content's list."""
+def scored(text: str, *, size: int, must_call: bool = False) -> tuple[Folded, str]:
+    """A folded answer whose every token has a score, and the text of the scored tokens."""
     tokenizer = nano().prompter.text()
-    ids = tokenizer.encode(
-        "<|channel>thought\nx<channel|>ab<|tool_call>call:f{}<tool_call|>", control=True
-    )
-    told = reading_of(ids, []).positions(ids)
-    text = tokenizer.decode([i for i, kind in zip(ids, told, strict=True) if kind == "text"])
-    assert text == "ab"
-    assert told[0] == "" and told[1] == "thinking" and told[-1] == ""
+    ids = tokenizer.encode(text, control=True)
+    reader = AnswerReader(tokenizer, chat=True, must_call=must_call)
+    told, texts, scores = list[Event](), deque[str](), list[TokenScore]()
+    for canvas, low in enumerate(range(0, len(ids), size)):
+        piece = ids[low : low + size]
+        texts.append(reader.push(piece))
+        own = tuple(TokenScore(token_id=token_id, logprob=-1.0) for token_id in piece)
+        scores += own
+        told.append(Event(type="commit", canvas=canvas, ids=tuple(piece), scores=own))
+    output = Output(token_ids=tuple(ids), scores=tuple(scores), finish_reason="length")
+    told.append(Event(type="done", output=output))
+    stream = Stream(Written(told), reader, texts, tokenizer.decode)
+    request = Request(token_ids=(2, 300), params=SamplingParams(logprobs=0))
+    reading = Reading(nano().facts, request, stream, chat=True, must_call=must_call)
+    folded = asyncio.run(fold(reading.pieces()))
+    assert reading.scores(folded.ended.output) == folded.scores
+    shown = tokenizer.decode([score.token_id for score in folded.scores], control=True)
+    return folded, shown
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 100])
+@pytest.mark.parametrize("text, thought", [
+    ("<|channel>thought\nx<channel|>ab<|tool_call>call:f{}<tool_call|>", "x"),
+    ("<|channel>thought\nnow<tool_call|> more, and more<channel|>ab", "now more, and more"),
+    ("a<|tool_call>no call<tool_call|>b", ""),
+    ("a<|tool_call>call:f{n:1", ""),
+])  # fmt: skip
+def test_scores_are_those_of_the_text(text: str, thought: str, size: int) -> None:
+    """Catches log-probabilities of a thought, of a call or of a marker in the content's list, text
+    without any, and a thought that is counted otherwise than it is told."""
+    folded, shown = scored(text, size=size)
+    assert shown == folded.text and folded.thinking == thought
+    tokenizer = nano().prompter.text()
+    _, _, inside = text.partition("<|channel>")
+    inside, _, _ = inside.partition("<channel|>")
+    count = sum(1 for i in tokenizer.encode(inside, control=True) if i not in tokenizer.special_ids)
+    assert folded.ended.thought_tokens == count
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_a_required_call_that_is_cut_off_is_no_text(size: int) -> None:
+    """Catches a client that shows the user the beginning of a call as the answer."""
+    folded, shown = scored("<|tool_call>call:f{n:4399", size=size, must_call=True)
+    assert folded.text == shown == "" and not folded.calls
+    assert folded.ended.output.finish_reason == "length"
+
+
+TOOL = {"name": "f", "parameters": {"type": "object", "properties": {"n": {"type": "integer"}}}}
+
+
+@pytest.mark.parametrize("must", [True, False])
+def test_a_call_that_is_cut_off_in_every_api(must: bool) -> None:
+    """Catches a route that does not say that the call was required."""
+    begun = "<|tool_call>call:f{n:4399"
+    ids = nano().prompter.text().encode(begun, control=True)
+    model = Recorder(lambda request: written(request, [ids], reason="length"))
+    tools = [{"type": "function", "function": TOOL}]
+    choice = "required" if must else "auto"
+    told = serve(model).ask(tools=tools, tool_choice=choice).json()["choices"][0]
+    assert told["message"]["content"] == ("" if must else begun)
+    assert told["finish_reason"] == "length"
+    asked = {
+        "messages": QUESTION, "max_tokens": 8, "tool_choice": {"type": "any" if must else "auto"},
+        "tools": [{"name": "f", "input_schema": TOOL["parameters"]}],
+    }  # fmt: skip
+    reply = serve(model).post("/v1/messages", asked).json()
+    assert reply["content"] == ([] if must else [{"type": "text", "text": begun}])
+    assert reply["stop_reason"] == "max_tokens"
 
 
 def test_closing_ends_the_request() -> None:

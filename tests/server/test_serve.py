@@ -89,7 +89,7 @@ def stall(url: str) -> socket.socket:
 def test_stop_under_load() -> None:
     """Catches a stream that ends in the middle without a word, a plain request without a reply,
     and a server that waits for a client that does not read."""
-    found: dict[int, tuple[int, str]] = {}
+    found: dict[int, tuple[int, str, httpx.Headers]] = {}
     begun = threading.Semaphore(0)
 
     def ask(number: int) -> None:
@@ -102,7 +102,7 @@ def test_stop_under_load() -> None:
             for part in response.iter_text():
                 parts.append(part)
                 begun.release()
-            found[number] = (response.status_code, "".join(parts))
+            found[number] = (response.status_code, "".join(parts), response.headers)
 
     with running("--grace-s", "0.5") as live:
         threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(OPEN))]
@@ -122,13 +122,14 @@ def test_stop_under_load() -> None:
         assert "Traceback" not in live.log.read_text()
     assert len(found) == len(OPEN)
     for number, (path, body) in enumerate(OPEN):
-        status, text = found[number]
+        status, text, headers = found[number]
         assert "shutting down" in text, (path, body, text[-300:])
         if body.get("stream"):
             assert status == 200
             check_events(text)
         else:
             assert status == 503 and json.loads(text)["error"]["message"]
+            assert headers["retry-after"] == "1"
 
 
 def open_requests(live: Live) -> float:
@@ -175,6 +176,37 @@ def test_a_port_that_is_taken_is_told_before_the_model_is_loaded(
         port = taken.getsockname()[1]
         assert main(["serve", "nano", "--port", str(port)]) == 2
     assert f"cannot listen at 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+def test_two_servers_of_one_port() -> None:
+    """Catches a second server that takes the port as well, since the first one still loads."""
+    first = command.listen("127.0.0.1", 0)
+    with first, pytest.raises(InvalidRequest, match="cannot listen"):
+        command.listen("127.0.0.1", first.getsockname()[1])
+
+
+def test_what_comes_after_the_signal() -> None:
+    """Catches a page that tells of 503 where nobody listens any more, and a request that was on
+    its way and is dropped without a word, or taken."""
+    body = json.dumps(ASK).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
+    head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    with running("--grace-s", "10") as live:
+        address = urlsplit(live.url)
+        with socket.create_connection((address.hostname, address.port), WAIT_S) as connection:
+            connection.sendall(head.encode() + body[:1])
+            httpx.get(f"{live.url}/health")  # by now the head has come
+            live.process.send_signal(signal.SIGTERM)
+            until = time.monotonic() + WAIT_S
+            with pytest.raises(httpx.ConnectError):
+                while time.monotonic() < until:
+                    httpx.get(f"{live.url}/health")
+            connection.sendall(body[1:])
+            with connection.makefile("rb") as replies:
+                reply = replies.read().decode()
+        assert " 503 " in reply.splitlines()[0] and "shutting_down" in reply
+        assert "retry-after: 1" in reply.lower()
+        assert live.process.wait(WAIT_S) == -signal.SIGTERM
 
 
 def test_a_missing_extra_is_named(

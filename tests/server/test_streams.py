@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import threading
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -11,12 +13,14 @@ import pytest
 
 from dgemma.params import SamplingParams
 from dgemma.server.replies import Frame, Piece, Reading, Scores, Text, fold
+from dgemma.server.service import Service
+from dgemma.server.settings import Settings
 from dgemma.tasks import make_example
 from dgemma.text.answer import AnswerReader
 from dgemma.text.stream import Stream
 from dgemma.types import Event, Output, Request, TokenScore
 from tests.nano import nano
-from tests.server.client import Client, Written, deltas, events, serve
+from tests.server.client import Client, Recorder, Written, deltas, events, serve, written
 from tests.server.test_replies import collected
 
 CHAT = "/v1/chat/completions"
@@ -201,3 +205,61 @@ def test_what_it_cannot_be_combined_with(
     assert response.status_code == 400, response.text
     message = response.json()["error"]["message"]
     assert "stable_prefix" in message and named in message
+
+
+@pytest.mark.parametrize(("path", "more"), [
+    (CHAT, {"messages": PUZZLE}), ("/v1/messages", {"messages": PUZZLE, "max_tokens": 9}),
+    ("/v1/completions", {"prompt": "Hello"}),
+])  # fmt: skip
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_before_the_start(
+    path: str, more: dict[str, Any], stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a place that is held while a request is prepared for nobody."""
+    client = serve()
+    service = client.app.state.service
+
+    async def submit(*given: Any, **named: Any) -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(service, "submit", submit)
+    body = json.dumps({**more, "stream": stream}).encode()
+    sent = [{"type": "http.request", "body": body}, {"type": "http.disconnect"}]
+
+    async def receive() -> dict[str, Any]:
+        return sent.pop(0)
+
+    async def send(message: Any) -> None:
+        raise AssertionError(message)
+
+    scope = {
+        "type": "http", "method": "POST", "path": path, "query_string": b"",
+        "headers": [(b"content-type", b"application/json")], "root_path": "",
+    }  # fmt: skip
+    asyncio.run(asyncio.wait_for(client.app(scope, receive, send), 10))
+    assert not sent and service.open_requests == 0
+
+
+def test_requests_that_were_started_for_nobody_are_ended() -> None:
+    """Catches a request that a thread has started while its client left: it would run on."""
+    begun, go, streams = threading.Event(), threading.Event(), list[Stream]()
+
+    def submit(request: Request) -> Stream:
+        begun.set()
+        go.wait(10)
+        streams.append(written(request, []))
+        return streams[-1]
+
+    service = Service(Recorder(submit), Settings())
+
+    async def leave() -> None:
+        task = asyncio.ensure_future(service.submit([Request(token_ids=(5,))], owner=""))
+        await asyncio.to_thread(begun.wait, 10)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        go.set()
+        while not (streams and streams[0]._events.closed):  # type: ignore[attr-defined]
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(leave(), 10))
+    assert len(streams) == 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from dgemma.text.answer import AnswerReader
+from dgemma.text.answer import AnswerReader, first_stop, held
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.weights.files import bundled_models
 
@@ -61,3 +63,58 @@ def test_thought(tokenizer: Tokenizer) -> None:
     plain = AnswerReader(tokenizer, chat=True, thought_open=True)
     assert read(plain, tokenizer.encode("so be it\n<channel|>Yes", control=True), 3) == "Yes"
     assert plain.thinking == "so be it"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+@pytest.mark.parametrize("stop, text, which", [
+    (["b", "bc"], "a", "b"), (["bc", "b"], "a", "b"), (["bcd", "c"], "ab", "c"),
+    (["c", "bc"], "a", "bc"), (["zz", "e", "d"], "abc", "d"),
+    (["zz"], "abcde", None), (["a"], "", "a"),
+])  # fmt: skip
+def test_which_stop_string(
+    tokenizer: Tokenizer, stop: list[str], text: str, which: str | None, size: int
+) -> None:
+    """The one that is complete first ends an answer, however its canvases are cut."""
+    reader = AnswerReader(tokenizer, stop=stop)
+    assert read(reader, tokenizer.encode("abcde"), size) == text
+    assert reader.stopped_by == which and reader.stopped is (which is not None)
+    assert first_stop("abcde", stop) == (None if which is None else (len(text), which))
+
+
+def test_held_back_is_the_longest_beginning() -> None:
+    """Text that may begin a stop string is told, or text that cannot is held back."""
+    draw = random.Random(3)
+    for _ in range(500):
+        text = "".join(draw.choices("ab", k=draw.randint(0, 12)))
+        stops = ["".join(draw.choices("ab", k=draw.randint(1, 9))) for _ in range(3)]
+        if first_stop(text, stops):
+            continue
+        sizes = [n for s in stops for n in range(len(s)) if text.endswith(s[:n])]
+        assert held(text, stops) == max(sizes), (text, stops)
+
+
+def test_a_long_stop_string_costs_no_more_than_the_text() -> None:
+    """A long stop string is cut into all its beginnings while every other request waits."""
+
+    class Counted(str):
+        cuts = 0
+
+        def __getitem__(self, key: object) -> str:
+            Counted.cuts += 1
+            return str.__getitem__(self, key)  # type: ignore[index]
+
+    assert held("aaaa", [Counted("a" * 100_000)]) == 4
+    assert Counted.cuts <= 4
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_an_unfinished_call(tokenizer: Tokenizer, size: int) -> None:
+    """A required call that the context's end has cut off is told as the answer's text."""
+    ids = tokenizer.encode("<|tool_call>call:f{n:4399", control=True)
+    free = AnswerReader(tokenizer, chat=True)
+    assert read(free, ids, size) == "<|tool_call>call:f{n:4399"
+    forced = AnswerReader(tokenizer, chat=True, must_call=True)
+    assert read(forced, ids, size) == "" == forced.text and not forced.tool_calls
+    whole = AnswerReader(tokenizer, chat=True, must_call=True)
+    ids = tokenizer.encode("<|tool_call>call:f{n:4399}<tool_call|>", control=True)
+    assert read(whole, ids, size) == "" and whole.tool_calls[0].arguments == {"n": 4399}

@@ -231,3 +231,26 @@ def test_refused_tools(tools: Any, nano: Tokenizer) -> None:
     """Catches a tool whose name no call can hold."""
     with pytest.raises(InvalidRequest, match="tool"):
         of_tools(tools, nano)
+
+
+def test_strict_calls_among_free_text(nano: Tokenizer) -> None:
+    """Catches a strict call outside its schema or of no tool, a free answer that is barred, and a
+    tool that is not strict but held to its schema."""
+    strict = tool({"type": "object", "properties": {"n": INTEGER}, "required": ["n"]}, "get_time")
+    strict["function"]["strict"] = True
+    ends = MarkerIds.of(nano).ends
+    grammar = Grammar.from_strict_tools([tool({"type": "object"}, "get"), strict], nano, ends)
+
+    def taken(text: str) -> bool:
+        matcher, ids = grammar.matcher(), nano.encode(text, control=True)
+        return matcher.accept(ids) == len(ids) and matcher.accepting
+
+    call = "<|tool_call>call:get_time{n:3}<tool_call|>"
+    thought = "<|channel>thought\nhm\n<channel|>"
+    for good in ("", "a < b\n", call, f"{thought}So: {call}{call} done", thought + "x",
+                 '<|tool_call>call:get{a:<|"|>b<|"|>,c:[1]}<tool_call|>'):  # fmt: skip
+        assert taken(good), good
+    for bad in (call.replace("3", '<|"|>x<|"|>'), call.replace("n:3", ""),
+                f"{thought[:-11]}<|tool_call>x",
+                "<|tool_call>call:other{}<tool_call|>", call.replace("_time", "_tim")):  # fmt: skip
+        assert not taken(bad), bad

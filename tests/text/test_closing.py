@@ -231,6 +231,15 @@ def test_barred_words(inner: str | None, nano: Tokenizer, count: Count) -> None:
     assert letters.ids(matcher.allowed()).tolist() == before
 
 
+@pytest.mark.parametrize("part", ["a", "an", " the", "é", "漢", "zqx", "\n\n", "<", "\u2581"])
+def test_tokens_that_hold_a_part(part: str, tokenizer: Tokenizer) -> None:
+    """Catches a token that is missed, counted twice, or found across two neighbours."""
+    letters, wanted = letters_of(tokenizer), part.encode()
+    assert letters.holding(wanted).tolist() == [
+        token_id for token_id, text in enumerate(letters.table) if wanted in text
+    ]
+
+
 def test_a_word_is_not_joined_over_a_control_token(nano: Tokenizer) -> None:
     """Control tokens vanish from the text, so what stands around them meets."""
     matcher = Without(None, ["cat"], nano)

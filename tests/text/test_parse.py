@@ -191,3 +191,44 @@ def test_ids_outside(nano: Tokenizer) -> None:
     for start in ("", "<|tool_call>", "<|channel>"):
         with pytest.raises(TokenizerError, match="outside the vocabulary"):
             parse(nano, [*nano.encode(start, control=True), 5000])
+
+
+FIELDS = [
+    ("<|channel>thought\nx<channel|>ab<|tool_call>call:f{}<tool_call|>", "x", "ab", 1),
+    ("<|channel>thought\nwait<tool_call|> more<channel|>ab", "wait more", "ab", 0),
+    ("a<|tool_call>no call<tool_call|>b", "", "a<|tool_call>no call<tool_call|>b", 0),
+    ('a<|tool_call>call:f{s:<|"|>x<|"|>}', "", "a", 1),
+    ("a<|tool_call>call:f{<|channel>thought\nx<channel|>b", "x", "a<|tool_call>call:f{b", 0),
+    ("a<turn|>b", "", "a", 0),
+]
+
+
+@pytest.mark.parametrize("size", [1, 2, 100])
+@pytest.mark.parametrize("case", FIELDS)
+def test_fields_of_ids(case: tuple[str, str, str, int], size: int, nano: Tokenizer) -> None:
+    """Catches an id that is counted with one field while its text stands in another."""
+    text, thought, answer, calls = case
+    ids = nano.encode(text, control=True)
+    parser = StreamParser(nano)
+    deltas: list[Delta] = []
+    for low in range(0, len(ids), size):
+        deltas += parser.push(ids[low : low + size])
+        assert len(parser.fields) <= low + size
+    whole = folded(deltas + parser.finish())
+    assert len(parser.fields) == len(ids) and len(whole.tool_calls) == calls
+
+    def of(field: str) -> str:
+        kept = [i for i, one in zip(ids, parser.fields, strict=True) if one == field]
+        return nano.decode(kept, control=True)
+
+    assert of("text") == whole.text == answer
+    assert of("thinking").removeprefix("thought\n") == (whole.thinking or "") == thought
+    assert bool(of("tool_call")) == bool(calls)
+
+
+def test_fields_of_a_call_that_was_required(nano: Tokenizer) -> None:
+    """Catches an unfinished call among the tokens of the text, where its text is not told."""
+    ids = nano.encode("<|tool_call>call:f{n:4399", control=True)
+    parser = StreamParser(nano, must_call=True)
+    assert parser.push(ids) + parser.finish() == []
+    assert parser.fields == ["", *["tool_call"] * (len(ids) - 1)]

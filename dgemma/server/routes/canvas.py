@@ -24,8 +24,9 @@ from dgemma.server.access import Owner, TheService
 from dgemma.server.errors import Refusal
 from dgemma.server.plans import ended, follow, steady
 from dgemma.server.replies import End, Times
-from dgemma.server.routes.chat import costs, count
-from dgemma.server.routes.chat_shapes import LEAST
+from dgemma.server.routes.chat import count
+from dgemma.server.routes.chat_shapes import LEAST, costs
+from dgemma.server.routes.text_shapes import logged
 from dgemma.server.schema.canvas import (
     CanvasRequest,
     Placed,
@@ -56,6 +57,8 @@ async def canvas(
 ) -> Response:  # fmt: skip
     """A canvas in segments."""
     model = service.look_up(body.model)
+    segments = [one.model_dump(exclude_none=True) for one in body.segments]
+    logged(request, service, messages=body.messages, prompt=body.prompt, segments=segments)
     began = time.perf_counter()
     found, end = await unless_gone(request, _written(service, owner, body))
     end = replace(end, times=Times(total_s=time.perf_counter() - began))
@@ -80,11 +83,12 @@ async def _written(service: Service, owner: str, body: CanvasRequest) -> Told:
     _within(body, service.settings.limits.max_tokens, bounded=not plain)
     if plain and is_text(body.segments):
         plan = fill(facts, parts(facts, body.segments), params, context=context)
-        return _filled(body.segments, await follow(service, plan, owner), facts)
+        return _filled(body.segments, *await follow(service, plan, owner))
     seed = seed_of(params)
     placed = await service.aside(_place, facts, body, params, seed)
     laid = _laid(facts, body, replace(params, seed=seed), placed, context)
-    return _shown(body, await follow(service, laid, owner), placed, facts.tokenizer)
+    output, _ = await follow(service, laid, owner)
+    return _shown(body, output, placed, facts.tokenizer)
 
 
 def _within(body: CanvasRequest, most: int | None, *, bounded: bool) -> None:
@@ -103,14 +107,18 @@ def _within(body: CanvasRequest, most: int | None, *, bounded: bool) -> None:
                       "ask for less", param="segments", code="limit")  # fmt: skip
     free = [one for one in holes if one.max_length is None and one.choices is None]
     if body.max_tokens is not None and (bounded or not free):
-        raise InvalidRequest("max_tokens has no meaning here: segments say how long they are")
+        raise InvalidRequest(
+            "max_tokens has no meaning here: segments say how long they are", field="max_tokens"
+        )
 
 
 def _following(service: Service, body: CanvasRequest) -> tuple[ModelFacts, str | None]:
     """Facts whose prompt is what the canvas shall follow, and text for the user's message."""
     facts, prompter = service.facts, service.model.prompter
     if body.messages is not None and body.prompt is not None:
-        raise InvalidRequest("messages and prompt are two ways to say one thing; drop one")
+        raise InvalidRequest(
+            "messages and prompt are two ways to say one thing; drop one", field="messages"
+        )
     if body.messages is None and (body.prompt is None or isinstance(body.prompt, str)):
         return facts, body.prompt
     ids = prompter.plain(body.prompt or []) if body.messages is None else prompter.chat(
@@ -143,8 +151,8 @@ def _laid(
     return outputs[0]
 
 
-def _filled(segments: Sequence[Segment], filled: Filled, facts: ModelFacts) -> Told:
-    """The reply where holes were filled at lengths that were looked for."""
+def _filled(segments: Sequence[Segment], filled: Filled, width: int) -> Told:
+    """The reply where holes were filled at lengths that were looked for, on canvases so wide."""
     holes = iter(filled.holes)
     shown: list[dict[str, Any]] = []
     for one in segments:
@@ -163,7 +171,7 @@ def _filled(segments: Sequence[Segment], filled: Filled, facts: ModelFacts) -> T
         })  # fmt: skip
     written = sum(len(hole.token_ids) for hole in filled.holes)
     prompt = filled.outputs[-1].usage.prompt_tokens if filled.outputs else 0
-    end = ended(filled.usage, prompt, written, seed=filled.seed, width=facts.canvas, seconds=0)
+    end = ended(filled.usage, prompt, written, seed=filled.seed, width=width, seconds=0)
     status = {"finish_reason": "stop", "converged": None}
     return {"text": filled.text, "segments": shown, "status": status}, end
 

@@ -6,7 +6,6 @@ Knows the order of things: check, start, then reply. Knows nothing about how an 
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -22,7 +21,7 @@ from dgemma.errors import InvalidRequest
 from dgemma.params import RELEASED, SamplingParams
 from dgemma.server import sse
 from dgemma.server.access import Owner, TheService
-from dgemma.server.errors import Refusal, body_of, refusal
+from dgemma.server.errors import Refusal
 from dgemma.server.replies import (
     Call,
     Canvas,
@@ -38,12 +37,14 @@ from dgemma.server.replies import (
     fold,
 )
 from dgemma.server.routes import chat_shapes as shapes
+from dgemma.server.routes.chat_shapes import costs, costs_beside
+from dgemma.server.routes.text_shapes import STREAMED, logged, told
 from dgemma.server.schema.chat import ChatReply, ChatRequest
 from dgemma.server.schema.replies import ERRORS
 from dgemma.server.service import Service
+from dgemma.text.language import Calls
 from dgemma.types import Request, TokenScore
 
-log = logging.getLogger("dgemma.server")
 router = APIRouter(tags=["chat"])
 
 
@@ -92,8 +93,8 @@ class Job:
         return not (one and isinstance(piece, Call) and piece.index > 0)
 
 
-def prepare(asked: ChatRequest, service: Service) -> tuple[list[Request], Any]:
-    """The requests to the model, and what must be called.
+def prepare(asked: ChatRequest, service: Service) -> tuple[list[Request], Calls | None]:
+    """The requests to the model, and what is asked of their calls.
 
     Raises:
         DGemmaError, Refusal: what cannot be honoured.
@@ -105,8 +106,10 @@ def prepare(asked: ChatRequest, service: Service) -> tuple[list[Request], Any]:
                       param="n", code="limit")  # fmt: skip
     params = asked.params(limits)
     shown, calls = asked.called(limits)
-    if calls is not None and params.language is not None:
-        raise InvalidRequest("response_format and a required tool call cannot be combined")
+    if calls is not None and calls.must and params.language is not None:
+        raise InvalidRequest(
+            "response_format and a required tool call cannot be combined", field="response_format"
+        )
     ids = service.model.prompter.chat(asked.messages, shown, asked.thinking.asked)
     control = asked.canvas(service.facts, params)
     requests = [
@@ -128,10 +131,7 @@ def most_steps(request: Request, service: Service) -> int:
 @router.post(
     "/v1/chat/completions",
     response_model=ChatReply,
-    responses={
-        **ERRORS,
-        200: {"model": ChatReply, "content": {"text/event-stream": {"schema": {"type": "string"}}}},
-    },
+    responses={**ERRORS, **STREAMED},
     summary="Answer a conversation",
 )
 async def chat_completions(
@@ -142,25 +142,37 @@ async def chat_completions(
 ) -> Response:
     """OpenAI's chat API, with drafts of the canvas on request."""
     service.look_up(asked.model)
+    note = logged(http, service, messages=asked.messages)
+    job = await sse.unless_gone(http, begun(asked, service, owner, note))
+    if asked.stream:
+        source = told(chunks(job), http, service, done=True)
+        return sse.Events(source, service.settings.heartbeat_s, job.close)
+    try:
+        return JSONResponse(await sse.unless_gone(http, reply(job)))
+    finally:
+        job.close()
+
+
+async def begun(asked: ChatRequest, service: Service, owner: str, note: dict[str, Any]) -> Job:
+    """The call with its requests at work.
+
+    Raises:
+        DGemmaError, Refusal: what cannot be honoured.
+    """
     requests, calls = await service.aside(prepare, asked, service)
     streams = await service.submit(requests, owner=owner, chat=True, calls=calls)
-    note = {"messages": asked.messages} if service.settings.log_text else {}
-    http.scope["dgemma.log"] = note
-    job = Job(
+    return Job(
         asked=asked, service=service,
         readings=[
-            Reading(service.facts, request, stream, chat=True, every=asked.shown.stream_interval)
+            Reading(
+                service.facts, request, stream, chat=True, every=asked.shown.stream_interval,
+                must_call=calls is not None and calls.must,
+            )
             for request, stream in zip(requests, streams, strict=True)
         ],
         most_steps=most_steps(requests[0], service),
         id=f"chatcmpl-{secrets.token_hex(12)}", created=int(time.time()), note=note,
     )  # fmt: skip
-    if asked.stream:
-        return sse.Events(chunks(job), service.settings.heartbeat_s, job.close)
-    try:
-        return JSONResponse(await sse.unless_gone(http, reply(job)))
-    finally:
-        job.close()
 
 
 async def reply(job: Job) -> dict[str, Any]:
@@ -193,18 +205,15 @@ async def _folded(job: Job, reading: Reading) -> Folded:
     return await fold(wanted())
 
 
-def costs(ends: list[End]) -> dict[str, Any]:
-    """What a reply tells of its costs."""
-    return {
-        "usage": shapes.usage(ends), "diffusion_usage": shapes.diffusion_usage(ends),
-        "timings": shapes.timings(ends), "seeds": [end.output.seed for end in ends],
-    }  # fmt: skip
+def count(service: Service, ends: Sequence[End], each: int | None = None) -> None:
+    """Add answers to the metrics.
 
-
-def count(service: Service, ends: list[End]) -> None:
-    """Add an answer to the metrics."""
+    Args:
+        each: so many of them share a prompt; None: all.
+    """
     metrics = service.metrics
-    metrics.prompt_tokens.inc(ends[0].output.usage.prompt_tokens)
+    for one in ends[:: each or len(ends)]:
+        metrics.prompt_tokens.inc(one.output.usage.prompt_tokens)
     for end in ends:
         metrics.completion_tokens.inc(end.output.usage.completion_tokens)
         if end.times.text_s is not None:
@@ -212,14 +221,14 @@ def count(service: Service, ends: list[End]) -> None:
 
 
 async def chunks(job: Job) -> AsyncGenerator[bytes, None]:
-    """The stream. What goes wrong now is told by an event, since the status is out."""
+    """The stream, without its last line."""
     head = job.head("chat.completion.chunk")
     if job.asked.stream_options and job.asked.stream_options.include_usage:
         head["usage"] = None
     source = sse.merge([reading.pieces() for reading in job.readings])
     try:
         for number in range(len(job.readings)):
-            yield sse.event(head | choice(number, {"role": "assistant", "content": ""}))
+            yield sse.event(head | choice(number, {"role": "assistant"}))
         folded = [Folded() for _ in job.readings]
         async for number, piece in source:
             if not job.wanted(piece):
@@ -231,15 +240,8 @@ async def chunks(job: Job) -> AsyncGenerator[bytes, None]:
         job.count(ends)
         if "usage" in head:
             yield sse.event(head | {"choices": []} | costs(ends))
-    except Exception as error:
-        told = refusal(error)
-        job.note["error"] = told.code or told.status
-        if told.status >= 500 and not isinstance(error, Refusal):
-            log.exception("stream %s failed", job.id)
-        yield sse.event(body_of(told, "openai"))
     finally:
         await source.aclose()
-    yield sse.DONE
 
 
 def choice(number: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
@@ -271,15 +273,11 @@ def _chunks_of(job: Job, number: int, piece: Piece, so_far: Folded) -> Iterator[
     elif isinstance(piece, Call):
         yield choice(number, {"tool_calls": [{"index": piece.index} | shapes.tool_call(piece)]})
     else:
-        if asked.diffusing:
-            yield choice(number, {"content": so_far.text})
+        content = shapes.content(so_far)
+        if content is not None and (asked.diffusing or not content):
+            yield choice(number, {"content": content})
         last = choice(number, {}, shapes.finish_reason(piece, len(so_far.calls)))
-        yield last | ({} if len(job.readings) > 1 else _without_usage(costs([piece])))
-
-
-def _without_usage(told: dict[str, Any]) -> dict[str, Any]:
-    """OpenAI's `usage` comes only where it is asked for, in a chunk of its own."""
-    return {name: value for name, value in told.items() if name != "usage"}
+        yield last | ({} if len(job.readings) > 1 else costs_beside([piece]))
 
 
 def _draft(job: Job, number: int, piece: Frame) -> dict[str, Any]:

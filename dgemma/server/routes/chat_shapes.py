@@ -28,11 +28,16 @@ def tool_call(call: Call) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": function}
 
 
+def content(folded: Folded) -> str | None:
+    """The answer's text; None where it is calls alone."""
+    return folded.text or (None if folded.calls else "")
+
+
 def message(folded: Folded) -> dict[str, Any]:
     """The whole answer."""
     found: dict[str, Any] = {
         "role": "assistant",
-        "content": folded.text or (None if folded.calls else ""),
+        "content": content(folded),
         "refusal": None,
     }
     if folded.thinking:
@@ -97,6 +102,19 @@ def diffusion_usage(ends: Sequence[End]) -> dict[str, Any]:
         "canvas_tokens": sum(end.output.usage.canvases * end.width for end in ends),
         "tokens_per_step": completion / steps if steps else 0.0,
     }
+
+
+def costs(ends: Sequence[End]) -> dict[str, Any]:
+    """What a reply tells of its costs."""
+    return {"usage": usage(ends)} | costs_beside(ends)
+
+
+def costs_beside(ends: Sequence[End]) -> dict[str, Any]:
+    """The same without OpenAI's `usage`, which in a stream comes only where it is asked for."""
+    return {
+        "diffusion_usage": diffusion_usage(ends), "timings": timings(ends),
+        "seeds": [end.output.seed for end in ends],
+    }  # fmt: skip
 
 
 def timings(ends: Sequence[End]) -> dict[str, Any]:

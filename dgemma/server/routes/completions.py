@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -17,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from dgemma.compose.drafts import best, drafts
 from dgemma.errors import InvalidRequest
-from dgemma.params import RELEASED, SamplingParams, canvas_width
+from dgemma.params import SamplingParams
 from dgemma.server import sse
 from dgemma.server.access import Owner, TheService
 from dgemma.server.errors import Refusal
@@ -25,9 +26,11 @@ from dgemma.server.plans import Infilled, follow, infilled, steady
 from dgemma.server.replies import (
     Canvas,
     End,
+    Folded,
     Frame,
     Piece,
     Reading,
+    Scores,
     Status,
     Text,
     Times,
@@ -35,13 +38,23 @@ from dgemma.server.replies import (
     words,
 )
 from dgemma.server.routes import chat_shapes
-from dgemma.server.routes.chat import costs, count
-from dgemma.server.routes.text_shapes import STREAMED, Events, Head, choice, ending, logprobs, told
-from dgemma.server.schema.completions import MOST_PROMPTS, CompletionRequest
+from dgemma.server.routes.chat import count, most_steps
+from dgemma.server.routes.chat_shapes import costs, costs_beside
+from dgemma.server.routes.text_shapes import (
+    STREAMED,
+    Head,
+    choice,
+    end,
+    ending,
+    logged,
+    logprobs,
+    told,
+)
+from dgemma.server.schema.completions import CompletionRequest
 from dgemma.server.schema.replies import ERRORS, TextReply
 from dgemma.server.service import Service
 from dgemma.text.stream import Stream
-from dgemma.types import Output, Request
+from dgemma.types import Output, Request, TokenScore
 
 router = APIRouter(tags=["completions"])
 PATH = "/v1/completions"
@@ -73,13 +86,22 @@ class Job:
         }
         return found | {"usage": usage}
 
-    def logprobs(self, output: Output, reading: Reading | None = None) -> dict[str, Any] | None:
-        """Of one choice, where they were asked for."""
+    def logprobs(self, scores: Sequence[TokenScore], first: int = 0) -> dict[str, Any] | None:
+        """Of one choice from a token on, where they were asked for."""
         if self.asked.logprobs is None:
             return None
-        scores = output.scores if reading is None else reading.scores(output)
         asked = self.asked.logprob_token_ids or ()
-        return logprobs(scores, asked, self.service.facts.tokenizer)
+        return logprobs(scores, asked, self.service.facts.tokenizer, first)
+
+    def count(self, ends: Sequence[End]) -> None:
+        """Add the answers to the metrics."""
+        count(self.service, ends, self.each)
+
+    @property
+    def head_of_chunks(self) -> dict[str, Any]:
+        """What every chunk but the last holds where that tells the usage."""
+        options = self.asked.stream_options
+        return {"usage": None} if options and options.include_usage else {}
 
 
 @router.post(PATH, response_model=TextReply, responses={**ERRORS, **STREAMED})
@@ -91,48 +113,61 @@ async def completions(
     """OpenAI's old API for plain text."""
     job = Job(asked, service, owner, Head(service.look_up(asked.model)), asked.n or 1)
     _within(asked, service)
-    if service.settings.log_text:
-        http.scope["dgemma.log"] = {"prompt": asked.prompt}
+    logged(http, service, prompt=asked.prompt, suffix=asked.suffix)
     if asked.suffix is not None:
         params = steady(asked, service, stop=True)
         if asked.stream:
-            return _events(job, _infill_chunks(job, params), ())
+            return _events(job, http, _infill_chunks(job, params), ())
         return JSONResponse(await sse.unless_gone(http, _infill_reply(job, params)))
-    requests = await service.aside(_requests, asked, service)
-    full = service.model.defaults.merged(RELEASED)
-    job.most_steps = requests[0].params.merged(full).max_steps or 0
     if asked.best_of is not None:
-        return JSONResponse(await sse.unless_gone(http, _best_reply(job, requests)))
-    streams = await service.submit(requests, owner=owner)
-    readings = [
-        Reading(service.facts, request, stream, chat=False)
-        for request, stream in zip(requests, streams, strict=True)
-    ]
+        return JSONResponse(await sse.unless_gone(http, _best_reply(job)))
+    readings, streams = await sse.unless_gone(http, _begun(job))
     if asked.stream:
-        return _events(job, _chunks(job, readings), streams)
+        return _events(job, http, _chunks(job, readings), streams)
     with ending(streams):
         return JSONResponse(await sse.unless_gone(http, _reply(job, readings)))
 
 
-def _events(job: Job, source: AsyncGenerator[bytes, None], streams: Sequence[Stream]) -> Response:
-    source = told(source, PATH, done=True)
-    return Events(source, job.service.settings.heartbeat_s, streams)
+async def _begun(job: Job) -> tuple[list[Reading], list[Stream]]:
+    """The requests at work."""
+    asked, service = job.asked, job.service
+    requests = await service.aside(_requests, asked, service)
+    job.most_steps = most_steps(requests[0], service)
+    streams = await service.submit(requests, owner=job.owner)
+    every = asked.shown.stream_interval
+    readings = [
+        Reading(service.facts, request, stream, chat=False, every=every)
+        for request, stream in zip(requests, streams, strict=True)
+    ]
+    return readings, streams
+
+
+def _events(
+    job: Job, http: HTTPRequest, source: AsyncGenerator[bytes, None], streams: Sequence[Stream]
+) -> Response:
+    source = told(source, http, job.service, done=True)
+    return sse.Events(source, job.service.settings.heartbeat_s, partial(end, streams))
 
 
 def _within(asked: CompletionRequest, service: Service) -> None:
     """
     Raises:
-        Refusal, InvalidRequest: more choices, or prompts, than one request may ask for.
+        Refusal, InvalidRequest: more answers than one request may ask for, or no prompt.
     """
-    most = service.settings.limits.n
+    most, prompts = service.settings.limits.n, len(asked.prompts())
+    if not prompts:
+        raise InvalidRequest("prompt holds no text; give at least one", field="prompt")
     for name in ("n", "best_of"):
-        if (getattr(asked, name) or 1) > most:
+        each = getattr(asked, name) or 1
+        if each > most:
+            raise Refusal(400, f"{name} {each} is above this server's {most}; ask for fewer",
+                          param=name, code="limit")  # fmt: skip
+        if prompts * each > most:
             raise Refusal(
-                400, f"{name} {getattr(asked, name)} is above this server's {most}; ask for fewer",
-                param=name, code="limit",
+                400, f"prompt holds {prompts} texts with {name} {each}, {prompts * each} answers, "
+                f"more than this server's {most} of one request; send several requests",
+                param="prompt", code="limit",
             )  # fmt: skip
-    if not 1 <= len(asked.prompts()) <= MOST_PROMPTS:
-        raise InvalidRequest(f"prompt holds {len(asked.prompts())} texts; give 1 to {MOST_PROMPTS}")
 
 
 def _requests(asked: CompletionRequest, service: Service) -> list[Request]:
@@ -149,69 +184,67 @@ def _requests(asked: CompletionRequest, service: Service) -> list[Request]:
 async def _reply(job: Job, readings: Sequence[Reading]) -> dict[str, Any]:
     folded = list(await asyncio.gather(*(fold(reading.pieces()) for reading in readings)))
     ends = [one.ended for one in folded]
-    count(job.service, ends)
+    job.count(ends)
     choices = [
-        choice(number, one.text, chat_shapes.finish_reason(one.ended, 0),
-               job.logprobs(one.ended.output, reading))
-        for number, (one, reading) in enumerate(zip(folded, readings, strict=True))
-    ]  # fmt: skip
+        choice(number, one.text, chat_shapes.finish_reason(one.ended, 0), job.logprobs(one.scores))
+        for number, one in enumerate(folded)
+    ]
     return job.head.reply(choices) | job.costs(ends)
 
 
-async def _best_reply(job: Job, requests: Sequence[Request]) -> dict[str, Any]:
+async def _best_reply(job: Job) -> dict[str, Any]:
     began = time.perf_counter()
     service, of = job.service, job.asked.best_of or 1
+    requests = await service.aside(_requests, job.asked, service)
     plan = best(service.facts, requests, job.each, of)
-    outputs: list[Output] = await follow(service, plan, job.owner)
+    outputs: list[Output]
+    outputs, width = await follow(service, plan, job.owner)
     times = Times(total_s=time.perf_counter() - began)
-    width = canvas_width(requests[0].params, service.facts.canvas)
     ends = [End(output, times, width, 0) for output in outputs]
-    count(service, ends)
+    job.count(ends)
     choices = [
         choice(number, end.output.text, chat_shapes.finish_reason(end, 0),
-               job.logprobs(end.output))
+               job.logprobs(end.output.scores))
         for number, end in enumerate(ends)
     ]  # fmt: skip
     return job.head.reply(choices) | job.costs(ends)
 
 
 async def _chunks(job: Job, readings: Sequence[Reading]) -> AsyncGenerator[bytes, None]:
-    asked, head = job.asked, job.head
+    head, besides = job.head, job.head_of_chunks
     source = sse.merge([reading.pieces() for reading in readings])
-    ends: dict[int, End] = {}
+    folded = [Folded() for _ in readings]
     try:
         async for number, piece in source:
-            if isinstance(piece, End):
-                ends[number] = piece
-            for part, more in _told_of(job, number, piece, readings[number]):
-                yield sse.event(head.reply([part]) | more)
-        count(job.service, [ends[number] for number in sorted(ends)])
-        if asked.stream_options and asked.stream_options.include_usage:
-            ordered = [ends[number] for number in sorted(ends)]
-            yield sse.event(head.reply([]) | job.costs(ordered))
+            so_far = folded[number]
+            so_far.add(piece)
+            for part, more in _told_of(job, number, piece, so_far):
+                yield sse.event(head.reply([part]) | besides | more)
+        ends = [one.ended for one in folded]
+        job.count(ends)
+        if besides:
+            yield sse.event(head.reply([]) | job.costs(ends))
     finally:
         await source.aclose()
 
 
 def _told_of(
-    job: Job, number: int, piece: Piece, reading: Reading
+    job: Job, number: int, piece: Piece, so_far: Folded
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """The choices that tell one piece, and what stands beside them."""
-    shown = job.asked.shown
     if isinstance(piece, Text):
         yield choice(number, piece.text), {}
     elif isinstance(piece, Frame):
-        if piece.event.step % shown.stream_interval == 0:
-            tokens = shown.stream == "tokens"
-            tokenizer = job.service.facts.tokenizer
-            side = chat_shapes.frame(piece, job.most_steps, tokenizer, tokens=tokens)
-            yield choice(number, ""), side
+        tokens = job.asked.shown.stream == "tokens"
+        tokenizer = job.service.facts.tokenizer
+        yield choice(number, ""), chat_shapes.frame(piece, job.most_steps, tokenizer, tokens=tokens)
+    elif isinstance(piece, Scores):
+        first = len(so_far.scores) - len(piece.scores)
+        yield choice(number, "", None, job.logprobs(so_far.scores, first)), {}
     elif isinstance(piece, (Status, Canvas)):
         yield choice(number, ""), chat_shapes.note(piece)
     elif isinstance(piece, End):
-        reason = chat_shapes.finish_reason(piece, 0)
-        told_costs = {k: v for k, v in costs([piece]).items() if k != "usage"}
-        yield choice(number, "", reason, job.logprobs(piece.output, reading)), told_costs
+        yield choice(number, "", chat_shapes.finish_reason(piece, 0)), costs_beside([piece])
 
 
 async def _infills(job: Job, params: SamplingParams) -> list[Infilled]:
@@ -232,20 +265,20 @@ async def _infills(job: Job, params: SamplingParams) -> list[Infilled]:
 async def _infill_reply(job: Job, params: SamplingParams) -> dict[str, Any]:
     found = await _infills(job, params)
     ends = [one.end for one in found]
-    count(job.service, ends)
+    job.count(ends)
     choices = [choice(number, one.text, "stop") for number, one in enumerate(found)]
     return job.head.reply(choices) | job.costs(ends)
 
 
 async def _infill_chunks(job: Job, params: SamplingParams) -> AsyncGenerator[bytes, None]:
-    head, options = job.head, job.asked.stream_options
+    head, besides = job.head, job.head_of_chunks
     found = await _infills(job, params)
     for number, one in enumerate(found):
         for word in words(one.text):
-            yield sse.event(head.reply([choice(number, word)]))
-        told_costs = {k: v for k, v in costs([one.end]).items() if k != "usage"}
-        yield sse.event(head.reply([choice(number, "", "stop")]) | told_costs)
+            yield sse.event(head.reply([choice(number, word)]) | besides)
+        last = head.reply([choice(number, "", "stop")]) | besides
+        yield sse.event(last | costs_beside([one.end]))
     ends = [one.end for one in found]
-    count(job.service, ends)
-    if options and options.include_usage:
+    job.count(ends)
+    if besides:
         yield sse.event(head.reply([]) | job.costs(ends))

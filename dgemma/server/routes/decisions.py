@@ -5,11 +5,12 @@ Knows both paths. Knows nothing about how questions are read from a canvas.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -19,6 +20,7 @@ from dgemma.compose.questions import Question, options
 from dgemma.errors import InvalidRequest
 from dgemma.server.access import Owner, TheService
 from dgemma.server.plans import follow
+from dgemma.server.routes.text_shapes import logged
 from dgemma.server.schema.decisions import (
     DecisionsReply,
     DecisionsRequest,
@@ -48,11 +50,16 @@ async def decisions(
 ) -> Response:  # fmt: skip
     """Decisions in OpenAI's form. A question that this model cannot answer gets a refusal."""
     model = service.look_up(body.model)
+    logged(request, service, input=body.input, questions=_shown(body.questions))
     questions = asked(body.questions)
     names = [question.name for question in questions]
-    refused = await service.aside(_refused, service.facts, questions, body.joint)
-    left = [question for question in questions if question.name not in refused]
-    decision = await unless_gone(request, _decide(service, owner, body, body.input, left))
+
+    async def decided() -> tuple[Decision, dict[str, str]]:
+        refused = await service.aside(_refused, service.facts, questions, body.joint)
+        left = [question for question in questions if question.name not in refused]
+        return await _decide(service, owner, body, body.input, left), refused
+
+    decision, refused = await unless_gone(request, decided())
     return JSONResponse({
         "object": "decision", "model": model,
         "answers": openai_answers(names, decision, refused), **_costs(decision, body, service),
@@ -67,12 +74,18 @@ async def systemone(
 ) -> Response:  # fmt: skip
     """Decisions in System One's form."""
     model = service.look_up(body.model)
+    logged(request, service, state=body.state, questions=_shown(body.questions.values()))
     questions = named(body.questions)
     decision = await unless_gone(request, _decide(service, owner, body, body.state, questions))
     return JSONResponse({
         "model": model, "answers": systemone_answers(decision),
         **_costs(decision, body, service),
     })  # fmt: skip
+
+
+def _shown(questions: Iterable[BaseModel]) -> list[dict[str, Any]]:
+    """For the log."""
+    return [one.model_dump(exclude_none=True) for one in questions]
 
 
 def _refused(facts: ModelFacts, questions: Sequence[Question], joint: bool) -> dict[str, str]:
@@ -103,7 +116,9 @@ async def _decide(
         facts, state, questions, samples=body.samples, joint=body.joint, seed=body.seed,
         canvas_length=body.canvas_length,
     )  # fmt: skip
-    return await follow(service, plan, owner)
+    decision, _ = await follow(service, plan, owner)
+    service.metrics.prompt_tokens.inc(decision.usage.prompt_tokens)
+    return decision
 
 
 def _about(
@@ -125,7 +140,9 @@ def _about(
         return service.facts, prompter.chat(messages)
     last = messages[-1]
     if last["role"] != "user":
-        raise InvalidRequest("messages must end with a user's message, below which is asked")
+        raise InvalidRequest(
+            "messages must end with a user's message, below which is asked", field="messages"
+        )
     history: Messages = messages[:-1]
 
     def ask(message: str) -> list[int]:

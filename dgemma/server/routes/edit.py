@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 
 from fastapi import APIRouter
 from starlette.requests import Request as HTTPRequest
@@ -16,11 +17,12 @@ from dgemma.compose.drafts import drafts
 from dgemma.compose.edit import REFUSED, Edited, edit
 from dgemma.compose.plan import refuse, run
 from dgemma.errors import InvalidRequest
-from dgemma.params import canvas_width
 from dgemma.server.access import Owner, TheService
 from dgemma.server.plans import ended, follow, steady
 from dgemma.server.replies import End
-from dgemma.server.routes.chat import costs, count
+from dgemma.server.routes.chat import count
+from dgemma.server.routes.chat_shapes import costs
+from dgemma.server.routes.text_shapes import logged
 from dgemma.server.schema.edit import (
     EditReply,
     EditRequest,
@@ -34,6 +36,7 @@ from dgemma.server.schema.replies import ERRORS
 from dgemma.server.schema.tags import next_edit, update
 from dgemma.server.service import Service
 from dgemma.server.sse import unless_gone
+from dgemma.types import Output
 
 router = APIRouter(tags=["edit"])
 
@@ -46,6 +49,7 @@ async def edit_completions(
 ) -> Response:  # fmt: skip
     """The region's new text, in a code fence."""
     model = service.look_up(body.model)
+    logged(request, service, messages=[body.messages[0].content])
     found = next_edit(body.messages[0].content)
     params = steady(body, service, strength=True)
     refuse(params, (*REFUSED, "allowed_token_ids"), "an edit is steered by its file alone")
@@ -54,12 +58,13 @@ async def edit_completions(
         params, context=context(found),
     )  # fmt: skip
     began = time.perf_counter()
-    edited: Edited = await unless_gone(request, follow(service, plan, owner))
+    edited: Edited
+    edited, width = await unless_gone(request, follow(service, plan, owner))
     new = edited.changes[0].new
     written = len(service.facts.tokenizer.encode(new))
     prompt = edited.outputs[-1].usage.prompt_tokens if edited.outputs else 0
     end = ended(
-        edited.usage, prompt, written, seed=edited.seed, width=service.facts.canvas,
+        edited.usage, prompt, written, seed=edited.seed, width=width,
         seconds=time.perf_counter() - began,
     )  # fmt: skip
     return _reply("editcmpl", model, service, fenced(new), end)
@@ -73,18 +78,25 @@ async def apply_completions(
 ) -> Response:  # fmt: skip
     """The whole file with the update applied."""
     model = service.look_up(body.model)
+    logged(request, service, messages=[body.messages[0].content])
     found = update(body.messages[0].content)
     if not found.original.strip():
-        raise InvalidRequest("messages[0].content: the section <|original_code|> is empty")
+        raise InvalidRequest(
+            "messages[0].content: the section <|original_code|> is empty",
+            field="messages[0].content",
+        )
     params = steady(body, service)
     began = time.perf_counter()
-    prompt = await service.aside(service.model.prompter.asked, merging(found))
-    plan = run(drafts([prompt], params, 1))
-    output = (await unless_gone(request, follow(service, plan, owner, chat=True)))[0]
+
+    async def applied() -> tuple[Sequence[Output], int]:
+        prompt = await service.aside(service.model.prompter.asked, merging(found))
+        return await follow(service, run(drafts([prompt], params, 1)), owner, chat=True)
+
+    (output,), width = await unless_gone(request, applied())
     spent = output.usage
     end = ended(
         spent, spent.prompt_tokens, spent.completion_tokens, seed=output.seed,
-        width=canvas_width(params, service.facts.canvas), seconds=time.perf_counter() - began,
+        width=width, seconds=time.perf_counter() - began,
     )  # fmt: skip
     reason = output.finish_reason
     return _reply("applycmpl", model, service, unfenced(output.text), end, reason)

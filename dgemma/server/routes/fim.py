@@ -19,9 +19,9 @@ from dgemma.server import sse
 from dgemma.server.access import Owner, TheService
 from dgemma.server.plans import Infilled, infilled, steady
 from dgemma.server.replies import words
-from dgemma.server.routes.chat import costs, count
-from dgemma.server.routes.chat_shapes import timings
-from dgemma.server.routes.text_shapes import STREAMED, Head, choice, told
+from dgemma.server.routes.chat import count
+from dgemma.server.routes.chat_shapes import costs, timings
+from dgemma.server.routes.text_shapes import STREAMED, Head, choice, logged, told
 from dgemma.server.schema.fim import (
     DEFAULT_TOKENS,
     FimRequest,
@@ -49,11 +49,10 @@ async def fim(
     if params.max_tokens is None and service.facts.canvas > DEFAULT_TOKENS:
         asked = asked.model_copy(update={"max_tokens": DEFAULT_TOKENS})
         params = steady(asked, service, stop=True)
-    if service.settings.log_text:
-        http.scope["dgemma.log"] = {"prompt": asked.prompt, "suffix": asked.suffix}
+    logged(http, service, prompt=asked.prompt, suffix=asked.suffix)
     work = partial(infilled, service, owner, asked.prompt, asked.suffix, params, stop=asked.stop)
     if asked.stream:
-        source = told(_fim_chunks(service, head, work), "/v1/fim/completions", done=True)
+        source = told(_fim_chunks(service, head, work), http, service, done=True)
         return sse.Events(source, service.settings.heartbeat_s)
     found = await sse.unless_gone(http, work())
     count(service, [found.end])
@@ -79,10 +78,9 @@ async def infill(
     """What stands between two texts, in llama.cpp's form."""
     service.look_up(asked.model)
     params = steady(asked.drawing(), service, stop=True)
-    if service.settings.log_text:
-        http.scope["dgemma.log"] = {"prefix": asked.input_prefix, "suffix": asked.input_suffix}
+    logged(http, service, prefix=asked.input_prefix, prompt=asked.prompt, suffix=asked.input_suffix)
     if asked.stream:
-        source = told(_infill_chunks(service, owner, asked, params), "/infill")
+        source = told(_infill_chunks(service, owner, asked, params), http, service)
         return sse.Events(source, service.settings.heartbeat_s)
     body = await sse.unless_gone(http, _infill_body(service, owner, asked, params))
     return JSONResponse(picked(body, asked.response_fields))

@@ -6,7 +6,7 @@ Knows both paths and the order of things. Knows nothing about how an answer is d
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter
@@ -18,7 +18,7 @@ from dgemma.server.access import Owner, TheService
 from dgemma.server.replies import Call, End, Reading, Text, Thought
 from dgemma.server.routes import chat_shapes
 from dgemma.server.routes.chat import count
-from dgemma.server.routes.text_shapes import STREAMED, Events, ending, told
+from dgemma.server.routes.text_shapes import STREAMED, ending, logged, told
 from dgemma.server.schema.messages import (
     Conversation,
     CountRequest,
@@ -34,27 +34,16 @@ from dgemma.server.schema.messages_reply import (
     begin,
     end,
     folded,
-    stopped_by,
 )
 from dgemma.server.schema.replies import ANTHROPIC_ERRORS
 from dgemma.server.schema.sampling import check_schema
 from dgemma.server.service import Service
-from dgemma.text.parse import Delta, parse
+from dgemma.text.parse import Delta
+from dgemma.text.stream import Stream
 from dgemma.types import Request
 
 router = APIRouter(tags=["messages"])
 PATH = "/v1/messages"
-
-
-class _Reading(Reading):
-    """A reading that can also tell which stop string ended the text."""
-
-    def stopped_by(self, stop: Sequence[str]) -> str | None:
-        """The one that came first; None: the answer ended by itself."""
-        if not stop:
-            return None
-        whole = parse(self._facts.tokenizer, self._committed, thought_open=self._open)
-        return stopped_by(whole.text, stop)
 
 
 @router.post(PATH, response_model=MessageReply, responses={**ANTHROPIC_ERRORS, **STREAMED})
@@ -66,14 +55,20 @@ async def messages(
     """A conversation answered."""
     service.look_up(asked.model)
     found = conversation(asked)
-    request = await service.aside(_request, asked, found, service)
-    if service.settings.log_text:
-        http.scope["dgemma.log"] = {"messages": found.messages}
-    [stream] = await service.submit([request], owner=owner, chat=True, calls=found.calls)
-    reading = _Reading(service.facts, request, stream, chat=True)
+    logged(http, service, messages=found.messages)
+
+    async def begun() -> tuple[Request, Stream]:
+        request = await service.aside(_request, asked, found, service)
+        [stream] = await service.submit([request], owner=owner, chat=True, calls=found.calls)
+        return request, stream
+
+    request, stream = await sse.unless_gone(http, begun())
+    must = found.calls is not None and found.calls.must
+    reading = Reading(service.facts, request, stream, chat=True, must_call=must)
     events = _events(service, asked, request, reading)
     if asked.stream:
-        return Events(told(_bytes(events), PATH), service.settings.heartbeat_s, [stream])
+        source = told(_bytes(events), http, service)
+        return sse.Events(source, service.settings.heartbeat_s, stream.close)
     with ending([stream]):
         return JSONResponse(await sse.unless_gone(http, _folded(events)))
 
@@ -99,23 +94,26 @@ def _request(asked: MessagesRequest, found: Conversation, service: Service) -> R
 
 
 async def _events(
-    service: Service, asked: MessagesRequest, request: Request, reading: _Reading
+    service: Service, asked: MessagesRequest, request: Request, reading: Reading
 ) -> AsyncGenerator[Event, None]:
     """The stream's events; the plain reply is their fold."""
     answer_id = secrets.token_hex(12)
     blocks = Blocks(answer_id)
+    one = asked.tool_choice is not None and asked.tool_choice.disable_parallel_tool_use
     source = reading.pieces()
     try:
         yield begin(answer_id, service.name, len(request.token_ids))
         yield PING
         async for piece in source:
+            if one and isinstance(piece, Call) and piece.index > 0:
+                continue
             delta = _delta(piece)
             if delta is not None:
                 for event in blocks.add(delta):
                     yield event
             elif isinstance(piece, End):
                 count(service, [piece])
-                for event in (*blocks.close(), *_last(piece, reading, asked)):
+                for event in (*blocks.close(), *_last(piece)):
                     yield event
     finally:
         await source.aclose()
@@ -129,14 +127,14 @@ def _delta(piece: Any) -> Delta | None:
     return ("tool_call", piece.call) if isinstance(piece, Call) else None
 
 
-def _last(piece: End, reading: _Reading, asked: MessagesRequest) -> list[Event]:
+def _last(piece: End) -> list[Event]:
     spent = piece.output.usage
     usage = {"input_tokens": spent.prompt_tokens, "output_tokens": spent.completion_tokens}
     extra = {
         "diffusion_usage": chat_shapes.diffusion_usage([piece]),
         "timings": chat_shapes.timings([piece]), "seed": piece.output.seed,
     }  # fmt: skip
-    return end(piece.output, reading.stopped_by(asked.stop_sequences or ()), usage, extra)
+    return end(piece.output, usage, extra)
 
 
 async def _bytes(events: AsyncGenerator[Event, None]) -> AsyncGenerator[bytes, None]:

@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from starlette.types import Receive, Scope, Send
+from starlette.requests import Request
 
 from dgemma.server import sse
-from dgemma.server.errors import Refusal, body_of, dialect_of, refusal
+from dgemma.server.errors import Refusal, body_of, crash, dialect_of, refusal
 from dgemma.server.routes.chat_shapes import LEAST
+from dgemma.server.service import Service
 from dgemma.text.stream import Stream
 from dgemma.text.tokenizer import Detokenizer, Tokenizer
 from dgemma.types import TokenScore
@@ -55,18 +56,22 @@ def choice(
 
 
 def logprobs(
-    scores: Sequence[TokenScore], asked: Sequence[int], tokenizer: Tokenizer
+    scores: Sequence[TokenScore], asked: Sequence[int], tokenizer: Tokenizer, first: int = 0
 ) -> dict[str, Any]:
     """Log-probabilities of an answer's tokens.
 
     Args:
+        scores: of all its tokens so far.
         asked: `logprob_token_ids`, which stand among the likeliest of each position.
+        first: the first of the tokens that are to be told of.
     """
     letters = Detokenizer(tokenizer)
     offsets, size, top = [], 0, []
     for score in scores:
         offsets.append(size)
         size += len(letters.push([score.token_id]))
+    scores, offsets = scores[first:], offsets[first:]
+    for score in scores:
         values = dict(zip(asked, score.asked, strict=False)) | dict(score.top)
         top.append({tokenizer.token_text(i): max(v, LEAST) for i, v in values.items()})
     return {
@@ -76,37 +81,35 @@ def logprobs(
     }  # fmt: skip
 
 
-class Events(sse.Events):
-    """Server-sent events that end the model's streams with them, even if they never began."""
-
-    def __init__(
-        self, source: AsyncGenerator[bytes, None], heartbeat_s: float, streams: Sequence[Stream]
-    ) -> None:
-        super().__init__(source, heartbeat_s)
-        self._streams = streams
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with ending(self._streams):
-            await super().__call__(scope, receive, send)
-
-
 @contextmanager
 def ending(streams: Sequence[Stream]) -> Iterator[None]:
     """Ends what still runs when the block is left: a client may be gone before its reply began."""
     try:
         yield
     finally:
-        for stream in streams:
-            stream.close()
+        end(streams)
+
+
+def end(streams: Sequence[Stream]) -> None:
+    """End what still runs."""
+    for stream in streams:
+        stream.close()
+
+
+def logged(http: Request, service: Service, **texts: Any) -> dict[str, Any]:
+    """What the log line of a request will hold besides: what was written, if that is wished."""
+    note = texts if service.settings.log_text else {}
+    http.scope["dgemma.log"] = note
+    return note
 
 
 async def told(
-    source: AsyncGenerator[bytes, None], path: str, *, done: bool = False
+    source: AsyncGenerator[bytes, None], http: Request, service: Service, *, done: bool = False
 ) -> AsyncGenerator[bytes, None]:
     """The same events; what goes wrong on the way is told by one, since the status is out.
 
     Args:
-        path: says in which API's shape.
+        http: its path says in which API's shape; its log line says that it failed.
         done: whether OpenAI's last line follows.
     """
     try:
@@ -114,8 +117,11 @@ async def told(
             yield piece
     except Exception as error:
         found = refusal(error)
+        path = http.url.path
+        http.scope.setdefault("dgemma.log", {})["error"] = found.code or found.status
         if found.status >= 500 and not isinstance(error, Refusal):
-            log.exception("a stream of %s failed", path)
+            said = crash(error, text=service.settings.log_text)
+            log.error("a stream of %s failed\n%s", path, said)
         dialect = dialect_of(path)
         name = "error" if dialect == "anthropic" else None
         yield sse.event(body_of(found, dialect), name)

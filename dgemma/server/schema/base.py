@@ -6,7 +6,7 @@ those that cannot change a result.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
@@ -20,10 +20,13 @@ class Body(BaseModel):
 
     Attributes:
         HINTS: fields of other servers, and what to say of them.
+        NAMES: fields of the model's parameters -> the names that a request may give them, as
+            paths with dots; an error is told by the one that was sent.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     HINTS: ClassVar[Mapping[str, str]] = {}
+    NAMES: ClassVar[Mapping[str, Sequence[str]]] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -32,7 +35,7 @@ class Body(BaseModel):
             known = [field.alias or name for name, field in cls.model_fields.items()]
             for name in given:
                 if name not in known:
-                    why = cls.HINTS.get(name) or f"unknown field{nearest(name, known)}"
+                    why = cls.HINTS.get(name) or f"unknown field{nearest(name[:100], known)}"
                     raise PydanticCustomError(
                         "unknown_field", "{why}; leave it out", {"field": name, "why": why}
                     )

@@ -6,18 +6,18 @@ Knows segments, and how they stand on a canvas. Knows nothing about HTTP or how 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from dgemma.compose.borders import text_tokens
 from dgemma.compose.fill import Hole
 from dgemma.compose.plan import ModelFacts
-from dgemma.errors import InvalidRequest, nearest
+from dgemma.errors import InvalidRequest
 from dgemma.params import SamplingParams, canvas_width
-from dgemma.server.schema.base import Body, refuse
+from dgemma.server.schema.base import Body
 from dgemma.server.schema.sampling import Drawing
 from dgemma.types import CanvasControl
 
@@ -71,6 +71,11 @@ class CanvasRequest(Drawing):
         returns: see `Returned`; "return" in the request.
     """
 
+    NAMES: ClassVar[Mapping[str, Sequence[str]]] = {
+        **Drawing.NAMES, "strength": ("strength",), "ids": ("segments",), "pinned": ("segments",),
+        "prompt": ("messages", "prompt", "segments"),
+    }  # fmt: skip
+
     model: str | None = None
     segments: list[Segment] = Field(min_length=1, max_length=MOST_SEGMENTS)
     messages: list[dict[str, Any]] | None = None
@@ -78,17 +83,6 @@ class CanvasRequest(Drawing):
     strength: float | None = Field(default=None, ge=0, le=1)
     read_only: bool = False
     returns: Returned = Field(default=Returned(), alias="return")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known(cls, given: Any) -> Any:
-        """As in `Body`, for a field whose name is a word of Python's."""
-        if isinstance(given, dict):
-            known = {*cls.model_fields, "return"} - {"returns"}
-            for name in given:
-                if name not in known:
-                    raise refuse(name, f"unknown field{nearest(name, known)}; leave it out")
-        return given
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +118,11 @@ def check(segments: Sequence[Segment], strength: float | None) -> None:
     for number, one in enumerate(segments):
         where, role = f"segments[{number}]", role_of(one)
         if one.text is not None and one.tokens is not None:
-            raise InvalidRequest(f"{where} has text and tokens; give one of them")
+            raise InvalidRequest(f"{where} has text and tokens; give one of them", field=where)
         given = one.text is not None or one.tokens is not None
         if given == (role == "hole"):
             need = "holds nothing yet; leave out text and tokens" if given else "needs text, tokens"
-            raise InvalidRequest(f"{where}: a {role} segment {need}")
+            raise InvalidRequest(f"{where}: a {role} segment {need}", field=where)
         barred = {
             "pinned": ("min_length", "max_length", "allowed_token_ids", "choices", "noise"),
             "seed": ("min_length", "max_length", "choices"),
@@ -136,18 +130,26 @@ def check(segments: Sequence[Segment], strength: float | None) -> None:
         }[role]
         for name in barred:
             if getattr(one, name) is not None:
-                raise InvalidRequest(f"{where}.{name} has no meaning for a {role} segment")
+                raise InvalidRequest(
+                    f"{where}.{name} has no meaning for a {role} segment", field=f"{where}.{name}"
+                )
         if one.choices is not None and one.allowed_token_ids is not None:
-            raise InvalidRequest(f"{where}: choices and allowed_token_ids; give one of them")
+            raise InvalidRequest(
+                f"{where}: choices and allowed_token_ids; give one of them", field=where
+            )
         if one.max_length is not None and (one.min_length or 0) > one.max_length:
-            raise InvalidRequest(f"{where}: min_length is above max_length")
+            raise InvalidRequest(f"{where}: min_length is above max_length", field=where)
         if one.noise is not None and strength is not None and one.noise < strength:
-            raise InvalidRequest(f"{where}.noise {one.noise} is below strength {strength}")
+            raise InvalidRequest(
+                f"{where}.noise {one.noise} is below strength {strength}", field=f"{where}.noise"
+            )
     roles = {role_of(one) for one in segments}
     if strength is not None and "seed" not in roles:
-        raise InvalidRequest("strength has no meaning without a seed segment")
+        raise InvalidRequest("strength has no meaning without a seed segment", field="strength")
     if roles == {"pinned"}:
-        raise InvalidRequest("segments has nothing to write; add a hole or a seed")
+        raise InvalidRequest(
+            "segments has nothing to write; add a hole or a seed", field="segments"
+        )
 
 
 def is_text(segments: Sequence[Segment]) -> bool:
@@ -211,13 +213,16 @@ def place(
         positions.append(range(begin, len(ids)))
     content = len(ids)
     if not content:
-        raise InvalidRequest("segments hold no token; give some text, or a hole with a length")
+        raise InvalidRequest(
+            "segments hold no token; give some text, or a hole with a length", field="segments"
+        )
     width = SamplingParams(max_tokens=content, canvas_length=canvas_length or "auto")
     room = canvas_width(width, facts.canvas)
     if content > room:
         raise InvalidRequest(
             f"segments take {content} tokens of a canvas of {room}; with tokens, seeds or holes "
-            "of one length all of it must fit; give less, or leave the holes' lengths open"
+            "of one length all of it must fit; give less, or leave the holes' lengths open",
+            field="segments",
         )
     if content < room:
         ids.append(facts.end_id)
@@ -236,7 +241,10 @@ def _ids(facts: ModelFacts, one: Segment, where: str) -> list[int]:
         size = facts.tokenizer.vocab_size
         for token in one.tokens:
             if not 0 <= token < size:
-                raise InvalidRequest(f"{where}.tokens: {token} is outside the vocabulary of {size}")
+                raise InvalidRequest(
+                    f"{where}.tokens: {token} is outside the vocabulary of {size}",
+                    field=f"{where}.tokens",
+                )
         return list(one.tokens)
     if one.text is not None:
         return facts.tokenizer.encode(one.text)
@@ -245,7 +253,8 @@ def _ids(facts: ModelFacts, one: Segment, where: str) -> list[int]:
     if one.max_length is None or one.min_length != one.max_length:
         raise InvalidRequest(
             f"{where}: beside tokens or seeds, or where log-probabilities, a trace or a reading "
-            "are asked for, a hole has one length; set min_length and max_length to the same"
+            "are asked for, a hole has one length; set min_length and max_length to the same",
+            field=where,
         )
     return [-1] * one.max_length
 
@@ -257,19 +266,23 @@ def _allowed(facts: ModelFacts, one: Segment, where: str) -> tuple[int, ...] | N
         for token in one.allowed_token_ids:
             if not 0 <= token < size:
                 raise InvalidRequest(
-                    f"{where}.allowed_token_ids: {token} is outside the vocabulary of {size}"
+                    f"{where}.allowed_token_ids: {token} is outside the vocabulary of {size}",
+                    field=f"{where}.allowed_token_ids",
                 )
         return tuple(sorted(set(one.allowed_token_ids)))
     if one.choices is None:
         return None
     if (one.max_length or 1) != 1 or (one.min_length or 1) != 1:
-        raise InvalidRequest(f"{where}: choices fill a hole of one token; leave out the lengths")
+        raise InvalidRequest(
+            f"{where}: choices fill a hole of one token; leave out the lengths", field=where
+        )
     found = [facts.tokenizer.encode(choice) for choice in one.choices]
     for choice, ids in zip(one.choices, found, strict=True):
         if len(ids) != 1:
             raise InvalidRequest(
                 f"{where}.choices: {choice!r} is {len(ids)} tokens; here a choice must be one "
-                "(for longer ones use /v1/decisions, or `choices` of a chat)"
+                "(for longer ones use /v1/decisions, or `choices` of a chat)",
+                field=f"{where}.choices",
             )
     return tuple(sorted({ids[0] for ids in found}))
 

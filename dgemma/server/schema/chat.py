@@ -5,7 +5,7 @@ Knows fields and what they mean for a request to the model. Knows nothing about 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema, model_validator
@@ -24,7 +24,7 @@ from dgemma.server.schema.sampling import (
     thinking_of,
 )
 from dgemma.server.settings import Limits
-from dgemma.text.language import named_tool
+from dgemma.text.language import Calls, calls_of, named_tool
 from dgemma.types import CanvasControl
 
 OBJECT: dict[str, Any] = {"type": "object"}
@@ -32,25 +32,35 @@ OBJECT: dict[str, Any] = {"type": "object"}
 
 Effort = Literal["none", "instant", "minimal", "low", "medium", "high"]
 
+_TEXT: list[dict[str, Any]] = [
+    {"type": "string"},
+    {"type": "array", "items": {
+        "type": "object", "required": ["type", "text"], "additionalProperties": False,
+        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    }},
+]  # fmt: skip
+_MAYBE = {"type": ["string", "null"]}
+
+
+def _message(
+    *roles: str, required: tuple[str, ...] = ("role", "content"), **fields: Any
+) -> dict[str, Any]:
+    return {
+        "type": "object", "required": list(required), "additionalProperties": False,
+        "properties": {"role": {"enum": list(roles)}, "content": {"anyOf": _TEXT}, **fields},
+    }  # fmt: skip
+
+
 MESSAGE: dict[str, Any] = {
-    "type": "object",
-    "required": ["role"],
-    "properties": {
-        "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
-        "content": {
-            "anyOf": [
-                {"type": "string"}, {"type": "null"},
-                {"type": "array", "items": {
-                    "type": "object", "required": ["type", "text"],
-                    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-                }},
-            ],
-        },
-        "tool_calls": {"type": ["array", "null"], "items": {"type": "object"}},
-        "tool_call_id": {"type": ["string", "null"]},
-        "name": {"type": ["string", "null"]},
-        "reasoning_content": {"type": ["string", "null"]},
-    },
+    "anyOf": [
+        _message("system", "developer", "user"),
+        _message(
+            "assistant", required=("role",), content={"anyOf": [*_TEXT, {"type": "null"}]},
+            tool_calls={"type": ["array", "null"], "items": {"type": "object"}},
+            reasoning=_MAYBE, reasoning_content=_MAYBE,
+        ),
+        _message("tool", name=_MAYBE, tool_call_id=_MAYBE),
+    ],
 }  # fmt: skip
 """A message for the OpenAPI document; `dgemma.text.messages` is what checks it."""
 
@@ -131,6 +141,22 @@ class ChatRequest(Drawing):
         "function_call": "function_call is the old form; use tool_choice",
         "modalities": "only text is written", "audio": "audio is not supported",
         "best_of": "best_of is not part of this API; use n",
+    }  # fmt: skip
+    NAMES: ClassVar[Mapping[str, Sequence[str]]] = {
+        **Drawing.NAMES,
+        "prompt": ("messages",),
+        "max_tokens": ("max_tokens", "max_completion_tokens"),
+        "logprobs": ("top_logprobs",),
+        "thinking_budget": ("thinking_token_budget", "reasoning_effort"),
+        "enable_thinking": ("chat_template_kwargs.enable_thinking",),
+        "ids": (*Drawing.NAMES["ids"], "prediction"),
+        **{
+            name: (f"guided_{short}", f"structured_outputs.{short}", "response_format")
+            for name, short in (
+                ("json_schema", "json"), ("regex", "regex"), ("grammar", "grammar"),
+                ("choices", "choice"),
+            )
+        },
     }  # fmt: skip
 
     messages: Messages
@@ -220,7 +246,8 @@ class ChatRequest(Drawing):
             found.append({name: value for name, value in asked.items() if value is not None})
         if sum(map(bool, found)) > 1:
             raise InvalidRequest(
-                "response_format, structured_outputs and guided_* cannot be combined; choose one"
+                "response_format, structured_outputs and guided_* cannot be combined; choose one",
+                field="response_format",
             )
         return {name: value for one in found for name, value in one.items()}
 
@@ -240,8 +267,8 @@ class ChatRequest(Drawing):
         found["thinking_budget"] = self.thinking.budget
         return found
 
-    def called(self, limits: Limits) -> tuple[Tools | None, tuple[Tools, str | None] | None]:
-        """The tools to show, and for `Model.submit` what must be called.
+    def called(self, limits: Limits) -> tuple[Tools | None, Calls | None]:
+        """The tools to show, and for `Model.submit` what is asked of calls.
 
         Raises:
             InvalidRequest, Refusal: what cannot be honoured.
@@ -250,26 +277,26 @@ class ChatRequest(Drawing):
         if self.tools:
             check_schema(self.tools, "tools", limits)
         elif choice == "required":
-            raise InvalidRequest("tool_choice needs tools; give some, or leave it out")
-        for k, one in enumerate(self.tools or ()):
-            function = one.get("function")
-            if isinstance(function, dict) and function.get("strict") and choice != "required":
-                raise InvalidRequest(
-                    f"tools[{k}].function.strict holds only where a call is certain; set "
-                    "tool_choice to 'required' or to a function, or leave it out"
-                )
-        if choice == "none" or not self.tools:
-            return None, None
-        return self.tools, (self.tools, tool) if choice == "required" else None
+            raise InvalidRequest(
+                "tool_choice needs tools; give some, or leave it out", field="tool_choice"
+            )
+        shown = None if choice == "none" else self.tools or None
+        return shown, calls_of(shown, choice, tool)
 
     def canvas(self, facts: ModelFacts, params: SamplingParams) -> CanvasControl | None:
         """See `Drawing.canvas`; a prediction is a seed."""
         if self.prediction is None:
             return super().canvas(facts, params)
         if self.diffusion_seed_canvas is not None or self.diffusion_read_only:
-            raise InvalidRequest("prediction and diffusion_* seeds cannot be combined; choose one")
+            raise InvalidRequest(
+                "prediction and diffusion_* seeds cannot be combined; choose one",
+                field="prediction",
+            )
         if self.thinking.asked:
-            raise InvalidRequest("prediction needs an answer without a thought; turn thinking off")
+            raise InvalidRequest(
+                "prediction needs an answer without a thought; turn thinking off",
+                field="prediction",
+            )
         width = canvas_width(params, facts.canvas)
         ids = [*facts.tokenizer.encode(self.prediction.text()), facts.end_id]
         ids += [facts.fill_id] * (width - len(ids))

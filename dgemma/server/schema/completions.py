@@ -15,8 +15,6 @@ from dgemma.server.schema.base import neutral, refuse
 from dgemma.server.schema.chat import StreamOptions
 from dgemma.server.schema.sampling import Drawing
 
-MOST_PROMPTS = 128
-
 
 class CompletionRequest(Drawing):
     """A text to be gone on with; with a suffix: what stands between the two."""

@@ -6,7 +6,7 @@ Knows the two forms and the questions of `dgemma.compose`. Knows nothing about H
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
@@ -85,6 +85,8 @@ class _Reading(Body):
 class DecisionsRequest(_Reading):
     """OpenAI's form."""
 
+    NAMES: ClassVar[Mapping[str, Sequence[str]]] = {"prompt": ("input",), "state": ("input",)}
+
     input: str | list[dict[str, Any]]
     questions: list[AnyQuestion] = Field(min_length=1, max_length=MOST_QUESTIONS)
 
@@ -119,6 +121,8 @@ NamedQuestion = Annotated[NoulQuestion | NamedChoice | NamedScore, Field(discrim
 class SystemOneRequest(_Reading):
     """System One's form: questions have their names as keys."""
 
+    NAMES: ClassVar[Mapping[str, Sequence[str]]] = {"prompt": ("state",)}
+
     state: str | list[dict[str, Any]]
     questions: dict[str, NamedQuestion] = Field(min_length=1, max_length=MOST_QUESTIONS)
 
@@ -132,7 +136,9 @@ def asked(questions: Sequence[AnyQuestion]) -> list[Question]:
     names = [one.name for one in questions]
     for name in names:
         if names.count(name) > 1:
-            raise InvalidRequest(f"questions: the name {name!r} comes twice; give each its own")
+            raise InvalidRequest(
+                f"questions: the name {name!r} comes twice; give each its own", field="questions"
+            )
     out: list[Question] = []
     for one in questions:
         if isinstance(one, PredicateQuestion):
@@ -159,7 +165,8 @@ def named(questions: Mapping[str, NamedQuestion]) -> list[Question]:
             lines = [f"{meant[key]}: {text}" for key, text in (one.criteria or {}).items()]
             if lines and not one.instructions:
                 raise InvalidRequest(
-                    f"questions.{name}: criteria need instructions that they belong to"
+                    f"questions.{name}: criteria need instructions that they belong to",
+                    field=f"questions.{name}",
                 )
             out.append(Predicate(name, "\n".join([one.instructions, *lines])))
         elif isinstance(one, NamedChoice):
@@ -179,7 +186,8 @@ def check_size(questions: int, samples: int) -> None:
     if questions * samples > MOST_READINGS:
         raise InvalidRequest(
             f"samples {samples} of {questions} questions are {questions * samples} readings, more "
-            f"than {MOST_READINGS}; lower samples, ask jointly, or ask in several requests"
+            f"than {MOST_READINGS}; lower samples, ask jointly, or ask in several requests",
+            field="samples",
         )
 
 

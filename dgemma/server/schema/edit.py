@@ -5,7 +5,8 @@ Knows their fields and how their sections become an instruction. Knows nothing a
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
@@ -32,6 +33,8 @@ class EditRequest(Drawing):
         messages: exactly one.
         max_tokens: most tokens of the region's new text (of the merged file).
     """
+
+    NAMES: ClassVar[Mapping[str, Sequence[str]]] = {**Drawing.NAMES, "prompt": ("messages",)}
 
     model: str | None = None
     messages: list[SectionsMessage] = Field(min_length=1, max_length=1)

@@ -10,9 +10,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dgemma.params import bounds
 from dgemma.server.schema.base import Body, neutral
 from dgemma.server.schema.replies import DiffusionUsage, Timings
-from dgemma.server.schema.sampling import Diffusion, Drawing
+from dgemma.server.schema.sampling import Diffusion, Drawing, Stops, bounded
 
 DEFAULT_TOKENS = 512
 """Mercury's own; what fits on a canvas is the bound where that is less."""
@@ -70,21 +71,24 @@ class InfillRequest(Body):
         "logit_bias": "send logit_bias to /v1/fim/completions",
         "n_probs": "probabilities are in /v1/canvas",
     }
+    NAMES: ClassVar[Mapping[str, Sequence[str]]] = {
+        **Diffusion.PATHS, "max_tokens": ("n_predict",), "prompt": ("input_prefix",),
+    }  # fmt: skip
 
     model: str | None = None
     input_prefix: str = ""
     input_suffix: str = ""
     input_extra: list[Extra] = Field(default_factory=list, max_length=MOST_EXTRAS)
     prompt: str = ""
-    n_predict: int | None = Field(default=None, ge=-1, lt=2**31)
+    n_predict: int | None = Field(default=None, ge=-1, le=bounds("max_tokens")[1])
     n_indent: int = Field(default=0, ge=0)
-    stop: list[str] | None = Field(default=None, max_length=32)
+    stop: Stops | None = None
     stream: bool = False
-    seed: int | None = Field(default=None, ge=-1, lt=2**64)
-    temperature: float | None = Field(default=None, ge=0)
-    top_k: int | None = Field(default=None, ge=-1, lt=2**31)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    min_p: float | None = Field(default=None, ge=0, le=1)
+    seed: int | None = Field(default=None, ge=-1, le=bounds("seed")[1])
+    temperature: float | None = bounded("temperature")
+    top_k: int | None = Field(default=None, ge=-1, le=bounds("top_k")[1])
+    top_p: float | None = bounded("top_p")
+    min_p: float | None = bounded("min_p")
     samplers: list[Sampler] | None = None
     repeat_penalty: Annotated[float | None, neutral(1, why=_PENALTY)] = None
     presence_penalty: Annotated[float | None, neutral(0, why=_PENALTY)] = None

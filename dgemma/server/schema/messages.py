@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from dgemma.errors import InvalidRequest
 from dgemma.server.schema.base import Body, neutral, refuse
-from dgemma.server.schema.sampling import Diffusion, Drawing
+from dgemma.server.schema.sampling import Diffusion, Drawing, Stops, bounded
+from dgemma.text.language import Calls
 
 IMAGES = ("image", "document")
 
@@ -105,7 +106,9 @@ class ToolChoice(Body):
 
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
-    disable_parallel_tool_use: Literal[False] | None = None
+    disable_parallel_tool_use: bool | None = Field(
+        default=None, description="true: at most the first call is handed on"
+    )
 
 
 class Thinking(Body):
@@ -150,13 +153,18 @@ class Metadata(Body):
 class MessagesRequest(CountRequest):
     """A conversation to be answered."""
 
-    max_tokens: int = Field(ge=1)
-    stop_sequences: list[str] | None = Field(default=None, max_length=32)
+    NAMES: ClassVar[Mapping[str, Sequence[str]]] = {
+        **Diffusion.PATHS, "prompt": ("messages",), "stop": ("stop_sequences",),
+        "thinking_budget": ("thinking.budget_tokens",),
+    }  # fmt: skip
+
+    max_tokens: int = bounded("max_tokens", default=...)
+    stop_sequences: Stops | None = None
     temperature: float | None = Field(default=None, ge=0, le=1)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=0, lt=2**31)
+    top_p: float | None = bounded("top_p")
+    top_k: int | None = bounded("top_k")
     stream: bool = False
-    seed: int | None = Field(default=None, ge=0, lt=2**64)
+    seed: int | None = bounded("seed")
     diffusion: MessageDiffusion | None = None
     metadata: Metadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
@@ -187,14 +195,14 @@ class Conversation:
     Attributes:
         messages, tools: in OpenAI's form; tools None where they are not shown.
         thinking: whether the model thinks first.
-        calls: tools one of which must be called, and the name of the one that must be.
+        calls: what must be called.
         begun: text that the answer begins with already.
     """
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None
     thinking: bool
-    calls: tuple[list[dict[str, Any]], str | None] | None
+    calls: Calls | None
     begun: str = ""
 
 
@@ -206,8 +214,8 @@ def conversation(request: CountRequest) -> Conversation:
             of a tool that is not there; the message names the field.
     """
     messages: list[dict[str, Any]] = []
-    if request.system is not None:
-        messages.append({"role": "system", "content": _joined(request.system)})
+    if system := _joined(request.system or ""):
+        messages.append({"role": "system", "content": system})
     for number, message in enumerate(request.messages):
         where = f"messages[{number}].content"
         if message.role == "user":
@@ -218,7 +226,10 @@ def conversation(request: CountRequest) -> Conversation:
     begun = _begun(messages, thinking)
     tools, calls = _tools(request)
     if begun and calls:
-        raise InvalidRequest("tool_choice: an answer that is begun cannot be made to call a tool")
+        raise InvalidRequest(
+            "tool_choice: an answer that is begun cannot be made to call a tool",
+            field="tool_choice",
+        )
     return Conversation(
         messages=messages, tools=tools, thinking=thinking, calls=calls, begun=begun
     )  # fmt: skip
@@ -234,7 +245,8 @@ def _thinks(thinking: Thinking | None) -> bool:
         return False
     if (thinking.type == "enabled") != (thinking.budget_tokens is not None):
         raise InvalidRequest(
-            "thinking.budget_tokens belongs to type 'enabled', which needs it; give both or neither"
+            "thinking.budget_tokens belongs to type 'enabled', which needs it; give both, or none",
+            field="thinking.budget_tokens",
         )
     return thinking.type != "disabled"
 
@@ -247,11 +259,14 @@ def _begun(messages: list[dict[str, Any]], thinking: bool) -> str:
     if last.get("tool_calls") or thinking:
         raise InvalidRequest(
             "messages end with an assistant's turn that cannot be gone on with; end with a "
-            "user's turn (where it calls a tool: with the tool_result)"
+            "user's turn (where it calls a tool: with the tool_result)",
+            field="messages",
         )
     begun: str = last["content"]
     if not begun or not any(m["role"] == "user" for m in messages):
-        raise InvalidRequest("messages need a user's turn, and no empty one behind it")
+        raise InvalidRequest(
+            "messages need a user's turn, and no empty one behind it", field="messages"
+        )
     return begun
 
 
@@ -263,7 +278,8 @@ def _user(blocks: Sequence[AnyBlock], where: str) -> list[dict[str, Any]]:
         if isinstance(block, ToolResultBlock):
             if texts:
                 raise InvalidRequest(
-                    f"{where}[{number}]: tool_result blocks come first, text behind them"
+                    f"{where}[{number}]: tool_result blocks come first, text behind them",
+                    field=f"{where}[{number}]",
                 )
             said = _joined(block.content or "", f"{where}[{number}].content")
             out.append({
@@ -273,7 +289,10 @@ def _user(blocks: Sequence[AnyBlock], where: str) -> list[dict[str, Any]]:
         elif isinstance(block, TextBlock):
             texts.append(block.text)
         else:
-            raise InvalidRequest(f"{where}[{number}]: a user's turn holds no {block.type} block")
+            raise InvalidRequest(
+                f"{where}[{number}]: a user's turn holds no {block.type} block",
+                field=f"{where}[{number}]",
+            )
     if texts or not out:
         out.append({"role": "user", "content": "".join(texts)})
     return out
@@ -290,7 +309,10 @@ def _assistant(blocks: Sequence[AnyBlock], where: str) -> dict[str, Any]:
             function = {"name": block.name, "arguments": block.input}
             calls.append({"id": block.id, "type": "function", "function": function})
         else:
-            raise InvalidRequest(f"{where}[{number}]: an assistant's turn holds no tool_result")
+            raise InvalidRequest(
+                f"{where}[{number}]: an assistant's turn holds no tool_result",
+                field=f"{where}[{number}]",
+            )
     out: dict[str, Any] = {"role": "assistant", "content": "".join(texts)}
     if thoughts:
         out["reasoning_content"] = "\n".join(thoughts)
@@ -310,16 +332,21 @@ def _joined(content: str | Sequence[TextBlock | Mapping[str, Any]], where: str =
             continue
         kind, text = block.get("type"), block.get("text")
         if kind in IMAGES:
-            raise InvalidRequest(f"{where}[{number}]: {kind}s are not supported yet; send text")
+            raise InvalidRequest(
+                f"{where}[{number}]: {kind}s are not supported yet; send text",
+                field=f"{where}[{number}]",
+            )
         if kind != "text" or not isinstance(text, str):
-            raise InvalidRequest(f"{where}[{number}] must be a block of type 'text'")
+            raise InvalidRequest(
+                f"{where}[{number}] must be a block of type 'text'", field=f"{where}[{number}]"
+            )
         texts.append(text)
     return "".join(texts)
 
 
 def _tools(
     request: CountRequest,
-) -> tuple[list[dict[str, Any]] | None, tuple[list[dict[str, Any]], str | None] | None]:
+) -> tuple[list[dict[str, Any]] | None, Calls | None]:
     """Tools as they are shown, and what must be called."""
     tools = [
         {"type": "function", "function": {
@@ -331,17 +358,24 @@ def _tools(
     if choice is None:
         return tools or None, None
     if choice.name is not None and choice.type != "tool":
-        raise InvalidRequest(f"tool_choice.name has no meaning with type {choice.type!r}")
+        raise InvalidRequest(
+            f"tool_choice.name has no meaning with type {choice.type!r}", field="tool_choice.name"
+        )
     if choice.type in ("any", "tool") and not tools:
-        raise InvalidRequest("tool_choice needs tools; give some, or leave it out")
+        raise InvalidRequest(
+            "tool_choice needs tools; give some, or leave it out", field="tool_choice"
+        )
     if choice.type == "tool":
         names = [tool["function"]["name"] for tool in tools]  # type: ignore[index]
         if choice.name not in names:
-            raise InvalidRequest(f"tool_choice.name {choice.name!r} is none of the tools {names}")
-        return tools, (tools, choice.name)
+            raise InvalidRequest(
+                f"tool_choice.name {choice.name!r} is none of the tools {names}",
+                field="tool_choice.name",
+            )
+        return tools, Calls(tools, choice.name)
     if choice.type == "none":
         return None, None
-    return tools or None, (tools, None) if choice.type == "any" else None
+    return tools or None, Calls(tools) if choice.type == "any" else None
 
 
 def input_json(value: Mapping[str, Any]) -> str:

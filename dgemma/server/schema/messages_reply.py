@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
@@ -83,30 +83,22 @@ def begin(answer_id: str, model: str, input_tokens: int) -> Event:
     return {"type": "message_start", "message": message}
 
 
-def end(
-    output: Output, stop_sequence: str | None, usage: Mapping[str, Any], extra: Mapping[str, Any]
-) -> list[Event]:
+def end(output: Output, usage: Mapping[str, Any], extra: Mapping[str, Any]) -> list[Event]:
     """The last two events; `extra` are fields that Anthropic does not have."""
-    delta = {"stop_reason": stop_reason(output, stop_sequence), "stop_sequence": stop_sequence}
+    delta = {"stop_reason": stop_reason(output), "stop_sequence": output.stopped_by}
     return [
         {"type": "message_delta", "delta": delta, "usage": dict(usage), **extra},
         {"type": "message_stop"},
     ]
 
 
-def stop_reason(output: Output, stop_sequence: str | None) -> str:
+def stop_reason(output: Output) -> str:
     """Why the answer ended, in Anthropic's words."""
     if output.finish_reason == "length":
         return "max_tokens"
-    if stop_sequence is not None:
+    if output.stopped_by is not None:
         return "stop_sequence"
     return "tool_use" if output.tool_calls else "end_turn"
-
-
-def stopped_by(text: str, stop: Sequence[str]) -> str | None:
-    """Which stop string came first in the text of an answer that was not cut."""
-    found = [(at, -len(s), s) for s in stop if (at := text.find(s)) >= 0]
-    return min(found)[2] if found else None
 
 
 def folded(events: Iterable[Event]) -> dict[str, Any]:

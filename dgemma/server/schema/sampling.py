@@ -6,15 +6,23 @@ Knows OpenAI's, vLLM's and our own names for them. Knows nothing about prompts o
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from dgemma.compose.plan import ModelFacts
 from dgemma.errors import InvalidRequest
-from dgemma.params import SamplingParams, canvas_width
+from dgemma.params import (
+    COLDEST,
+    HOTTEST,
+    LONGEST_STRING,
+    MOST_STRINGS,
+    SamplingParams,
+    bounds,
+    canvas_width,
+)
 from dgemma.server.errors import Refusal
 from dgemma.server.schema.base import Body, Ignorable, neutral, refuse
 from dgemma.server.settings import Limits
@@ -31,17 +39,37 @@ EFFORTS: dict[str, int | None] = {
 _PENALTY = "penalties are not built in: a canvas is drawn at once, not token by token"
 _SAME = ("max_steps", "canvas_length")
 Ids = list[int]
+SetOfIds = Annotated[list[int], AfterValidator(lambda ids: list(dict.fromkeys(ids)))]
+"""Ids of which a second one of a kind says nothing."""
+Stops = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=LONGEST_STRING)]],
+    Field(max_length=MOST_STRINGS["stop"]),
+]
+_WARMTH = f"0, or {COLDEST} to {HOTTEST:.0f}"
+
+
+def bounded(name: str, default: Any = None, description: str | None = None) -> Any:
+    """A field with the bounds that `SamplingParams` has for a number."""
+    least, most = bounds(name)
+    above, from_ = (least, None) if name == "top_p" else (None, least)
+    return Field(default=default, gt=above, ge=from_, le=most, description=description)
 
 
 class Diffusion(Body):
-    """How the canvas is denoised, and what of it is shown."""
+    """How the canvas is denoised, and what of it is shown.
 
-    max_steps: int | None = Field(default=None, ge=1, description="most denoising steps a canvas")
-    entropy_bound: float | None = Field(default=None, ge=0, description="nats a step may accept")
-    t_min: float | None = Field(default=None, gt=0, description="temperature at the last step")
-    t_max: float | None = Field(default=None, gt=0, description="temperature at the first step")
-    confidence_threshold: float | None = Field(default=None, ge=0)
-    stability_threshold: int | None = Field(default=None, ge=0)
+    Attributes:
+        PATHS: for `Body.NAMES` of a request that has such an object.
+    """
+
+    PATHS: ClassVar[Mapping[str, Sequence[str]]]
+
+    max_steps: int | None = bounded("max_steps", description="most denoising steps a canvas")
+    entropy_bound: float | None = bounded("entropy_bound", description="nats a step may accept")
+    t_min: float | None = bounded("t_min", description="temperature at the last step")
+    t_max: float | None = bounded("t_max", description="temperature at the first step")
+    confidence_threshold: float | None = bounded("confidence_threshold")
+    stability_threshold: int | None = bounded("stability_threshold")
     ignore_tail: bool | None = None
     canvas_length: int | Literal["auto"] | None = None
     strength: float | None = Field(
@@ -57,6 +85,9 @@ class Diffusion(Body):
     stable_prefix: bool | None = Field(
         default=None, description="send text as soon as it can no longer change"
     )
+
+
+Diffusion.PATHS = {name: (f"diffusion.{name}",) for name in Diffusion.model_fields}
 
 
 class Prediction(Body):
@@ -86,23 +117,42 @@ class Drawing(Ignorable):
         "diffusion_samples": "diffusion_samples is not built in; ask /v1/decisions for samples",
         "diffusion_constrained": "diffusion_constrained is not built in; use allowed_token_ids",
     }
+    NAMES: ClassVar[Mapping[str, Sequence[str]]] = {
+        **Diffusion.PATHS,
+        **{
+            name: (f"diffusion.{name}", f"diffusion_{name}", f"vllm_xargs.diffusion_{name}")
+            for name in _SAME
+        },
+        "json_schema": ("guided_json",), "regex": ("guided_regex",),
+        "grammar": ("guided_grammar",), "choices": ("guided_choice",),
+        "ids": ("diffusion_seed_canvas", "vllm_xargs.diffusion_seed_canvas"),
+        "pinned": ("diffusion_pinned", "vllm_xargs.diffusion_pinned"),
+        "logprob_token_ids": ("logprob_token_ids", "vllm_xargs.logprob_token_ids"),
+    }  # fmt: skip
 
-    max_tokens: int | None = Field(default=None, ge=1, description="most tokens of the answer")
-    seed: int | None = Field(default=None, ge=0, lt=2**64)
-    temperature: float | None = Field(
-        default=None,
-        ge=0,
-        description="factor of the schedule's temperatures; 0: the likeliest ids",
+    max_tokens: int | None = bounded("max_tokens", description="most tokens of the answer")
+    seed: int | None = bounded("seed")
+    temperature: float | None = bounded(
+        "temperature",
+        description=f"factor of the schedule's temperatures, {_WARMTH}; 0: the likeliest ids",
     )
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=-1, description="0 or -1: all")
-    min_p: float | None = Field(default=None, ge=0, le=1)
-    stop: str | list[str] | None = Field(default=None, description="at most 32 strings")
-    min_tokens: int | None = Field(default=None, ge=0)
+    top_p: float | None = bounded("top_p")
+    top_k: int | None = Field(
+        default=None, ge=-1, le=bounds("top_k")[1], description="0 or -1: all"
+    )
+    min_p: float | None = bounded("min_p")
+    stop: str | list[str] | None = Field(
+        default=None,
+        description=f"at most {MOST_STRINGS['stop']} strings of {LONGEST_STRING} characters",
+    )
+    min_tokens: int | None = bounded("min_tokens")
     logit_bias: dict[str, float] | None = None
-    bad_words: list[str] | None = None
-    allowed_token_ids: Ids | None = None
-    logprob_token_ids: Ids | None = None
+    bad_words: list[str] | None = Field(
+        default=None,
+        description=f"at most {MOST_STRINGS['bad_words']} strings of {LONGEST_STRING} characters",
+    )
+    allowed_token_ids: SetOfIds | None = None
+    logprob_token_ids: SetOfIds | None = None
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = None
     guided_grammar: str | None = None
@@ -111,7 +161,7 @@ class Drawing(Ignorable):
     frequency_penalty: Annotated[float | None, neutral(0, why=_PENALTY)] = None
     repetition_penalty: Annotated[float | None, neutral(1, why=_PENALTY)] = None
     diffusion: Diffusion | None = None
-    diffusion_max_steps: int | None = Field(default=None, ge=1)
+    diffusion_max_steps: int | None = bounded("max_steps")
     diffusion_canvas_length: int | Literal["auto"] | None = None
     diffusion_seed_canvas: Ids | None = Field(
         default=None, description="ids that the first canvas begins with"
@@ -147,8 +197,6 @@ class Drawing(Ignorable):
                 raise refuse(f"diffusion_{name}", f"given twice; drop it or diffusion.{name}")
         if self.diffusion_pinned is not None and self.diffusion_seed_canvas is None:
             raise refuse("diffusion_pinned", "needs diffusion_seed_canvas; give both")
-        if isinstance(self.stop, list) and len(self.stop) > 32:
-            raise refuse("stop", "holds more than 32 strings; give fewer")
         if self.logit_bias is not None:
             for key in self.logit_bias:
                 if not (key.isascii() and key.isdigit()):
@@ -235,12 +283,15 @@ class Drawing(Ignorable):
         strength = self.shown.strength
         if seeds is None:
             if strength is not None:
-                raise InvalidRequest("strength needs a prediction or diffusion_seed_canvas")
+                raise InvalidRequest(
+                    "strength needs a prediction or diffusion_seed_canvas", field="strength"
+                )
             return CanvasControl(read_only=True) if read_only else None
         width = canvas_width(params, facts.canvas)
         if len(seeds) > width:
             raise InvalidRequest(
-                f"diffusion_seed_canvas has {len(seeds)} ids, but the canvas is {width} wide"
+                f"diffusion_seed_canvas has {len(seeds)} ids, but the canvas is {width} wide",
+                field="diffusion_seed_canvas",
             )
         pinned = tuple(self.diffusion_pinned or ())
         if strength is None:
@@ -281,7 +332,9 @@ def thinking_of(
     on = [name for name, value in told.items() if value]
     off = [name for name, value in told.items() if value is False]
     if on and off:
-        raise InvalidRequest(f"{on[0]} asks for a thought and {off[0]} for none; drop one")
+        raise InvalidRequest(
+            f"{on[0]} asks for a thought and {off[0]} for none; drop one", field=on[0]
+        )
     if not on:
         return Thinking()
     return Thinking(True, budget if budget else EFFORTS[effort] if effort else None)

@@ -58,7 +58,10 @@ def next_edit(text: str) -> NextEdit:
     file = file[found.end() :] if found else file
     region = section(file, "code_to_edit")
     if file.count(CURSOR) > 1:
-        raise InvalidRequest(f"messages[0].content: {CURSOR} comes twice; there is one cursor")
+        raise InvalidRequest(
+            f"messages[0].content: {CURSOR} comes twice; there is one cursor",
+            field="messages[0].content",
+        )
     before, _, after = _around(file, "code_to_edit")
     tagged = before + region + after
     at = tagged.find(CURSOR)
@@ -96,10 +99,13 @@ def _around(text: str, name: str) -> tuple[str, str, str]:
             what = "is missing" if not count else "comes twice"
             raise InvalidRequest(
                 f"messages[0].content: {tag} {what}; put the section between {opening} and "
-                f"{closing}"
+                f"{closing}",
+                field="messages[0].content",
             )
     before, _, rest = text.partition(opening)
     if closing in before:
-        raise InvalidRequest(f"messages[0].content: {closing} stands before {opening}")
+        raise InvalidRequest(
+            f"messages[0].content: {closing} stands before {opening}", field="messages[0].content"
+        )
     inner, _, after = rest.partition(closing)
     return before, inner.removeprefix("\n").removesuffix("\n"), after
