@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,11 @@ class Live:
     log: Path
 
 
+def _hear_interrupts() -> None:
+    """A shell's background job ignores interrupts, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def running(*options: str) -> Iterator[Live]:
     """`dgemma serve nano` with some options and one API key, killed in the end."""
@@ -42,6 +48,7 @@ def running(*options: str) -> Iterator[Live]:
                 [sys.executable, "-m", "dgemma.cli.main", "serve", "nano", "--port", "0", *options],
                 stdout=subprocess.PIPE, stderr=errors, text=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "DGEMMA_API_KEYS": KEY},
+                preexec_fn=_hear_interrupts,
             )  # fmt: skip
         try:
             assert process.stdout is not None
