@@ -68,7 +68,7 @@ class Bars:
 
 @dataclass(frozen=True)
 class Lines:
-    """Points of several series, each with the line that was fitted to it.
+    """Points of several series, each with the line that was fitted to it, or else joined.
 
     Attributes:
         title, x, y: names of the axes with their units.
@@ -91,15 +91,13 @@ class Lines:
         for value in across:
             out.append(text(x_at(value, across), HEIGHT - BOTTOM + 18, f"{value:g}", "middle"))
         for k, (name, series) in enumerate(self.series.items()):
-            line = self.fits.get(name)
+            line, path = self.fits.get(name), sorted(series)
             if line is not None and series:
-                xs = [x for x, _ in series]
-                ends = [(x, max(0.0, line.at(x))) for x in (min(xs), max(xs))]
-                (x1, y1), (x2, y2) = ((x_at(x, across), y_at(y, up)) for x, y in ends)
-                out.append(
-                    f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" '
-                    f'stroke="{colour(k)}" stroke-width="1.5"/>'
-                )
+                path = [(x, max(0.0, line.at(x))) for x in (path[0][0], path[-1][0])]
+            places = " ".join(f"{x_at(x, across):.1f},{y_at(y, up):.1f}" for x, y in path)
+            out.append(
+                f'<polyline points="{places}" fill="none" stroke="{colour(k)}" stroke-width="1.5"/>'
+            )
             for x, y in series:
                 out.append(
                     f'<circle cx="{x_at(x, across):.1f}" cy="{y_at(y, up):.1f}" r="4" '

@@ -181,6 +181,8 @@ def test_charts_are_xml_with_names_and_units() -> None:
     assert "nan" not in text
     circles = list(root.iter("{http://www.w3.org/2000/svg}circle"))
     assert len(circles) == 2
+    joined = root.find(".//{http://www.w3.org/2000/svg}polyline")
+    assert joined is not None and len(joined.attrib["points"].split()) == 2
 
 
 def test_report_has_what_repeats_it() -> None:
