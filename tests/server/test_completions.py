@@ -177,8 +177,8 @@ def test_every_prompt_is_counted() -> None:
 def test_what_the_chunks_hold() -> None:
     """Catches chunks without `usage: null`, where the last one has it, and log-probabilities that
     all come at the end, or with other offsets than those of the plain reply."""
-    body = {**PLAIN, "prompt": PUZZLE, "max_tokens": 90, "min_tokens": 0, "logprobs": 1,
-            "diffusion": {"max_steps": 16, "stable_prefix": True}}  # fmt: skip
+    body = {**PLAIN, "prompt": PUZZLE, "max_tokens": 64, "min_tokens": 40, "logprobs": 1,
+            "diffusion": {"max_steps": 8, "stable_prefix": True, "canvas_length": 16}}  # fmt: skip
     plain = serve().post(PATH, body).json()["choices"][0]["logprobs"]
     asked = body | {"stream": True, "stream_options": {"include_usage": True}}
     told = events(serve().post(PATH, asked))
