@@ -238,13 +238,7 @@ def place(
 def _ids(facts: ModelFacts, one: Segment, where: str) -> list[int]:
     """What a segment begins with; -1 for noise."""
     if one.tokens is not None:
-        size = facts.tokenizer.vocab_size
-        for token in one.tokens:
-            if not 0 <= token < size:
-                raise InvalidRequest(
-                    f"{where}.tokens: {token} is outside the vocabulary of {size}",
-                    field=f"{where}.tokens",
-                )
+        _inside(facts, one.tokens, f"{where}.tokens")
         return list(one.tokens)
     if one.text is not None:
         return facts.tokenizer.encode(one.text)
@@ -259,16 +253,19 @@ def _ids(facts: ModelFacts, one: Segment, where: str) -> list[int]:
     return [-1] * one.max_length
 
 
+def _inside(facts: ModelFacts, ids: Sequence[int], where: str) -> None:
+    size = facts.tokenizer.vocab_size
+    for token in ids:
+        if not 0 <= token < size:
+            raise InvalidRequest(
+                f"{where}: {token} is outside the vocabulary of {size}", field=where
+            )
+
+
 def _allowed(facts: ModelFacts, one: Segment, where: str) -> tuple[int, ...] | None:
     """The only ids of a hole or seed, sorted; None: any text."""
     if one.allowed_token_ids is not None:
-        size = facts.tokenizer.vocab_size
-        for token in one.allowed_token_ids:
-            if not 0 <= token < size:
-                raise InvalidRequest(
-                    f"{where}.allowed_token_ids: {token} is outside the vocabulary of {size}",
-                    field=f"{where}.allowed_token_ids",
-                )
+        _inside(facts, one.allowed_token_ids, f"{where}.allowed_token_ids")
         return tuple(sorted(set(one.allowed_token_ids)))
     if one.choices is None:
         return None
