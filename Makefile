@@ -46,9 +46,9 @@ bench: $(STAMP)  ## measure speed on this machine: a step, answers, transformers
 # Random weights at the sizes of the released model, three layers of thirty: 6.4 GB on the disk.
 REAL := runs/real-layers-3
 MINI := runs/mini
-$(REAL)/config.json: $(STAMP)
+$(REAL)/config.json: | $(STAMP)
 	$(BIN)/dgemma bench --make real-layers:3 $(REAL)
-$(MINI)/config.json: $(STAMP)
+$(MINI)/config.json: | $(STAMP)
 	$(BIN)/dgemma bench --make mini $(MINI)
 performance: $(STAMP) $(REAL)/config.json $(MINI)/config.json  ## measure at real sizes; writes docs/performance.md
 	set -e; new=$$(mktemp); trap 'rm -f "$$new"' EXIT; exec > "$$new"; \
