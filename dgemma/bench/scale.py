@@ -153,7 +153,8 @@ def _pages(llm: LLM, prompt: int) -> CacheSize:
     full = held.pages_full_used + held.pages_full_cached
     sliding = held.pages_sliding - held.pages_sliding_free
     used = full * one["full_attention"] + sliding * one["sliding_attention"]
-    return CacheSize(prompt, peak(config, llm.model.dtype, prompt).cache, used)
+    predicted = peak(config, llm.model.dtype, prompt, sliding_pages=held.pages_sliding).cache
+    return CacheSize(prompt, predicted, used)
 
 
 def _network(

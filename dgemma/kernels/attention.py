@@ -18,46 +18,57 @@ from dgemma.kernels.buffers import SCRATCH
 
 SCORES = 1 << 22
 """Most scores that `products` makes at a time: 8 MiB in 16 bit."""
+FEWEST = 16
+"""Queries of a block, however long the prefix: fewer would read the keys too often."""
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""q [Hkv, G, T, hd], keys and values [Hkv, S, hd], mask bool [T, S] or None -> like q."""
+"""q [Hkv, G, T, hd], keys and values [Hkv, S, hd], mask bool [T, M] or None -> like q."""
 
 
 def plain(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
     """The reference: softmax in fp32, rounded to the keys' dtype, as in the oracle's eager way."""
     scores = (q.flatten(1, 2) @ keys.transpose(1, 2)).view(*q.shape[:3], -1)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    _bar(scores, mask)
     belief = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
     return (belief.flatten(1, 2) @ values).view(q.shape)
+
+
+def _bar(scores: Tensor, mask: Tensor | None) -> None:
+    """Put the least number where the mask of the last keys is False: scores [..., T, S]."""
+    if mask is not None:
+        scores[..., -mask.shape[1] :].masked_fill_(~mask, torch.finfo(scores.dtype).min)
 
 
 def sdpa(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
     """torch's own kernel: never a matrix of scores."""
     if mask is not None:
-        mask = mask.repeat(q.shape[1], 1)
+        mask = F.pad(mask, (keys.shape[1] - mask.shape[1], 0), value=True).repeat(q.shape[1], 1)
     folded = q.flatten(1, 2)[None]
     out = F.scaled_dot_product_attention(folded, keys[None], values[None], mask, scale=1.0)
     return out.view(q.shape)
 
 
 def products(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Two batched products a block of queries; a block's scores stay in cache."""
+    """Two products for a block of queries of one key head; its scores stay in cache.
+
+    Head by head, since torch's batched product packs all keys anew for each block of queries where
+    the heads lie apart in memory, as they do in a cache that has room behind its tokens.
+    """
     heads, group, length, width = q.shape
     seen = keys.shape[1]
     out = torch.empty_like(q)
-    step = max(8, SCORES // (heads * group * seen))
+    step = max(FEWEST, SCORES // (group * seen))
     for low in range(0, length, step):
-        block = q[:, :, low : low + step]
-        shape = heads, group * block.shape[2], seen
-        scores = SCRATCH.take("scores", shape[0] * shape[1], seen, q).view(shape)
-        torch.bmm(block.reshape(heads, -1, width), keys.transpose(1, 2), out=scores)
-        if mask is not None:
-            barred = ~mask[low : low + step]
-            scores.view(heads, group, -1, seen).masked_fill_(barred, torch.finfo(q.dtype).min)
-        belief = SCRATCH.take("belief", shape[0] * shape[1], seen, q).view(shape)
-        torch.softmax(scores, -1, out=belief)
-        out[:, :, low : low + step] = torch.bmm(belief, values).view(block.shape)
+        rows = slice(low, low + step)
+        barred = None if mask is None else mask[rows]
+        for head in range(heads):
+            block = q[head, :, rows].reshape(-1, width)
+            scores = SCRATCH.take("scores", block.shape[0], seen, q)
+            torch.mm(block, keys[head].T, out=scores)
+            _bar(scores.view(group, -1, seen), barred)
+            belief = SCRATCH.take("belief", block.shape[0], seen, q)
+            torch.softmax(scores, -1, out=belief)
+            out[head, :, rows] = torch.mm(belief, values[head]).view(group, -1, width)
     return out
 
 
@@ -102,7 +113,8 @@ def grouped(
     Args:
         q: [T, H, hd]; H is a multiple of the key/value heads.
         keys, values: [Hkv, S, hd], not copied.
-        mask: bool [T, S], True where a query sees a key; None: it sees all.
+        mask: bool [T, M] of the last M keys, True where a query sees a key; keys before those, or
+            all where it is None, are seen.
         kernel: a name of `ATTENTION`.
 
     Returns:

@@ -140,8 +140,10 @@ class CachedContext:
             first = 0 if window is None else max(0, offset + low - window + 1)
             seen = slice(first, offset + high)
             own = place[offset + low : offset + high, None]
-            mask = place[None, seen] <= own
+            # Without a window every query sees all that is before the block.
+            masked = slice(offset + low if window is None else first, offset + high)
+            mask = place[None, masked] <= own
             if window is not None:
-                mask &= place[None, seen] > own - window
+                mask &= place[None, masked] > own - window
             block = q[low:high], keys[:, seen], values[:, seen], mask
             out[low:high] = grouped(*block, self.kernel)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 
 from dgemma.errors import InvalidRequest
-from dgemma.kernels.attention import SCORES
+from dgemma.kernels.attention import FEWEST, SCORES
 from dgemma.kernels.blocks import BLOCK
 from dgemma.kernels.vocabulary_tiles import TILE_ELEMENTS
+from dgemma.model.attention import QUERY_BLOCK
 from dgemma.model.config import LayerType, ModelConfig
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.types import PAGE
@@ -77,7 +78,12 @@ class Peak:
 
 
 def peak(
-    config: ModelConfig, dtype: torch.dtype, prompt: int, batch: int = 1, chunk: int = 1024
+    config: ModelConfig,
+    dtype: torch.dtype,
+    prompt: int,
+    batch: int = 1,
+    chunk: int = 1024,
+    sliding_pages: int | None = None,
 ) -> Peak:
     """Predict the memory of a run on a CPU.
 
@@ -86,6 +92,8 @@ def peak(
         prompt: tokens of each request's prompt.
         batch: requests that run side by side.
         chunk: prompt tokens that one forward encodes of a request.
+        sliding_pages: those that an engine has for sliding layers; None: as many as are of use.
+            What is behind the window stays, for later requests, until it has to make room.
     """
     item, width, canvas = dtype.itemsize, config.hidden_size, config.canvas_length
     rows = batch * (canvas + min(prompt, chunk))  # the first step goes with the last piece
@@ -100,16 +108,27 @@ def peak(
     tile = min(TILE_ELEMENTS, batch * canvas * config.vocab_size)
     blocks = batch * canvas * config.vocab_size // BLOCK
     words = tile * (8 + 2 * item) + batch * canvas * width * (4 + 3 * item) + 60 * blocks
-    scores = 2 * min(SCORES, config.num_attention_heads * canvas * (prompt + canvas)) * item * half
+    scores = 2 * _scores(config, prompt) * item * half
     work = routed + scores + layer + words if half else max(layer, words)
     pages = page_bytes(config, dtype)
     full = batch * -(-(prompt + canvas) // PAGE)
-    sliding = min(full, page_counts(config, dtype, None, 32, chunk)[1])
+    sliding = min(full, sliding_pages or page_counts(config, dtype, None, 32, chunk)[1])
     return Peak(
         weights=measure(config).parameters * item,
         cache=full * pages["full_attention"] + sliding * pages["sliding_attention"],
         work=work + (KEPT_16_BIT if half else KEPT),
     )
+
+
+def _scores(config: ModelConfig, prompt: int) -> int:
+    """Most scores of a key head that `kernels.attention.products` holds at a time."""
+    queries = max(config.canvas_length, min(prompt, QUERY_BLOCK))
+    before = {config.sliding: min(prompt, config.sliding_window - 1), config.full: prompt}
+    most = 0
+    for shape, keys in before.items():
+        row = config.num_attention_heads // shape.num_key_value_heads * (keys + queries)
+        most = max(most, min(queries * row, max(SCORES, FEWEST * row)))
+    return most
 
 
 def page_bytes(config: ModelConfig, dtype: torch.dtype) -> dict[LayerType, int]:

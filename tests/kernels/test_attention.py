@@ -52,6 +52,21 @@ def test_equal_to_the_definition(
     torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kernel", sorted(ATTENTION))
+@pytest.mark.parametrize("length", [1, 7])
+def test_a_mask_of_the_last_keys(kernel: str, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask of the queries' own keys alone is laid over the first keys, or over all."""
+    monkeypatch.setattr(attention, "SCORES", 1)
+    monkeypatch.setattr(attention, "FEWEST", 3)
+    q, keys, values = given(length, 4, 2, 40)
+    own = torch.ones(length, length).tril().bool()
+    whole = torch.ones(length, 40).tril(40 - length).bool()
+    got = grouped(q, keys, values, own, kernel)
+    torch.testing.assert_close(got, grouped(q, keys, values, whole, kernel), atol=0, rtol=0)
+    expected = definition(q, keys, values, whole)
+    torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_16_bit_products_round_as_the_reference() -> None:
     """The softmax is fp32 inside: the same bits as the oracle's eager attention, or nearly."""
     q, keys, values = (x.bfloat16() for x in given(33, 8, 2, 200))
