@@ -74,6 +74,7 @@ class Batch:
         blocks: [B] how many canvases each response has.
         score_encoder: whether the response is encoded too, for the next-token loss.
         noise_power: see `noise.corrupt`; None: the plan's.
+        canvases: noisy canvases of each row; None: as many as the plan says.
         open: bool [B, blocks, C], where noise may hit; None: everywhere.
     """
 
@@ -84,6 +85,7 @@ class Batch:
     blocks: Ids
     score_encoder: bool
     noise_power: float | None = None
+    canvases: int | None = None
     open: NDArray[np.bool_] | None = None
 
 

@@ -92,7 +92,7 @@ def _losses(
     """Canvas and encoder loss of one batch with this step's own noise."""
     power = plan.noise_power if batch.noise_power is None else batch.noise_power
     noised = corrupt(
-        batch, plan.canvases, model.config.vocab_size, power,
+        batch, batch.canvases or plan.canvases, model.config.vocab_size, power,
         generator_for(plan.seed, step, part),
     )  # fmt: skip
     ids = torch.from_numpy(batch.ids)

@@ -32,7 +32,8 @@ def canvas_loss(
     """Mean cross-entropy of M canvases; the first half of them is self-conditioned.
 
     Where a canvas is open in parts, those parts alone count, with the weight of half a canvas
-    however small they are.
+    however small they are; the belief about the rest of it is its own tokens, as when they are
+    pinned.
     """
     batch = encoded.hidden.shape[0]
     half = noisy.shape[0] // batch // 2 * batch
@@ -42,6 +43,9 @@ def canvas_loss(
             stored = [(k.detach(), v.detach()) for k, v in encoded.stored]
             first = denoise(model, noisy[:half], stored, starts[:half], whole, None)
             soft = model.soft_embedding(model.logits(first))
+            if opened is not None:
+                held = model.embed_tokens(clean[:half])
+                soft = torch.where(opened[:half, :, None], soft, held.to(soft.dtype))
             soft = torch.cat((soft, soft.new_zeros(noisy.shape[0] - half, *soft.shape[1:])))
     hidden = denoise(model, noisy, encoded.stored, starts, whole, soft)
     if opened is None:

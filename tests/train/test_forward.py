@@ -159,6 +159,27 @@ def test_half_is_self_conditioned(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not second.requires_grad
 
 
+def test_what_is_closed_believes_in_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training shows a belief about pinned tokens that generation never gives: a guess of them."""
+    model, given = tiny(), []
+    forward = model.self_conditioning.forward
+
+    def watched(x: Tensor, soft: Tensor) -> Tensor:
+        given.append(soft.detach().view(-1, CANVAS, soft.shape[-1]))
+        return forward(x, soft)
+
+    monkeypatch.setattr(model.self_conditioning, "forward", watched)
+    encoded, clean = encode(model, random_ids(2, PROMPT)), random_ids(4, CANVAS)
+    starts = torch.full((4,), PROMPT)
+    opened = torch.arange(CANVAS).expand(4, -1) % 2 == 0
+    canvas_loss(model, encoded, random_ids(4, CANVAS, seed=5), clean, starts, False)
+    canvas_loss(model, encoded, random_ids(4, CANVAS, seed=5), clean, starts, False, opened)
+    guess, partly = given[1][:2], given[3][:2]
+    assert torch.equal(partly[:, 0::2], guess[:, 0::2])
+    assert torch.equal(partly[:, 1::2], model.embed_tokens(clean[:2, 1::2]))
+    assert not torch.equal(partly, guess)
+
+
 def test_one_canvas_a_prompt() -> None:
     """With one canvas there is no half to condition, and an empty pass fails."""
     model = tiny()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from dgemma.train import loop
 from dgemma.train.checkpoint import load_average, load_run
 from dgemma.train.data import Batch, Sample, make_batch
 from dgemma.train.loop import Plan, batches, optimizers_for, train
-from dgemma.train.noise import corrupt, generator_for
+from dgemma.train.noise import Noised, corrupt, generator_for
 from dgemma.train.optimizer import orthogonalise
 
 PLAN = Plan(
@@ -54,6 +55,12 @@ def copying(step: int) -> list[Batch]:
     ]
 
 
+def four_on_the_first(step: int) -> list[Batch]:
+    """The same, with four canvases of each row of the first batch."""
+    first, second = copying(step)
+    return [replace(first, canvases=4), second]
+
+
 def test_resume_is_exact(tmp_path: Path) -> None:
     """A run that is stopped and resumed becomes another run: a state that is not saved."""
     whole, halves = tiny(), tiny()
@@ -89,6 +96,19 @@ def test_loss_falls(tmp_path: Path) -> None:
     train(tiny(), copying, plan, tmp_path, report=lines.append)
     losses = [float(line.split("canvas0 ")[1].split()[0]) for line in lines if "canvas0" in line]
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_batch_names_its_canvases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that asks for other than the plan's canvases of a prompt gets the plan's."""
+    counts: list[int] = []
+
+    def counted(batch: Batch, canvases: int, *rest: Any) -> Noised:
+        counts.append(canvases)
+        return corrupt(batch, canvases, *rest)
+
+    monkeypatch.setattr(loop, "corrupt", counted)
+    train(tiny(), four_on_the_first, replace(PLAN, steps=1), tmp_path, report=lambda line: None)
+    assert counts == [4, PLAN.canvases]
 
 
 def test_batches_come_in_order() -> None:

@@ -46,6 +46,7 @@ class Mix:
         short: tasks with short prompts, in a batch of their own.
         written_grids: solved grids to be written without a question, half of them clean on average.
         written: tasks whose texts are to be written without a question.
+        written_canvases: noisy canvases of each such text; None: as many as of all others.
     """
 
     grids: int
@@ -54,6 +55,7 @@ class Mix:
     short: tuple[str, ...]
     written_grids: int = 0
     written: tuple[str, ...] = ()
+    written_canvases: int | None = None
 
 
 _FIRST = Mix(22, 2, ("tools",), ("json", "json", "json", "thought", "gaps", "labels", "chat"))
@@ -73,8 +75,12 @@ _FIFTH = Mix(
 _SIXTH = Mix(
     6, 1, ("tools",), ("json",) * 8 + ("thought", "gaps", "labels", "chat"), 24, ("gaps",) * 6
 )
+_SEVENTH = Mix(
+    4, 1, ("tools",), ("json",) * 6 + ("thought", "gaps", "labels", "chat"), 48, ("gaps",) * 8, 2
+)
 MIXES = (
-    (0, _FIRST), (1750, _SECOND), (5050, _THIRD), (6050, _FOURTH), (6800, _FIFTH), (7200, _SIXTH)
+    (0, _FIRST), (1750, _SECOND), (5050, _THIRD), (6050, _FOURTH), (6800, _FIFTH), (7200, _SIXTH),
+    (10_000, _SEVENTH),
 )  # fmt: skip
 """(first step, mix): Sudoku comes first, copying names into JSON takes longer and comes later,
 writing without a question (for what is pinned on the canvas) comes last."""
@@ -183,24 +189,29 @@ class NanoBatches:
         ]
         if mix.written_grids:
             first = len(mix.long) + len(mix.short)
-            text = partial(written, self.directory, self.seed, step * STRIDE)
+            text = partial(written, self.directory, self.seed, step)
             rows = [text("sudoku", len(grids) + i) for i in range(mix.written_grids)]
             rows += [text(task, first + i) for i, task in enumerate(mix.written)]
             batch = make_batch(rows, self.canvas, eos=1, pad=0, score_encoder=False)
-            out.append(replace(batch, noise_power=1.0 if batch.open is None else None))
+            power = 1.0 if batch.open is None else None
+            out.append(replace(batch, noise_power=power, canvases=mix.written_canvases))
         return out
 
 
-def written(directory: str, seed: int, first: int, task: str, index: int) -> Sample:
-    """A text that is asked for by no more than `WRITE`, and where its canvas has holes."""
-    example = make_example(task, "train", seed, first + index)
+def written(directory: str, seed: int, step: int, task: str, row: int) -> Sample:
+    """A text that is asked for by no more than `WRITE`, and where its canvas has holes.
+
+    Rows beyond a step's `STRIDE` are of the next seed.
+    """
+    seed, index = seed + row // STRIDE, step * STRIDE + row % STRIDE
+    example = make_example(task, "train", seed, index)
     tokenizer, template = _text(directory)
     sample = to_sample(as_text(example), tokenizer, template)
-    if first < HOLES_FROM * STRIDE:
+    if step < HOLES_FROM:
         return sample
-    draw = random.Random(f"{seed} {task} {first + index}")
+    draw = random.Random(f"{seed} {task} {index}")
     kind, size = draw.random(), len(sample.response) - 1
-    if task == "sudoku" and first >= GRID_HOLES_FROM * STRIDE:
+    if task == "sudoku" and step >= GRID_HOLES_FROM:
         kind = 1.0
     if kind < WHOLE:
         return sample
