@@ -33,7 +33,9 @@ class Plan:
         warmup: steps of linear warm-up.
         muon_lr, adam_lr: peak rates of the matrices and of the rest.
         canvases: noisy canvases per encoded prompt and step.
-        noise_power: see `noise.corrupt`.
+        noise_power, pure: see `noise.corrupt`.
+        as_sampled: whether a conditioned canvas and its belief are those of two steps of the
+            sampler, see `loss.canvas_loss`; False: both of one canvas, as in the released recipe.
         encoder_weight: of the next-token loss beside the canvas loss.
         average: decay of the running average of the weights, which is what is saved in the end.
         clip: largest norm of the gradient.
@@ -51,6 +53,8 @@ class Plan:
     adam_lr: float = 0.002
     canvases: int = 4
     noise_power: float = 0.5
+    pure: float = 0.3
+    as_sampled: bool = True
     encoder_weight: float = 0.25
     average: float = 0.998
     clip: float = 1.0
@@ -93,8 +97,9 @@ def _losses(
     power = plan.noise_power if batch.noise_power is None else batch.noise_power
     noised = corrupt(
         batch, batch.canvases or plan.canvases, model.config.vocab_size, power,
-        generator_for(plan.seed, step, part),
+        generator_for(plan.seed, step, part), plan.pure,
     )  # fmt: skip
+    two_steps = (noised.earlier, noised.noise) if plan.as_sampled else (None, None)
     ids = torch.from_numpy(batch.ids)
     scored = None
     if batch.score_encoder:
@@ -108,6 +113,7 @@ def _losses(
         return run(
             model, ids, scored, noised.noisy, noised.clean, noised.starts,
             bool((batch.lengths == batch.ids.shape[1]).all()) and scored is None, noised.open,
+            *two_steps,
         )  # fmt: skip
 
 

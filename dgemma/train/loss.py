@@ -28,8 +28,14 @@ def canvas_loss(
     starts: Tensor,  # [M]
     whole: bool,
     opened: Tensor | None = None,  # bool [M, C]
+    earlier: Tensor | None = None,  # [M, C]
+    noise: Tensor | None = None,  # [M, C]
 ) -> Tensor:
     """Mean cross-entropy of M canvases; the first half of them is self-conditioned.
+
+    With `earlier` (and `noise`), the belief comes from that canvas, and the conditioned one keeps
+    as many tokens as in `noisy`, but those that the belief is surest of: what a step of the sampler
+    leaves to the next. Without, it comes from `noisy` itself, as in the released recipe.
 
     Where a canvas is open in parts, those parts alone count, with the weight of half a canvas
     however small they are; the belief about the rest of it is its own tokens, as when they are
@@ -41,11 +47,17 @@ def canvas_loss(
     if half:
         with torch.no_grad():
             stored = [(k.detach(), v.detach()) for k, v in encoded.stored]
-            first = denoise(model, noisy[:half], stored, starts[:half], whole, None)
-            soft = model.soft_embedding(model.logits(first))
-            if opened is not None:
+            before = (noisy if earlier is None else earlier)[:half]
+            logits = model.logits(denoise(model, before, stored, starts[:half], whole, None))
+            soft = model.soft_embedding(logits)
+            free = None if opened is None else opened[:half]
+            if free is not None:
                 held = model.embed_tokens(clean[:half])
-                soft = torch.where(opened[:half, :, None], soft, held.to(soft.dtype))
+                soft = torch.where(free[:, :, None], soft, held.to(soft.dtype))
+            if noise is not None:
+                kept = noisy[:half] == clean[:half]
+                shown = torch.where(_surest(logits, kept, free), clean[:half], noise[:half])
+                noisy = torch.cat((shown, noisy[half:]))
             soft = torch.cat((soft, soft.new_zeros(noisy.shape[0] - half, *soft.shape[1:])))
     hidden = denoise(model, noisy, encoded.stored, starts, whole, soft)
     if opened is None:
@@ -54,6 +66,17 @@ def canvas_loss(
     share = opened.float().mean(-1)
     weight = torch.where(share < 1, HOLE_WEIGHT / share.clamp(min=1e-6), share)
     return (losses * opened * weight[:, None]).mean()
+
+
+def _surest(logits: Tensor, kept: Tensor, free: Tensor | None) -> Tensor:
+    """Bool [M, C]: as many positions as are kept, those of least entropy; and all closed ones."""
+    log = logits.log_softmax(-1, dtype=torch.float32)
+    entropy = -(log.exp() * log).sum(-1)
+    if free is not None:
+        entropy, kept = entropy.masked_fill(~free, torch.inf), kept & free
+    rank = entropy.argsort(-1).argsort(-1)
+    sure = rank < kept.sum(-1, keepdim=True)
+    return sure if free is None else sure | ~free
 
 
 def next_token_loss(model: DiffusionGemma, hidden: Tensor, ids: Tensor, scored: Tensor) -> Tensor:
@@ -73,10 +96,12 @@ def objective(
     starts: Tensor,
     whole: bool,
     opened: Tensor | None = None,
+    earlier: Tensor | None = None,
+    noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(canvas loss, encoder loss) of one batch; the latter is zero where nothing is scored."""
     encoded = encode(model, ids)
-    canvas = canvas_loss(model, encoded, noisy, clean, starts, whole, opened)
+    canvas = canvas_loss(model, encoded, noisy, clean, starts, whole, opened, earlier, noise)
     if scored is None:
         return canvas, canvas.new_zeros(())
     return canvas, next_token_loss(model, encoded.hidden, ids, scored)

@@ -23,6 +23,8 @@ class Noised:
         rows: [M] the encoded row of each canvas.
         starts: [M] position of its first token, and how many encoded tokens it may see.
         clean, noisy: [M, C].
+        earlier: [M, C] with more noise: the canvas of the step before, with other noise.
+        noise: [M, C] what a position becomes that is not kept.
         t: [M] noise levels.
         open: bool [M, C], where noise might have hit; None: everywhere.
     """
@@ -31,6 +33,8 @@ class Noised:
     starts: Tensor
     clean: Tensor
     noisy: Tensor
+    earlier: Tensor
+    noise: Tensor
     t: Tensor
     open: Tensor | None = None
 
@@ -41,13 +45,19 @@ def generator_for(seed: int, step: int, part: int) -> torch.Generator:
 
 
 def corrupt(
-    batch: Batch, canvases: int, vocab_size: int, power: float, generator: torch.Generator
+    batch: Batch,
+    canvases: int,
+    vocab_size: int,
+    power: float,
+    generator: torch.Generator,
+    pure: float = 0.0,
 ) -> Noised:
     """Draw `canvases` noisy canvases for every row of a batch.
 
     Args:
         power: noise levels are t = u^power with u uniform in (0.001, 1]: 1.0 is the released
             recipe, below 1.0 leans towards noisy canvases.
+        pure: share of the canvases with t = 1, as every canvas begins.
     """
     targets, blocks = torch.from_numpy(batch.targets), torch.from_numpy(batch.blocks)
     rows = torch.arange(targets.shape[0]).repeat(canvases)
@@ -56,10 +66,15 @@ def corrupt(
     width = clean.shape[1]
     t = (0.001 + 0.999 * torch.rand(rows.shape, generator=generator)) ** power
     noise = torch.randint(vocab_size, clean.shape, generator=generator)
-    hit = torch.rand(clean.shape, generator=generator) < t[:, None]
     starts = torch.from_numpy(batch.prompt_lengths)[rows] + block * width
+    t = t.masked_fill(torch.rand(rows.shape, generator=generator) < pure, 1.0)
+    hit = torch.rand(clean.shape, generator=generator) < t[:, None]
+    share = torch.rand(rows.shape, generator=generator)  # of what is kept, noise a step before
+    before = hit | (torch.rand(clean.shape, generator=generator) < share[:, None])
+    other = torch.randint(vocab_size, clean.shape, generator=generator)
     opened = None
     if batch.open is not None:
         opened = torch.from_numpy(batch.open)[rows, block]
-        hit = hit & opened
-    return Noised(rows, starts, clean, torch.where(hit, noise, clean), t, opened)
+        hit, before = hit & opened, before & opened
+    noisy, earlier = torch.where(hit, noise, clean), torch.where(before, other, clean)
+    return Noised(rows, starts, clean, noisy, earlier, noise, t, opened)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.transformer import DiffusionGemma
+from dgemma.train import loss
 from dgemma.train.forward import Encoded, denoise, encode
 from dgemma.train.loss import canvas_loss, objective
 
@@ -178,6 +181,40 @@ def test_what_is_closed_believes_in_itself(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.equal(partly[:, 0::2], guess[:, 0::2])
     assert torch.equal(partly[:, 1::2], model.embed_tokens(clean[:2, 1::2]))
     assert not torch.equal(partly, guess)
+
+
+@pytest.mark.parametrize("partly", [False, True])
+def test_a_conditioned_canvas_is_that_of_the_next_step(
+    partly: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The belief is of another canvas than `earlier`, or what is shown is not the surest of it."""
+    model = tiny()
+    canvases: list[Tensor] = []
+
+    def watched(_model: DiffusionGemma, canvas: Tensor, *rest: Any) -> Tensor:
+        canvases.append(canvas)
+        return denoise(_model, canvas, *rest)
+
+    monkeypatch.setattr(loss, "denoise", watched)
+    encoded, clean = encode(model, random_ids(2, PROMPT)), random_ids(4, CANVAS)
+    noise, earlier = ((clean + shift) % 50 for shift in (1, 2))
+    kept = torch.arange(CANVAS)[None] < torch.tensor([0, 2, 3, CANVAS])[:, None]
+    opened = (torch.arange(CANVAS) != 1).expand(4, -1) if partly else None
+    noisy = torch.where(kept, clean, noise)
+    starts = torch.full((4,), PROMPT)
+    canvas_loss(model, encoded, noisy, clean, starts, False, opened, earlier, noise)
+    before, after = canvases
+    assert torch.equal(before, earlier[:2]) and torch.equal(after[2:], noisy[2:])
+    with torch.no_grad():
+        logits = model.logits(denoise(model, before, encoded.stored, starts[:2], False, None))
+    entropy = torch.distributions.Categorical(logits=logits).entropy()
+    for row in range(2):
+        free = [i for i in range(CANVAS) if opened is None or opened[row, i]]
+        count = int(kept[row, free].sum())
+        surest = sorted(free, key=lambda i: float(entropy[row, i]))[:count]
+        shown = {i for i in range(CANVAS) if after[row, i] == clean[row, i]}
+        assert shown == {*surest, *(i for i in range(CANVAS) if i not in free)}
+        assert torch.equal(after[row, surest], clean[row, surest])
 
 
 def test_one_canvas_a_prompt() -> None:

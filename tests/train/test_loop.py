@@ -155,6 +155,23 @@ def test_noise() -> None:
     assert abs(hot.t.mean() - 2 / 3) < 0.02
 
 
+def test_noise_of_two_steps() -> None:
+    """A canvas of the step before with less noise, with the same noise, or noise where closed."""
+    samples = [Sample([2, 5], [30] * 11 + [31], open=tuple(range(8)))] * 50
+    batch = make_batch(samples, 12, eos=30, pad=0, score_encoder=False)
+    noised = corrupt(batch, 300, 24, 1.0, generator_for(0, 1, 2), pure=0.25)
+    hit, before = noised.noisy != noised.clean, noised.earlier != noised.clean
+    assert (before | ~hit).all() and not before[:, 8:].any()
+    more = (before & ~hit)[:, :8].float().sum() / (~hit)[:, :8].float().sum()
+    assert abs(more - 0.5) < 0.02
+    both = (hit & before)[:, :8]
+    same = (noised.noisy == noised.earlier)[:, :8][both].float().mean()
+    assert same < 0.06  # 1 in 24
+    assert torch.equal(noised.noisy[hit], noised.noise[hit])
+    assert abs((noised.t == 1).float().mean() - 0.25) < 0.02
+    assert before[noised.t == 1][:, :8].all()
+
+
 def test_noise_is_a_function_of_step_and_part() -> None:
     """A resumed run draws other noise, or two parts of a step draw the same."""
     batch = copying(0)[0]
@@ -204,7 +221,7 @@ def test_padding_is_never_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[bool] = []
 
     def watched(*args: object) -> tuple[torch.Tensor, torch.Tensor]:
-        given.append(bool(args[-2]))
+        given.append(bool(args[6]))
         return torch.zeros(()), torch.zeros(())
 
     monkeypatch.setattr(loop, "objective", watched)
