@@ -124,7 +124,7 @@ def begin(
     A given id that is not pinned gives way to noise with probability `strength`; the schedule
     begins where that share of its steps is left.
     """
-    canvas = start(seed, index, spec)
+    canvas = start(seed, index, spec, controls)
     ids, step = canvas.ids, 0
     if control is not None and any(i >= 0 for i in control.ids):
         given = torch.full_like(ids, -1)
@@ -137,7 +137,7 @@ def begin(
             step = min(done, schedule.max_steps - 1)
     if controls.pinned is not None:
         ids = torch.where(controls.pinned >= 0, controls.pinned, ids)
-    return replace(canvas, ids=ids, step=step, begun=step, controls=controls)
+    return replace(canvas, ids=ids, step=step, begun=step)
 
 
 def _inside(ids: Sequence[int], spec: CanvasSpec, name: str) -> None:

@@ -17,24 +17,44 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dgemma.diffusion.canvas import Canvas, CanvasSpec, Commit
+from dgemma.diffusion.canvas import FREE, Canvas, CanvasSpec, Commit
 from dgemma.diffusion.random import Purpose, stream_keys, uniform_ids, uniforms
 from dgemma.diffusion.schedule import Schedule, accept
+from dgemma.kernels.controls import Controls
 from dgemma.kernels.reading import Logprobs, Reading
 from dgemma.types import StopReason
 
 
-def start(seed: int, index: int, spec: CanvasSpec) -> Canvas:
+def start(seed: int, index: int, spec: CanvasSpec, controls: Controls = FREE) -> Canvas:
     """A canvas of pure noise.
 
     Args:
         seed: of the request, 0 to 2**64 - 1.
         index: which canvas of the request, from 0.
         spec: what the canvas may hold, and where it lives.
+        controls: what holds on it.
     """
     keys = stream_keys([seed], [index], [0], Purpose.START, spec.device)
-    ids = uniform_ids(keys, spec.length, spec.vocab_size, spec.suppress_ids)[0]
-    return Canvas(seed=seed, index=index, step=0, ids=ids)
+    ids = _noise(keys, spec.length, spec, [controls])[0]
+    return Canvas(seed=seed, index=index, step=0, ids=ids, controls=controls)
+
+
+def _noise(keys: Tensor, width: int, spec: CanvasSpec, controls: Sequence[Controls]) -> Tensor:
+    """Uniform ids [B, width]; where a mask allows the one drawn, another that it does not allow.
+
+    Noise says that nothing is known of a position. Where few ids are allowed, one of them would
+    look like a decision: with 1,024 ids and 45 digits to be found, one start in three has one.
+    There are two draws; where a mask allows both, as one of many ids does, the first one stays.
+    """
+    if all(c.masks is None for c in controls):
+        return uniform_ids(keys, width, spec.vocab_size, spec.suppress_ids)
+    both = uniform_ids(keys, 2 * width, spec.vocab_size, spec.suppress_ids)
+    rows = []
+    for asked, first, second in zip(controls, both[:, :width], both[:, width:], strict=True):
+        masks = asked.masks
+        swap = None if masks is None else masks.allows(first) & ~masks.allows(second)
+        rows.append(first if swap is None else torch.where(swap, second, first))
+    return torch.stack(rows)
 
 
 def questions(canvases: Sequence[Canvas], schedules: Sequence[Schedule]) -> tuple[Tensor, Tensor]:
@@ -79,8 +99,8 @@ def step_all(
     sortable = entropy if pins is None else entropy.masked_fill(pins >= 0, torch.inf)
     bounds = torch.tensor([s.entropy_bound for s in schedules], dtype=torch.float64).to(device)
     accepted = accept(sortable, bounds)
-    noise = uniform_ids(
-        _keys(canvases, Purpose.NOISE), shape[1], spec.vocab_size, spec.suppress_ids
+    noise = _noise(
+        _keys(canvases, Purpose.NOISE), shape[1], spec, [canvas.controls for canvas in canvases]
     )
     proposed = reading.sample.view(shape)
     if any(s.greedy for s in schedules):

@@ -71,6 +71,11 @@ class Masks:
         table = torch.where(values >= 1 << 31, values - (1 << 32), values).to(torch.int32)
         return Masks(table.to(index.device), index)
 
+    def allows(self, ids: Tensor) -> Tensor:
+        """bool [N]: whether a row has a bitset that allows the row's id; ids int64 [N]."""
+        words = self.table[self.index.clamp(min=0), ids // WORD].long()
+        return ((words >> ids % WORD) & 1).bool() & (self.index >= 0)
+
     def columns(self, low: int, high: int) -> Tensor:
         """bool [G, high - low]: which of the ids low..high-1 each bitset allows."""
         words = self.table[:, low // WORD : -(-high // WORD)]

@@ -15,6 +15,7 @@ from dgemma.diffusion.canvas import Canvas, CanvasSpec, trace_step
 from dgemma.diffusion.random import Purpose, stream_keys, uniform_ids, uniforms
 from dgemma.diffusion.sampler import finish, questions, start, step, step_all
 from dgemma.diffusion.schedule import Schedule
+from dgemma.kernels.controls import Controls, Masks
 from dgemma.kernels.reading import Reading
 from dgemma.params import SamplingParams, canvas_width
 from tests.fakes import reading
@@ -279,3 +280,31 @@ def test_suppressed_ids_are_no_noise() -> None:
     assert set(canvas.ids.tolist()) == {1, 2, 4, 5, 6}
     canvas = step(canvas, reading([1] * 256, [9.0] * 256), NEVER, spec)
     assert set(canvas.ids.tolist()) == {1, 2, 4, 5, 6}
+
+
+def test_noise_is_none_of_what_a_mask_allows() -> None:
+    """Noise that stands for an answer: with few ids allowed, it is taken for a decision.
+
+    Ids 0 to 3 of 64 are allowed at 256 positions. Drawn twice, one of them has a chance of 1/256:
+    12 positions or more have one with a chance below 1e-8. Drawn once, 16 have one on average.
+    """
+    spec = replace(SPEC, length=512, vocab_size=64)
+    index = torch.zeros(512, dtype=torch.int64).index_fill(0, torch.arange(256), -1)
+    masked = Controls(masks=Masks.pack([range(4)], 64, index.flip(0)))
+    free, canvas = start(1, 0, spec), start(1, 0, spec, masked)
+    for _ in range(2):
+        few = canvas.ids < 4
+        assert int(few[:256].sum()) < 12 and int(free.ids[:256].lt(4).sum()) > 4
+        assert torch.equal(canvas.ids[256:], free.ids[256:]), "where no mask is, nothing changes"
+        kept = free.ids[:256] >= 4
+        assert torch.equal(canvas.ids[:256][kept], free.ids[:256][kept])
+        read = reading([7] * 1024, [9.0] * 1024)
+        free, canvas = step_all([free, canvas], read, [NEVER, NEVER], spec)
+
+
+def test_a_mask_of_nearly_all_ids_leaves_the_noise_alone() -> None:
+    """A banned word that nobody would have said changes the whole answer."""
+    spec = replace(SPEC, length=64)
+    index = torch.zeros(64, dtype=torch.int64)
+    wide = Controls(masks=Masks.pack([[i for i in range(1000) if i != 5]], 1000, index))
+    assert torch.equal(start(1, 0, spec, wide).ids, start(1, 0, spec).ids)

@@ -49,6 +49,12 @@ def test_packed_masks_are_the_sets(allowed: list[set[int]], data: st.DataObject)
     high = data.draw(st.integers(low + 1, 300))
     for row, ids in zip(masks.columns(low, high).tolist(), allowed, strict=True):
         assert row == [i in ids for i in range(low, high)]
+    index = torch.arange(-1, len(allowed))  # no bitset, then each
+    asked = data.draw(st.lists(st.integers(0, 299), min_size=len(index), max_size=len(index)))
+    expected = [
+        row >= 0 and i in allowed[row] for row, i in zip(index.tolist(), asked, strict=True)
+    ]
+    assert Masks(masks.table, index).allows(torch.tensor(asked)).tolist() == expected
 
 
 def test_impossible_masks_are_refused() -> None:
