@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -64,7 +65,8 @@ def test_start_answer_and_stop() -> None:
             first = next(lines)
             live.process.send_signal(signal.SIGTERM)
             text = "\n".join([first, *lines])
-        assert '"finish_reason":"length"' in text and '"error"' not in text
+        # Its last token may be an end id: whether it is hangs on the seed and on the weights.
+        assert re.search('"finish_reason":"(length|stop)"', text) and '"error"' not in text
         assert text.rstrip().endswith("data: [DONE]")
         # The convention for a process that was asked to end: supervisors read it as a clean stop.
         assert live.process.wait(WAIT_S) == -signal.SIGTERM
