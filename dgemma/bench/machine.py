@@ -8,16 +8,18 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 PACKAGES = ("dgemma", "torch", "transformers", "safetensors", "triton")
-LOAD = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-"""Mean of running processes in the minute before this module was loaded, so not our own."""
+LOOK_S = 0.5
+"""How long `load` looks."""
 
-QUIET = 0.7
+QUIET = 0.4
 """Above this load others compete for the cores."""
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,13 +87,37 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _busy_ticks() -> int:
+    """Clock ticks that all cores have worked since the machine started."""
+    first = Path("/proc/stat").read_text(encoding="utf-8").partition("\n")[0]
+    user, nice, system, _, _, interrupts, soft, stolen = (int(n) for n in first.split()[1:9])
+    return user + nice + system + interrupts + soft + stolen
+
+
+@cache
+def load() -> float | None:
+    """Cores that other programs keep busy, seen once and for `LOOK_S`; None where nothing tells.
+
+    Not the load average, which would be that of our own preceding command.
+    """
+    started = time.monotonic()
+    try:
+        before = _busy_ticks()
+        time.sleep(LOOK_S)
+        worked = _busy_ticks() - before
+    except OSError:
+        return None
+    return worked / os.sysconf("SC_CLK_TCK") / (time.monotonic() - started)
+
+
 def busy() -> str:
     """A warning where other programs run, else nothing."""
-    if LOAD <= QUIET:
+    others = load()
+    if others is None or others <= QUIET:
         return ""
     return (
-        f"warning: the load is {LOAD:.1f} before anything is measured; threads that wait for each "
-        "other then lose whole time slices, so times may be many times too long"
+        f"warning: other programs keep {others:.1f} cores busy; threads that wait for each other "
+        "then lose whole time slices, so times may be many times too long"
     )
 
 
@@ -101,7 +127,7 @@ def facts() -> dict[str, str]:
         "processor": processor(),
         "cores": str(cores()),
         "threads": str(torch.get_num_threads()),
-        "load before": f"{LOAD:.1f}",
+        "cores busy before": "unknown" if load() is None else f"{load():.1f}",
         "memory": memory(),
         "GPU": gpu(),
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),

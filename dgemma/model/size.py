@@ -112,7 +112,9 @@ def peak(
     work = routed + scores + layer + words if half else max(layer, words)
     pages = page_bytes(config, dtype)
     full = batch * -(-(prompt + canvas) // PAGE)
-    sliding = min(full, sliding_pages or page_counts(config, dtype, None, 32, chunk)[1])
+    if sliding_pages is None:
+        sliding_pages = page_counts(config, dtype, None, 32, chunk)[1]
+    sliding = min(full, sliding_pages)
     return Peak(
         weights=measure(config).parameters * item,
         cache=full * pages["full_attention"] + sliding * pages["sliding_attention"],
@@ -123,9 +125,9 @@ def peak(
 def _scores(config: ModelConfig, prompt: int) -> int:
     """Most scores of a key head that `kernels.attention.products` holds at a time."""
     queries = max(config.canvas_length, min(prompt, QUERY_BLOCK))
-    before = {config.sliding: min(prompt, config.sliding_window - 1), config.full: prompt}
+    window = min(prompt, config.sliding_window - 1)
     most = 0
-    for shape, keys in before.items():
+    for shape, keys in ((config.sliding, window), (config.full, prompt)):
         row = config.num_attention_heads // shape.num_key_value_heads * (keys + queries)
         most = max(most, min(queries * row, max(SCORES, FEWEST * row)))
     return most

@@ -99,7 +99,7 @@ def _losses(
         batch, batch.canvases or plan.canvases, model.config.vocab_size, power,
         generator_for(plan.seed, step, part), plan.pure,
     )  # fmt: skip
-    two_steps = (noised.earlier, noised.noise) if plan.as_sampled else (None, None)
+    two_steps = (noised.earlier, noised.noise) if plan.as_sampled else None
     ids = torch.from_numpy(batch.ids)
     scored = None
     if batch.score_encoder:
@@ -113,7 +113,7 @@ def _losses(
         return run(
             model, ids, scored, noised.noisy, noised.clean, noised.starts,
             bool((batch.lengths == batch.ids.shape[1]).all()) and scored is None, noised.open,
-            *two_steps,
+            two_steps,
         )  # fmt: skip
 
 

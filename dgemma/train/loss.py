@@ -28,14 +28,14 @@ def canvas_loss(
     starts: Tensor,  # [M]
     whole: bool,
     opened: Tensor | None = None,  # bool [M, C]
-    earlier: Tensor | None = None,  # [M, C]
-    noise: Tensor | None = None,  # [M, C]
+    two_steps: tuple[Tensor, Tensor] | None = None,  # [M, C] twice: `Noised.earlier` and `.noise`
 ) -> Tensor:
     """Mean cross-entropy of M canvases; the first half of them is self-conditioned.
 
-    With `earlier` (and `noise`), the belief comes from that canvas, and the conditioned one keeps
-    as many tokens as in `noisy`, but those that the belief is surest of: what a step of the sampler
-    leaves to the next. Without, it comes from `noisy` itself, as in the released recipe.
+    With `two_steps`, the belief comes from the earlier canvas, and the conditioned one keeps as
+    many tokens as `noisy`, but those that the belief is surest of, between the noise: what a step
+    of the sampler leaves to the next. Without, the belief comes from `noisy` itself, as in the
+    released recipe.
 
     Where a canvas is open in parts, those parts alone count, with the weight of half a canvas
     however small they are; the belief about the rest of it is its own tokens, as when they are
@@ -47,16 +47,16 @@ def canvas_loss(
     if half:
         with torch.no_grad():
             stored = [(k.detach(), v.detach()) for k, v in encoded.stored]
-            before = (noisy if earlier is None else earlier)[:half]
+            before = (noisy if two_steps is None else two_steps[0])[:half]
             logits = model.logits(denoise(model, before, stored, starts[:half], whole, None))
             soft = model.soft_embedding(logits)
             free = None if opened is None else opened[:half]
             if free is not None:
                 held = model.embed_tokens(clean[:half])
                 soft = torch.where(free[:, :, None], soft, held.to(soft.dtype))
-            if noise is not None:
-                kept = noisy[:half] == clean[:half]
-                shown = torch.where(_surest(logits, kept, free), clean[:half], noise[:half])
+            if two_steps is not None:
+                kept, noise = noisy[:half] == clean[:half], two_steps[1][:half]
+                shown = torch.where(_surest(logits, kept, free), clean[:half], noise)
                 noisy = torch.cat((shown, noisy[half:]))
             soft = torch.cat((soft, soft.new_zeros(noisy.shape[0] - half, *soft.shape[1:])))
     hidden = denoise(model, noisy, encoded.stored, starts, whole, soft)
@@ -96,12 +96,11 @@ def objective(
     starts: Tensor,
     whole: bool,
     opened: Tensor | None = None,
-    earlier: Tensor | None = None,
-    noise: Tensor | None = None,
+    two_steps: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(canvas loss, encoder loss) of one batch; the latter is zero where nothing is scored."""
     encoded = encode(model, ids)
-    canvas = canvas_loss(model, encoded, noisy, clean, starts, whole, opened, earlier, noise)
+    canvas = canvas_loss(model, encoded, noisy, clean, starts, whole, opened, two_steps)
     if scored is None:
         return canvas, canvas.new_zeros(())
     return canvas, next_token_loss(model, encoded.hidden, ids, scored)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import time
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,6 +17,7 @@ from dgemma.bench import compare, generate, machine, scale
 from dgemma.bench.chart import Bars, Lines, as_svg, ticks
 from dgemma.bench.clock import Growth, Watch, status_bytes, timed_ms
 from dgemma.bench.llama import parse
+from dgemma.bench.machine import load
 from dgemma.bench.report import Report, Table, as_cell, finite
 from dgemma.bench.stats import fit, median, ratio, shares
 from dgemma.errors import EngineError, InvalidRequest
@@ -199,9 +202,23 @@ def test_report_has_what_repeats_it() -> None:
 
 def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times that another program's load has spoilt pass for the model's."""
-    assert machine.busy() == "" and machine.facts()["load before"] == "0.0"
-    monkeypatch.setattr(machine, "LOAD", 2.0)
-    assert "2.0" in machine.busy() and machine.facts()["load before"] == "2.0"
+    assert machine.busy() == "" and machine.facts()["cores busy before"] == "0.0"
+    monkeypatch.setattr(machine, "load", lambda: 2.0)
+    assert "2.0" in machine.busy() and machine.facts()["cores busy before"] == "2.0"
+    monkeypatch.setattr(machine, "load", lambda: None)
+    assert machine.busy() == "" and machine.facts()["cores busy before"] == "unknown"
+
+
+def test_other_programs_are_seen() -> None:
+    """The load is that of a command that is long over, or nothing at all."""
+    if not Path("/proc/stat").exists():
+        pytest.skip("nothing tells how busy this machine is")
+    loop = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        assert load.__wrapped__() > machine.QUIET
+    finally:
+        loop.kill()
+        loop.wait()
 
 
 def test_cells() -> None:

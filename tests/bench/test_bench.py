@@ -179,7 +179,7 @@ def checked(report: dict[str, Any], measure_: str, model: Path) -> dict[str, Any
         "processor",
         "cores",
         "threads",
-        "load before",
+        "cores busy before",
         "memory",
         "GPU",
         "versions",

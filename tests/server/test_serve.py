@@ -60,6 +60,7 @@ def test_start_answer_and_stop() -> None:
         reply = client.post(CHAT, json=ASK)
         assert reply.json()["choices"][0]["finish_reason"] == "stop"
         longer = {"messages": QUESTION, "stream": True, "min_tokens": 150, "max_tokens": 150}
+        longer |= {"stream_options": {"include_usage": True}}
         with client.stream("POST", CHAT, json=longer) as stream:
             lines = stream.iter_lines()
             first = next(lines)
@@ -67,6 +68,7 @@ def test_start_answer_and_stop() -> None:
             text = "\n".join([first, *lines])
         # Its last token may be an end id: whether it is hangs on the seed and on the weights.
         assert re.search('"finish_reason":"(length|stop)"', text) and '"error"' not in text
+        assert '"completion_tokens":150' in text
         assert text.rstrip().endswith("data: [DONE]")
         # The convention for a process that was asked to end: supervisors read it as a clean stop.
         assert live.process.wait(WAIT_S) == -signal.SIGTERM

@@ -202,7 +202,7 @@ def test_a_conditioned_canvas_is_that_of_the_next_step(
     opened = (torch.arange(CANVAS) != 1).expand(4, -1) if partly else None
     noisy = torch.where(kept, clean, noise)
     starts = torch.full((4,), PROMPT)
-    canvas_loss(model, encoded, noisy, clean, starts, False, opened, earlier, noise)
+    canvas_loss(model, encoded, noisy, clean, starts, False, opened, (earlier, noise))
     before, after = canvases
     assert torch.equal(before, earlier[:2]) and torch.equal(after[2:], noisy[2:])
     with torch.no_grad():

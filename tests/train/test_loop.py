@@ -230,3 +230,25 @@ def test_padding_is_never_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         batch = make_batch(samples, 4, eos=1, pad=0, score_encoder=False)
         loop._losses(tiny(), PLAN, batch, 0, 0)
     assert given == [False, True]
+
+
+@pytest.mark.parametrize("as_sampled", [False, True])
+@pytest.mark.parametrize("pure", [0.0, 1.0])
+def test_the_noise_of_a_plan(
+    as_sampled: bool, pure: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan says how its canvases are noised, and they are noised another way."""
+    given: list[object] = []
+
+    def watched(*args: object) -> tuple[torch.Tensor, torch.Tensor]:
+        given.extend(args[-1] if isinstance(args[-1], tuple) else (args[-1], args[3]))
+        return torch.zeros(()), torch.zeros(())
+
+    monkeypatch.setattr(loop, "objective", watched)
+    plan = replace(PLAN, as_sampled=as_sampled, pure=pure)
+    batch = make_batch([Sample([2, 5], [30] * 4)] * 8, 4, eos=30, pad=0, score_encoder=False)
+    loop._losses(tiny(), plan, batch, 0, 0)
+    noised = corrupt(batch, 2, 24, plan.noise_power, generator_for(plan.seed, 0, 0), pure)
+    wanted = (noised.earlier, noised.noise) if as_sampled else (None, noised.noisy)
+    for ours, theirs in zip(given, wanted, strict=True):
+        assert ours is theirs or torch.equal(ours, theirs)  # type: ignore[arg-type]

@@ -44,7 +44,7 @@ class Mix:
         encoded_grids: Sudoku rows whose answer is encoded too, for the autoregressive mode.
         long: tasks with long prompts, beside `encoded_grids` in one batch.
         short: tasks with short prompts, in a batch of their own.
-        written_grids: solved grids to be written without a question, half of them clean on average.
+        written_grids: solved grids to be written without a question.
         written: tasks whose texts are to be written without a question.
         written_canvases: noisy canvases of each such text; None: as many as of all others.
     """
