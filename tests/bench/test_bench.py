@@ -119,7 +119,7 @@ def test_drive_runs_every_step(llm: LLM) -> None:
 
     timeline = drive(llm, [prompt, prompt], 5, lambda number: Around())
     assert len(timeline.step_ms) == 5 and seen == [0, 1, 2, 3, 4]
-    assert timeline.steady_ms == timeline.step_ms[1:] and timeline.prefill_ms > 0
+    assert timeline.steady_ms == timeline.step_ms[1:] and timeline.encode_ms > 0
     assert llm.engine.running == 0
 
 

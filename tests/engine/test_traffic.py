@@ -236,7 +236,7 @@ def test_soak(count: Callable[[int, int], int], record: Callable[..., None]) -> 
         read(stream)
     worker.close()
     counters = worker.engine.counters()
-    assert set(done) <= {"stop", "length", "cancelled"} and sum(done.values()) > seconds
+    assert set(done) <= {"stop", "length", "cancelled"} and sum(done.values()) > 0
     assert threading.active_count() == threads - 1
     assert counters.running == counters.waiting == counters.pages_full_used == 0
     assert not worker.engine.scheduler._slots and not worker.engine.scheduler._live
