@@ -43,7 +43,7 @@ def lines_to_span(text: str, span: str) -> tuple[int, int]:
     lines = text.split("\n")
     count = len(lines) - (1 if text.endswith("\n") else 0)
     if not 1 <= a <= b <= count:
-        raise InvalidRequest(f"--span {span}: the file has lines 1 to {count}")
+        raise InvalidRequest(f"--span {span}: write FIRST:LAST, of lines 1 to {count}")
     start = sum(len(line) + 1 for line in lines[: a - 1])
     end = start + sum(len(line) + 1 for line in lines[a - 1 : b]) - 1
     return start, end - 1 if text[start:end].endswith("\r") else end

@@ -6,6 +6,7 @@ Knows argparse and `SamplingParams`. Knows nothing about what a command does wit
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ _width.__name__ = "number or auto"  # what argparse calls it in an error
 def _from_file(text: str) -> str:
     """The text itself, or that of the file behind an @."""
     if not text.startswith("@"):
+        if os.path.isfile(text):
+            raise argparse.ArgumentTypeError(f"{text} is a file; @{text} reads it")
         return text
     try:
         return Path(text[1:]).read_text(encoding="utf-8")

@@ -135,6 +135,8 @@ WRONG = [
     (("decide", "x", "--questions", "/no/such/file"), "cannot be read"),
     (("generate", "x", "--json-schema", "@/no/such/file"), "cannot read"),
     (("generate", "x", "--json-schema", "{"), "json_schema"),
+    (("generate", "x", "--json-schema", __file__), f"@{__file__}"),
+    (("edit", __file__, "--span", "3:2"), "FIRST:LAST"),
     (("generate", "x", "--regex", "("), "regex"),
     (("generate", "x", "--logit-bias", "3"), "ID=VALUE"),
     (("generate", "x", "--choices", "a", "--regex", "a"), "cannot be combined"),
