@@ -290,6 +290,10 @@ class SamplingParams:
         return SamplingParams(**values)
 
 
+REFUSED_AROUND_TEXT = ("stop", "bad_words", "thinking_budget", "min_tokens", *LANGUAGES)
+"""Fields that filling and editing refuse: they are about a whole answer, and here parts of a text
+are written between others that are given."""
+
 REFUSED_BY_TWIN = (
     "temperature", "top_p", "top_k", "min_p",
     "min_tokens", "logit_bias", "allowed_token_ids", "bad_words", "logprobs", "logprob_token_ids",

@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--diff", action="store_true", help="show what would change, write nothing")
     parser.add_argument("--output", type=Path, help="write here and leave the file as it is")
     add_model(parser)
-    add_sampling(parser)
+    add_sampling(parser, around_text=True)
 
 
 def lines_to_span(text: str, span: str) -> tuple[int, int]:

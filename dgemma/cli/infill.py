@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--diff", action="store_true", help="show what would change, write nothing")
     parser.add_argument("--json", action="store_true", help="print text and holes as JSON")
     add_model(parser)
-    add_sampling(parser)
+    add_sampling(parser, around_text=True)
 
 
 def run(arguments: argparse.Namespace) -> int:

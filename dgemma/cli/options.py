@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgemma.params import SamplingParams
+from dgemma.params import REFUSED_AROUND_TEXT, SamplingParams
 
 if TYPE_CHECKING:
     from dgemma.llm import LLM
@@ -64,13 +64,20 @@ SAMPLING: dict[str, tuple[Callable[[str], object], str]] = {
     "regex": (str, "the answer matches this expression as a whole"),
     "grammar": (_from_file, "grammar of the answer, @FILE, markdown-table or code-fence"),
 }
+FLAGS = {
+    "ignore_tail": "behind the first end id nothing must be stable or certain",
+    "stable_prefix": "tell text as soon as it can no longer change, canvas finished or not",
+}
 LISTS: dict[str, tuple[Callable[[str], object], str, str]] = {
+    "stop": (str, "TEXT", "end before this text; repeatable"),
     "logit_bias": (_pair, "ID=VALUE", "add to the logit of an id; repeatable"),
     "allowed_token_ids": (int, "ID", "an id the answer may hold, no other; repeatable"),
     "logprob_token_ids": (int, "ID", "report this id's log-probability as well; repeatable"),
     "bad_words": (str, "TEXT", "the answer never holds this text; repeatable"),
     "choices": (str, "TEXT", "the answer is one of these texts"),
 }
+TOLD = ("logprobs", "logprob_token_ids", "stable_prefix")
+"""Fields that change what is told of an answer on its way or beside it, not the answer."""
 
 
 def add_model(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
@@ -97,24 +104,25 @@ def open_model(arguments: argparse.Namespace, **more: Any) -> LLM:
     )  # fmt: skip
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Every field of `SamplingParams`."""
+def add_sampling(parser: argparse.ArgumentParser, *, around_text: bool = False) -> None:
+    """Every field of `SamplingParams`.
+
+    Args:
+        around_text: for a command that writes between given texts: only those of use there.
+    """
+    no_use = (*REFUSED_AROUND_TEXT, *TOLD) if around_text else ()
+
+    def add(name: str, **how: Any) -> None:
+        if name not in no_use:
+            parser.add_argument(f"--{name.replace('_', '-')}", **how)
+
     for name, (kind, about) in SAMPLING.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=about)
-    parser.add_argument(
-        "--ignore-tail", action="store_true", default=None,
-        help="behind the first end id nothing must be stable or certain",
-    )  # fmt: skip
-    parser.add_argument(
-        "--stable-prefix", action="store_true", default=None,
-        help="tell text as soon as it can no longer change, canvas finished or not",
-    )  # fmt: skip
-    parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this text")
+        add(name, type=kind, help=about)
+    for name, about in FLAGS.items():
+        add(name, action="store_true", default=None, help=about)
     for name, (kind, metavar, about) in LISTS.items():
         how: dict[str, Any] = {"nargs": "+"} if name == "choices" else {"action": "append"}
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=about, **how
-        )
+        add(name, type=kind, metavar=metavar, help=about, **how)
 
 
 def sampling(arguments: argparse.Namespace) -> SamplingParams:
@@ -123,8 +131,7 @@ def sampling(arguments: argparse.Namespace) -> SamplingParams:
     Raises:
         InvalidRequest: a value out of range.
     """
-    names = [*SAMPLING, *LISTS, "ignore_tail", "stable_prefix", "stop"]
-    values = {name: getattr(arguments, name) for name in names}
+    values = {name: getattr(arguments, name, None) for name in (*SAMPLING, *FLAGS, *LISTS)}
     if values["logit_bias"] is not None:
         values["logit_bias"] = dict(values["logit_bias"])
     return SamplingParams(**values)

@@ -17,7 +17,7 @@ from dgemma.compose.plan import ModelFacts, Plan, refuse, total
 from dgemma.compose.windows import Windows
 from dgemma.compose.write import Written
 from dgemma.errors import InvalidRequest
-from dgemma.params import LANGUAGES, SamplingParams
+from dgemma.params import REFUSED_AROUND_TEXT, SamplingParams
 from dgemma.text.prompts import WRITE
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import Output, Usage
@@ -25,7 +25,6 @@ from dgemma.types import Output, Usage
 STRENGTH = 0.6
 INSERTED = 16
 """Most tokens that an empty span may become, unless `max_tokens` says otherwise."""
-REFUSED = ("stop", "bad_words", "thinking_budget", "min_tokens", *LANGUAGES)
 _BREAKS = (re.compile(r"\n"), re.compile(r"(?<=[.!?]) "), re.compile(r"\s"))
 """Where a long span is cut: behind lines, else sentences, else words."""
 
@@ -93,7 +92,10 @@ def edit(
         EngineError: a request failed.
     """
     params = params or SamplingParams()
-    refuse(params, REFUSED, "the text around a span is given; steer by the instruction instead")
+    refuse(
+        params, REFUSED_AROUND_TEXT,
+        "the text around a span is given; steer by the instruction instead",
+    )  # fmt: skip
     facts.tokenizer.encode(text)  # refuses what is no Unicode
     _check(text, instruction, spans, strength)
     spans = [(0, len(text))] if spans is None else [(int(a), int(b)) for a, b in spans]

@@ -15,14 +15,13 @@ from dgemma.compose.plan import ModelFacts, Plan, refuse, total
 from dgemma.compose.windows import Windows
 from dgemma.compose.write import Written
 from dgemma.errors import InvalidRequest
-from dgemma.params import LANGUAGES, SamplingParams
+from dgemma.params import REFUSED_AROUND_TEXT, SamplingParams
 from dgemma.text.prompts import WRITE
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import Output, Usage
 
 GUESS = 4
 """Tokens of a hole while the lengths of others are looked for."""
-REFUSED = ("stop", "bad_words", "thinking_budget", "min_tokens", *LANGUAGES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,10 +125,10 @@ def fill(
     """
     params = params or SamplingParams()
     refuse(
-        params,
-        REFUSED,
-        "the text around a hole is given; bound holes by max_tokens, steer them by logit_bias",
-    )
+        params, REFUSED_AROUND_TEXT,
+        "the text around a hole is given; bound holes by max_tokens, steer them by logit_bias "
+        "(a schema for a whole answer takes given parts as `const`)",
+    )  # fmt: skip
     texts, holes = _parted(parts)
     slots = [_slot(hole, params, search, facts) for hole in holes]
     windows = Windows(facts, params, lambda rest: writing(context, rest), search=search)

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from dgemma.compose.fill import REFUSED, Hole, fill
+from dgemma.compose.fill import Hole, fill
 from dgemma.compose.plan import Plan, refuse
 from dgemma.errors import InvalidRequest
-from dgemma.params import SamplingParams, canvas_width
+from dgemma.params import REFUSED_AROUND_TEXT, SamplingParams, canvas_width
 from dgemma.server.errors import closing
 from dgemma.server.model import result
 from dgemma.server.replies import End, Times
@@ -106,7 +106,10 @@ def steady(
     if not stop:
         return params
     params = replace(params, stop=None)
-    refuse(params, REFUSED, "the text around a hole is given; steer by max_tokens or logit_bias")
+    refuse(
+        params, REFUSED_AROUND_TEXT,
+        "the text around a hole is given; steer by max_tokens or logit_bias",
+    )  # fmt: skip
     return params
 
 

@@ -12,7 +12,9 @@ import pytest
 
 from dgemma.cli.edit import lines_to_span
 from dgemma.cli.files import diff, read_text, write_text
+from dgemma.cli.options import TOLD
 from dgemma.errors import InvalidRequest
+from dgemma.params import REFUSED_AROUND_TEXT, SamplingParams
 from tests.commands import Ran
 
 TEXT = "Dear Mira,\nthe ___ is here.\r\nčau \U0001f600\n"
@@ -191,3 +193,14 @@ def test_diff_says_where_a_line_end_is_missing() -> None:
         "-b\n\\ No newline at end of file\n+c\n\\ No newline at end of file\n"
     )
     assert diff("a\n", "a\n", "x") == ""
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "infill", "edit"])
+def test_every_option_is_of_use(command: str, run: Callable[..., Ran]) -> None:
+    """A parameter without an option, or an option that the command refuses or passes over."""
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    found = {word.strip("[],").removeprefix("--").replace("-", "_") for word in out.split()
+             if word.startswith(("--", "[--"))}  # fmt: skip
+    idle = {*REFUSED_AROUND_TEXT, *TOLD} if command in ("infill", "edit") else set()
+    assert found & set(SamplingParams.__slots__) == set(SamplingParams.__slots__) - idle
