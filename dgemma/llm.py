@@ -283,12 +283,13 @@ class LLM:
             TokenizerError: it has no tokenizer.
         """
         tokenizer = self.prompter.text()
+        assert self._answers is not None
         spec = self.engine.spec
         turn = tokenizer.id_of("<turn|>")
         return ModelFacts(
             tokenizer=tokenizer, canvas=spec.length, context=self.engine.limits.context,
             end_id=turn if turn in spec.end_ids else spec.end_ids[0], end_ids=spec.end_ids,
-            fill_id=tokenizer.eos_id, ask=self.prompter.asked,
+            fill_id=tokenizer.eos_id, ask=self.prompter.asked, language=self._answers.languages.of,
         )  # fmt: skip
 
     def fill(
@@ -338,8 +339,8 @@ class LLM:
         Args:
             state: as there, or messages, which then are the whole prompt.
         """
-        if not isinstance(state, str) and state and isinstance(state[0], Mapping):
-            state = self.chat_ids(state, None, False)  # type: ignore[arg-type]
+        if isinstance(state, list | tuple) and state and isinstance(state[0], Mapping):
+            state = self.chat_ids(state, None, False)
         return self.follow(
             decide(self.facts, state, questions, samples=samples, joint=joint, seed=seed,  # type: ignore[arg-type]
                    calibration=calibration, canvas_length=canvas_length)

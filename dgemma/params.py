@@ -290,9 +290,13 @@ class SamplingParams:
         return SamplingParams(**values)
 
 
-REFUSED_AROUND_TEXT = ("stop", "bad_words", "thinking_budget", "min_tokens", *LANGUAGES)
-"""Fields that filling and editing refuse: they are about a whole answer, and here parts of a text
-are written between others that are given."""
+REFUSED_BY_FILL = (
+    "stop", "bad_words", "thinking_budget", "min_tokens", "stable_prefix", *LANGUAGES,
+)  # fmt: skip
+"""Fields that filling refuses: they are about a whole answer, and here parts of a text are written
+between others that are given."""
+REFUSED_BY_EDIT = (*REFUSED_BY_FILL, "allowed_token_ids")
+"""Fields that editing and revising refuse: what stands there already may hold any id."""
 
 REFUSED_BY_TWIN = (
     "temperature", "top_p", "top_k", "min_p",

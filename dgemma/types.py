@@ -87,6 +87,10 @@ class Matcher(Protocol):
         """
         ...
 
+    def can_close(self, room: int) -> bool:
+        """Whether some way to an end of at most `room` ids is known; may be quicker than one."""
+        ...
+
     def alphabet(self) -> NDArray[np.int32] | None:
         """Bitset of ids that can occur anywhere in a text; None where any id may."""
         ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -127,6 +127,20 @@ def test_best_of() -> None:
     assert llm.chat(HELLO, params, best_of=6) == ranked[0]
     with pytest.raises(InvalidRequest, match="best_of"):
         llm.chat(HELLO, params, n=3, best_of=2)
+    for wrong in (0, -1, "2", True):
+        with pytest.raises(InvalidRequest, match="n must be"):
+            llm.generate("a", params, n=cast(Any, wrong), best_of=2)
+    width = llm.engine.spec.length
+    full = SamplingParams(seed=5, max_steps=1, min_tokens=width, max_tokens=width)
+    prompt = [5] * (llm.engine.limits.context - width)
+    assert llm.generate(prompt, full, best_of=2).finish_reason == "length"
+
+
+def test_least_tokens_beside_a_call() -> None:
+    """A parameter that is passed over where a call is kept to its schema."""
+    llm = nano()
+    with pytest.raises(InvalidRequest, match="min_tokens"):
+        llm.chat(HELLO, SamplingParams(min_tokens=9), tools=TOOLS, tool_choice="required")
 
 
 def test_revise_and_repair() -> None:
@@ -139,3 +153,6 @@ def test_revise_and_repair() -> None:
     params = SamplingParams(seed=1, max_steps=8, json_schema={"enum": [{"a": 1}, {"a": 2}]})
     fixed = llm.repair('{"a" 1}', params)
     assert json.loads(fixed.text) in ({"a": 1}, {"a": 2})
+    assert llm.repair(fixed.text, params, 0).text == fixed.text
+    with pytest.raises(InvalidRequest, match="json_schema"):
+        llm.revise(fixed)

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -161,16 +162,38 @@ FINISHED = (0, 1)
 """Exit codes of pytest after a whole run: all passed, some failed."""
 
 
-def run_pytest(arguments: Sequence[str], report: Path) -> tuple[int, str]:
-    """Run the suite at full count, its output shown as it comes: exit code and closing line."""
-    command = [sys.executable, "-m", "pytest", "--full", f"--verify-report={report}", *arguments]
-    last = ""
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            last = line.strip() or last
-    return process.returncode, last.strip("= ")
+_SERVING = ("tests/server", "tests/clients")
+SHARES = (_SERVING, tuple(f"--ignore={path}" for path in _SERVING))
+"""Arguments of the runs that together are the suite; side by side, for a server mostly waits."""
+
+Run = tuple[int, str, dict[str, Any]]
+"""Exit code of pytest, its closing line, its report (empty where it did not finish)."""
+
+
+def run_pytest(arguments: Sequence[str]) -> Run:
+    """Run the suite, or a share, at full count; its output is shown as it comes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "report.json"
+        command = [sys.executable, "-m", "pytest", "--full", f"--verify-report={path}", *arguments]
+        last = ""
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                last = line.strip() or last
+        done = process.returncode in FINISHED
+        report = json.loads(path.read_text(encoding="utf-8")) if done else {}
+        return process.returncode, last.strip("= "), report
+
+
+def together(runs: Sequence[Run]) -> Run:
+    """Several runs as one: the worst exit code, all closing lines, all that was found."""
+    report: dict[str, Any] = {"tests": {}, "measurements": [], "skips": []}
+    for _, _, part in runs:
+        report["tests"] |= part.get("tests", {})
+        for name in ("measurements", "skips"):
+            report[name] += part.get(name, [])
+    return max(code for code, _, _ in runs), "; ".join(closing for _, closing, _ in runs), report
 
 
 def commit() -> str:
@@ -236,10 +259,10 @@ def acceptance(tests: dict[str, dict[str, int]]) -> list[tuple[str, int, int, in
                 missing.append(name)
         for test in found:
             counts.update(tests[test])
-        if missing or not counts["passed"]:
-            verdict = f"not run: {', '.join(missing)}" if missing else "not run"
-        elif counts["failed"]:
+        if counts["failed"]:
             verdict = "fails"
+        elif missing or not counts["passed"]:
+            verdict = f"not run: {', '.join(missing)}" if missing else "not run"
         else:
             verdict = "holds" if not counts["skipped"] else "holds as far as run"
         ran = (counts["passed"], counts["failed"], counts["skipped"])
@@ -265,9 +288,16 @@ def measured(report: dict[str, Any]) -> list[tuple[str, object, str, str]]:
         groups[row["name"], row["limit"], row["test"].partition("[")[0]].append(row["value"])
     rows: list[tuple[str, object, str, str]] = []
     for (name, limit, test), values in groups.items():
-        spread = f"{min(values):.3g} to {max(values):.3g}, {len(values)} cases"
-        rows.append((name, values[0] if len(values) == 1 else spread, limit, test))
+        rows.append((name, values[0] if len(values) == 1 else spread(values), limit, test))
     return rows
+
+
+def spread(values: Sequence[Any]) -> str:
+    """Several values in a few words: what numbers lie between, or how often each text came."""
+    if all(isinstance(value, int | float) for value in values):
+        return f"{min(values):.3g} to {max(values):.3g}, {len(values)} cases"
+    counts = Counter(str(value) for value in values)
+    return ", ".join(f"{value} ({count} cases)" for value, count in counts.items())
 
 
 def document(
@@ -322,13 +352,12 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / DOCUMENT)
     parser.add_argument("--no-clone", action="store_true", help="leave out acceptance line 9")
     options, arguments = parser.parse_known_args()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "report.json"
-        code, closing = run_pytest(arguments, path)
-        if code not in FINISHED:
-            print(f"pytest did not finish (exit code {code}); {DOCUMENT} is as before")
-            return code
-        report = json.loads(path.read_text(encoding="utf-8"))
+    shares = [arguments] if arguments else SHARES
+    with ThreadPoolExecutor(len(shares)) as pool:
+        code, closing, report = together(list(pool.map(run_pytest, shares)))
+    if code not in FINISHED:
+        print(f"pytest did not finish (exit code {code}); {DOCUMENT} is as before")
+        return code
     cloned = None if options.no_clone else in_a_clone()
     command = " ".join(["pytest --full", *arguments])
     options.output.write_text(document(report, closing, command, cloned), encoding="utf-8")

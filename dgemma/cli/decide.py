@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from dgemma.cli.files import read_argument, read_text
 from dgemma.cli.options import add_model, open_model
-from dgemma.errors import InvalidRequest
+from dgemma.errors import InvalidRequest, nearest
 
 if TYPE_CHECKING:
     from dgemma.compose.questions import Question
+
+
+KEYS = ("type", "name", "instructions", "choices", "levels")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -42,16 +45,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
 
 
+def _text(entry: dict[str, Any], key: str, default: str, where: str) -> str:
+    """A text of an object; the default where there is none."""
+    value = entry.get(key, default)
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{key} of {where} must be a text, got {json.dumps(value)}")
+    return value
+
+
 def _values(entries: Any, key: str) -> Any:
     """Choices or levels: plain texts, or objects with a value or label and a description."""
     if not isinstance(entries, list) or not entries:
         raise InvalidRequest(f"a question needs {key}, a list that is not empty")
     if all(isinstance(entry, str) for entry in entries):
         return entries
-    try:
-        return {str(e.get("value", e.get("label"))): str(e.get("description", "")) for e in entries}
-    except AttributeError as error:
-        raise InvalidRequest(f"{key} must be texts, or objects with a value") from error
+    found: dict[str, str] = {}
+    for entry in entries:
+        if not isinstance(entry, dict) or not ("value" in entry or "label" in entry):
+            raise InvalidRequest(f"{key} must be texts, or objects with a value or label")
+        value = _text(entry, "value" if "value" in entry else "label", "", f"one of the {key}")
+        if value in found:
+            raise InvalidRequest(f"{key}: {value!r} comes twice; name each once")
+        found[value] = _text(entry, "description", "", f"{value!r} of the {key}")
+    return found
 
 
 def read_questions(arguments: argparse.Namespace) -> list[Question]:
@@ -66,7 +82,7 @@ def read_questions(arguments: argparse.Namespace) -> list[Question]:
     if arguments.questions is not None:
         try:
             entries = json.loads(read_text(arguments.questions))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"{arguments.questions} is no JSON: {error}") from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise InvalidRequest(f"{arguments.questions} must hold a JSON list of questions")
@@ -75,9 +91,13 @@ def read_questions(arguments: argparse.Namespace) -> list[Question]:
     entries += [{"type": "choice", "instructions": q, "choices": c} for q, *c in arguments.choice]
     entries += [{"type": "score", "instructions": q, "levels": c} for q, *c in arguments.score]
     out: list[Question] = []
-    for number, entry in enumerate(entries):
-        kind, name = entry.get("type"), str(entry.get("name", f"q{number + 1}"))
-        text = str(entry.get("instructions", ""))
+    for number, entry in enumerate(entries, 1):
+        kind, where = entry.get("type"), f"question {number}"
+        if unknown := [key for key in entry if key not in KEYS]:
+            near = nearest(unknown[0], KEYS)
+            raise InvalidRequest(f"{where}: {unknown[0]!r} is not known{near}; use {KEYS}")
+        name = _text(entry, "name", f"q{number}", where)
+        text = _text(entry, "instructions", "", where)
         if kind == "predicate":
             out.append(Predicate(name, text))
         elif kind == "choice":

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from dgemma.cli.files import deliver, read_text
-from dgemma.cli.options import add_model, add_sampling, open_model, sampling
+from dgemma.cli.files import deliver, read_text, write_text
+from dgemma.cli.options import TOLD, add_model, add_sampling, open_model, sampling
 from dgemma.errors import InvalidRequest
+from dgemma.params import REFUSED_BY_EDIT
+
+MARK = "\ufeff"
+"""A byte order mark, which some editors put at a file's beginning."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -26,42 +31,81 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--diff", action="store_true", help="show what would change, write nothing")
     parser.add_argument("--output", type=Path, help="write here and leave the file as it is")
     add_model(parser)
-    add_sampling(parser, around_text=True)
+    add_sampling(parser, (*REFUSED_BY_EDIT, *TOLD))
 
 
-def lines_to_span(text: str, span: str) -> tuple[int, int]:
-    """Characters of the lines FIRST to LAST, the last line's end not among them.
+def _count(text: str) -> int:
+    """Lines of a text; an empty one has one."""
+    return text.count("\n") + (not text.endswith("\n"))
 
-    Raises:
-        InvalidRequest: not of that form, or lines that the text does not have.
-    """
+
+def _numbers(text: str, span: str) -> tuple[int, int]:
+    """The lines FIRST and LAST of a span, counted from 1."""
     first, _, last = span.partition(":")
     try:
         a, b = int(first), int(last or first)
     except ValueError as error:
         raise InvalidRequest(f"--span {span}: write FIRST:LAST, two line numbers") from error
+    if not 1 <= a <= b <= _count(text):
+        raise InvalidRequest(f"--span {span}: write FIRST:LAST, of lines 1 to {_count(text)}")
+    return a, b
+
+
+def lines_to_span(text: str, span: str) -> tuple[int, int]:
+    """Characters of the lines FIRST to LAST; a byte order mark and the last line's end not.
+
+    Raises:
+        InvalidRequest: not of that form, or lines that the text does not have.
+    """
+    a, b = _numbers(text, span)
     lines = text.split("\n")
-    count = len(lines) - (1 if text.endswith("\n") else 0)
-    if not 1 <= a <= b <= count:
-        raise InvalidRequest(f"--span {span}: write FIRST:LAST, of lines 1 to {count}")
     start = sum(len(line) + 1 for line in lines[: a - 1])
     end = start + sum(len(line) + 1 for line in lines[a - 1 : b]) - 1
-    return start, end - 1 if text[start:end].endswith("\r") else end
+    if text[start:end].endswith("\r"):
+        end -= 1
+    if a == 1 and text.startswith(MARK):
+        start += len(MARK)
+    return start, end
+
+
+def all_spans(text: str, given: Sequence[str], instruction: str | None) -> list[tuple[int, int]]:
+    """Characters that may change, in order; all lines of the text where no span is given.
+
+    Raises:
+        InvalidRequest: spans out of order, overlapping or out of range; nothing to do.
+    """
+    if not given:
+        if not instruction:
+            raise InvalidRequest("give an --instruction, or a --span of lines to be written anew")
+        start, end = lines_to_span(text, f"1:{_count(text)}")
+        if start == end:
+            raise InvalidRequest("the text is empty; name a --span to write something there")
+        return [(start, end)]
+    free = 1
+    for span in given:
+        first, last = _numbers(text, span)
+        if first < free:
+            raise InvalidRequest(
+                f"--span {span} begins before line {free}, up to which the one before it goes; "
+                "give spans in order and without overlap"
+            )
+        free = last + 1
+    return [lines_to_span(text, span) for span in given]
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the file, or show what would change."""
-
     text = read_text(arguments.file)
-    spans = [lines_to_span(text, span) for span in arguments.span] or None
+    spans = all_spans(text, arguments.span, arguments.instruction)
     params = sampling(arguments)
     llm = open_model(arguments)
     edited = llm.edit(
         text, arguments.instruction, spans, arguments.strength, params, context=arguments.context
     )
-    target = arguments.output or arguments.file
-    before = text if arguments.output is None or arguments.diff else ""
-    deliver(target, before, edited.text, show=arguments.diff)
+    if arguments.output is None or arguments.diff:
+        deliver(arguments.file, text, edited.text, show=arguments.diff)
+    else:
+        write_text(arguments.output, edited.text)
     changed = sum(change.old != change.new for change in edited.changes)
     print(f"{changed} of {len(edited.changes)} spans changed (seed {edited.seed})", file=sys.stderr)
     return 0

@@ -9,8 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dgemma.cli.files import deliver, read_argument
-from dgemma.cli.options import add_model, add_sampling, open_model, sampling
+from dgemma.cli.options import TOLD, add_model, add_sampling, open_model, sampling
 from dgemma.errors import InvalidRequest
+from dgemma.params import REFUSED_BY_FILL
 
 MARK = "___"
 
@@ -30,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--diff", action="store_true", help="show what would change, write nothing")
     parser.add_argument("--json", action="store_true", help="print text and holes as JSON")
     add_model(parser)
-    add_sampling(parser, around_text=True)
+    add_sampling(parser, (*REFUSED_BY_FILL, *TOLD))
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -40,6 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     path = Path(arguments.text[1:]) if arguments.text.startswith("@") else None
     if arguments.in_place and path is None:
         raise InvalidRequest("--in-place needs a file to write to; give the text as @FILE")
+    if arguments.json and arguments.diff:
+        raise InvalidRequest("--json and --diff are two ways to print the same; choose one")
     if not arguments.mark:
         raise InvalidRequest("--mark is empty; name what stands for a hole")
     text = read_argument(arguments.text)
@@ -55,13 +58,13 @@ def run(arguments: argparse.Namespace) -> int:
     params = sampling(arguments)
     llm = open_model(arguments)
     filled = llm.fill(parts, params, context=arguments.context, search=not arguments.no_search)
+    if arguments.in_place or arguments.diff:
+        deliver(path, text, filled.text, show=arguments.diff)
     if arguments.json:
         values = {"text": filled.text, "seed": filled.seed,
                   "holes": [asdict(hole) for hole in filled.holes],
                   "usage": asdict(filled.usage)}  # fmt: skip
         print(json.dumps(values, ensure_ascii=False))
-    elif arguments.in_place or arguments.diff:
-        deliver(path, text, filled.text, show=arguments.diff)
-    else:
+    elif not (arguments.in_place or arguments.diff):
         sys.stdout.write(filled.text if filled.text.endswith("\n") else f"{filled.text}\n")
     return 0

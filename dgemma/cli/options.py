@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgemma.params import REFUSED_AROUND_TEXT, SamplingParams
+from dgemma.params import SamplingParams
 
 if TYPE_CHECKING:
     from dgemma.llm import LLM
@@ -76,7 +76,7 @@ LISTS: dict[str, tuple[Callable[[str], object], str, str]] = {
     "bad_words": (str, "TEXT", "the answer never holds this text; repeatable"),
     "choices": (str, "TEXT", "the answer is one of these texts"),
 }
-TOLD = ("logprobs", "logprob_token_ids", "stable_prefix")
+TOLD = ("logprobs", "logprob_token_ids")
 """Fields that change what is told of an answer on its way or beside it, not the answer."""
 
 
@@ -104,16 +104,11 @@ def open_model(arguments: argparse.Namespace, **more: Any) -> LLM:
     )  # fmt: skip
 
 
-def add_sampling(parser: argparse.ArgumentParser, *, around_text: bool = False) -> None:
-    """Every field of `SamplingParams`.
-
-    Args:
-        around_text: for a command that writes between given texts: only those of use there.
-    """
-    no_use = (*REFUSED_AROUND_TEXT, *TOLD) if around_text else ()
+def add_sampling(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
+    """Every field of `SamplingParams` but those of no use to a command."""
 
     def add(name: str, **how: Any) -> None:
-        if name not in no_use:
+        if name not in without:
             parser.add_argument(f"--{name.replace('_', '-')}", **how)
 
     for name, (kind, about) in SAMPLING.items():

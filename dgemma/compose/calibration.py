@@ -43,8 +43,8 @@ def fit_temperature(probabilities: Sequence[Sequence[float]], right: Sequence[in
         right: for each example the index of the right choice.
 
     Raises:
-        InvalidRequest: no examples, as many answers as examples are missing, or an index that is
-            no choice.
+        InvalidRequest: no examples, not one answer for each, an index that is no choice, or a
+            probability that is none.
     """
     if not probabilities or len(probabilities) != len(right):
         raise InvalidRequest(
@@ -54,6 +54,10 @@ def fit_temperature(probabilities: Sequence[Sequence[float]], right: Sequence[in
     for number, (row, index) in enumerate(zip(probabilities, right, strict=True)):
         if not 0 <= index < len(row):
             raise InvalidRequest(f"example {number}: choice {index} of {len(row)} does not exist")
+        if not all(0 <= p < math.inf for p in row):
+            raise InvalidRequest(
+                f"example {number} has probabilities {list(row)}; give numbers from 0 to 1"
+            )
 
     def loss(log_temperature: float) -> float:
         temperature = math.exp(log_temperature)
@@ -65,7 +69,7 @@ def fit_temperature(probabilities: Sequence[Sequence[float]], right: Sequence[in
     low, high = math.log(LEAST), math.log(MOST)
     step = (high - low) / _COARSE
     best = min((low + number * step for number in range(_COARSE + 1)), key=loss)
-    return math.exp(_least(loss, best - step, best + step))
+    return min(max(math.exp(_least(loss, best - step, best + step)), LEAST), MOST)
 
 
 def _least(loss: Callable[[float], float], low: float, high: float) -> float:
@@ -95,10 +99,13 @@ def expected_calibration_error(
         bins: of equal width.
 
     Raises:
-        InvalidRequest: nothing to measure, or lists of different length.
+        InvalidRequest: nothing to measure, lists of different length, or a probability that is
+            none.
     """
     if not probabilities or len(probabilities) != len(right) or bins < 1:
         raise InvalidRequest("give at least one probability, and for each whether it was right")
+    if not all(0 <= p < math.inf for p in probabilities):
+        raise InvalidRequest("a probability is below 0 or no number; give numbers from 0 to 1")
     sums = [[0, 0.0, 0] for _ in range(bins)]  # answers, confidence, right ones
     for p, ok in zip(probabilities, right, strict=True):
         row = sums[min(bins - 1, max(0, math.ceil(p * bins) - 1))]
@@ -110,15 +117,22 @@ def expected_calibration_error(
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A temperature for each kind of question ("predicate", "choice", "score"); others have 1."""
+    """A temperature for each kind of question ("predicate", "choice", "score"); others have 1.
+
+    Raises:
+        InvalidRequest: a temperature that is no number from 0.05 to 20.
+    """
 
     temperatures: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for kind, value in self.temperatures.items():
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not isinstance(kind, str) or not number or not 0 < value < math.inf:
-                raise InvalidRequest(f"temperature of {kind!r} must be above 0, got {value!r}")
+            if not isinstance(kind, str) or not number or not LEAST <= value <= MOST:
+                raise InvalidRequest(
+                    f"temperature of {kind!r} must be a number from {LEAST} to {MOST}; "
+                    "fit one again"
+                )
 
     def temperature(self, kind: str) -> float:
         """Of a kind of question."""
@@ -160,7 +174,7 @@ class Calibration:
         """
         try:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InvalidRequest(f"{path} is no calibration ({error}); fit one again") from error
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise InvalidRequest(f"{path} is no calibration of format {FORMAT}; fit one again")

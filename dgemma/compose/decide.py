@@ -105,10 +105,12 @@ def decide(
 
     Raises:
         InvalidRequest: no questions, a name twice, choices that cannot be told apart, questions
-            that do not fit on one canvas, or instructions where the state is a whole prompt.
+            that do not fit on one canvas, instructions where the state is a whole prompt, or an
+            argument of the wrong kind.
         EngineError: a request failed.
     """
-    _check(state, questions, samples, joint, seed)
+    _check_kinds(state, questions, samples, seed, calibration)
+    _check(state, questions, joint)
     params = SamplingParams(max_steps=1, logprobs=0, canvas_length=canvas_length)
     width = canvas_width(params, facts.canvas)
     groups = [list(questions)] if joint else [[question] for question in questions]
@@ -129,13 +131,38 @@ def decide(
     )
 
 
-def _check(
-    state: str | Sequence[int], questions: Sequence[Question], samples: int, joint: bool, seed: int
+def _check_kinds(
+    state: object, questions: object, samples: object, seed: object, calibration: object
 ) -> None:
+    """Refuse what no type checker kept from coming."""
+    if isinstance(questions, str) or not isinstance(questions, Sequence):
+        raise InvalidRequest(
+            "questions must be a list; for one alone write [question]", field="questions"
+        )
+    for one in questions:
+        if not isinstance(one, Question):
+            raise InvalidRequest(
+                f"a question is a Predicate, a Choice or a Score, got {one!r}", field="questions"
+            )
+    if not isinstance(samples, int) or samples < 1:
+        raise InvalidRequest(
+            f"samples must be an integer of at least 1, got {samples!r}", field="samples"
+        )
+    if not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise InvalidRequest(
+            f"seed must be an integer from 0 to 2**64 - 1, got {seed!r}", field="seed"
+        )
+    if not isinstance(state, Sequence):
+        raise InvalidRequest("the state must be a text, or the ids of a prompt", field="state")
+    if not isinstance(calibration, (Calibration, type(None))):
+        raise InvalidRequest(
+            f"calibration must be a Calibration, as Calibration.load reads one, got {calibration!r}"
+        )
+
+
+def _check(state: str | Sequence[int], questions: Sequence[Question], joint: bool) -> None:
     if not questions:
         raise InvalidRequest("there are no questions; give at least one", field="questions")
-    if samples < 1 or not 0 <= seed < 2**64:
-        raise InvalidRequest("samples must be at least 1, and seed 0 to 2**64 - 1", field="samples")
     if not len(state):
         raise InvalidRequest("the state is empty; say what the questions are about", field="state")
     names = [question.name for question in questions]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dgemma.compose.length import mean
-from dgemma.compose.plan import ModelFacts, Plan, run
+from dgemma.compose.plan import ModelFacts, Plan, refuse, run
 from dgemma.errors import InvalidRequest
 from dgemma.params import SamplingParams
 from dgemma.types import Mode, Output, Request
@@ -57,7 +57,7 @@ def best_of(facts: ModelFacts, requests: Sequence[Request]) -> Plan[tuple[Draft,
         ids = output.token_ids
         if output.finish_reason == "stop" and not request.params.stop:  # at an end id
             ids = (*ids, facts.end_id)
-        ids = (*request.token_ids, *ids)[: facts.context]
+        ids = (*request.token_ids, *ids)[: facts.context - 1]  # reading takes room for a token too
         if len(ids) > len(request.token_ids):
             reading = Request(
                 token_ids=ids, params=SamplingParams(logprobs=0), mode="score",
@@ -72,6 +72,15 @@ def best_of(facts: ModelFacts, requests: Sequence[Request]) -> Plan[tuple[Draft,
     return tuple(Draft(output=outputs[n], logprob=worth[n], number=n) for n in order)
 
 
+def counted(n: object) -> None:
+    """
+    Raises:
+        InvalidRequest: it is no count of drafts.
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise InvalidRequest(f"n must be an integer from 1, got {n!r}", field="n")
+
+
 def drafts(
     prompts: Sequence[Sequence[int]], params: SamplingParams, n: int, *,
     mode: Mode = "diffusion", trace: bool = False,
@@ -79,10 +88,10 @@ def drafts(
     """Requests for n drafts of each prompt, side by side; seeds count up from the given one.
 
     Raises:
-        InvalidRequest: n below 1.
+        InvalidRequest: n below 1, or `params` are none.
     """
-    if n < 1:
-        raise InvalidRequest(f"n must be at least 1, got {n}", field="n")
+    counted(n)
+    refuse(params, (), "")
     out: list[Request] = []
     for prompt in prompts:
         for number in range(n):
@@ -101,9 +110,10 @@ def best(facts: ModelFacts, requests: Sequence[Request], n: int, of: int) -> Pla
     """The best n of every `of` requests, the best first.
 
     Raises:
-        InvalidRequest: `of` is below n.
+        InvalidRequest: n is below 1, or `of` below n.
         EngineError: a draft failed.
     """
+    counted(n)
     if of < n:
         raise InvalidRequest(
             f"best_of {of} is below n {n}; ask for at least as many drafts", field="best_of"

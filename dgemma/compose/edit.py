@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 from dgemma.compose.layout import Slot
 from dgemma.compose.length import Trial, mean
-from dgemma.compose.plan import ModelFacts, Plan, refuse, total
+from dgemma.compose.plan import ModelFacts, Plan, refuse, share, total
 from dgemma.compose.windows import Windows
 from dgemma.compose.write import Written
 from dgemma.errors import InvalidRequest
-from dgemma.params import REFUSED_AROUND_TEXT, SamplingParams
+from dgemma.params import REFUSED_BY_EDIT, SamplingParams
 from dgemma.text.prompts import WRITE
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import Output, Usage
@@ -93,7 +93,7 @@ def edit(
     """
     params = params or SamplingParams()
     refuse(
-        params, REFUSED_AROUND_TEXT,
+        params, REFUSED_BY_EDIT,
         "the text around a span is given; steer by the instruction instead",
     )  # fmt: skip
     facts.tokenizer.encode(text)  # refuses what is no Unicode
@@ -124,10 +124,7 @@ def edit(
 def _check(
     text: str, instruction: str | None, spans: Sequence[tuple[int, int]] | None, strength: float
 ) -> None:
-    if not 0 <= strength <= 1:
-        raise InvalidRequest(
-            f"strength must be 0 (change nothing) to 1, got {strength}", field="strength"
-        )
+    share("strength", strength)
     if spans is None:
         if not instruction:
             raise InvalidRequest("give an instruction, or the spans that shall be written anew")
@@ -138,7 +135,8 @@ def _check(
         raise InvalidRequest("spans is empty; name at least one, or leave it out for all the text")
     last = 0
     for span in spans:
-        if len(span) != 2 or any(isinstance(at, bool) or not isinstance(at, int) for at in span):
+        pair = isinstance(span, Sequence) and len(span) == 2
+        if not pair or any(isinstance(at, bool) or not isinstance(at, int) for at in span):
             raise InvalidRequest(f"a span is (start, end) in characters, got {span!r}")
         start, end = span
         if not 0 <= start <= end <= len(text):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dgemma.compose.layout import Slot
 from dgemma.compose.length import Trial, mean
@@ -15,7 +15,7 @@ from dgemma.compose.plan import ModelFacts, Plan, refuse, total
 from dgemma.compose.windows import Windows
 from dgemma.compose.write import Written
 from dgemma.errors import InvalidRequest
-from dgemma.params import REFUSED_AROUND_TEXT, SamplingParams
+from dgemma.params import REFUSED_BY_FILL, SamplingParams
 from dgemma.text.prompts import WRITE
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import Output, Usage
@@ -52,8 +52,13 @@ class Hole:
             raise InvalidRequest(
                 f"a hole's max_tokens {self.max_tokens} is below its min_tokens {self.min_tokens}"
             )
-        if self.allowed_token_ids is not None and not len(self.allowed_token_ids):
+        ids = self.allowed_token_ids
+        if ids is None:
+            return
+        if not len(ids):
             raise InvalidRequest("allowed_token_ids of a hole is empty; name at least one id")
+        if bad := [i for i in ids if isinstance(i, bool) or not isinstance(i, int)]:
+            raise InvalidRequest(f"allowed_token_ids of a hole holds {bad[0]!r}, which is no id")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +118,8 @@ def fill(
     Args:
         facts: of the model.
         parts: texts and holes in order; texts come back byte for byte.
-        params: how to draw. `max_tokens` holds for each hole that has none of its own.
+        params: how to draw. `max_tokens` and `allowed_token_ids` hold for each hole that has none
+            of its own, not for the text around it.
         context: stands in the user's message before the request to write.
         search: find how long each hole shall be; else each has exactly its `max_tokens`.
 
@@ -125,13 +131,16 @@ def fill(
     """
     params = params or SamplingParams()
     refuse(
-        params, REFUSED_AROUND_TEXT,
-        "the text around a hole is given; bound holes by max_tokens, steer them by logit_bias "
-        "(a schema for a whole answer takes given parts as `const`)",
+        params, REFUSED_BY_FILL,
+        "the text around a hole is given; bound holes by max_tokens, steer them by "
+        "allowed_token_ids or logit_bias (a schema for a whole answer takes given parts as const)",
     )  # fmt: skip
     texts, holes = _parted(parts)
-    slots = [_slot(hole, params, search, facts) for hole in holes]
-    windows = Windows(facts, params, lambda rest: writing(context, rest), search=search)
+    windows = Windows(
+        facts, replace(params, allowed_token_ids=None), lambda rest: writing(context, rest),
+        search=search,
+    )  # fmt: skip
+    slots = [_slot(hole, params, search, facts.tokenizer, windows.width) for hole in holes]
     kept = [n for n, slot in enumerate(slots) if slot is not None]
     joined: list[str] = [texts[0]]
     for slot, text in zip(slots, texts[1:], strict=True):
@@ -187,21 +196,28 @@ def _parted(parts: Sequence[str | Hole]) -> tuple[list[str], list[Hole]]:
     return texts, holes
 
 
-def _slot(hole: Hole, params: SamplingParams, search: bool, facts: ModelFacts) -> Slot | None:
-    """The hole as a slot, None for an empty one."""
+def _slot(
+    hole: Hole, params: SamplingParams, search: bool, tokenizer: Tokenizer, width: int
+) -> Slot | None:
+    """The hole as a slot on canvases of a width, None for an empty one."""
     most = params.max_tokens if hole.max_tokens is None else hole.max_tokens
     if most == 0:
         return None
+    if most is not None and most < hole.min_tokens:
+        raise InvalidRequest(
+            f"max_tokens {most} is below a hole's min_tokens {hole.min_tokens}; raise it"
+        )
     if most is None and not search:
         raise InvalidRequest("without a length search a hole needs its max_tokens")
+    ids = params.allowed_token_ids if hole.allowed_token_ids is None else hole.allowed_token_ids
     allowed = None
-    if hole.allowed_token_ids is not None:
-        allowed = tuple(sorted(set(hole.allowed_token_ids)))
-        if bad := [i for i in allowed if not _is_text(facts.tokenizer, i)]:
+    if ids is not None:
+        allowed = tuple(sorted(set(ids)))
+        if bad := [i for i in allowed if not _is_text(tokenizer, i)]:
             raise InvalidRequest(f"id {bad[0]} stands for no text; a hole holds text alone")
-    long = most is not None or hole.min_tokens > facts.canvas // 4
-    want = max(hole.min_tokens, facts.canvas // 4) if most is None else most
-    most = max(facts.canvas if most is None else most, hole.min_tokens)
+    long = most is not None or hole.min_tokens > width // 4
+    want = max(hole.min_tokens, width // 4) if most is None else most
+    most = max(width if most is None else most, hole.min_tokens)
     return Slot(
         least=hole.min_tokens, most=most, want=want, guess=GUESS, long=long, allowed=allowed
     )

@@ -13,7 +13,7 @@ from typing import TypeVar
 from dgemma.errors import ContextOverflow, EngineError, InvalidRequest
 from dgemma.params import SamplingParams
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import Output, Request, Usage
+from dgemma.types import Matcher, Output, Request, Usage
 
 T = TypeVar("T")
 
@@ -38,6 +38,7 @@ class ModelFacts:
         end_ids: all ids that end an answer.
         fill_id: what follows the end on a canvas.
         ask: a user's message to prompt ids that end where the model's turn begins.
+        language: the walk through the language that parameters ask for, and its name, if they do.
     """
 
     tokenizer: Tokenizer
@@ -47,6 +48,7 @@ class ModelFacts:
     end_ids: tuple[int, ...]
     fill_id: int
     ask: Callable[[str], list[int]]
+    language: Callable[[SamplingParams], tuple[Matcher, str] | None]
 
     def prompt(self, message: str, head: Sequence[int], room: int) -> tuple[int, ...]:
         """The prompt of a message and of the text that the answer has begun with.
@@ -115,12 +117,25 @@ def seed_of(params: SamplingParams) -> int:
     return random.SystemRandom().getrandbits(63) if params.seed is None else params.seed
 
 
+def share(name: str, value: object) -> float:
+    """A number from 0 to 1.
+
+    Raises:
+        InvalidRequest: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise InvalidRequest(f"{name} must be a number from 0 to 1, got {value!r}", field=name)
+    return float(value)
+
+
 def refuse(params: SamplingParams, names: Iterable[str], why: str) -> None:
     """Refuse parameters that a plan cannot honour.
 
     Raises:
         InvalidRequest: one of `names` is set; `why` says what to do.
     """
+    if not isinstance(params, SamplingParams):
+        raise InvalidRequest(f"params must be SamplingParams, got {type(params).__name__}")
     for name in names:
         if getattr(params, name) is not None:
             raise InvalidRequest(f"{name} cannot be used here; {why}", field=name)

@@ -6,7 +6,7 @@ others. Knows nothing about probabilities.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
@@ -88,11 +88,13 @@ def options(question: Question) -> dict[str, str]:
     if isinstance(question, Predicate):
         return {"yes": "", "no": ""}
     given = question.choices if isinstance(question, Choice) else question.levels
-    if isinstance(given, str):
-        raise InvalidRequest(f"question {question.name!r}: give a list of choices, not one string")
-    found = dict(given) if isinstance(given, Mapping) else dict.fromkeys(given, "")
-    if not all(isinstance(value, str) and value for value in found):
+    if isinstance(given, str) or not isinstance(given, Collection):
+        raise InvalidRequest(
+            f"question {question.name!r}: give a list of choices, not one {type(given).__name__}"
+        )
+    if not all(isinstance(value, str) and value for value in given):
         raise InvalidRequest(f"question {question.name!r}: choices must be texts, none empty")
+    found = dict(given) if isinstance(given, Mapping) else dict.fromkeys(given, "")
     if len(found) != len(given):
         raise InvalidRequest(f"question {question.name!r}: a choice comes twice; name each once")
     if not 2 <= len(found) <= MOST_CHOICES:

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dgemma.compose.borders import text_tokens
-from dgemma.compose.plan import ModelFacts, Plan, refuse, run, seed_of, total
+from dgemma.compose.plan import ModelFacts, Plan, refuse, run, seed_of, share, total
 from dgemma.errors import EngineError, InvalidRequest
-from dgemma.params import LANGUAGES, SamplingParams, canvas_width
+from dgemma.params import LANGUAGES, REFUSED_BY_EDIT, SamplingParams, canvas_width
 from dgemma.text.answer import AnswerReader
 from dgemma.text.parse import MarkerIds, thought_is_open
-from dgemma.types import CanvasControl, Output, Request, TokenScore
+from dgemma.types import CanvasControl, Constraint, Output, Request, TokenScore
 
 BELOW = 0.5
 REPAIR = "Repair the text."
@@ -50,14 +50,25 @@ def revise(
         params: how to draw.
 
     Raises:
-        InvalidRequest: the output has no prompt, or `below` is no probability.
+        InvalidRequest: the output has no prompt, was kept in a language or cut at a stop text,
+            or `below` is no probability.
         EngineError: a request failed.
     """
     params = params or SamplingParams()
-    refuse(params, ("stop", "bad_words", "thinking_budget", "min_tokens", "max_tokens", *LANGUAGES),
-           "the tokens that are sure stay where they are")  # fmt: skip
-    if not 0 <= below <= 1:
-        raise InvalidRequest(f"below must be a probability, 0 to 1, got {below}")
+    refuse(params, (*REFUSED_BY_EDIT, "max_tokens"), "sure tokens stay where they are")
+    share("below", below)
+    if not isinstance(output, Output):
+        raise InvalidRequest(f"revise takes one Output, got {type(output).__name__}")
+    if output.constraint is not None:
+        raise InvalidRequest(
+            f"the output is kept in a language ({output.constraint.mode}), and a revised one would "
+            "leave it; ask for it again with another seed"
+        )
+    if output.stopped_by is not None:
+        raise InvalidRequest(
+            f"the output was cut at {output.stopped_by!r}, which may be within a token; ask for it "
+            "without stop"
+        )
     if not output.prompt_ids:
         raise InvalidRequest("the output has no prompt_ids; revise what generate or chat returned")
     if output.finish_reason in ("error", "cancelled"):
@@ -165,26 +176,40 @@ def repair(
 ) -> Plan[Output]:
     """A text made to fit the language that `params` ask for, with as little change as may be.
 
-    The canvas begins with the text, lightly noised; the language decides what must give way.
+    A text that fits comes back as it is, without a step. Of another, as much of its beginning as
+    the language takes is pinned; the rest of the canvas begins with the rest of the text, lightly
+    noised, and the language decides what must give way.
 
     Args:
         facts: of the model.
         text: what is nearly right; it stands in the user's message as well.
-        params: with `json_schema`, `regex`, `grammar` or `choices`.
-        strength: how much of the text gives way to noise, 0 to 1.
+        params: with `json_schema`, `regex`, `grammar` or `choices`. Without `max_tokens` there may
+            be twice as many as the text has, and a canvas at least.
+        strength: how much of the rest gives way to noise, 0 to 1.
 
     Raises:
         InvalidRequest: no language, or a strength out of range.
         EngineError: the request failed.
     """
-    if all(getattr(params, name) is None for name in LANGUAGES):
+    refuse(params, (), "")
+    found = facts.language(params) if params.language else None
+    if found is None:
         raise InvalidRequest(f"repair needs a language in its params; set one of {LANGUAGES}")
-    if not 0 <= strength <= 1:
-        raise InvalidRequest(f"strength must be 0 to 1, got {strength}")
+    share("strength", strength)
     width = canvas_width(params, facts.canvas)
-    ids = [*facts.tokenizer.encode(text), facts.end_id][:width]
-    ids += [facts.fill_id] * (width - len(ids))
+    ids = facts.tokenizer.encode(text)
+    if params.max_tokens is None:
+        params = replace(params, max_tokens=max(width, 2 * len(ids)))
     prompt = facts.prompt(f"{REPAIR}\n\n{facts.reference(text)}", (), width)
-    control = CanvasControl(ids=tuple(ids), strength=strength)
+    matcher, mode = found
+    taken = matcher.accept(ids)
+    if taken == len(ids) <= (params.max_tokens or 0) and matcher.accepting:
+        return Output(
+            text=text, token_ids=tuple(ids), seed=seed_of(params), prompt_ids=prompt,
+            constraint=Constraint(mode=mode, complete=True),
+        )  # fmt: skip
+    ids = [*ids, facts.end_id, *[facts.fill_id] * width][:width]
+    pinned = tuple(range(min(taken, width)))
+    control = CanvasControl(ids=tuple(ids), pinned=pinned, strength=strength)
     (output,) = yield from run([Request(token_ids=prompt, params=params, canvas=control)])
     return output

@@ -74,6 +74,7 @@ class Keeper:
         self._open = mode == "strict_tools"
         self._mode = mode
         self._round = 0  # of this canvas
+        self._lost = False  # no way to an end was found from here
         self._shaky: set[int] = set()  # what the projections before the last one changed
         self._report = Constraint(mode=mode)
 
@@ -221,13 +222,15 @@ class Keeper:
         if at <= room and not walk.stuck:
             if walk.ended:
                 return
-            way = matcher.closing(room - at)
-            if way is not None:
-                walk.ended = at == room and not self._open
+            if matcher.can_close(room - at):
+                walk.ended, self._lost = at == room and not self._open, False
                 return  # the next canvas will be looked at again
+            if self._lost and room - at >= len(walk.ids):
+                return  # as before this canvas, and there is room for another
         walk.ended, way = False, None
         while way is None:
             if not at:  # there is no way to end in time: it will be cut off
+                self._lost = True
                 if walk.stuck:
                     raise EngineError(f"{self._mode}: found no text from here on; loosen it")
                 matcher.accept(walk.ids[: walk.length])

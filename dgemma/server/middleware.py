@@ -15,6 +15,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -29,6 +30,10 @@ log = logging.getLogger("dgemma.server")
 
 BODY_S = 60.0
 """Seconds in which a body must have come."""
+
+DRAIN_S = 1.0
+"""Seconds in which more of a body is read than it may have, so that its sender can read why it was
+refused: a connection that is closed on what was sent is reset, and the reply is lost with it."""
 
 READERS = 256
 """Bodies that are read at a time; each may have as many bytes as a body may have."""
@@ -178,7 +183,7 @@ async def read_body(receive: Receive, headers: Headers, most: int) -> bytes:
     """A whole body.
 
     Raises:
-        Refusal: 413, it is larger than allowed; whatever else was sent is not read.
+        Refusal: 413, it is larger than allowed; what else comes within `DRAIN_S` is thrown away.
         ClientGone: the client hung up.
     """
     too_large = Refusal(
@@ -187,6 +192,8 @@ async def read_body(receive: Receive, headers: Headers, most: int) -> bytes:
     )  # fmt: skip
     length = headers.get("content-length", "0")
     if not length.isdigit() or int(length[:19]) > most:
+        if "expect" not in headers:  # who asks first has sent nothing yet
+            await _drain(receive)
         raise too_large
     parts, size, more = [], 0, True
     while more:
@@ -195,10 +202,21 @@ async def read_body(receive: Receive, headers: Headers, most: int) -> bytes:
             raise ClientGone
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        if size > most:
-            raise too_large
         more = message.get("more_body", False)
+        if size > most:
+            if more:
+                await _drain(receive)
+            raise too_large
     return b"".join(parts)
+
+
+async def _drain(receive: Receive) -> None:
+    """Throw away what comes of a body, for a while."""
+    more = True
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_S):
+            while more:
+                more = (await receive()).get("more_body", False)
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from dgemma.compose.fill import Hole, fill
+from dgemma.compose.fill import infill
 from dgemma.compose.plan import Plan, refuse
 from dgemma.errors import InvalidRequest
-from dgemma.params import REFUSED_AROUND_TEXT, SamplingParams, canvas_width
+from dgemma.params import REFUSED_BY_FILL, SamplingParams, canvas_width
 from dgemma.server.errors import closing
 from dgemma.server.model import result
 from dgemma.server.replies import End, Times
@@ -107,7 +107,7 @@ def steady(
         return params
     params = replace(params, stop=None)
     refuse(
-        params, REFUSED_AROUND_TEXT,
+        params, REFUSED_BY_FILL,
         "the text around a hole is given; steer by max_tokens or logit_bias",
     )  # fmt: skip
     return params
@@ -156,9 +156,7 @@ async def infilled(
     """
     began = time.perf_counter()
     facts = service.facts
-    space = Hole(allowed_token_ids=params.allowed_token_ids)  # of no more than what is written
-    params = replace(params, allowed_token_ids=None)
-    plan = fill(facts, (prefix, space, suffix), params, context=context)
+    plan = infill(facts, prefix, suffix, params, context=context)
     filled, width = await follow(service, plan, owner)
     hole = filled.holes[0]
     text, stopped = cut(hole.text, stop)

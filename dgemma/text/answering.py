@@ -28,7 +28,11 @@ class Answering:
 
 
 class Answers:
-    """Prepares requests of one checkpoint."""
+    """Prepares requests of one checkpoint.
+
+    Attributes:
+        languages: over its ids.
+    """
 
     def __init__(self, tokenizer: Tokenizer, end_ids: Sequence[int]) -> None:
         """
@@ -36,7 +40,7 @@ class Answers:
             TokenizerError: the vocabulary lacks the markers of a chat.
         """
         self._tokenizer = tokenizer
-        self._languages = Languages(tokenizer, end_ids)
+        self.languages = Languages(tokenizer, end_ids)
         self._markers = MarkerIds.of(tokenizer)
         self._think_id = tokenizer.id_of("<|think|>")
 
@@ -63,7 +67,7 @@ class Answers:
             self._tokenizer, stop=params.stop or (), chat=chat, thought_open=is_open,
             must_call=calls is not None and calls.must,
         )  # fmt: skip
-        language = self._languages.of(
+        language = self.languages.of(
             params, calls=calls, thought=request.thought if may_think else None
         )
         return Answering(request, reader, language)

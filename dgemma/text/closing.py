@@ -6,6 +6,7 @@ liked symbol that it has taken the fewest times in such a place, one looks a ste
 that it has not been to and tries usual ends such as a fence and the words of the grammar, one
 always takes the best liked, and the rest draw at random (the same draws every time). The shortest
 way is kept. A place is known by what may come next there, so a count of characters is not seen.
+Where nothing can be chosen, all that is forced is taken at once, however long it is.
 Knows nothing about tokens, JSON or grammars.
 """
 
@@ -18,6 +19,8 @@ from typing import Protocol
 
 EFFORT = 20_000
 """Most steps in one search."""
+RUN = 32
+"""Of symbols that are forced in a row, so many cost a step each, and so many of the rest one."""
 SHORT = 16
 """A way of at most so many symbols is not improved on."""
 EXTRA = 4
@@ -58,8 +61,14 @@ class Walk(Protocol):
     def options(self) -> int:
         """Bit k: symbol k may come next."""
 
+    def forced(self) -> list[int]:
+        """Symbols that must come next, one after another; [] where there is a choice or an end."""
+
     def push(self, symbol: int) -> None:
         """Step over one of the options."""
+
+    def push_all(self, symbols: list[int]) -> None:
+        """Step over symbols that are allowed one after another."""
 
     def pop(self, count: int) -> None:
         """Take back the last steps."""
@@ -90,14 +99,28 @@ def shortest(
     """
     if walk.accepting:
         return []
+    start = walk.forced()
+    if len(start) > most:
+        return None
+    walk.push_all(start)
+    rest = [] if walk.accepting else _chosen(walk, most, effort, words, len(start))
+    walk.pop(len(start))
+    return None if rest is None else start + rest
+
+
+def _chosen(
+    walk: Walk, most: int, effort: int, words: Sequence[Sequence[int]], taken: int
+) -> list[int] | None:
+    """As `shortest`, from where there is a choice; `taken`: symbols of the way up to there."""
     best: list[int] | None = None
     search = _Search(walk, effort, words)
+    most -= taken
     turn = 0
     while search.left > 0 and most > 0 and (best is None or turn < 3 + EXTRA):
         way = search.way(min(most, FIRST) if turn == 0 else most, turn)
         if way is not None:
             best, most = way, len(way) - 1
-            if len(way) <= SHORT:
+            if taken + len(way) <= SHORT:
                 break
         turn += 1
     return best
@@ -114,7 +137,7 @@ class _Search:
         self._draw = random.Random(0)
 
     def way(self, most: int, turn: int) -> list[int] | None:
-        """One way of at most `most` steps; the walk is put back."""
+        """One way of at most `most` symbols; the walk is put back."""
         walk = self._walk
         way: list[int] = []
         taken: Counter[tuple[int, int]] = Counter()
@@ -126,33 +149,36 @@ class _Search:
             if not options:
                 self.left -= 1
                 break
-            steps = self._steps(options, turn, taken, seen)
-            for symbol in steps:
-                walk.push(symbol)
+            if options & (options - 1) == 0:
+                steps = walk.forced() or [options.bit_length() - 1]
+                self.left -= min(len(steps), RUN) + len(steps) // RUN
+                if len(way) + len(steps) > most:
+                    break
+            else:
+                steps = self._steps(options, turn, taken, seen)
+                self.left -= len(steps)
+            walk.push_all(steps)
             way += steps
-            self.left -= len(steps)
             done = walk.accepting
         walk.pop(len(way))
         return way if done else None
 
     def _steps(
         self, options: int, turn: int, taken: Counter[tuple[int, int]], seen: Counter[int]
-    ) -> Sequence[int]:
-        """What a way takes next: one symbol, or a word."""
-        if options & (options - 1) == 0:
-            return (options.bit_length() - 1,)
+    ) -> list[int]:
+        """What a way takes where there is a choice: one symbol, or a word."""
         if turn == 1:
             return self._ahead(options, seen)
         if turn == 2:
-            return (_favourites(options).bit_length() - 1,)
+            return [_favourites(options).bit_length() - 1]
         if turn > 2 and self._draw.random() < 0.5:
             symbol = self._random(options)
         else:
             symbol = _least(options, taken)
         taken[options, symbol] += 1
-        return (symbol,)
+        return [symbol]
 
-    def _ahead(self, options: int, seen: Counter[int]) -> Sequence[int]:
+    def _ahead(self, options: int, seen: Counter[int]) -> list[int]:
         """The best liked step to the place that was seen the fewest times; an end is best."""
         walk = self._walk
         new = not seen[options]
@@ -164,7 +190,7 @@ class _Search:
         if new:
             word, ends = self._word(options, seen)
             if ends:
-                return word
+                return [*word]
         liked = _favourites(options) & tried
         best = -1
         fewest = 1 << 30
@@ -178,7 +204,7 @@ class _Search:
                 walk.pop(1)
                 if count < fewest:
                     best, fewest = symbol, count
-        return word if word and fewest > 0 else (best,)
+        return [*word] if word and fewest > 0 else [best]
 
     def _word(self, options: int, seen: Counter[int]) -> tuple[Sequence[int], bool]:
         """A word after which the text may end, else one that leads to a new place, if any."""

@@ -49,11 +49,16 @@ READY_MADE = {"markdown-table": MARKDOWN_TABLE, "code-fence": CODE_FENCE}
 
 LONGEST = 1 << 15
 """Most bytes of the shortest text of a language."""
+MOST_CHOICES = 1999
+"""The library has room for 2,000 things at a place, and the rule itself is one."""
 WORDS = 32
 """Most words of its source that a closing text is tried with."""
-_ONE_BLANK = {"whitespace_flexible": True, "whitespace_pattern": " ?"}
+_JSON = {
+    "whitespace_flexible": True, "whitespace_pattern": " ?", "json_allowed_escapes": 'nrbtf\\"',
+}  # fmt: skip
 """Between the parts of JSON a blank may stand or not: the model's own habit costs it nothing, and
-no room is lost to white space without end."""
+no room is lost to white space without end. Without \\u every text has one spelling: else a key that
+is no property's name as it is written could be one as it is read, and take its place."""
 _REFUSED_LARK = re.compile(r"\b(max_tokens|temperature|stop|stop_capture)\b\s*=|%llguidance|<\[")
 
 
@@ -103,9 +108,10 @@ class Grammar:
             raise InvalidRequest(f"{kind}: {error}") from error
         if text is None:
             raise InvalidRequest(
-                f"{kind}: no text of at most {LONGEST} bytes was found for it; is there a "
-                "recursion without an end, or a length that cannot be reached?"
+                f"{kind}: no text of at most {LONGEST} bytes was found for it; is there a longer "
+                "text in it, a recursion without an end, or a length that cannot be reached?"
             )
+        self._text = text
 
     @classmethod
     def from_json_schema(
@@ -125,7 +131,7 @@ class Grammar:
         """
         checked = checked_schema(schema)
         source = llguidance().LLMatcher.grammar_from_json_schema(
-            json.dumps(checked, ensure_ascii=False), overrides=_ONE_BLANK
+            json.dumps(checked, ensure_ascii=False), overrides=_JSON
         )
         words = _words(" ".join(_patterns(checked)))
         return cls("json_schema", source, tokenizer, end_ids, letters_of(tokenizer).text, words)
@@ -182,14 +188,23 @@ class Grammar:
         """One of these texts.
 
         Raises:
-            InvalidRequest: there is none, or one is empty or no Unicode text.
+            InvalidRequest: there is none, or one is empty, too long or no Unicode text.
             MissingExtra: llguidance is not installed.
         """
         if isinstance(choices, str) or not choices:
             raise InvalidRequest("choices must be a list of at least one text; name the answers")
         for number, choice in enumerate(choices):
             _text(choice, f"choices[{number}]")
+            if (size := len(choice.encode("utf-8"))) > LONGEST:
+                raise InvalidRequest(
+                    f"choices[{number}] has {size} bytes, more than {LONGEST}; shorten it"
+                )
         texts = list(dict.fromkeys(choices))
+        if len(texts) > MOST_CHOICES:
+            raise InvalidRequest(
+                f"choices has {len(texts)} texts, more than {MOST_CHOICES}; ask in two steps, or "
+                "say them as a regex"
+            )
         source = "start: " + " | ".join(json.dumps(text) for text in texts)
         alphabet = letters_of(tokenizer).inside([text.encode("utf-8") for text in texts])
         source = llguidance().LLMatcher.grammar_from_lark(source)
@@ -242,7 +257,7 @@ class Grammar:
         tokens, single = self._roots
         return GrammarMatcher(
             tokens.deep_copy(), single, self._tokenizer, self._no_ends, self._ends,
-            self._alphabet, self._words, self._broken,
+            self._alphabet, self._words, self._text, self._broken,
         )  # fmt: skip
 
     def _broken(self) -> None:

@@ -17,6 +17,9 @@ from dgemma.text.guidance import ByteWalk, first_line
 from dgemma.text.letters import Bits, letters_of
 from dgemma.text.tokenizer import Tokenizer
 
+AHEAD = 4
+"""At so many of the first places of a known text its rest is tried as an end."""
+
 _RANK = {byte: rank for rank, byte in enumerate(BYTE_ORDER)}
 
 
@@ -32,6 +35,7 @@ class GrammarMatcher:
         ends: frozenset[int],
         alphabet: Bits | None,
         words: Sequence[Sequence[int]],
+        text: Sequence[int],
         broken: Callable[[], None],
     ) -> None:
         """From `Grammar.matcher`.
@@ -40,6 +44,7 @@ class GrammarMatcher:
             tokens: becomes this walk's own.
             single: over single bytes; copied when it is needed.
             tokenizer, no_ends, ends, alphabet, words: as in `Grammar`.
+            text: a short text of the grammar, as symbols.
             broken: called before an error of the library is raised.
         """
         self._tokens = tokens
@@ -50,6 +55,7 @@ class GrammarMatcher:
         self._ends = ends
         self._alphabet = alphabet
         self._words = words
+        self._text = text
         self._broken = broken
         self._ids: list[int] = []
         self._mask: Bits | None = None
@@ -113,12 +119,30 @@ class GrammarMatcher:
         way = shortest(walk, 12 * room + 16, words=self._words)
         self._healthy()
         if way is None:
-            return None
-        plain = [self._id_of(symbol) for symbol in way]
+            return self._known(room)
+        plain = self._plain(way)
         found = min((self._joined(way), plain), key=len)
         for ids in (found, plain):
-            if len(ids) <= room and not self._ends.intersection(ids) and self._ends_well(ids):
+            if self._closes(ids, room):
                 return ids
+        return self._known(room)
+
+    def can_close(self, room: int) -> bool:
+        """See `Matcher`."""
+        return self.accepting or self._known(room) is not None or self.closing(room) is not None
+
+    def _known(self, room: int) -> list[int] | None:
+        """What is left of the text that was found at first, if that is an end here.
+
+        A search steps over a count of thousands, at every commit; this has not to look for it.
+        """
+        gone = sum(len(self._symbols(token_id)) for token_id in self._ids)
+        for at in (gone, *range(AHEAD)):
+            way = self._text[at:]
+            plain = self._plain(way)
+            if way and self._closes(plain, len(plain)):
+                found = plain if len(plain) <= room else self._joined(way)
+                return found if self._closes(found, room) else None
         return None
 
     def alphabet(self) -> Bits | None:
@@ -182,6 +206,10 @@ class GrammarMatcher:
             text.clear()
         return out[:-1]
 
+    def _plain(self, way: Sequence[int]) -> list[int]:
+        """The way, one id a symbol."""
+        return [self._id_of(symbol) for symbol in way]
+
     def _id_of(self, symbol: int) -> int:
         if symbol < BYTES:
             return self._letters.byte_ids[BYTE_ORDER[symbol]]
@@ -192,6 +220,9 @@ class GrammarMatcher:
         if not text:
             return [BYTES + bisect.bisect_left(self._letters.special_ids, token_id)]
         return [_RANK[byte] for byte in text]
+
+    def _closes(self, ids: Sequence[int], room: int) -> bool:
+        return len(ids) <= room and self._ends.isdisjoint(ids) and self._ends_well(ids)
 
     def _ends_well(self, ids: Sequence[int]) -> bool:
         count = self.accept(ids)

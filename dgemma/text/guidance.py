@@ -9,6 +9,7 @@ Source: llguidance 1.9, `TokenizerWrapper` and `LLMatcher`.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Sequence
 from types import ModuleType
@@ -87,11 +88,21 @@ class ByteWalk:
             return 0
         return int.from_bytes(self._matcher.compute_bitmask(), "little") & self._texts
 
+    def forced(self) -> list[int]:
+        found: list[int] = self._matcher.compute_ff_tokens()
+        self._healthy()
+        return found
+
     def push(self, symbol: int) -> None:
         self.push_all([symbol])
 
     def push_all(self, symbols: list[int]) -> None:
-        if symbols and not self._matcher.consume_tokens(symbols):
+        if symbols:
+            self._matcher.consume_tokens(symbols)
+            self._healthy()
+
+    def _healthy(self) -> None:
+        if self._matcher.is_error():
             raise EngineError(
                 f"the grammar cannot follow its own text "
                 f"({first_line(self._matcher.get_error())}); "
@@ -146,13 +157,15 @@ class _SingleBytes:
 
 
 _KEPT: WeakKeyDictionary[Tokenizer, tuple[Any, Any]] = WeakKeyDictionary()
+_LOCK = threading.Lock()
 
 
 def _vocabularies(tokenizer: Tokenizer) -> tuple[Any, Any]:
     """The library's form of the tokens and of the single bytes, made at the first call."""
-    found = _KEPT.get(tokenizer)
-    if found is None:
-        make = llguidance().LLTokenizer
-        single = make(_SingleBytes(tokenizer.control_names()), slices=[])
-        found = _KEPT[tokenizer] = (make(_Vocabulary(tokenizer)), single)
-    return found
+    with _LOCK:
+        found = _KEPT.get(tokenizer)
+        if found is None:
+            make = llguidance().LLTokenizer
+            single = make(_SingleBytes(tokenizer.control_names()), slices=[])
+            found = _KEPT[tokenizer] = (make(_Vocabulary(tokenizer)), single)
+        return found

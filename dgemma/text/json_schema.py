@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -49,6 +50,10 @@ REMEDIES = {
     "x-guidance": "leave it out",
     "additionalItems": "use items after prefixItems",
 }
+NEVER_WRITTEN = re.compile(r"[\x00-\x07\x0b\x0e-\x1f]")
+"""Characters that JSON has no short escape for."""
+_SPELT_OUT = re.compile(r"\\(?:[0v]|x[01]|u00[01])" + f"|{NEVER_WRITTEN.pattern}")
+_CLASS_OR_ESCAPED = re.compile(r"\[(?:\\.|[^\]\\])*\]|\\[^0vxu]|\\(?:x0[89acd]|u000[89acd])", re.I)
 LARGEST = 1 << 53
 """Bounds beyond this are not exact as floating-point numbers."""
 
@@ -213,6 +218,8 @@ class _Checker:
     def pattern(self, key: str, value: Any, place: str, out: dict[str, Any]) -> None:
         if not isinstance(value, str):
             raise self.refuse(place, f"pattern is {value!r}", "use a text")
+        if _SPELT_OUT.search(_CLASS_OR_ESCAPED.sub("", value)):
+            raise self.refuse(place, "pattern has a control character", "leave it out")
         out[key] = portable(value, f"json_schema {place}/pattern")
 
     def format(self, key: str, value: Any, place: str, out: dict[str, Any]) -> None:
@@ -228,6 +235,8 @@ class _Checker:
     def values(self, key: str, value: Any, place: str, out: dict[str, Any]) -> None:
         if key == "enum" and (not isinstance(value, list) or not value):
             raise self.refuse(place, f"enum is {value!r}", "list at least one value")
+        if any(NEVER_WRITTEN.search(text) for text in _texts(value)):
+            raise self.refuse(place, f"{key} has a control character", "leave it out")
         out[key] = value
 
     def names(self, key: str, value: Any, place: str, out: dict[str, Any]) -> None:
@@ -315,6 +324,19 @@ def _objects(checker: _Checker, node: Mapping[str, Any], place: str) -> None:
         raise checker.refuse(
             place, "several patternProperties with classes such as \\d", "spell them out: [0-9]"
         )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a JSON value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield key
+            yield from _texts(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _texts(part)
 
 
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")

@@ -10,6 +10,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, NamedTuple
 
 from dgemma.errors import InvalidRequest
@@ -90,6 +91,7 @@ class Languages:
         self._tokenizer = tokenizer
         self._end_ids = tuple(end_ids)
         self._compiled: OrderedDict[str, Grammar] = OrderedDict()
+        self._making: dict[str, Future[Grammar]] = {}
         self._lock = threading.Lock()
 
     def of(
@@ -118,6 +120,12 @@ class Languages:
                     f"{given} and {kind} cannot be combined; choose one", field=given
                 )
             calls = None
+        if calls is not None and params.min_tokens:
+            raise InvalidRequest(
+                "min_tokens and tools whose calls are kept to their schema cannot be combined; "
+                "drop one of them",
+                field="min_tokens",
+            )
         matcher: Matcher | None = None
         mode = given or "bad_words"
         if calls is not None:
@@ -139,7 +147,7 @@ class Languages:
         return matcher, mode
 
     def _grammar(self, mode: str, what: Any) -> Grammar:
-        """A compiled language, made once."""
+        """A compiled language, made once; who asks for another does not wait for it."""
         try:
             key = json.dumps([mode, what])
         except (TypeError, ValueError) as error:
@@ -147,17 +155,34 @@ class Languages:
                 f"{mode} must hold plain JSON values only ({error})", field=mode
             ) from error
         with self._lock:
-            found = self._compiled.pop(key, None)
-            if found is None:
-                try:
-                    found = self._make(mode, what)
-                except InvalidRequest as error:
-                    error.field = error.field or ("tools" if mode.endswith("tools") else mode)
-                    raise
-            self._compiled[key] = found
+            if key in self._compiled:
+                self._compiled.move_to_end(key)
+                return self._compiled[key]
+            making = self._making.get(key)
+            mine = making is None
+            if making is None:
+                making = self._making[key] = Future()
+        if mine:
+            self._fulfil(making, key, mode, what)
+        return making.result()
+
+    def _fulfil(self, making: Future[Grammar], key: str, mode: str, what: Any) -> None:
+        """Make a language for all who wait for it; what goes wrong is told to each."""
+        try:
+            grammar = self._make(mode, what)
+        except BaseException as error:
+            if isinstance(error, InvalidRequest):
+                error.field = error.field or ("tools" if mode.endswith("tools") else mode)
+            with self._lock:
+                del self._making[key]
+            making.set_exception(error)
+            return
+        with self._lock:
+            del self._making[key]
+            self._compiled[key] = grammar
             while len(self._compiled) > KEPT:
                 self._compiled.popitem(last=False)
-            return found
+        making.set_result(grammar)
 
     def _make(self, mode: str, what: Any) -> Grammar:
         tokenizer, end_ids = self._tokenizer, self._end_ids

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import threading
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from weakref import WeakKeyDictionary
@@ -124,11 +125,13 @@ class Letters:
 
 
 _KEPT: WeakKeyDictionary[Tokenizer, Letters] = WeakKeyDictionary()
+_LOCK = threading.Lock()
 
 
 def letters_of(tokenizer: Tokenizer) -> Letters:
     """The tables of a tokenizer, made at the first call."""
-    found = _KEPT.get(tokenizer)
-    if found is None:
-        found = _KEPT[tokenizer] = Letters(tokenizer)
-    return found
+    with _LOCK:
+        found = _KEPT.get(tokenizer)
+        if found is None:
+            found = _KEPT[tokenizer] = Letters(tokenizer)
+        return found

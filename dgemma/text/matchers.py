@@ -112,6 +112,11 @@ class Thinking:
         rest = self._inner.closing(room - 1) if room > 0 else None
         return None if rest is None else [self._close_id, *rest]
 
+    def can_close(self, room: int) -> bool:
+        """See `Matcher`."""
+        room -= self.thinking
+        return room >= 0 and self._inner.can_close(room)
+
     def alphabet(self) -> Bits | None:
         """See `Matcher`."""
         return None
@@ -236,6 +241,10 @@ class Without:
         way = shortest(walk, room)
         return None if way is None else [walk.ids[symbol] for symbol in way]
 
+    def can_close(self, room: int) -> bool:
+        """See `Matcher`."""
+        return self.closing(room) is not None
+
     def alphabet(self) -> Bits | None:
         """See `Matcher`."""
         inner = None if self._inner is None else self._inner.alphabet()
@@ -277,9 +286,22 @@ class _Steps:
             return BYTE_ORDER.index(text[0])
         return BYTES + bisect.bisect_left(self._letters.special_ids, token_id)
 
+    def forced(self) -> list[int]:
+        table, symbols = self._letters.table, list[int]()
+        for token_id in self._matcher.forced():
+            symbols += (
+                map(BYTE_ORDER.index, table[token_id])
+                if table[token_id]
+                else (self._symbol(token_id),)
+            )
+        return symbols
+
     def push(self, symbol: int) -> None:
-        count = self._matcher.accept([self.ids[symbol]])
-        assert count == 1, "an allowed id was not taken"
+        self.push_all([symbol])
+
+    def push_all(self, symbols: Sequence[int]) -> None:
+        count = self._matcher.accept([self.ids[symbol] for symbol in symbols])
+        assert count == len(symbols), "an allowed id was not taken"
 
     def pop(self, count: int) -> None:
         self._matcher.undo(count)

@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dgemma.compose.calibration import (
+    LEAST,
+    MOST,
     Calibration,
     expected_calibration_error,
     fit_temperature,
@@ -155,10 +157,22 @@ def test_calibration_is_applied(tokenizers: list[Tokenizer]) -> None:
         ([2, 300], [Choice("c", "", ["red", "green"])], {"joint": True}),
         ("A box.", QUESTIONS, {"joint": True, "canvas_length": 16}),
         ("A box.", [QUESTIONS[0]], {"samples": 0}),
+        ("A box.", [QUESTIONS[0]], {"samples": "2"}),
+        ("A box.", [QUESTIONS[0]], {"samples": 2.0}),
+        ("A box.", [QUESTIONS[0]], {"seed": None}),
+        ("A box.", [QUESTIONS[0]], {"seed": -1}),
+        ("A box.", [QUESTIONS[0]], {"calibration": {"predicate": 2.0}}),
+        (None, [QUESTIONS[0]], {}),
+        ("A box.", ["good"], {}),
+        ("A box.", "good", {}),
+        ("A box.", {"good": QUESTIONS[0]}, {}),
+        ("A box.", [Choice("c", "x", None)], {}),  # type: ignore[arg-type]
+        ("A box.", [Choice("c", "x", (c for c in "ab"))], {}),  # type: ignore[arg-type]
+        ("A box.", [Choice("c", "x", [["a"], ["b"]])], {}),  # type: ignore[list-item]
     ],
 )
 def test_bad_questions(
-    tokenizers: list[Tokenizer], state: str, questions: list[Question], options: dict[str, int]
+    tokenizers: list[Tokenizer], state: str, questions: list[Question], options: dict[str, object]
 ) -> None:
     """Catches questions whose answers would mean nothing."""
     facts = facts_of(tokenizers[0], 96)
@@ -166,6 +180,16 @@ def test_bad_questions(
         Driver(facts).drive(decide(facts, state, questions, **options))  # type: ignore[arg-type]
     with pytest.raises(EngineError):
         Driver(facts, fail=0).drive(decide(facts, "A box.", [QUESTIONS[0]]))
+
+
+def test_a_question_without_its_list(tokenizers: list[Tokenizer]) -> None:
+    """Catches a bare question that ends in a traceback, or an error that names no remedy."""
+    facts = facts_of(tokenizers[0], 96)
+    with pytest.raises(InvalidRequest, match=r"a list.*\[question\]"):
+        Driver(facts).drive(decide(facts, "A box.", QUESTIONS[0]))  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match="seed") as caught:
+        Driver(facts).drive(decide(facts, "A box.", QUESTIONS, seed=2**64))
+    assert caught.value.field == "seed"
 
 
 # -- calibration ----------------------------------------------------------------------------------
@@ -219,12 +243,30 @@ def test_calibration_error_by_hand() -> None:
     assert expected_calibration_error([0.0, 0.5, 1.0], [False, True, True], 2) == pytest.approx(
         abs(0.5 - 1) / 3
     )
-    for bad in (([], []), ([0.5], []), ([0.5], [True], 0)):
+    for bad in (([], []), ([0.5], []), ([0.5], [True], 0), ([math.nan], [True])):
         with pytest.raises(InvalidRequest):
             expected_calibration_error(*bad)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("examples", [([], []), ([(0.5, 0.5)], []), ([(0.5, 0.5)], [2])])
+@pytest.mark.parametrize(("right", "bound"), [(0, LEAST), (1, MOST)])
+def test_temperature_stays_within_its_bounds(right: int, bound: float) -> None:
+    """Catches a fit beyond the bounds, which no calibration takes."""
+    examples = [(0.55, 0.45)] * 1000, [right] * 1000
+    found = Calibration.fit({"choice": examples}).temperature("choice")
+    assert found == pytest.approx(bound, rel=1e-3) and LEAST <= found <= MOST
+
+
+@pytest.mark.parametrize(
+    "examples",
+    [
+        ([], []),
+        ([(0.5, 0.5)], []),
+        ([(0.5, 0.5)], [2]),
+        ([(math.nan, 1.0)], [0]),
+        ([(math.inf, 1.0)], [1]),
+        ([(-0.5, 1.5)], [1]),
+    ],
+)
 def test_bad_examples(examples: tuple[list[tuple[float, ...]], list[int]]) -> None:
     """Catches a fit to examples that do not fit together."""
     with pytest.raises(InvalidRequest):
@@ -246,7 +288,29 @@ def test_calibration_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"format": "dgemma-calibration-1"}', "\x00\xff",
+    "value",
+    [
+        5e-324,
+        LEAST / 1.01,
+        MOST * 1.01,
+        pytest.param(10**400, id="huge"),
+        math.nan,
+        math.inf,
+        0,
+        -1,
+        True,
+        "1",
+        None,
+    ],
+)
+def test_bad_temperatures(value: float) -> None:
+    """Catches a temperature under which probabilities are no numbers, and one that overflows."""
+    with pytest.raises(InvalidRequest, match="'choice' must be .* fit"):
+        Calibration({"choice": value})
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", "[" * 100_000, '{"format": "dgemma-calibration-1"}', "\x00\xff",
              '{"format": "dgemma-calibration-1", "temperatures": {"choice": -1}}',
              '{"format": "dgemma-calibration-1", "temperatures": {"choice": "x"}}'],
 )  # fmt: skip

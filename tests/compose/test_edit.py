@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ from dgemma.compose.revise import repair, revise
 from dgemma.errors import EngineError, InvalidRequest
 from dgemma.params import SamplingParams
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import Output, Request, TokenScore
+from dgemma.types import Constraint, Output, Request, TokenScore
 from tests.compose.fakes.driver import Driver, facts_of
 
 TEXTS = st.one_of(
@@ -213,6 +214,53 @@ def test_bad_revision(tokenizers: list[Tokenizer], values: dict[str, object], be
         Driver(facts).drive(revise(facts, old, below))
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"constraint": Constraint(mode="regex", complete=True)}, "another seed"),
+        ({"stopped_by": "xt"}, "without stop"),
+    ],
+)
+def test_what_a_revision_would_break(
+    tokenizers: list[Tokenizer], values: dict[str, object], said: str
+) -> None:
+    """Catches a revised answer that says it is whole and has left its language, or its cut."""
+    facts = facts_of(tokenizers[0])
+    with pytest.raises(InvalidRequest, match=said):
+        Driver(facts).drive(revise(facts, answer(tokenizers[0], "text", **values), 0.5))
+
+
+@pytest.mark.parametrize("text", ["unbroken", "abc" * 40])
+def test_what_fits_is_not_repaired(tokenizers: list[Tokenizer], text: str) -> None:
+    """Catches a text that is written anew though nothing is wrong with it."""
+    facts = facts_of(tokenizers[0], 32)
+    driver = Driver(facts)
+    output = driver.drive(repair(facts, text, SamplingParams(seed=7, regex="[a-z]+")))
+    assert not driver.asked and (output.text, output.seed) == (text, 7)
+    assert output.constraint == Constraint(mode="regex", complete=True)
+    assert output.usage.steps == 0 and facts.tokenizer.decode(output.token_ids) == text
+    driver.drive(repair(facts, text, SamplingParams(seed=7, max_tokens=2, regex="[a-z]+")))
+    assert driver.asked  # it has to be shorter
+
+
+@pytest.mark.parametrize("wrong", ["0.5", True, None])
+def test_no_number(tokenizers: list[Tokenizer], wrong: Any) -> None:
+    """Catches a traceback where one clear error belongs."""
+    facts = facts_of(tokenizers[0])
+    plans = (
+        edit(facts, "one", None, [(0, 1)], wrong),
+        revise(facts, answer(tokenizers[0], "text"), wrong),
+        repair(facts, "one", SamplingParams(regex="a"), wrong),
+        edit(facts, "one", None, cast(Any, (0, 2))),
+        edit(facts, "one", None, [(0, 1)], 0.5, cast(Any, {"seed": 1})),
+        revise(facts, cast(Any, [1])),
+        repair(facts, "one", cast(Any, None)),
+    )
+    for plan in plans:
+        with pytest.raises(InvalidRequest):
+            Driver(facts).drive(plan)
+
+
 def test_repair(tokenizers: list[Tokenizer]) -> None:
     """Catches a repair that forgets the language, the text, or pins what must give way."""
     facts = facts_of(tokenizers[0], 32)
@@ -220,11 +268,11 @@ def test_repair(tokenizers: list[Tokenizer]) -> None:
     params = SamplingParams(seed=1, regex="[a-z]+")
     driver.drive(repair(facts, "broken7", params, 0.1))
     (request,) = driver.asked
-    assert request.params == params and "broken7" in driver.text(request)
+    assert request.params == replace(params, max_tokens=32) and "broken7" in driver.text(request)
     control = request.canvas
-    assert control is not None and (control.pinned, control.strength) == ((), 0.1)
+    assert control is not None and (control.pinned, control.strength) == (tuple(range(6)), 0.1)
     assert control.ids[:8] == (*tokenizers[0].encode("broken7"), facts.end_id)
     with pytest.raises(InvalidRequest, match="language"):
         Driver(facts).drive(repair(facts, "text", SamplingParams()))
     with pytest.raises(EngineError):
-        Driver(facts, fail=0).drive(repair(facts, "text", params))
+        Driver(facts, fail=0).drive(repair(facts, "text7", params))

@@ -118,6 +118,15 @@ def test_text_of_a_hole_is_never_an_error(tokenizers: list[Tokenizer]) -> None:
 # -- more than a canvas ---------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("width", [8, 16])
+def test_least_tokens_on_a_narrow_canvas(tokenizers: list[Tokenizer], width: int) -> None:
+    """Catches `min_tokens` that are given up because a narrower canvas has no room for them."""
+    driver = Driver(facts_of(tokenizers[0], 64))
+    params = SamplingParams(seed=1, canvas_length=width)
+    result = driver.drive(fill(driver.facts, ["Dear ", Hole(min_tokens=14), "!"], params))
+    assert len(result.holes[0].token_ids) >= 14
+
+
 def test_hole_longer_than_the_canvas(tokenizers: list[Tokenizer]) -> None:
     """Catches a long hole that is cut to one canvas, or whose end does not see the suffix."""
     facts = facts_of(tokenizers[0], 32)
@@ -184,7 +193,8 @@ def test_bad_parts(wordy: Tokenizer, parts: list[str | Hole]) -> None:
 
 @pytest.mark.parametrize(
     "values", [{"max_tokens": -1}, {"min_tokens": None}, {"max_tokens": 2, "min_tokens": 3},
-               {"allowed_token_ids": []}, {"max_tokens": True}],
+               {"allowed_token_ids": []}, {"allowed_token_ids": ["a"]},
+               {"allowed_token_ids": [300.0]}, {"max_tokens": True}],
 )  # fmt: skip
 def test_bad_holes(values: dict[str, object]) -> None:
     """Catches a hole that cannot be filled."""
@@ -194,13 +204,32 @@ def test_bad_holes(values: dict[str, object]) -> None:
 
 @pytest.mark.parametrize(
     "params", [{"stop": ["x"]}, {"bad_words": ["x"]}, {"thinking_budget": 3}, {"min_tokens": 3},
-               {"regex": "a+"}, {"canvas_length": 4}, {"canvas_length": 999}],
+               {"regex": "a+"}, {"canvas_length": 4}, {"canvas_length": 999},
+               {"stable_prefix": True}],
 )  # fmt: skip
 def test_bad_parameters(wordy: Tokenizer, params: dict[str, object]) -> None:
     """Catches a parameter that is accepted and ignored."""
     facts = facts_of(wordy)
     with pytest.raises(InvalidRequest):
         Driver(facts).drive(infill(facts, "a", "b", SamplingParams(**params)))  # type: ignore[arg-type]
+
+
+def test_allowed_ids_of_all_holes(tokenizers: list[Tokenizer]) -> None:
+    """Catches ids of the parameters that bar the text around a hole, or do not hold in it."""
+    tokenizer = tokenizers[0]
+    some, other = tokenizer.encode("ab")
+    driver = Driver(facts_of(tokenizer))
+    own = Hole(max_tokens=2, allowed_token_ids=[other])
+    params = SamplingParams(seed=1, max_tokens=3, allowed_token_ids=[some])
+    result = driver.drive(fill(driver.facts, ["x", Hole(), "y", own], params, search=False))
+    assert result.text == "xaaaybb"
+
+
+def test_least_tokens_against_the_most_of_all(wordy: Tokenizer) -> None:
+    """Catches a hole that is given more than `max_tokens` because its own `min_tokens` say so."""
+    with pytest.raises(InvalidRequest, match="max_tokens 5 is below"):
+        driver = Driver(facts_of(wordy))
+        driver.drive(fill(driver.facts, ["a", Hole(min_tokens=10)], SamplingParams(max_tokens=5)))
 
 
 def test_context_too_long(wordy: Tokenizer) -> None:

@@ -68,6 +68,9 @@ class Brackets:
         way = [CLOSE] * self.depth if self.ids else [OPEN, CLOSE]
         return way if len(way) <= room else None
 
+    def can_close(self, room: int) -> bool:
+        return self.closing(room) is not None
+
     def alphabet(self) -> Bitset | None:
         return bitset((END, OPEN, CLOSE, X), SIZE)
 
@@ -223,3 +226,33 @@ def test_a_language_without_an_end_is_cut() -> None:
     assert not commit.ended and len(commit.token_ids) == WIDTH
     commit, _ = settled(keeper, [5, 9, 5, 5, END, 5, 5, 5])
     assert 9 not in commit.token_ids and len(commit.token_ids) <= WIDTH
+
+
+def test_what_was_not_found_is_not_looked_for_again() -> None:
+    """A search at every token of every canvas, for an end that one canvas has proved far away."""
+
+    class Endless(Brackets):
+        asked = 0
+
+        def closing(self, room: int) -> list[int] | None:
+            self.asked += 1
+            return super().closing(room) if self.depth < 4 else None
+
+    language = Endless()
+    keeper = Keeper(language, "toy")
+    answer = list(settled(keeper, [OPEN] * WIDTH, room=999)[0].token_ids)
+    assert whole(tuple(answer)) and keeper.report.complete, "gone back, and closed"
+
+    language = Endless()
+    assert language.accept([OPEN] * 5) == 5
+    keeper = Keeper(language, "toy")
+    settled(keeper, [OPEN] * WIDTH, room=999)
+    assert language.asked > 2
+    for _ in range(5):
+        language.asked = 0
+        commit, _ = settled(keeper, [X] * WIDTH, room=999)
+        assert commit.token_ids == (X,) * WIDTH and not commit.ended and language.asked == 1
+    settled(keeper, [CLOSE] * WIDTH, room=999)  # out of the depth
+    language.asked = 0
+    settled(keeper, [X] * WIDTH, room=WIDTH + 1)
+    assert language.asked > 1

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -75,6 +76,21 @@ def test_start_answer_and_stop() -> None:
         assert "Traceback" not in live.log.read_text()
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{live.url}/health")
+
+
+def test_the_sender_of_too_much_is_told() -> None:
+    """Catches a reply that is lost because the connection is closed on what was sent: a reset."""
+    with running("--max-body-bytes", "20000") as live:
+
+        def ask(_: int) -> None:
+            with httpx.Client(base_url=live.url, timeout=60) as client:
+                for number in range(200):  # a refused key leaves the connection open for the next
+                    headers, status = ({}, 401) if number % 2 else (HEADERS, 413)
+                    reply = client.post(CHAT, content=b" " * 20_001, headers=headers)
+                    assert reply.status_code == status
+
+        with ThreadPoolExecutor(8) as crowd:
+            list(crowd.map(ask, range(8)))
 
 
 def stall(url: str) -> socket.socket:

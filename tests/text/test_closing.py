@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from dgemma.errors import InvalidRequest
+from dgemma.text import matchers
 from dgemma.text.closing import BYTE_ORDER, shortest, symbols_of
 from dgemma.text.grammar import Grammar
 from dgemma.text.letters import letters_of
@@ -25,13 +26,26 @@ class Maze:
 
     def __init__(self, steps: dict[int, dict[str, int]], ends: set[int]) -> None:
         self.steps, self.ends, self.path = steps, ends, [0]
+        self.asked = 0
 
     def options(self) -> int:
+        self.asked += 1
         marks = self.steps.get(self.path[-1], {})
         return sum(1 << BYTE_ORDER.index(mark.encode()) for mark in marks)
 
+    def forced(self) -> list[int]:
+        found, at = list[int](), self.path[-1]
+        while at not in self.ends and len(self.steps.get(at, {})) == 1 and len(found) <= 9999:
+            mark, at = next(iter(self.steps[at].items()))
+            found.append(BYTE_ORDER.index(mark.encode()))
+        return found
+
     def push(self, symbol: int) -> None:
         self.path.append(self.steps[self.path[-1]][chr(BYTE_ORDER[symbol])])
+
+    def push_all(self, symbols: list[int]) -> None:
+        for symbol in symbols:
+            self.push(symbol)
 
     def pop(self, count: int) -> None:
         del self.path[len(self.path) - count :]
@@ -56,6 +70,20 @@ def test_search() -> None:
     assert way(Maze({}, {0})) == ""
     assert way(Maze({0: {"a": 0}}, {7})) is None
     assert way(circle, most=2) is None
+
+
+def test_what_is_forced_is_no_search() -> None:
+    """Catches a way that is looked for step by step though there is no other.
+
+    The look at a place takes as long as what is forced from there, so that takes the square of it.
+    """
+    line: dict[int, dict[str, int]] = {k: {"a": k + 1} for k in range(8000)}
+    alone = Maze(line, {8000})
+    assert way(alone, most=8000) == "a" * 8000 and alone.asked == 0
+    assert way(alone, most=7999) is None and alone.asked == 0 and alone.path == [0]
+    fork = Maze({**line, 100: {"a": 101, "b": 9000}, 9000: {"c": 9001}}, {8000})
+    assert way(fork, most=8000) == "a" * 8000 and fork.asked < 100 and fork.path == [0]
+    assert way(fork, most=7999) is None and fork.path == [0]
 
 
 def test_bytes_are_all_there() -> None:
@@ -259,6 +287,22 @@ def test_a_closing_goes_around_barred_words(nano: Tokenizer) -> None:
     assert matcher.accept(closing) == len(closing) and matcher.accepting
     forced = Without(Grammar.from_choices(["abc def"], nano, ends).matcher(), ["zzz"], nano, ())
     assert nano.decode(forced.forced()) == "abc def" and forced.alphabet() is not None
+
+
+def test_a_long_closing_goes_around_barred_words(
+    nano: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a search of ids one by one through texts in which all but the first is forced."""
+    ends, asked = MarkerIds.of(nano).ends, list[object]()
+    inner = Grammar.from_choices(["}" + "x" * 3000, "a\n" + "é word" * 500], nano, ends)
+    options = matchers._Steps.options
+    monkeypatch.setattr(
+        matchers._Steps, "options", lambda walk: asked.append(walk) or options(walk)
+    )
+    matcher = Without(inner.matcher(), ["xx"], nano, sorted(ends))
+    closing = matcher.closing(9000)
+    assert closing is not None and nano.decode(closing) == "a\n" + "é word" * 500
+    assert 0 < len(asked) < 200 and matcher.can_close(9000) and not matcher.can_close(2)
 
 
 @pytest.mark.parametrize("words", [[""], ["\ud800"], ["yes", "no"]])

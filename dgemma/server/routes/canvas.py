@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from dgemma.compose.fill import Filled, fill, writing
 from dgemma.compose.plan import ModelFacts, Plan, refuse, run, seed_of
 from dgemma.errors import InvalidRequest
-from dgemma.params import REFUSED_AROUND_TEXT, SamplingParams
+from dgemma.params import REFUSED_BY_EDIT, SamplingParams
 from dgemma.server.access import Owner, TheService
 from dgemma.server.errors import Refusal
 from dgemma.server.plans import ended, follow, steady
@@ -74,7 +74,7 @@ async def _written(service: Service, owner: str, body: CanvasRequest) -> Told:
     params = steady(body, service)
     refuse(
         params,
-        (*REFUSED_AROUND_TEXT, "allowed_token_ids"),
+        REFUSED_BY_EDIT,
         "steer by allowed_token_ids and choices of a segment, or by logit_bias",
     )
     facts, context = await service.aside(_following, service, body)

@@ -17,7 +17,7 @@ from dgemma.compose.drafts import drafts
 from dgemma.compose.edit import Edited, edit
 from dgemma.compose.plan import refuse, run
 from dgemma.errors import InvalidRequest
-from dgemma.params import REFUSED_AROUND_TEXT
+from dgemma.params import REFUSED_BY_EDIT
 from dgemma.server.access import Owner, TheService
 from dgemma.server.plans import ended, follow, steady
 from dgemma.server.replies import End
@@ -53,9 +53,7 @@ async def edit_completions(
     logged(request, service, messages=[body.messages[0].content])
     found = next_edit(body.messages[0].content)
     params = steady(body, service, strength=True)
-    refuse(
-        params, (*REFUSED_AROUND_TEXT, "allowed_token_ids"), "an edit is steered by its file alone"
-    )
+    refuse(params, REFUSED_BY_EDIT, "an edit is steered by its file alone")
     plan = edit(
         service.facts, found.file, instruction(found), [(found.start, found.end)], body.strength,
         params, context=context(found),

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from dgemma.compose.plan import ModelFacts, Plan
 from dgemma.params import canvas_width
+from dgemma.text.language import Languages
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import CanvasControl, Output, Request, TokenScore, Usage
 
@@ -30,6 +31,7 @@ def facts_of(tokenizer: Tokenizer, canvas: int = 32, context: int = 512) -> Mode
         tokenizer=tokenizer, canvas=canvas, context=context, end_id=end,
         end_ids=(tokenizer.eos_id, end), fill_id=tokenizer.eos_id,
         ask=lambda text: [*tokenizer.encode(text, bos=True), turn],
+        language=Languages(tokenizer, (tokenizer.eos_id, end)).of,
     )  # fmt: skip
 
 

@@ -1,0 +1,52 @@
+"""`make verify` takes an hour: what it does with its results must not fail at its end."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests import verify
+
+TESTS = {"tests/a.py::one": {"passed": 2, "ms": 3}, "tests/b.py::two": {"failed": 1, "ms": 4}}
+
+
+def measurement(name: str, *values: object) -> list[dict[str, object]]:
+    """What the suite reports of a test's cases."""
+    return [
+        {"name": name, "value": value, "limit": "", "test": f"tests/a.py::one[{number}]"}
+        for number, value in enumerate(values)
+    ]
+
+
+def test_the_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kind of result that cannot be written, after all of it has been found."""
+    lines = {"1 good": ("tests/a.py",), "2 bad": ("tests/b.py::two",), "3 gone": ("tests/c.py",)}
+    monkeypatch.setattr(verify, "ACCEPTANCE", lines)
+    report = {
+        "tests": TESTS,
+        "measurements": [
+            *measurement("one number", 0.25), *measurement("one text", "holds"),
+            *measurement("numbers", 1, 2.5), *measurement("texts", "a|b", "c", "c"),
+            *measurement("both", 1, "none"),
+        ],
+        "skips": [{"test": "tests/a.py::one", "reason": "Skipped: no GPU"}],
+    }  # fmt: skip
+    text = verify.document(report, "2 passed", "pytest --full", [("make demo", 0, 1.0)])
+    for row in (
+        "| 1 good | 1 | 2 | 0 | 0 | holds |", "| 2 bad | 1 | 0 | 1 | 0 | fails |",
+        "| 3 gone | 0 | 0 | 0 | 0 | not run: tests/c.py |", "| one number | 0.25 |",
+        "| numbers | 1 to 2.5, 2 cases |", "| texts | a\\|b (1 cases), c (2 cases) |",
+        "| both | 1 (1 cases), none (1 cases) |", "| tests/a.py | 1 | no GPU |",
+    ):  # fmt: skip
+        assert row in text, row
+
+
+def test_shares_are_the_suite() -> None:
+    """A share's results are lost, or a failure in one of them."""
+    part = {"tests": {"x": {}}, "measurements": [1], "skips": [2]}
+    other = {"tests": {"y": {}}, "measurements": [3], "skips": []}
+    code, closing, report = verify.together([(0, "1 passed", part), (1, "1 failed", other)])
+    assert (code, closing) == (1, "1 passed; 1 failed")
+    assert report == {"tests": {"x": {}, "y": {}}, "measurements": [1, 3], "skips": [2]}
+    assert verify.together([(0, "", part), (2, "", {})])[0] == 2
+    first, rest = verify.SHARES
+    assert [f"--ignore={path}" for path in first] == list(rest)
