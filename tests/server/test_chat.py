@@ -209,8 +209,10 @@ def test_strict_tools_may_be_called(client: Client) -> None:
     no_call = {"logit_bias": {str(begun[0]): -1000}, "tools": [STRICT]}
     text = client.ask(**no_call).json()["choices"][0]
     assert text["message"]["content"] and "tool_calls" not in text["message"]
-    cut = client.ask(**no_call, max_tokens=3, min_tokens=3).json()["choices"][0]
+    cut = client.ask(**no_call, max_tokens=3).json()["choices"][0]
     assert cut["finish_reason"] == "length"
+    least = client.ask(**no_call, min_tokens=3)
+    assert least.status_code == 400 and least.json()["error"]["param"] == "min_tokens"
     both = client.ask(tools=[STRICT], response_format={"type": "json_object"}).json()
     assert isinstance(json.loads(both["choices"][0]["message"]["content"]), dict)
     lark = client.ask(tools=[STRICT], guided_grammar="start: <|tool_call>")
