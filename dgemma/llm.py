@@ -148,7 +148,6 @@ class LLM:
         mode: Mode = "diffusion", trace: bool = False,
     ) -> list[Output]:  # fmt: skip
         """All answers to all prompts, n each, computed together."""
-        params = params or SamplingParams()
         requests = drafts(prompts, params, best_of or n, mode=mode, trace=trace)
         if best_of is None:
             return self.run(requests, chat=chat, calls=calls)

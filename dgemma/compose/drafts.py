@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dgemma.compose.length import mean
-from dgemma.compose.plan import ModelFacts, Plan, refuse, run
+from dgemma.compose.plan import ModelFacts, Plan, checked, run
 from dgemma.errors import InvalidRequest
 from dgemma.params import SamplingParams
 from dgemma.types import Mode, Output, Request
@@ -72,17 +72,14 @@ def best_of(facts: ModelFacts, requests: Sequence[Request]) -> Plan[tuple[Draft,
     return tuple(Draft(output=outputs[n], logprob=worth[n], number=n) for n in order)
 
 
-def counted(n: object) -> None:
-    """
-    Raises:
-        InvalidRequest: it is no count of drafts.
-    """
+def _counted(n: object) -> None:
+    """Refuse what is no count of drafts."""
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise InvalidRequest(f"n must be an integer from 1, got {n!r}", field="n")
 
 
 def drafts(
-    prompts: Sequence[Sequence[int]], params: SamplingParams, n: int, *,
+    prompts: Sequence[Sequence[int]], params: SamplingParams | None, n: int, *,
     mode: Mode = "diffusion", trace: bool = False,
 ) -> list[Request]:  # fmt: skip
     """Requests for n drafts of each prompt, side by side; seeds count up from the given one.
@@ -90,8 +87,8 @@ def drafts(
     Raises:
         InvalidRequest: n below 1, or `params` are none.
     """
-    counted(n)
-    refuse(params, (), "")
+    _counted(n)
+    params = checked(params)
     out: list[Request] = []
     for prompt in prompts:
         for number in range(n):
@@ -113,7 +110,7 @@ def best(facts: ModelFacts, requests: Sequence[Request], n: int, of: int) -> Pla
         InvalidRequest: n is below 1, or `of` below n.
         EngineError: a draft failed.
     """
-    counted(n)
+    _counted(n)
     if of < n:
         raise InvalidRequest(
             f"best_of {of} is below n {n}; ask for at least as many drafts", field="best_of"

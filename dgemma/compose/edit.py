@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from dgemma.compose.layout import Slot
 from dgemma.compose.length import Trial, mean
-from dgemma.compose.plan import ModelFacts, Plan, refuse, share, total
+from dgemma.compose.plan import ModelFacts, Plan, checked, refuse, share, total
 from dgemma.compose.windows import Windows
 from dgemma.compose.write import Written
 from dgemma.errors import InvalidRequest
@@ -91,7 +91,7 @@ def edit(
         ContextOverflow: instruction and context leave no room.
         EngineError: a request failed.
     """
-    params = params or SamplingParams()
+    params = checked(params)
     refuse(
         params, REFUSED_BY_EDIT,
         "the text around a span is given; steer by the instruction instead",

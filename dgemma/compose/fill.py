@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from dgemma.compose.layout import Slot
 from dgemma.compose.length import Trial, mean
-from dgemma.compose.plan import ModelFacts, Plan, refuse, total
+from dgemma.compose.plan import ModelFacts, Plan, checked, refuse, total
 from dgemma.compose.windows import Windows
 from dgemma.compose.write import Written
 from dgemma.errors import InvalidRequest
@@ -129,7 +129,7 @@ def fill(
         ContextOverflow: the context leaves no room.
         EngineError: a request failed.
     """
-    params = params or SamplingParams()
+    params = checked(params)
     refuse(
         params, REFUSED_BY_FILL,
         "the text around a hole is given; bound holes by max_tokens, steer them by "

@@ -128,14 +128,25 @@ def share(name: str, value: object) -> float:
     return float(value)
 
 
+def checked(params: SamplingParams | None) -> SamplingParams:
+    """The parameters, the defaults for None.
+
+    Raises:
+        InvalidRequest: something else.
+    """
+    if params is None:
+        return SamplingParams()
+    if not isinstance(params, SamplingParams):
+        raise InvalidRequest(f"params must be SamplingParams, got {type(params).__name__}")
+    return params
+
+
 def refuse(params: SamplingParams, names: Iterable[str], why: str) -> None:
     """Refuse parameters that a plan cannot honour.
 
     Raises:
         InvalidRequest: one of `names` is set; `why` says what to do.
     """
-    if not isinstance(params, SamplingParams):
-        raise InvalidRequest(f"params must be SamplingParams, got {type(params).__name__}")
     for name in names:
         if getattr(params, name) is not None:
             raise InvalidRequest(f"{name} cannot be used here; {why}", field=name)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dgemma.compose.borders import text_tokens
-from dgemma.compose.plan import ModelFacts, Plan, refuse, run, seed_of, share, total
+from dgemma.compose.plan import ModelFacts, Plan, checked, refuse, run, seed_of, share, total
 from dgemma.errors import EngineError, InvalidRequest
 from dgemma.params import LANGUAGES, REFUSED_BY_EDIT, SamplingParams, canvas_width
 from dgemma.text.answer import AnswerReader
@@ -54,7 +54,7 @@ def revise(
             or `below` is no probability.
         EngineError: a request failed.
     """
-    params = params or SamplingParams()
+    params = checked(params)
     refuse(params, (*REFUSED_BY_EDIT, "max_tokens"), "sure tokens stay where they are")
     share("below", below)
     if not isinstance(output, Output):
@@ -178,7 +178,8 @@ def repair(
 
     A text that fits comes back as it is, without a step. Of another, as much of its beginning as
     the language takes is pinned; the rest of the canvas begins with the rest of the text, lightly
-    noised, and the language decides what must give way.
+    noised, and the language decides what must give way. Of a text longer than a canvas the first
+    canvas begins so; the others are written from the user's message alone.
 
     Args:
         facts: of the model.
@@ -191,19 +192,19 @@ def repair(
         InvalidRequest: no language, or a strength out of range.
         EngineError: the request failed.
     """
-    refuse(params, (), "")
+    params = checked(params)
     found = facts.language(params) if params.language else None
     if found is None:
         raise InvalidRequest(f"repair needs a language in its params; set one of {LANGUAGES}")
     share("strength", strength)
     width = canvas_width(params, facts.canvas)
     ids = facts.tokenizer.encode(text)
-    if params.max_tokens is None:
-        params = replace(params, max_tokens=max(width, 2 * len(ids)))
+    most = params.max_tokens or max(width, 2 * len(ids))
+    params = replace(params, max_tokens=most)
     prompt = facts.prompt(f"{REPAIR}\n\n{facts.reference(text)}", (), width)
     matcher, mode = found
     taken = matcher.accept(ids)
-    if taken == len(ids) <= (params.max_tokens or 0) and matcher.accepting:
+    if taken == len(ids) <= most and matcher.accepting:
         return Output(
             text=text, token_ids=tuple(ids), seed=seed_of(params), prompt_ids=prompt,
             constraint=Constraint(mode=mode, complete=True),

@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
 from dgemma.errors import InvalidRequest, nearest
 from dgemma.text.patterns import portable
-from dgemma.text.schema_logic import disjoint, productive, resolve
+from dgemma.text.schema_logic import disjoint, productive, resolve, strings_in
 
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
 FORMATS = {
@@ -51,7 +51,7 @@ REMEDIES = {
     "additionalItems": "use items after prefixItems",
 }
 NEVER_WRITTEN = re.compile(r"[\x00-\x07\x0b\x0e-\x1f]")
-"""Characters that JSON has no short escape for."""
+"""Characters that JSON has no short escape for: the library would leave them out of a literal."""
 _SPELT_OUT = re.compile(r"\\(?:[0v]|x[01]|u00[01])" + f"|{NEVER_WRITTEN.pattern}")
 _CLASS_OR_ESCAPED = re.compile(r"\[(?:\\.|[^\]\\])*\]|\\[^0vxu]|\\(?:x0[89acd]|u000[89acd])", re.I)
 LARGEST = 1 << 53
@@ -218,9 +218,12 @@ class _Checker:
     def pattern(self, key: str, value: Any, place: str, out: dict[str, Any]) -> None:
         if not isinstance(value, str):
             raise self.refuse(place, f"pattern is {value!r}", "use a text")
-        if _SPELT_OUT.search(_CLASS_OR_ESCAPED.sub("", value)):
-            raise self.refuse(place, "pattern has a control character", "leave it out")
-        out[key] = portable(value, f"json_schema {place}/pattern")
+        out[key] = self._portable(value, place, "pattern")
+
+    def _portable(self, pattern: str, place: str, key: str) -> str:
+        if _SPELT_OUT.search(_CLASS_OR_ESCAPED.sub("", pattern)):
+            raise self.refuse(place, f"{key} has a control character", "leave it out")
+        return portable(pattern, f"json_schema {place}/{key}")
 
     def format(self, key: str, value: Any, place: str, out: dict[str, Any]) -> None:
         if value not in FORMATS:
@@ -235,7 +238,7 @@ class _Checker:
     def values(self, key: str, value: Any, place: str, out: dict[str, Any]) -> None:
         if key == "enum" and (not isinstance(value, list) or not value):
             raise self.refuse(place, f"enum is {value!r}", "list at least one value")
-        if any(NEVER_WRITTEN.search(text) for text in _texts(value)):
+        if any(NEVER_WRITTEN.search(text) for text in strings_in(value)):
             raise self.refuse(place, f"{key} has a control character", "leave it out")
         out[key] = value
 
@@ -262,7 +265,7 @@ class _Checker:
             escaped = name.replace("~", "~0").replace("/", "~1")
             word = name
             if key == "patternProperties":
-                word = portable(name, f"json_schema {place}/{key}")
+                word = self._portable(name, place, key)
             out[key][word] = self.schema(node, f"{place}/{key}/{escaped}")
 
     def ref(self, key: str, value: Any, place: str, out: dict[str, Any]) -> None:
@@ -324,19 +327,6 @@ def _objects(checker: _Checker, node: Mapping[str, Any], place: str) -> None:
         raise checker.refuse(
             place, "several patternProperties with classes such as \\d", "spell them out: [0-9]"
         )
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in a JSON value, keys included."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, part in value.items():
-            yield key
-            yield from _texts(part)
-    elif isinstance(value, list):
-        for part in value:
-            yield from _texts(part)
 
 
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")

@@ -7,7 +7,7 @@ Knows nothing about grammars; schemas come in checked.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dgemma.errors import InvalidRequest
@@ -178,3 +178,16 @@ class _Productive:
         if node.get("minItems", 0) > len(items):
             items.append(node.get("items", True))
         return all(self.of(item) for item in items)
+
+
+def strings_in(value: object) -> Iterator[str]:
+    """Every text in a JSON value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield key
+            yield from strings_in(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from strings_in(part)

@@ -20,6 +20,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from dgemma.tasks import TASKS, make_example
+from dgemma.text.schema_logic import strings_in
 
 VOCAB_SIZE = 1024
 SPACE = "\u2581"
@@ -69,8 +70,8 @@ def task_texts(examples: int = EXAMPLES_PER_TASK) -> Iterator[str]:
             for tool in example.tools:
                 yield from _declared_words(tool)
             if example.tool_call is not None:
-                yield from _strings(example.tool_call["name"])
-                yield from _strings(example.tool_call["arguments"])
+                yield from strings_in(example.tool_call["name"])
+                yield from strings_in(example.tool_call["arguments"])
     yield from [FRAME_WORDS] * examples
 
 
@@ -79,16 +80,6 @@ def _declared_words(tool: Mapping[str, Any]) -> Iterator[str]:
     function = tool["function"]
     yield from (function["name"], function["description"])
     yield from function["parameters"]["properties"]
-
-
-def _strings(value: object) -> Iterator[str]:
-    """All strings within a JSON value, keys included."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield key
-            yield from _strings(inner)
 
 
 def build_nano_tokenizer(texts: Iterable[str]) -> Tokenizer:

@@ -241,6 +241,7 @@ REFUSED: list[tuple[Any, str]] = [
     ({**S, "pattern": "a("}, "#/pattern"),
     ({**S, "pattern": r"^a\x01$"}, "control character"),
     ({**S, "pattern": r"^[ab]\v$"}, "control character"),
+    ({"patternProperties": {r"^a\x01$": S}, "additionalProperties": False}, "control character"),
     ({"enum": ["a", {"b": ["\x00"]}]}, "control character"),
     ({"const": {"\x1f": 1}}, "control character"),
     ({**S, "pattern": "(?=a)b"}, "look-around"),
