@@ -19,7 +19,7 @@ SMALL_BYTES = 10**9
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class DeviceChoice:
     """A device and a dtype, and why."""
 
     device: torch.device
@@ -74,7 +74,7 @@ def choose_dtype(
     return DTYPES[name], source
 
 
-def choose(device: str, dtype: str, parameters: int, stored: str | None) -> Choice:
+def choose(device: str, dtype: str, parameters: int, stored: str | None) -> DeviceChoice:
     """Device and dtype together.
 
     Raises:
@@ -82,7 +82,7 @@ def choose(device: str, dtype: str, parameters: int, stored: str | None) -> Choi
     """
     place, why = choose_device(device)
     number, because = choose_dtype(dtype, place, parameters, stored)
-    return Choice(place, number, why, because)
+    return DeviceChoice(place, number, why, because)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -21,18 +21,18 @@ from dgemma.compose.fill import Filled, Hole, fill, infill
 from dgemma.compose.plan import ModelFacts, Plan
 from dgemma.compose.questions import Question
 from dgemma.compose.revise import Revised, repair, revise
-from dgemma.device import Choice, choose
-from dgemma.diffusion.constraint import Keeper
+from dgemma.constrain.cache import Calls, calls_of, named_tool
+from dgemma.device import DeviceChoice, choose
+from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.engine.counters import Counters
 from dgemma.engine.engine import Engine
 from dgemma.engine.worker import Worker
 from dgemma.errors import InvalidRequest, Overloaded
+from dgemma.frontend import Frontend
 from dgemma.model.config import ModelConfig
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import SamplingParams
-from dgemma.text.answering import Answers
 from dgemma.text.chat import ChatTemplate
-from dgemma.text.language import Calls, calls_of, named_tool
 from dgemma.text.prompting import Messages, Prompt, Prompter
 from dgemma.text.stream import Stream
 from dgemma.text.tokenizer import Tokenizer
@@ -62,7 +62,7 @@ class LLM:
         self,
         model: DiffusionGemma,
         checkpoint: Checkpoint,
-        choice: Choice,
+        choice: DeviceChoice,
         tokenizer: Tokenizer | None,
         template: ChatTemplate | None,
         *,
@@ -83,7 +83,7 @@ class LLM:
         )  # fmt: skip
         self.worker = Worker(self.engine)
         self.prompter = Prompter(checkpoint.directory, tokenizer, template)
-        self._answers = None if tokenizer is None else Answers(tokenizer, self.engine.spec.end_ids)
+        self._frontend = Frontend(tokenizer, self.engine.spec.end_ids) if tokenizer else None
 
     # -- prompts -------------------------------------------------------------------------------
 
@@ -114,22 +114,23 @@ class LLM:
             Overloaded: too many requests wait.
         """
         params = request.params
-        if params.stop or chat or calls or params.bad_words or params.language:
+        if params.stop or chat or calls or params.bad_words or params.constraint_field:
             self.prompter.text()
-        reader = keeper = None
-        if self._answers is not None:
-            found = self._answers.prepare(request, chat=chat, calls=calls)
+        reader = constrained = None
+        if self._frontend is not None:
+            found = self._frontend.prepare(request, chat=chat, calls=calls)
             request, reader = found.request, found.reader
-            keeper = Keeper(*found.language) if found.language else None
+            constrained = ConstrainedAnswer(*found.constraint) if found.constraint else None
         texts: deque[str] = deque()
 
-        def enough(ids: Sequence[int]) -> bool:
+        def should_stop(ids: Sequence[int]) -> bool:
             if reader is None:
                 return False
             texts.append(reader.push(ids))
             return reader.stopped
 
-        return Stream(self.worker.submit(request, enough, keeper), reader, texts, self._draft)
+        events = self.worker.submit(request, should_stop, constrained)
+        return Stream(events, reader, texts, self._draft)
 
     def counters(self) -> Counters:
         """What runs now and what has run, as plain numbers."""
@@ -151,7 +152,7 @@ class LLM:
         requests = drafts(prompts, params, best_of or n, mode=mode, trace=trace)
         if best_of is None:
             return self.run(requests, chat=chat, calls=calls)
-        return self.follow(best(self.facts, requests, n, best_of), chat=chat, calls=calls)
+        return self.run_plan(best(self.facts, requests, n, best_of), chat=chat, calls=calls)
 
     def run(
         self, requests: Sequence[Request], *, chat: bool = False, calls: Calls | None = None
@@ -176,7 +177,7 @@ class LLM:
             for stream in streams:  # after an error: nothing of the call runs on behind it
                 deque(stream, maxlen=0)
 
-    def follow(self, plan: Plan[T], *, chat: bool = False, calls: Calls | None = None) -> T:
+    def run_plan(self, plan: Plan[T], *, chat: bool = False, calls: Calls | None = None) -> T:
         """Run a plan of `dgemma.compose` to its end; its requests run beside all others."""
         try:
             requests = next(plan)
@@ -282,13 +283,13 @@ class LLM:
             TokenizerError: it has no tokenizer.
         """
         tokenizer = self.prompter.text()
-        assert self._answers is not None
-        spec = self.engine.spec
+        spec, frontend = self.engine.spec, self._frontend
+        assert frontend is not None
         turn = tokenizer.id_of("<turn|>")
         return ModelFacts(
             tokenizer=tokenizer, canvas=spec.length, context=self.engine.limits.context,
             end_id=turn if turn in spec.end_ids else spec.end_ids[0], end_ids=spec.end_ids,
-            fill_id=tokenizer.eos_id, ask=self.prompter.asked, language=self._answers.languages.of,
+            fill_id=tokenizer.eos_id, ask=self.prompter.asked, constraint=frontend.grammars.of,
         )  # fmt: skip
 
     def fill(
@@ -296,14 +297,14 @@ class LLM:
         context: str | None = None, search: bool = True,
     ) -> Filled:  # fmt: skip
         """Fill the holes between texts; see `dgemma.compose.fill.fill`."""
-        return self.follow(fill(self.facts, parts, params, context=context, search=search))
+        return self.run_plan(fill(self.facts, parts, params, context=context, search=search))
 
     def infill(
         self, prefix: str, suffix: str, params: SamplingParams | None = None, *,
         context: str | None = None, max_hole: int | None = None, search: bool = True,
     ) -> Filled:  # fmt: skip
         """Write what stands between two texts; see `dgemma.compose.fill.infill`."""
-        return self.follow(
+        return self.run_plan(
             infill(self.facts, prefix, suffix, params, context=context, max_hole=max_hole,
                    search=search)
         )  # fmt: skip
@@ -314,7 +315,7 @@ class LLM:
         params: SamplingParams | None = None, *, context: str | None = None,
     ) -> Edited:  # fmt: skip
         """Write spans of a text anew, in place; see `dgemma.compose.edit.edit`."""
-        return self.follow(
+        return self.run_plan(
             edit(self.facts, text, instruction, spans, strength, params, context=context)
         )
 
@@ -322,11 +323,11 @@ class LLM:
         self, output: Output, below: float = 0.5, params: SamplingParams | None = None
     ) -> Revised:
         """Denoise the shaky tokens of an output again; see `dgemma.compose.revise.revise`."""
-        return self.follow(revise(self.facts, output, below, params))
+        return self.run_plan(revise(self.facts, output, below, params))
 
     def repair(self, text: str, params: SamplingParams, strength: float = 0.2) -> Output:
         """Make a text fit a schema, regex or grammar; see `dgemma.compose.revise.repair`."""
-        return self.follow(repair(self.facts, text, params, strength))
+        return self.run_plan(repair(self.facts, text, params, strength))
 
     def decide(
         self, state: str | Messages | Sequence[int], questions: Sequence[Question], *,
@@ -340,7 +341,7 @@ class LLM:
         """
         if isinstance(state, list | tuple) and state and isinstance(state[0], Mapping):
             state = self.chat_ids(state, None, False)
-        return self.follow(
+        return self.run_plan(
             decide(self.facts, state, questions, samples=samples, joint=joint, seed=seed,  # type: ignore[arg-type]
                    calibration=calibration, canvas_length=canvas_length)
         )  # fmt: skip

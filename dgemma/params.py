@@ -19,7 +19,7 @@ WIDTH_STEP, END_ROOM = 32, 16
 
 MOST_ALTERNATIVES = 64
 
-LANGUAGES = ("json_schema", "regex", "grammar", "choices")
+CONSTRAINT_FIELDS = ("json_schema", "regex", "grammar", "choices")
 """Fields that say what an answer as a whole must be."""
 
 COLDEST, HOTTEST, MOST_BIAS = 1e-3, 1e3, 1e9
@@ -246,7 +246,7 @@ class SamplingParams:
             )
         if self.choices == ():
             raise InvalidRequest("choices is empty; name at least one", field="choices")
-        given = [name for name in LANGUAGES if getattr(self, name) is not None]
+        given = [name for name in CONSTRAINT_FIELDS if getattr(self, name) is not None]
         if len(given) > 1:
             raise InvalidRequest(
                 f"{given[0]} and {given[1]} cannot be combined; choose one", field=given[0]
@@ -268,9 +268,9 @@ class SamplingParams:
             )
 
     @property
-    def language(self) -> str | None:
+    def constraint_field(self) -> str | None:
         """Which field says what the answer as a whole must be."""
-        return next((name for name in LANGUAGES if getattr(self, name) is not None), None)
+        return next((name for name in CONSTRAINT_FIELDS if getattr(self, name) is not None), None)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SamplingParams:
@@ -291,18 +291,19 @@ class SamplingParams:
 
 
 REFUSED_BY_FILL = (
-    "stop", "bad_words", "thinking_budget", "min_tokens", "stable_prefix", *LANGUAGES,
+    "stop", "bad_words", "thinking_budget", "min_tokens", "stable_prefix", *CONSTRAINT_FIELDS,
 )  # fmt: skip
 """Fields that filling refuses: they are about a whole answer, and here parts of a text are written
 between others that are given."""
 REFUSED_BY_EDIT = (*REFUSED_BY_FILL, "allowed_token_ids")
 """Fields that editing and revising refuse: what stands there already may hold any id."""
 
-REFUSED_BY_TWIN = (
+REFUSED_BY_AUTOREGRESSIVE = (
     "temperature", "top_p", "top_k", "min_p",
     "min_tokens", "logit_bias", "allowed_token_ids", "bad_words", "logprobs", "logprob_token_ids",
-    *LANGUAGES, "seed", "max_steps", "entropy_bound", "t_min", "t_max", "confidence_threshold",
-    "stability_threshold", "ignore_tail", "stable_prefix", "canvas_length", "thinking_budget",
+    *CONSTRAINT_FIELDS, "seed", "max_steps", "entropy_bound", "t_min", "t_max",
+    "confidence_threshold", "stability_threshold", "ignore_tail", "stable_prefix",
+    "canvas_length", "thinking_budget",
 )  # fmt: skip
 """Fields that the autoregressive mode refuses: it is greedy, so it draws nothing, and it has
 neither steps nor canvas borders, and it is the plain baseline, so nothing else steers it."""

@@ -80,14 +80,14 @@ class Matcher(Protocol):
         """Ids that must come next, whatever the model thinks; `accept` takes them all."""
         ...
 
-    def closing(self, room: int) -> list[int] | None:
+    def completion(self, room: int) -> list[int] | None:
         """Ids of a short way to a place where the text may end, at most `room`; [] if accepting.
 
         None where none was found. Leaves the state as it is.
         """
         ...
 
-    def can_close(self, room: int) -> bool:
+    def can_complete(self, room: int) -> bool:
         """Whether some way to an end of at most `room` ids is known; may be quicker than one."""
         ...
 
@@ -210,9 +210,10 @@ class Request:
         priority: the highest goes first; 0 is a person who waits, less is for work in the
             background. It never changes the tokens, nor does anything below.
         owner: whose request it is. Owners take turns, however many requests one has.
-        slot: a newer request of the same owner and slot cancels this one (an editor's completion).
+        replaces: a label; a newer request of the same owner and label cancels this one (an editor's
+            completion).
         deadline_s: seconds after which the request ends with an error, whatever it has.
-        patience_s: seconds after which it ends with an error if it has not begun.
+        queue_timeout_s: seconds after which it ends with an error if it has not begun.
     """
 
     token_ids: tuple[int, ...]
@@ -227,12 +228,12 @@ class Request:
     score_from: int = 1
     priority: int = 0
     owner: str = ""
-    slot: str = ""
+    replaces: str = ""
     deadline_s: float | None = None
-    patience_s: float | None = None
+    queue_timeout_s: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("owner", "slot"):
+        for name in ("owner", "replaces"):
             if not isinstance(getattr(self, name), str):
                 raise InvalidRequest(
                     f"{name} must be a string, got {getattr(self, name)!r}", field=name
@@ -246,7 +247,7 @@ class Request:
                 f"priority must be -{MOST_PRIORITY} to {MOST_PRIORITY}, got {self.priority}",
                 field="priority",
             )
-        for name in ("deadline_s", "patience_s"):
+        for name in ("deadline_s", "queue_timeout_s"):
             value = getattr(self, name)
             if value is None:
                 continue

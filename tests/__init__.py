@@ -1,1 +1,1 @@
-"""A package, so that `tests.fakes` is ours and not that of some other installed `tests`."""
+"""A package, so that `tests.support.fakes` is ours and not that of some other installed `tests`."""

@@ -24,13 +24,13 @@ import pytest
 
 from dgemma.cli.main import COMMANDS
 from dgemma.params import RELEASED, SamplingParams
-from dgemma.server.schema.replies import ERRORS
-from dgemma.server.settings import Limits
+from dgemma.server.reply_schema import ERRORS
+from dgemma.server.settings import ServerLimits
 from dgemma.train.recipes.nano import PLAN
 from tests.clients.test_others import environment
-from tests.server import field_table
-from tests.server.live import KEY, Live, running
-from tests.sources import ROOT
+from tests.support import field_table
+from tests.support.live import KEY, Live, running
+from tests.support.sources import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GENERATED = "verification.md"
@@ -247,10 +247,10 @@ def test_serving_page_has_every_option_with_its_default() -> None:
     assert set(told) == set(known)
     for name, default in told.items():
         value = known[name].default
-        if value is None and hasattr(Limits(), known[name].dest):
-            value = getattr(Limits(), known[name].dest)
-        elif value is None and hasattr(Limits(), known[name].dest.removeprefix("max_")):
-            value = getattr(Limits(), known[name].dest.removeprefix("max_"))
+        if value is None and hasattr(ServerLimits(), known[name].dest):
+            value = getattr(ServerLimits(), known[name].dest)
+        elif value is None and hasattr(ServerLimits(), known[name].dest.removeprefix("max_")):
+            value = getattr(ServerLimits(), known[name].dest.removeprefix("max_"))
         assert default == ("none" if value is None else str(value)), name
 
 
@@ -271,4 +271,4 @@ def test_serving_page_names_metrics_that_exist(server: Live) -> None:
 def test_serving_page_has_the_fields_of_the_schemas() -> None:
     """Catches a field that is new, gone, or treated otherwise than the page says."""
     page = text_of(SERVING).partition(field_table.START)[2].partition(field_table.END)[0]
-    assert page == field_table.tables(), "run: python -m tests.server.field_table"
+    assert page == field_table.tables(), "run: python -m tests.support.field_table"

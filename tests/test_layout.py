@@ -17,7 +17,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.sources import (
+from tests.support.sources import (
     ROOT,
     Import,
     Module,
@@ -36,7 +36,7 @@ from tests.sources import (
 # -- the rules as data ---------------------------------------------------------------------------
 
 BASE = {"params", "types", "errors", "device"}
-JOINED = {"engine", "compose", "diffusion", "weights", "quant", "text"}
+JOINED = {"engine", "compose", "diffusion", "weights", "quant", "text", "constrain", "frontend"}
 TRAINING = {"model", "weights", "quant", "diffusion", "text", "tasks"} | BASE
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -44,6 +44,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "types": {"params", "errors"},
     "device": {"errors"},
     "text": {"params", "types", "errors"},
+    "constrain": {"text", "params", "types", "errors"},
+    "frontend": {"constrain", "text", "params", "types", "errors"},
     "tasks": {"text", "types", "errors"},
     "kernels": BASE,
     "model": {"kernels"} | BASE,
@@ -52,9 +54,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quant": {"model"} | BASE,
     "engine": {"model", "kernels", "diffusion"} | BASE,
     "compose": {"text", "params", "types", "errors"},
-    "server": {"compose", "text", "params", "types", "errors"},
+    "server": {"compose", "constrain", "text", "params", "types", "errors"},
     "llm": JOINED | {"model.config", "model.transformer"} | BASE,
-    "train": TRAINING,
+    "train": TRAINING | {"constrain"},
     "evaluate": TRAINING | {"llm", "compose"},
     "bench": TRAINING | {"llm", "evaluate"},
     "cli": {"dgemma", "llm", "train", "evaluate", "bench", "server", "kernels"} | JOINED | TRAINING,
@@ -72,8 +74,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_DEFER = {"cli", "dgemma", "__main__"}
 """Parts that may import inside functions; elsewhere that is for optional extras alone."""
 
-NO_TORCH = ("params", "types", "errors", "text", "tasks", "compose", "server",
-            "engine.scheduler", "engine.job", "engine.arena", "engine.pages",
+NO_TORCH = ("params", "types", "errors", "text", "constrain", "frontend", "tasks", "compose",
+            "server", "engine.scheduler", "engine.job", "engine.page_allocator", "engine.pages",
             "engine.request")  # fmt: skip
 TORCH = {"torch", "triton", "transformers"}
 

@@ -19,7 +19,7 @@ from dgemma.llm import LLM
 from dgemma.params import SamplingParams
 from dgemma.types import Output, Request
 from dgemma.weights.files import bundled_models
-from tests.nano import nano
+from tests.support.nano import nano
 
 QUICK = SamplingParams(seed=1, max_steps=4, max_tokens=20)
 HELLO = [{"role": "user", "content": "What is your name?"}]

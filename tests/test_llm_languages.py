@@ -1,4 +1,4 @@
-"""Languages, tool choices and ranked drafts through the calls that users make."""
+"""Grammars, tool choices and ranked drafts through the calls that users make."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dgemma.errors import InvalidRequest
 from dgemma.params import SamplingParams
 from dgemma.tasks import make_example
 from dgemma.types import Request
-from tests.nano import nano
+from tests.support.nano import nano
 
 HELLO = [{"role": "user", "content": "Hello!"}]
 

@@ -98,15 +98,15 @@ ACCEPTANCE: dict[str, tuple[str, ...]] = {
     ),
     "canvas 2 structured output on random weights": (
         "tests/engine/test_structured.py",
-        "tests/text/test_grammar.py",
-        "tests/text/test_closing.py",
-        "tests/text/test_call_grammar.py",
-        "tests/diffusion/test_constraint.py",
+        "tests/constrain/test_grammar.py",
+        "tests/constrain/test_completion.py",
+        "tests/constrain/test_tool_calls.py",
+        "tests/diffusion/test_constrained.py",
     ),
     "canvas 3 and 5 what nano gains, decisions": ("tests/evaluate/test_canvas.py",),
     "canvas 6 contradictions before any step": (
         "tests/engine/test_canvas_control.py::test_refused_before_any_step",
-        "tests/text/test_schema_logic.py",
+        "tests/constrain/test_schema_proofs.py",
     ),
     "server 1 real clients": (
         "tests/clients/test_openai.py",

@@ -14,10 +14,10 @@ from time import perf_counter
 
 import httpx
 
-from dgemma.bench.traffic import Ask, Drafts, EventReader, Sample
+from dgemma.bench.traffic import Ask, Drafts, EventReader, TrafficSample
 from dgemma.errors import InvalidRequest
 
-Send = Callable[[Ask, float], Awaitable[Sample]]
+Send = Callable[[Ask, float], Awaitable[TrafficSample]]
 """From a request and the clock's time at which it is due to what became of it."""
 
 
@@ -41,7 +41,7 @@ async def opened(
     ) as client:
         await _check(client, url, model)
 
-        async def send(ask: Ask, due: float) -> Sample:
+        async def send(ask: Ask, due: float) -> TrafficSample:
             return await _asked(client, ask.body(model, drafts), due, timeout_s)
 
         yield send
@@ -66,9 +66,9 @@ async def _check(client: httpx.AsyncClient, url: str, model: str) -> None:
 
 async def _asked(
     client: httpx.AsyncClient, body: dict[str, object], due: float, timeout_s: float
-) -> Sample:
+) -> TrafficSample:
     """Send one request and read its stream to the end."""
-    sample, reader = Sample(), EventReader()
+    sample, reader = TrafficSample(), EventReader()
     try:
         async with (
             asyncio.timeout(timeout_s),
@@ -92,9 +92,9 @@ async def _asked(
     return sample
 
 
-async def closed(send: Send, work: Sequence[Ask], concurrency: int) -> list[Sample]:
+async def closed(send: Send, work: Sequence[Ask], concurrency: int) -> list[TrafficSample]:
     """So many callers, each of whom sends the next request when its last one is answered."""
-    began, waiting, out = perf_counter(), iter(work), list[Sample]()
+    began, waiting, out = perf_counter(), iter(work), list[TrafficSample]()
 
     async def caller() -> None:
         for ask in waiting:
@@ -107,11 +107,11 @@ async def closed(send: Send, work: Sequence[Ask], concurrency: int) -> list[Samp
     return out
 
 
-async def open_loop(send: Send, work: Sequence[Ask], at_s: Sequence[float]) -> list[Sample]:
+async def open_loop(send: Send, work: Sequence[Ask], at_s: Sequence[float]) -> list[TrafficSample]:
     """Requests that come when they come, however many are still open."""
     began = perf_counter()
 
-    async def one(ask: Ask, due_s: float) -> Sample:
+    async def one(ask: Ask, due_s: float) -> TrafficSample:
         await asyncio.sleep(began + due_s - perf_counter())
         sample = await send(ask, began + due_s)
         sample.due_s = due_s

@@ -46,7 +46,7 @@ NOTES = (
 
 
 @dataclass(frozen=True)
-class Job:
+class CompareRun:
     """What both programs are asked for.
 
     Attributes:
@@ -93,7 +93,7 @@ Results = dict[tuple[str, str], Runs]
 """(mode, program) -> runs."""
 
 
-def start(program: str, job: Job, extra: Mapping[str, str]) -> dict[str, Any]:
+def start(program: str, job: CompareRun, extra: Mapping[str, str]) -> dict[str, Any]:
     """Run a child and read its line.
 
     Raises:
@@ -112,13 +112,13 @@ def start(program: str, job: Job, extra: Mapping[str, str]) -> dict[str, Any]:
 
 
 def measure(
-    job: Job, pairs: int, modes: Sequence[str], say: Callable[[str], None],
-    begin: Callable[[str, Job, Mapping[str, str]], dict[str, Any]] = start,
+    job: CompareRun, pairs: int, modes: Sequence[str], say: Callable[[str], None],
+    begin: Callable[[str, CompareRun, Mapping[str, str]], dict[str, Any]] = start,
 ) -> Results:  # fmt: skip
     """All runs: ours, theirs, ours, theirs, ... in each mode.
 
     Args:
-        job: see `Job`.
+        job: see `CompareRun`.
         pairs: of runs in each mode.
         modes: of `MODES`.
         say: told of each run.

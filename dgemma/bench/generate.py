@@ -32,7 +32,7 @@ NOTES = (
 
 
 @dataclass(frozen=True)
-class Answer:
+class TimedAnswer:
     """One measured request.
 
     Attributes:
@@ -58,7 +58,7 @@ class Answer:
         }
 
 
-def answer(llm: LLM, prompt: Sequence[int], params: SamplingParams) -> Answer:
+def answer(llm: LLM, prompt: Sequence[int], params: SamplingParams) -> TimedAnswer:
     """Run one request and note when what was seen.
 
     Raises:
@@ -77,12 +77,12 @@ def answer(llm: LLM, prompt: Sequence[int], params: SamplingParams) -> Answer:
                 raise EngineError(f"the run failed: {event.output.error}")
     assert usage is not None, "a stream ends with an output"
     nan = float("nan")
-    return Answer(
+    return TimedAnswer(
         usage, llm.engine.spec.length, seen["done"], seen.get("frame", nan), seen.get("commit", nan)
     )
 
 
-def measure(llm: LLM, prompt: Sequence[int], max_tokens: int, runs: int) -> list[Answer]:
+def measure(llm: LLM, prompt: Sequence[int], max_tokens: int, runs: int) -> list[TimedAnswer]:
     """A request that warms up, then `runs` that count."""
     answer(llm, prompt, SamplingParams(seed=0, max_tokens=1, max_steps=2))
     return [
@@ -91,7 +91,7 @@ def measure(llm: LLM, prompt: Sequence[int], max_tokens: int, runs: int) -> list
     ]
 
 
-def values(answers: Sequence[Answer]) -> dict[str, Any]:
+def values(answers: Sequence[TimedAnswer]) -> dict[str, Any]:
     """Every number, for programs."""
     return {
         "runs": [
@@ -111,7 +111,7 @@ def values(answers: Sequence[Answer]) -> dict[str, Any]:
     }
 
 
-def medians(answers: Sequence[Answer]) -> dict[str, float]:
+def medians(answers: Sequence[TimedAnswer]) -> dict[str, float]:
     """The middle of every rate and time."""
     rates = [one.rates() for one in answers]
     out = {name: median([rate[name] for rate in rates]) for name in rates[0]}
@@ -124,7 +124,7 @@ def medians(answers: Sequence[Answer]) -> dict[str, float]:
     return out
 
 
-def tables(answers: Sequence[Answer]) -> tuple[list[Table], list[Bars]]:
+def tables(answers: Sequence[TimedAnswer]) -> tuple[list[Table], list[Bars]]:
     """The results for people."""
     middle = medians(answers)
     rows: list[list[Any]] = [

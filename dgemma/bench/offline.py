@@ -41,7 +41,7 @@ MAX_TOKENS = 64
 
 
 @dataclass(frozen=True)
-class Point:
+class OfflinePoint:
     """What was measured with so many requests at once; each list has one entry a run."""
 
     concurrency: int
@@ -132,9 +132,9 @@ def served(llm: LLM, work: Sequence[Request], concurrency: int) -> float:
     return tokens(outputs) / (time.perf_counter() - start)
 
 
-def throughput(llm: LLM, concurrency: int, total: int, runs: int) -> Point:
+def throughput(llm: LLM, concurrency: int, total: int, runs: int) -> OfflinePoint:
     """The same requests with so many at once, `runs` times in either way."""
-    point = Point(concurrency, [], [])
+    point = OfflinePoint(concurrency, [], [])
     work = requests(llm, total)
     for run in range(runs + 1):
         found = offline(llm, work, concurrency), served(llm, work, concurrency)
@@ -234,7 +234,9 @@ def cached(llm: LLM, length: int, runs: int) -> Prefill:
     return found
 
 
-def values(points: Sequence[Point], waits: Sequence[Wait], prefill: Prefill) -> dict[str, Any]:
+def values(
+    points: Sequence[OfflinePoint], waits: Sequence[Wait], prefill: Prefill
+) -> dict[str, Any]:
     """Every number, for programs."""
     return {
         "cached": {
@@ -266,7 +268,7 @@ def values(points: Sequence[Point], waits: Sequence[Wait], prefill: Prefill) -> 
 
 
 def tables(
-    points: Sequence[Point], waits: Sequence[Wait], prefill: Prefill
+    points: Sequence[OfflinePoint], waits: Sequence[Wait], prefill: Prefill
 ) -> tuple[list[Table], list[Lines]]:
     """The results for people."""
     first = Table(

@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 from dgemma.bench.chart import Lines
 from dgemma.bench.report import Cell, Table
 from dgemma.bench.stats import percentile
-from dgemma.bench.traffic import Drafts, Mix, Sample, arrivals
+from dgemma.bench.traffic import Drafts, TrafficMix, TrafficSample, arrivals
 from dgemma.errors import EngineError, InvalidRequest, MissingExtra
 
 NOTES = (
@@ -64,14 +64,14 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Point:
+class LoadPoint:
     """What a load met with."""
 
     load: Load
-    samples: Sequence[Sample]
+    samples: Sequence[TrafficSample]
 
     @property
-    def answered(self) -> list[Sample]:
+    def answered(self) -> list[TrafficSample]:
         """Requests whose stream came to its end."""
         return [sample for sample in self.samples if not sample.failure]
 
@@ -204,9 +204,9 @@ def _address(said: IO[str], log: IO[str]) -> str:
 
 
 def drive(
-    target: Target, loads: Sequence[Load], mix: Mix, *, count: int, drafts: Drafts, seed: int,
-    timeout_s: float, say: Callable[[str], None],
-) -> list[Point]:  # fmt: skip
+    target: Target, loads: Sequence[Load], mix: TrafficMix, *, count: int, drafts: Drafts,
+    seed: int, timeout_s: float, say: Callable[[str], None],
+) -> list[LoadPoint]:  # fmt: skip
     """Put a server under one load after the other, `count` requests each.
 
     Raises:
@@ -218,7 +218,7 @@ def drive(
     except ModuleNotFoundError as error:
         raise MissingExtra("driving a server needs httpx: pip install 'dgemma[hub]'") from error
 
-    async def all_of_them() -> list[Point]:
+    async def all_of_them() -> list[LoadPoint]:
         points = []
         async with opened(target.url, target.key, target.model, drafts, timeout_s) as send:
             await closed(send, mix.take(WARM_UP), 1)
@@ -228,7 +228,7 @@ def drive(
                     samples = await closed(send, work, load.concurrency or 1)
                 else:
                     samples = await open_loop(send, work, arrivals(load.rate, count, seed))
-                points.append(Point(load, samples))
+                points.append(LoadPoint(load, samples))
                 failed = sum(points[-1].failures.values())
                 say(f"{load.name}: {points[-1].requests_per_s:.3g} answers/s, {failed} failed")
         return points
@@ -236,7 +236,7 @@ def drive(
     return asyncio.run(all_of_them())
 
 
-def values(points: Sequence[Point]) -> dict[str, Any]:
+def values(points: Sequence[LoadPoint]) -> dict[str, Any]:
     """Every number, for programs; nothing of what was asked or answered."""
     return {
         "loads": [
@@ -258,7 +258,7 @@ def values(points: Sequence[Point]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def tables(points: Sequence[Point]) -> tuple[list[Table], list[Lines]]:
+def tables(points: Sequence[LoadPoint]) -> tuple[list[Table], list[Lines]]:
     """The results for people."""
     first = Table(
         "Throughput",
@@ -286,7 +286,7 @@ def tables(points: Sequence[Point]) -> tuple[list[Table], list[Lines]]:
     return [first, second, *third], charts(points)
 
 
-def charts(points: Sequence[Point]) -> list[Lines]:
+def charts(points: Sequence[LoadPoint]) -> list[Lines]:
     """Throughput and waiting against the load, closed and open loops apart."""
     out = []
     for is_open, axis in ((False, "requests at once"), (True, "requests a second, at random")):

@@ -134,7 +134,7 @@ def growth(llm: LLM, prompt: Sequence[int]) -> Growth:
 
 
 @dataclass(frozen=True)
-class StepResult:
+class StepTimes:
     """All that `measure_step` found."""
 
     split: Split
@@ -171,7 +171,7 @@ class StepResult:
         }
 
 
-def measure_step(llm: LLM, prompt: int, steps: int) -> StepResult:
+def measure_step(llm: LLM, prompt: int, steps: int) -> StepTimes:
     """Split, memory and ceilings of one model at one prompt length."""
     ids, device = prompt_ids(llm.config, prompt), llm.choice.device
     run(llm, [ids], 2)  # reads the weights from the disk, fills the allocator
@@ -186,10 +186,10 @@ def measure_step(llm: LLM, prompt: int, steps: int) -> StepResult:
             for dtype in (torch.bfloat16, torch.float32)
         }
         copied = copy_rate(device)
-    return StepResult(parts, prefill, grown, found, copied, rates)
+    return StepTimes(parts, prefill, grown, found, copied, rates)
 
 
-def tables(result: StepResult) -> tuple[list[Table], list[Bars]]:
+def tables(result: StepTimes) -> tuple[list[Table], list[Bars]]:
     """The result for people."""
     alone = result.products_ms
     rows: list[list[Any]] = []

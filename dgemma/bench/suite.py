@@ -17,7 +17,7 @@ from dgemma.bench.chart import Chart
 from dgemma.bench.drive import open_llm, prompt_ids, resolved
 from dgemma.bench.machine import facts
 from dgemma.bench.report import Report, Table
-from dgemma.bench.traffic import DRAFTS, Mix, conversations
+from dgemma.bench.traffic import DRAFTS, TrafficMix, conversations
 from dgemma.errors import InvalidRequest, nearest
 from dgemma.llm import LLM
 from dgemma.model.config import ModelConfig
@@ -108,7 +108,7 @@ def run_compare(where: Where, options: Options, command: str, say: Say) -> Repor
     if options["llama"] is not None:
         words = options["llama_args"]
         llama = compare.measure_llama(options["llama"], words, threads, options["pairs"])
-    job = compare.Job(
+    job = compare.CompareRun(
         directory, options["prompt"], options["steps"], device, dtype, threads, options["cache"]
     )
     results = compare.measure(job, options["pairs"], MODES[options["modes"]], say)
@@ -191,7 +191,7 @@ def run_serving(where: Where, options: Options, command: str, say: Say) -> Repor
         serving.Load(n, None) for n in (scale.sizes(at_once, "--concurrency") if at_once else ())
     ]
     loads += [serving.Load(None, rate) for rate in rates]
-    mix = Mix(seed, lengths, conversations(file) if file is not None else ())
+    mix = TrafficMix(seed, lengths, conversations(file) if file is not None else ())
     asked = {"count": options["requests"], "drafts": drafts, "seed": seed, "say": say}
     if url is not None:
         key = serving.key_from(options["key_env"], os.environ)

@@ -43,7 +43,7 @@ class Ask:
 
 
 @dataclass(slots=True, kw_only=True)
-class Sample:
+class TrafficSample:
     """What became of one request. Times are seconds since it was due; None: it did not come to it.
 
     Attributes:
@@ -125,7 +125,7 @@ def arrivals(rate: float, count: int, seed: int) -> list[float]:
     return out
 
 
-class Mix:
+class TrafficMix:
     """Requests of mixed kinds and lengths; the same for the same seed, each to be sent once.
 
     Every batch of them has the same kinds and lengths in the same order, so that loads compare.

@@ -29,7 +29,7 @@ MEASURES = {
 }
 
 
-class Option(NamedTuple):
+class BenchOption(NamedTuple):
     """An option: its type, what it is, and its default in each measurement that takes it."""
 
     kind: Callable[[str], Any]
@@ -38,55 +38,59 @@ class Option(NamedTuple):
 
 
 OPTIONS = {
-    "prompt": Option(
+    "prompt": BenchOption(
         int, "prompt tokens, random (generate: a held-out example)",
         {"step": 64, "compare": 64, "scale": 64, "generate": None, "offline": 4000},
     ),
-    "steps": Option(int, "denoising steps of a run", {"step": 8, "compare": 6, "scale": 4}),
-    "pairs": Option(int, "runs of each program in each mode", {"compare": 5}),
-    "cache": Option(
+    "steps": BenchOption(int, "denoising steps of a run", {"step": 8, "compare": 6, "scale": 4}),
+    "pairs": BenchOption(int, "runs of each program in each mode", {"compare": 5}),
+    "cache": BenchOption(
         str, "of transformers: dynamic, or static, which it compiles", {"compare": "dynamic"}
     ),
-    "modes": Option(str, "both, plain or tuned (malloc keeps its memory)", {"compare": "both"}),
-    "llama": Option(Path, "a llama.cpp diffusion program to be run too", {"compare": None}),
-    "llama_args": Option(
+    "modes": BenchOption(
+        str, "both, plain or tuned (malloc keeps its memory)", {"compare": "both"}
+    ),
+    "llama": BenchOption(Path, "a llama.cpp diffusion program to be run too", {"compare": None}),
+    "llama_args": BenchOption(
         str, "its arguments: model, prompt, steps, threads", {"compare": None}
     ),
-    "axes": Option(
+    "axes": BenchOption(
         str, "which of prompt,canvas,batch,layers", {"scale": "prompt,canvas,batch,layers"}
     ),
-    "prompts": Option(
+    "prompts": BenchOption(
         str, "prompt lengths",
         {"scale": "64,256,512,1024,1536,2048,4096,8192,16384,32768"},
     ),
-    "canvases": Option(str, "canvas widths", {"scale": "16,32,64,128,256"}),
-    "batches": Option(str, "requests at once", {"scale": "1,2,4,8"}),
-    "layers": Option(str, "numbers of layers", {"scale": "1,2,3,4,5,6"}),
-    "max_tokens": Option(int, "most tokens of an answer", {"generate": 256}),
-    "runs": Option(int, "answers, or runs of each kind", {"generate": 3, "offline": 5}),
-    "concurrency": Option(
+    "canvases": BenchOption(str, "canvas widths", {"scale": "16,32,64,128,256"}),
+    "batches": BenchOption(str, "requests at once", {"scale": "1,2,4,8"}),
+    "layers": BenchOption(str, "numbers of layers", {"scale": "1,2,3,4,5,6"}),
+    "max_tokens": BenchOption(int, "most tokens of an answer", {"generate": 256}),
+    "runs": BenchOption(int, "answers, or runs of each kind", {"generate": 3, "offline": 5}),
+    "concurrency": BenchOption(
         str, "requests at once (serving: 1,2,4,8 where no rates are given)",
         {"offline": "1,2,4,8,16", "serving": None},
     ),
-    "url": Option(
+    "url": BenchOption(
         str, "a server that speaks OpenAI's chat API; without it `dgemma serve` is started",
         {"serving": None},
     ),
-    "key_env": Option(
+    "key_env": BenchOption(
         str, "environment variable with that server's API key", {"serving": None}
     ),
-    "rates": Option(str, "requests a second that arrive at random", {"serving": None}),
-    "requests": Option(int, "requests under each load", {"serving": 64}),
-    "lengths": Option(str, "most tokens of an answer, drawn from these", {"serving": "16,64,128"}),
-    "prompts_file": Option(
+    "rates": BenchOption(str, "requests a second that arrive at random", {"serving": None}),
+    "requests": BenchOption(int, "requests under each load", {"serving": 64}),
+    "lengths": BenchOption(
+        str, "most tokens of an answer, drawn from these", {"serving": "16,64,128"}
+    ),
+    "prompts_file": BenchOption(
         Path, 'conversations instead, a line each: {"messages": [...]} or {"prompt": "..."}',
         {"serving": None},
     ),
-    "drafts": Option(
+    "drafts": BenchOption(
         str, "off, text or mercury (text for our own server, off with --url)", {"serving": None}
     ),
-    "seed": Option(int, "of prompts, lengths and arrivals", {"serving": 1}),
-    "timeout_s": Option(int, "seconds after which a request has failed", {"serving": 300}),
+    "seed": BenchOption(int, "of prompts, lengths and arrivals", {"serving": 1}),
+    "timeout_s": BenchOption(int, "seconds after which a request has failed", {"serving": 300}),
 }  # fmt: skip
 
 

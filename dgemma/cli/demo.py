@@ -43,15 +43,15 @@ def run(arguments: argparse.Namespace) -> int:
     denoise_s = time.perf_counter() - started
     print(f"\n{_verdict(grade(example, output.text))}")
     started = time.perf_counter()
-    twin = llm.autoregress(messages, SamplingParams(max_tokens=llm.config.canvas_length))
-    twin_s = time.perf_counter() - started
-    print(f"\nThe same weights, one token after another:\n\n{twin.text}\n")
-    print(_verdict(grade(example, twin.text)))
+    autoregressive = llm.autoregress(messages, SamplingParams(max_tokens=llm.config.canvas_length))
+    autoregressive_s = time.perf_counter() - started
+    print(f"\nThe same weights, one token after another:\n\n{autoregressive.text}\n")
+    print(_verdict(grade(example, autoregressive.text)))
     print(
         f"\ndenoised: {output.usage.steps} model passes, "
         f"{output.usage.tokens_per_step:.1f} tokens a pass, {denoise_s:.2f} s"
-        f"\ntoken by token: {twin.usage.steps} model passes, "
-        f"{twin.usage.tokens_per_step:.1f} tokens a pass, {twin_s:.2f} s"
+        f"\ntoken by token: {autoregressive.usage.steps} model passes, "
+        f"{autoregressive.usage.tokens_per_step:.1f} tokens a pass, {autoregressive_s:.2f} s"
     )
     print(f"\n> {QUESTION}")
     chat = llm.stream([{"role": "user", "content": QUESTION}], SamplingParams(seed=seed))

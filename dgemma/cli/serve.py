@@ -16,7 +16,7 @@ from pathlib import Path
 from dgemma.cli.options import add_model, open_model
 from dgemma.errors import InvalidRequest, MissingExtra
 from dgemma.server.keys import Keys
-from dgemma.server.settings import Limits, Settings
+from dgemma.server.settings import ServerLimits, Settings
 
 PER_LIMIT = {
     "body_bytes": "bytes of a request's body",
@@ -87,7 +87,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     return Settings(
         names=tuple(dict.fromkeys(names)),
         keys=Keys.load(arguments.api_key_file, os.environ),
-        limits=Limits(**given),
+        limits=ServerLimits(**given),
         cors_origins=tuple(arguments.cors_origin or ()),
         log_text=arguments.log_text,
         heartbeat_s=arguments.heartbeat_s,

@@ -38,7 +38,7 @@ class ModelFacts:
         end_ids: all ids that end an answer.
         fill_id: what follows the end on a canvas.
         ask: a user's message to prompt ids that end where the model's turn begins.
-        language: the walk through the language that parameters ask for, and its name, if they do.
+        constraint: the walk through the language that parameters ask for, and its name, if they do.
     """
 
     tokenizer: Tokenizer
@@ -48,7 +48,7 @@ class ModelFacts:
     end_ids: tuple[int, ...]
     fill_id: int
     ask: Callable[[str], list[int]]
-    language: Callable[[SamplingParams], tuple[Matcher, str] | None]
+    constraint: Callable[[SamplingParams], tuple[Matcher, str] | None]
 
     def prompt(self, message: str, head: Sequence[int], room: int) -> tuple[int, ...]:
         """The prompt of a message and of the text that the answer has begun with.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from dgemma.compose.borders import text_tokens
 from dgemma.compose.plan import ModelFacts, Plan, checked, refuse, run, seed_of, share, total
 from dgemma.errors import EngineError, InvalidRequest
-from dgemma.params import LANGUAGES, REFUSED_BY_EDIT, SamplingParams, canvas_width
+from dgemma.params import CONSTRAINT_FIELDS, REFUSED_BY_EDIT, SamplingParams, canvas_width
 from dgemma.text.answer import AnswerReader
 from dgemma.text.parse import MarkerIds, thought_is_open
 from dgemma.types import CanvasControl, Constraint, Output, Request, TokenScore
@@ -193,9 +193,11 @@ def repair(
         EngineError: the request failed.
     """
     params = checked(params)
-    found = facts.language(params) if params.language else None
+    found = facts.constraint(params) if params.constraint_field else None
     if found is None:
-        raise InvalidRequest(f"repair needs a language in its params; set one of {LANGUAGES}")
+        raise InvalidRequest(
+            f"repair needs a language in its params; set one of {CONSTRAINT_FIELDS}"
+        )
     share("strength", strength)
     width = canvas_width(params, facts.canvas)
     ids = facts.tokenizer.encode(text)

@@ -17,7 +17,7 @@ from dgemma.diffusion.canvas import CanvasSpec, Generation
 from dgemma.diffusion.generate import Encode
 from dgemma.errors import EngineError, InvalidRequest
 from dgemma.kernels.controls import Controls
-from dgemma.params import REFUSED_BY_TWIN, SamplingParams
+from dgemma.params import REFUSED_BY_AUTOREGRESSIVE, SamplingParams
 
 Greedy = Callable[[Tensor, Controls], Tensor]  # hidden [N, D] -> ids [N], -1 where not finite
 
@@ -26,9 +26,9 @@ def refuse_diffusion_fields(params: SamplingParams) -> None:
     """Refuse what the twin would have to ignore.
 
     Raises:
-        InvalidRequest: a field of `REFUSED_BY_TWIN` is set; the message names it.
+        InvalidRequest: a field of `REFUSED_BY_AUTOREGRESSIVE` is set; the message names it.
     """
-    for name in REFUSED_BY_TWIN:
+    for name in REFUSED_BY_AUTOREGRESSIVE:
         if getattr(params, name) is not None:
             raise InvalidRequest(
                 f"{name} has no meaning for autoregressive decoding, which is greedy; leave it out"
@@ -53,7 +53,8 @@ def autoregress(
         token, the end id included; the pass over the prompt yields the first of them.
 
     Raises:
-        InvalidRequest: a field of `REFUSED_BY_TWIN` is set, or the prompt is empty or too long.
+        InvalidRequest: a field of `REFUSED_BY_AUTOREGRESSIVE` is set, or the prompt is empty or
+            too long.
         EngineError: the network returned numbers that are not finite.
     """
     refuse_diffusion_fields(params)

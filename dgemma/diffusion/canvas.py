@@ -17,7 +17,7 @@ from torch import Tensor
 from dgemma.diffusion.schedule import Schedule
 from dgemma.errors import ContextOverflow, InvalidRequest
 from dgemma.kernels.controls import Controls
-from dgemma.kernels.reading import Logprobs
+from dgemma.kernels.head_output import HeadLogprobs
 from dgemma.params import SamplingParams, canvas_width
 from dgemma.types import FinishReason, StopReason, TraceStep
 
@@ -112,7 +112,7 @@ class Canvas:
     controls: Controls = FREE
     begun: int = 0
     until: int | None = None
-    logprobs: Logprobs | None = None
+    logprobs: HeadLogprobs | None = None
     unchanged: Tensor | None = None
     stable: int = 0
 

@@ -29,7 +29,7 @@ Bitset = NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Scaffold:
+class CanvasPrefix:
     """What a language says of a canvas before it is begun.
 
     Attributes:
@@ -43,7 +43,7 @@ class Scaffold:
     alphabet: Bitset | None = None
 
 
-NOTHING = Scaffold()
+EMPTY_PREFIX = CanvasPrefix()
 
 
 def check_control(control: CanvasControl, spec: CanvasSpec) -> None:
@@ -70,20 +70,20 @@ def check_control(control: CanvasControl, spec: CanvasSpec) -> None:
 
 def controls_for(
     params: SamplingParams, spec: CanvasSpec, control: CanvasControl | None, answered: int,
-    scaffold: Scaffold = NOTHING,
+    prefix: CanvasPrefix = EMPTY_PREFIX,
 ) -> Controls:  # fmt: skip
     """The controls of one canvas, for its C rows.
 
     Args:
         control: of this very canvas: None for all but the first of a request.
         answered: tokens of the answer before this canvas.
-        scaffold: what the answer's language says.
+        prefix: what the answer's language says.
 
     Raises:
         InvalidRequest: an id outside the vocabulary, or a position where nothing is allowed.
     """
     pins = [-1] * spec.length
-    pins[: len(scaffold.pins)] = scaffold.pins[: spec.length]
+    pins[: len(prefix.pins)] = prefix.pins[: spec.length]
     for position in control.pinned if control else ():
         pins[position] = control.ids[position] if control else -1
     if params.allowed_token_ids is not None:
@@ -106,7 +106,7 @@ def controls_for(
         scores = column if scores is None else torch.cat((scores, column), 1)
     return Controls(
         bias=_bias(params, spec, control),
-        masks=_masks(params, spec, control, answered, scaffold, pins),
+        masks=_masks(params, spec, control, answered, prefix, pins),
         filters=_filters(params, spec),
         pinned=held,
         logprobs=wanted,
@@ -176,7 +176,7 @@ def _filters(params: SamplingParams, spec: CanvasSpec) -> Filters | None:
 
 def _masks(
     params: SamplingParams, spec: CanvasSpec, control: CanvasControl | None, answered: int,
-    scaffold: Scaffold, pins: Sequence[int],
+    prefix: CanvasPrefix, pins: Sequence[int],
 ) -> Masks | None:  # fmt: skip
     """Everything that bars ids, as one table: positions under the same bars share a row."""
     size = spec.vocab_size
@@ -192,12 +192,12 @@ def _masks(
     if early:
         bars = ~bitset(spec.end_ids, size)
         layers.append(([bars], [0] * early + [-1] * (spec.length - early)))
-    if scaffold.alphabet is not None:
+    if prefix.alphabet is not None:
         ends = bitset((*spec.end_ids, spec.pad_id), size)  # an answer may end anywhere
-        layers.append(([scaffold.alphabet | ends], [0] * spec.length))
-    if scaffold.first is not None and len(scaffold.pins) < spec.length:
-        only = [0 if p == len(scaffold.pins) else -1 for p in range(spec.length)]
-        layers.append(([scaffold.first], only))
+        layers.append(([prefix.alphabet | ends], [0] * spec.length))
+    if prefix.first is not None and len(prefix.pins) < spec.length:
+        only = [0 if p == len(prefix.pins) else -1 for p in range(spec.length)]
+        layers.append(([prefix.first], only))
     if not layers:
         return None
     table: dict[tuple[int, ...], int] = {}

@@ -14,22 +14,22 @@ import torch
 from torch import Tensor
 
 from dgemma.diffusion.canvas import Canvas, CanvasSpec, Commit, Generation, trace_step
-from dgemma.diffusion.constraint import Keeper
-from dgemma.diffusion.control import NOTHING, begin, controls_for
-from dgemma.diffusion.sampler import finish, questions, step
+from dgemma.diffusion.constrained import ConstrainedAnswer
+from dgemma.diffusion.control import EMPTY_PREFIX, begin, controls_for
+from dgemma.diffusion.sampler import finish, sampling_inputs, step
 from dgemma.diffusion.schedule import Schedule
 from dgemma.diffusion.stable import pin_prefix
 from dgemma.diffusion.thought import budget_exceeded
 from dgemma.errors import EngineError
 from dgemma.kernels.controls import Controls
-from dgemma.kernels.reading import Reading
+from dgemma.kernels.head_output import HeadOutput
 from dgemma.kernels.vocabulary import Vocabulary
 from dgemma.params import SamplingParams
 from dgemma.types import CanvasControl, ThoughtIds, TraceStep
 
 Encode = Callable[[Tensor], Tensor]  # ids [1, T] -> hidden [1, T, D]; appends to the context
 Predict = Callable[[Tensor, Tensor | None], Tensor]  # ids [B, C], soft [B, C, D] -> [B, C, D]
-Read = Callable[[Tensor, Tensor, Tensor, Controls], Reading]  # hidden [N, D], t [N], keys [N]
+Read = Callable[[Tensor, Tensor, Tensor, Controls], HeadOutput]  # hidden [N, D], t [N], keys [N]
 
 
 @torch.no_grad()
@@ -42,14 +42,14 @@ def generate(
     read: Read,
     thought: ThoughtIds | None = None,
     control: CanvasControl | None = None,
-    keeper: Keeper | None = None,
+    constrained: ConstrainedAnswer | None = None,
     vocabulary: Vocabulary | None = None,
 ) -> Generation:
     """Canvas after canvas until an end id, `max_tokens` or the end of the context.
 
     Fields of `params` that are None take the released values, but the seed must be set.
-    `thought` is needed for a thinking budget; `control` holds on the first canvas; `keeper` keeps
-    the answer in its language and needs the whole `vocabulary`, as does `stable_prefix`. See
+    `thought` is needed for a thinking budget; `control` holds on the first canvas; `constrained`
+    keeps the answer in its grammar and needs the whole `vocabulary`, as does `stable_prefix`. See
     `CanvasSpec` for `spec`.
 
     Raises:
@@ -71,7 +71,7 @@ def generate(
         if left < spec.length:
             break
         encode(torch.tensor([pending], device=spec.device))
-        frame = keeper.scaffold(spec.length, control) if keeper else NOTHING
+        frame = constrained.prefix(spec.length, control) if constrained else EMPTY_PREFIX
         controls = controls_for(params, spec, control, len(answer), frame)
         canvas = begin(params.seed, len(commits), spec, schedule, controls, control)
         while len(commits) == canvas.index:
@@ -81,12 +81,12 @@ def generate(
                 canvas = pin_prefix(before, canvas, schedule, spec, vocabulary.embed)
             trace.append(trace_step(before, canvas, schedule))
             room = min(limit - len(answer), left // spec.length * spec.length)
-            if canvas.reason and keeper and vocabulary:
-                settled = keeper.settle(canvas, hidden, vocabulary, spec, room)
-                if isinstance(settled, Canvas):
-                    canvas = settled  # to be repaired
+            if canvas.reason and constrained and vocabulary:
+                resolved = constrained.resolve(canvas, hidden, vocabulary, spec, room)
+                if isinstance(resolved, Canvas):
+                    canvas = resolved  # to be repaired
                 else:
-                    commits.append(settled)
+                    commits.append(resolved)
             elif canvas.reason:
                 commits.append(finish(canvas, spec))
         pending, control = list(commits[-1].token_ids), None
@@ -105,8 +105,8 @@ def denoise(
     controls = replace(canvas.controls, suppress_ids=spec.suppress_ids)
     soft = None if canvas.soft is None else canvas.soft[None]
     hidden = predict(canvas.ids[None], soft)[0]  # [C, D]
-    reading = read(hidden, *questions([canvas], [schedule]), controls)
-    after = step(canvas, reading, schedule, spec)
+    head_output = read(hidden, *sampling_inputs([canvas], [schedule]), controls)
+    after = step(canvas, head_output, schedule, spec)
     if after.failed:
         raise EngineError(f"canvas {canvas.index}, step {canvas.step}: not finite")
     return after, hidden

@@ -1,7 +1,7 @@
 """How: start, step and finish of a canvas, as pure functions.
 
-A step hands `questions` to the vocabulary operation and puts its `Reading` to use: accept the
-most certain positions, give all others fresh noise, see whether the canvas is done. Nothing is
+A step hands `sampling_inputs` to the vocabulary operation and puts its `HeadOutput` to use: accept
+the most certain positions, give all others fresh noise, see whether the canvas is done. Nothing is
 frozen: a position accepted now is decided afresh at the next step.
 
 Any number of canvases may be stepped at once; each result is that of the canvas alone.
@@ -21,7 +21,7 @@ from dgemma.diffusion.canvas import FREE, Canvas, CanvasSpec, Commit
 from dgemma.diffusion.random import Purpose, stream_keys, uniform_ids, uniforms
 from dgemma.diffusion.schedule import Schedule, accept
 from dgemma.kernels.controls import Controls
-from dgemma.kernels.reading import Logprobs, Reading
+from dgemma.kernels.head_output import HeadLogprobs, HeadOutput
 from dgemma.types import StopReason
 
 
@@ -57,7 +57,9 @@ def _noise(keys: Tensor, width: int, spec: CanvasSpec, controls: Sequence[Contro
     return torch.stack(rows)
 
 
-def questions(canvases: Sequence[Canvas], schedules: Sequence[Schedule]) -> tuple[Tensor, Tensor]:
+def sampling_inputs(
+    canvases: Sequence[Canvas], schedules: Sequence[Schedule]
+) -> tuple[Tensor, Tensor]:
     """What the next step of B canvases asks of the vocabulary operation.
 
     Returns:
@@ -70,19 +72,22 @@ def questions(canvases: Sequence[Canvas], schedules: Sequence[Schedule]) -> tupl
     return temperature, uniforms(_keys(canvases, Purpose.SAMPLE), count).flatten()
 
 
-def step(canvas: Canvas, reading: Reading, schedule: Schedule, spec: CanvasSpec) -> Canvas:
-    """One denoising step of one canvas; `reading` has its C rows."""
-    return step_all([canvas], reading, [schedule], spec)[0]
+def step(canvas: Canvas, head_output: HeadOutput, schedule: Schedule, spec: CanvasSpec) -> Canvas:
+    """One denoising step of one canvas; `head_output` has its C rows."""
+    return step_all([canvas], head_output, [schedule], spec)[0]
 
 
 def step_all(
-    canvases: Sequence[Canvas], reading: Reading, schedules: Sequence[Schedule], spec: CanvasSpec
+    canvases: Sequence[Canvas],
+    head_output: HeadOutput,
+    schedules: Sequence[Schedule],
+    spec: CanvasSpec,
 ) -> list[Canvas]:
     """One denoising step of B canvases.
 
     Args:
         canvases: unfinished ones.
-        reading: B*C rows, canvas after canvas, made with the numbers of `questions`.
+        head_output: B*C rows, canvas after canvas, made with the numbers of `sampling_inputs`.
         schedules: one a canvas.
         spec: of the checkpoint.
 
@@ -92,8 +97,8 @@ def step_all(
     """
     assert not any(canvas.reason for canvas in canvases), "a finished canvas cannot be stepped"
     shape = (len(canvases), len(canvases[0].ids))
-    device = reading.argmax.device
-    argmax, entropy = reading.argmax.view(shape), reading.entropy.view(shape)
+    device = head_output.argmax.device
+    argmax, entropy = head_output.argmax.view(shape), head_output.entropy.view(shape)
 
     pins = _pins(canvases, shape[1])  # [B, C], -1 where free, or None
     sortable = entropy if pins is None else entropy.masked_fill(pins >= 0, torch.inf)
@@ -102,7 +107,7 @@ def step_all(
     noise = _noise(
         _keys(canvases, Purpose.NOISE), shape[1], spec, [canvas.controls for canvas in canvases]
     )
-    proposed = reading.sample.view(shape)
+    proposed = head_output.sample.view(shape)
     if any(s.greedy for s in schedules):
         greedy = torch.tensor([s.greedy for s in schedules]).to(device)
         proposed = torch.where(greedy[:, None], argmax, proposed)
@@ -112,7 +117,7 @@ def step_all(
 
     verdicts = _verdicts(canvases, argmax, entropy, pins, schedules, spec)
 
-    soft = reading.soft.view(*shape, -1)
+    soft = head_output.soft.view(*shape, -1)
     after = []
     for b, (canvas, schedule) in enumerate(zip(canvases, schedules, strict=True)):
         repeats = canvas.repeats + 1 if verdicts[b][0] else 0
@@ -133,7 +138,7 @@ def step_all(
                 mean_entropy=verdicts[b][1],
                 repeats=repeats,
                 reason=reason,
-                logprobs=_rows(reading.logprobs, b, shape[1]),
+                logprobs=_rows(head_output.logprobs, b, shape[1]),
             )
         )
     return after
@@ -180,12 +185,12 @@ def _verdicts(
     return verdicts
 
 
-def _rows(logprobs: Logprobs | None, number: int, width: int) -> Logprobs | None:
+def _rows(logprobs: HeadLogprobs | None, number: int, width: int) -> HeadLogprobs | None:
     """The log-probabilities of canvas `number`."""
     if logprobs is None:
         return None
     rows = slice(number * width, (number + 1) * width)
-    return Logprobs(logprobs.ids[rows], logprobs.tempered[rows], logprobs.plain[rows])
+    return HeadLogprobs(logprobs.ids[rows], logprobs.tempered[rows], logprobs.plain[rows])
 
 
 def _counted(argmax: Tensor, schedules: Sequence[Schedule], spec: CanvasSpec) -> Tensor:

@@ -12,21 +12,21 @@ import torch
 from torch import Tensor
 
 from dgemma.diffusion.canvas import Canvas, CanvasSpec
-from dgemma.diffusion.sampler import questions, step_all
+from dgemma.diffusion.sampler import sampling_inputs, step_all
 from dgemma.diffusion.stable import pin_prefix
 from dgemma.engine.counters import Clock
-from dgemma.engine.job import Turn
-from dgemma.engine.row import Outcome, Row
+from dgemma.engine.job import Scheduled
+from dgemma.engine.row import Row, StepResult
 from dgemma.kernels.controls import Controls
 from dgemma.kernels.vocabulary import Vocabulary
 from dgemma.model.cache import PagedMemory
 from dgemma.model.transformer import DiffusionGemma
 
-Work = tuple[Row, Turn]
+Work = tuple[Row, Scheduled]
 """A row and its part of a pass."""
 
 
-class Batch:
+class ModelRunner:
     """Runs passes on one model."""
 
     def __init__(
@@ -37,18 +37,18 @@ class Batch:
         self.memory = memory
         self.counted = counted
 
-    def run(self, work: list[Work], spec: CanvasSpec) -> list[Outcome]:
+    def run(self, work: list[Work], spec: CanvasSpec) -> list[StepResult]:
         """Forward and vocabulary for these rows. Changes nothing that a second try would miss."""
         begin = self.counted.now()
-        parts = [row.parts(self.memory, turn) for row, turn in work]
+        parts = [row.parts(self.memory, scheduled) for row, scheduled in work]
         hidden = iter(self.model.forward_rows([part for own in parts for part in own]))
         self.counted.add("forward", begin)
         begin = self.counted.now()
-        encoded, canvases = list[tuple[Row, Turn, Tensor]](), list[tuple[Row, Tensor]]()
-        for row, turn in work:
-            if turn.count:
-                encoded.append((row, turn, next(hidden)))
-            if turn.denoise:
+        encoded, canvases = list[tuple[Row, Scheduled, Tensor]](), list[tuple[Row, Tensor]]()
+        for row, scheduled in work:
+            if scheduled.count:
+                encoded.append((row, scheduled, next(hidden)))
+            if scheduled.denoise:
                 canvases.append((row, next(hidden)))
         after: dict[Row, Canvas] = {}
         alike: dict[object, list[tuple[Row, Tensor]]] = {}
@@ -59,12 +59,12 @@ class Batch:
         for rows in alike.values():
             after |= self._denoised(rows, spec)
         sound, tokens = self._encoded(encoded, spec)
-        scores = {row: self._scored(row, turn, h) for row, turn, h in encoded
+        scores = {row: self._scored(row, scheduled, h) for row, scheduled, h in encoded
                   if row.progress.request.mode == "score"}  # fmt: skip
         self.counted.add("vocabulary", begin)
         last = dict(canvases)
         return [
-            Outcome(
+            StepResult(
                 after.get(row),
                 last.get(row),
                 tokens.get(row),
@@ -74,12 +74,12 @@ class Batch:
             for row, _ in work
         ]
 
-    def _scored(self, row: Row, turn: Turn, hidden: Tensor) -> tuple[float, ...]:
+    def _scored(self, row: Row, scheduled: Scheduled, hidden: Tensor) -> tuple[float, ...]:
         """What the encoder gives to the tokens behind those that were encoded, as far as asked."""
         progress = row.progress
         done, first = progress.encoded, progress.request.score_from
         skip = max(0, first - 1 - done)
-        ids = progress.context[done + skip + 1 : done + turn.count + 1]
+        ids = progress.context[done + skip + 1 : done + scheduled.count + 1]
         if not ids:
             return ()
         wanted = torch.tensor(ids, device=hidden.device)
@@ -96,11 +96,11 @@ class Batch:
         hidden = torch.cat([states for _, states in rows])
         parts = [(canvas.controls, len(canvas.ids)) for canvas in canvases]
         controls = Controls.join(parts, spec.suppress_ids)
-        reading = self.vocabulary.read(hidden, *questions(canvases, schedules), controls)
+        head_output = self.vocabulary.read(hidden, *sampling_inputs(canvases, schedules), controls)
         after = [
             pin_prefix(canvas, stepped, schedule, spec, self.vocabulary.embed)
             for canvas, stepped, schedule in zip(
-                canvases, step_all(canvases, reading, schedules, spec), schedules, strict=True
+                canvases, step_all(canvases, head_output, schedules, spec), schedules, strict=True
             )
         ]
         out = {row: canvas for (row, _), canvas in zip(rows, after, strict=True)}
@@ -110,7 +110,7 @@ class Batch:
         return out
 
     def _encoded(
-        self, rows: list[tuple[Row, Turn, Tensor]], spec: CanvasSpec
+        self, rows: list[tuple[Row, Scheduled, Tensor]], spec: CanvasSpec
     ) -> tuple[dict[Row, bool], dict[Row, int]]:
         """Whether each is finite; and the twins' next tokens where nothing is left to encode."""
         if not rows:
@@ -119,9 +119,9 @@ class Batch:
         sound = {row: ok for (row, _, _), ok in zip(rows, finite, strict=True)}
         twins = [
             (row, states)
-            for row, turn, states in rows
+            for row, scheduled, states in rows
             if row.progress.request.mode == "autoregressive"
-            and row.progress.encoded + turn.count == len(row.progress.context)
+            and row.progress.encoded + scheduled.count == len(row.progress.context)
         ]
         if not twins:
             return sound, {}

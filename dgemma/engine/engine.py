@@ -25,17 +25,17 @@ import torch
 
 from dgemma.device import free_bytes
 from dgemma.diffusion.canvas import CanvasSpec
-from dgemma.diffusion.constraint import Keeper
+from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.diffusion.control import check_control
 from dgemma.diffusion.schedule import Schedule
-from dgemma.engine.batch import Batch, Work, out_of_memory
+from dgemma.engine.batch import ModelRunner, Work, out_of_memory
 from dgemma.engine.counters import Clock, Counters
-from dgemma.engine.job import Job, Turn
+from dgemma.engine.job import Job, Scheduled
 from dgemma.engine.pages import Pages
-from dgemma.engine.request import Limits, Progress, resolve
-from dgemma.engine.row import Enough, Outcome, Row
+from dgemma.engine.request import ModelLimits, Progress, resolve
+from dgemma.engine.row import Row, ShouldStop, StepResult
 from dgemma.engine.scheduler import Scheduler
-from dgemma.engine.stream import Stream
+from dgemma.engine.stream import EventStream
 from dgemma.errors import InvalidRequest
 from dgemma.kernels.vocabulary import Vocabulary
 from dgemma.model.cache import PagedMemory
@@ -119,7 +119,7 @@ class Engine:
         )  # fmt: skip
         self._pages = partial(Pages, full, sliding, config.sliding_window)
         self.scheduler = self._scheduler(self._pages())
-        self.limits = Limits(
+        self.limits = ModelLimits(
             context=min(self.spec.context_length, self.scheduler.pages.capacity),
             canvas=self.spec.length,
             vocab_size=self.spec.vocab_size,
@@ -128,7 +128,7 @@ class Engine:
         self._clock = clock
         self._rows: dict[Job, Row] = {}
         self._counted = Clock()
-        self.batch = Batch(model, self.vocabulary, self.memory, self._counted)
+        self.batch = ModelRunner(model, self.vocabulary, self.memory, self._counted)
         self.added = 0
         self._cancels: deque[Row] = deque()
         self._lock = threading.RLock()
@@ -137,7 +137,10 @@ class Engine:
     # -- requests ------------------------------------------------------------------------------
 
     def prepare(
-        self, request: Request, enough: Enough | None = None, keeper: Keeper | None = None
+        self,
+        request: Request,
+        should_stop: ShouldStop | None = None,
+        constrained: ConstrainedAnswer | None = None,
     ) -> Row:
         """Check a request and make its row. Changes nothing; any thread may call it.
 
@@ -148,18 +151,19 @@ class Engine:
         spec = self.spec.narrowed(resolved.params)
         progress = Progress(resolved, replace(self.limits, canvas=spec.length))
         row = Row(
-            Job(progress), spec, Schedule.of(resolved.params), self.vocabulary, enough, keeper
+            Job(progress), spec, Schedule.of(resolved.params), self.vocabulary, should_stop,
+            constrained,
         )  # fmt: skip
-        if keeper is not None and resolved.params.stable_prefix:
+        if constrained is not None and resolved.params.stable_prefix:
             raise InvalidRequest(
-                f"stable_prefix and {keeper.report.mode} cannot be combined: what is told early "
-                "could not be repaired; drop one of them"
+                f"stable_prefix and {constrained.report.mode} cannot be combined: what is "
+                "emitted early could not be repaired; drop one of them"
             )
         if resolved.mode == "diffusion":
             if resolved.canvas is not None:
                 check_control(resolved.canvas, spec)
-                if keeper is not None:
-                    keeper.check(resolved.canvas)
+                if constrained is not None:
+                    constrained.check(resolved.canvas)
             row.first()  # what is wrong with it is wrong now
         return row
 
@@ -178,23 +182,26 @@ class Engine:
                 self._retire(row)
 
     def submit(
-        self, request: Request, enough: Enough | None = None, keeper: Keeper | None = None
-    ) -> Stream:
+        self,
+        request: Request,
+        should_stop: ShouldStop | None = None,
+        constrained: ConstrainedAnswer | None = None,
+    ) -> EventStream:
         """Take a request; it runs while its stream, or any other, is iterated.
 
         Args:
-            enough: see `Enough`. Asked within the step, so a request ends at the same place however
-                late its events are read.
-            keeper: keeps the answer in a language; of this request alone.
+            should_stop: see `ShouldStop`. Called within the step, so a request ends at the same
+                place however late its events are read.
+            constrained: keeps the answer in a language; of this request alone.
 
         Raises:
             InvalidRequest, ContextOverflow: it cannot be honoured; nothing was started.
             Overloaded: too many requests wait.
         """
-        row = self.prepare(request, enough, keeper)
+        row = self.prepare(request, should_stop, constrained)
         self.scheduler.check_waiting()
         self.add(row)
-        return Stream(self, row)
+        return EventStream(self, row)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -242,7 +249,7 @@ class Engine:
 
     def next_event(self, row: Row) -> Event:
         """Drive the engine until a row has an event."""
-        while (event := row.mail.take()) is None:
+        while (event := row.events.take()) is None:
             self.step()
         return event
 
@@ -275,33 +282,33 @@ class Engine:
                 self._rows[job].progress.finish("error", why)
                 self._retire(self._rows[job])
             self._counted.add("schedule", begin)
-            for turn in plan.turns:
-                if turn.count:
-                    self._rows[turn.job].status("encoding")
-            if plan.turns:
-                self._run([(self._rows[turn.job], turn) for turn in plan.turns])
+            for scheduled in plan.scheduled:
+                if scheduled.count:
+                    self._rows[scheduled.job].status("encoding")
+            if plan.scheduled:
+                self._run([(self._rows[scheduled.job], scheduled) for scheduled in plan.scheduled])
 
     def _run(self, work: list[Work]) -> None:
         """A pass; on an error its halves, each by itself, until the one to blame is alone."""
-        outcomes, memory, fault = list[Outcome](), False, ""
+        results, memory, fault = list[StepResult](), False, ""
         self._counted.passes += 1
         try:
-            outcomes = self.batch.run(work, self.spec)
+            results = self.batch.run(work, self.spec)
         except Exception as error:
             memory, fault = out_of_memory(error), f"{type(error).__name__}: {error}"
         if fault:  # the exception is gone, and with it the tensors of the pass that failed
             self._halve(work, memory, fault)
             return
         begin = self._counted.now()
-        for (row, turn), outcome in zip(work, outcomes, strict=True):
+        for (row, scheduled), result in zip(work, results, strict=True):
             row.tries = 0
-            self._apply(row, turn, outcome)
+            self._apply(row, scheduled, result)
         self._counted.add("apply", begin)
 
     def _halve(self, work: list[Work], memory: bool, fault: str) -> None:
         """After a pass that failed."""
         if memory:
-            self.scheduler.shrink(sum(turn.size for _, turn in work))
+            self.scheduler.shrink(sum(scheduled.size for _, scheduled in work))
             if self.model.device.type == "cuda":
                 torch.cuda.empty_cache()
         if len(work) > 1:
@@ -316,23 +323,23 @@ class Engine:
             row.progress.finish("error", why + fault)
             self._retire(row)
 
-    def _apply(self, row: Row, turn: Turn, outcome: Outcome) -> None:
+    def _apply(self, row: Row, scheduled: Scheduled, result: StepResult) -> None:
         """A row takes in what a pass found; what fails here fails for this request alone."""
         try:
             before = len(row.progress.committed)
-            if not outcome.finite:
+            if not result.finite:
                 row.progress.finish(
                     "error",
                     "encoding gave numbers that are not finite; try another dtype, or check the "
                     "weights with `dgemma check`",
                 )
-            elif turn.count:
-                self.scheduler.encoded(row.job, turn.count)
-                self._counted.encoded += turn.count
-                row.encoded(outcome, turn.count)
-            if outcome.finite and outcome.canvas is not None:
-                assert outcome.hidden is not None
-                row.stepped(outcome.canvas, outcome.hidden)
+            elif scheduled.count:
+                self.scheduler.encoded(row.job, scheduled.count)
+                self._counted.encoded += scheduled.count
+                row.encoded(result, scheduled.count)
+            if result.finite and result.canvas is not None:
+                assert result.hidden is not None
+                row.stepped(result.canvas, result.hidden)
                 self._counted.steps += 1
             self._counted.committed += len(row.progress.committed) - before
         except Exception as error:
@@ -353,7 +360,7 @@ class Engine:
         output = row.progress.output
         assert output is not None
         self._counted.ended(output.finish_reason)
-        row.mail.put(Event(type="done", index=output.index, output=output))
+        row.events.put(Event(type="done", index=output.index, output=output))
 
     def forget(self) -> None:
         """Drop the keys and values that are only kept for later requests."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dgemma.engine.pages import Table
+from dgemma.engine.pages import BlockTable
 from dgemma.engine.request import Progress
 
 
@@ -29,7 +29,7 @@ class Job:
     number: int = 0
     since: float = 0.0
     level: int = 0
-    table: Table | None = None
+    table: BlockTable | None = None
     last: int = -1
     ticket: int = 0
     waiting: bool = False
@@ -56,7 +56,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class Scheduled:
     """A job's part of a pass.
 
     Attributes:
@@ -75,8 +75,8 @@ class Turn:
 
 
 @dataclass(slots=True)
-class Plan:
+class StepPlan:
     """A pass, and the jobs that end before it with the reason why."""
 
-    turns: list[Turn] = field(default_factory=list)
+    scheduled: list[Scheduled] = field(default_factory=list)
     failed: list[tuple[Job, str]] = field(default_factory=list)

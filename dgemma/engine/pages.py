@@ -17,12 +17,12 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from dgemma.engine.arena import NONE, Arena
+from dgemma.engine.page_allocator import NONE, PageAllocator
 from dgemma.types import PAGE
 
 
 @dataclass(slots=True, eq=False)
-class Block:
+class PrefixNode:
     """A complete block that any request with the same beginning may use.
 
     Attributes:
@@ -35,16 +35,16 @@ class Block:
     """
 
     ids: tuple[int, ...]
-    parent: Block | None
+    parent: PrefixNode | None
     full: int
     sliding: int
     users: int = 0
     viewers: int = 0
-    children: dict[tuple[int, ...], Block] = field(default_factory=dict)
+    children: dict[tuple[int, ...], PrefixNode] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
-class Table:
+class BlockTable:
     """The pages of one request, one entry a block.
 
     Attributes:
@@ -52,16 +52,16 @@ class Table:
         shared: the leading blocks, which stand in the tree.
         ids: the tokens whose keys and values are in the pages.
         passed: how many leading blocks the window has passed.
-        claim: where the block stands that this request will complete next, see `Pages.claimant`.
+        pending: where the block stands that this request will complete next, see `Pages.computing`.
     """
 
     full: list[int] = field(default_factory=list)
     sliding: list[int] = field(default_factory=list)
-    shared: list[Block] = field(default_factory=list)
+    shared: list[PrefixNode] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     passed: int = 0
     prompt: Sequence[int] = ()
-    claim: tuple[int, tuple[int, ...]] | None = None
+    pending: tuple[int, tuple[int, ...]] | None = None
 
 
 class Pages:
@@ -73,16 +73,16 @@ class Pages:
             full, sliding: pages of each group.
             window: a token of a sliding layer sees itself and `window - 1` before it.
         """
-        self.full = Arena(full)
-        self.sliding = Arena(sliding)
+        self.full = PageAllocator(full)
+        self.sliding = PageAllocator(sliding)
         self.reach = window - 1
-        self.tables: set[Table] = set()
+        self.tables: set[BlockTable] = set()
         self.hit_tokens = 0
         self.evicted = 0
-        self._root = Block((), None, NONE, NONE)
-        self._idle: OrderedDict[Block, None] = OrderedDict()  # no users; children stand first
-        self._unseen: OrderedDict[Block, None] = OrderedDict()  # a sliding page, no viewers
-        self._claims: dict[tuple[int, tuple[int, ...]], Table] = {}
+        self._root = PrefixNode((), None, NONE, NONE)
+        self._idle: OrderedDict[PrefixNode, None] = OrderedDict()  # no users; children stand first
+        self._unseen: OrderedDict[PrefixNode, None] = OrderedDict()  # a sliding page, no viewers
+        self._pending: dict[tuple[int, tuple[int, ...]], BlockTable] = {}
 
     # -- what there is -------------------------------------------------------------------------
 
@@ -96,7 +96,9 @@ class Pages:
         """Full pages that could be had now."""
         return self.full.free + len(self._idle)
 
-    def could(self, ids: Sequence[int], room: int, first: int, without: Iterable[Table]) -> bool:
+    def could(
+        self, ids: Sequence[int], room: int, first: int, without: Iterable[BlockTable]
+    ) -> bool:
         """Whether `open` might succeed if other tables were closed: False is certain."""
         found = len(self._find(ids))
         full, sliding = self.available, self.sliding.free + len(self._unseen)
@@ -111,13 +113,13 @@ class Pages:
         """Most tokens of one request."""
         return self.full.count * PAGE
 
-    def _find(self, ids: Sequence[int]) -> list[Block]:
+    def _find(self, ids: Sequence[int]) -> list[PrefixNode]:
         """The blocks of the tree that `ids` begin with and that a request may start behind.
 
         At least one token is left over, so that a request always has something to encode. Behind
         the last block all sliding pages in reach of the window must be there.
         """
-        node, found, usable, missing = self._root, list[Block](), 0, NONE
+        node, found, usable, missing = self._root, list[PrefixNode](), 0, NONE
         for low in range(0, (len(ids) - 1) // PAGE * PAGE, PAGE):
             child = node.children.get(tuple(ids[low : low + PAGE]))
             if child is None:
@@ -138,17 +140,17 @@ class Pages:
         """How many leading tokens of a prompt need not be encoded."""
         return len(self._find(ids)) * PAGE
 
-    def claimant(self, ids: Sequence[int]) -> Table | None:
+    def computing(self, ids: Sequence[int]) -> BlockTable | None:
         """The running request that is about to complete the next block that `ids` need.
 
         Whoever waits for it gets it for nothing: n drafts of a prompt encode it once.
         """
         found = self._find(ids)
         key = self._key(found[-1] if found else self._root, ids, len(found))
-        return None if key is None else self._claims.get(key)
+        return None if key is None else self._pending.get(key)
 
     @staticmethod
-    def _key(node: Block, ids: Sequence[int], at: int) -> tuple[int, tuple[int, ...]] | None:
+    def _key(node: PrefixNode, ids: Sequence[int], at: int) -> tuple[int, tuple[int, ...]] | None:
         block = tuple(ids[at * PAGE : (at + 1) * PAGE])
         return (id(node), block) if len(block) == PAGE else None
 
@@ -156,16 +158,16 @@ class Pages:
 
     def open(
         self, ids: Sequence[int], room: int, first: int, reuse: int | None = None
-    ) -> Table | None:
+    ) -> BlockTable | None:
         """Pages for a request, or None (and nothing has changed) where they do not suffice.
 
         Args:
-            ids: all that must be encoded before its canvas; `Table.ids` tells what already is.
+            ids: all that must be encoded before its canvas; `BlockTable.ids` tells what already is.
             room: positions that its full layers need until the canvas is finished.
             first: tokens that its first forward adds; sliding pages are taken as it goes on.
             reuse: how many of the first ids may come from pages that are there; None: all.
         """
-        table = Table(prompt=ids)
+        table = BlockTable(prompt=ids)
         # Pages are given as if one more token followed: the last one is always encoded.
         for block in self._find(ids if reuse is None else ids[: reuse + 1]):
             self._use(table, block)
@@ -175,10 +177,10 @@ class Pages:
             self.close(table)
             return None
         self.hit_tokens += length
-        self._claim(table)
+        self._add_pending(table)
         return table
 
-    def _use(self, table: Table, block: Block) -> None:
+    def _use(self, table: BlockTable, block: PrefixNode) -> None:
         """Append a block of the tree; its sliding page only if the window can reach it."""
         if block.users == 0:
             del self._idle[block]
@@ -191,12 +193,12 @@ class Pages:
             self._view(block)
         self._pass(table)
 
-    def _view(self, block: Block) -> None:
+    def _view(self, block: PrefixNode) -> None:
         if block.viewers == 0:
             self._unseen.pop(block, None)
         block.viewers += 1
 
-    def reserve(self, table: Table, full: int, sliding: int) -> bool:
+    def reserve(self, table: BlockTable, full: int, sliding: int) -> bool:
         """Make room for positions below `full` and `sliding`; False: nothing has changed."""
         more = -(-full // PAGE) - len(table.full)
         slide = -(-sliding // PAGE) - len(table.sliding)
@@ -205,7 +207,7 @@ class Pages:
         while more > self.full.free:
             self._evict()
         while slide > self.sliding.free:
-            self._unsee()
+            self._evict_sliding()
         if more > 0:
             table.full += self.full.take(more, table.full[-1] if table.full else NONE)
         if slide > 0:
@@ -229,29 +231,29 @@ class Pages:
         while self._idle:
             self._evict()
 
-    def _unsee(self) -> None:
+    def _evict_sliding(self) -> None:
         """Give back the sliding page that nobody has seen for the longest time."""
         block, _ = self._unseen.popitem(last=False)
         self.sliding.give(block.sliding)
         block.sliding = NONE
 
-    def encoded(self, table: Table, ids: Iterable[int]) -> None:
+    def encoded(self, table: BlockTable, ids: Iterable[int]) -> None:
         """These tokens are in the pages now. Complete blocks go into the tree."""
         table.ids += ids
-        self._unclaim(table)
+        self._drop_pending(table)
         for number in range(len(table.shared), len(table.ids) // PAGE):
             self._enter(table, number)
         self._pass(table)
-        self._claim(table)
+        self._add_pending(table)
 
-    def _enter(self, table: Table, number: int) -> None:
+    def _enter(self, table: BlockTable, number: int) -> None:
         """Put a complete block into the tree, or use the one that stands there already."""
         parent = table.shared[-1] if table.shared else self._root
         ids = tuple(table.ids[number * PAGE : (number + 1) * PAGE])
         full, sliding = table.full[number], table.sliding[number]
         block = parent.children.get(ids)
         if block is None:
-            block = Block(ids, None if parent is self._root else parent, full, sliding)
+            block = PrefixNode(ids, None if parent is self._root else parent, full, sliding)
             block.parent = parent
             parent.children[ids] = block
         else:
@@ -268,7 +270,7 @@ class Pages:
         self._view(block)
         table.shared.append(block)
 
-    def _pass(self, table: Table) -> None:
+    def _pass(self, table: BlockTable) -> None:
         """Let go of sliding pages that no later token of the request can see."""
         for number in range(table.passed, min(self._oldest(len(table.ids)), len(table.sliding))):
             page, table.sliding[number] = table.sliding[number], NONE
@@ -278,15 +280,15 @@ class Pages:
             assert number < len(table.shared), "a block in front of the window is complete"
             self._unview(table.shared[number])
 
-    def _unview(self, block: Block) -> None:
+    def _unview(self, block: PrefixNode) -> None:
         block.viewers -= 1
         if block.viewers == 0:
             self._unseen[block] = None
 
-    def close(self, table: Table) -> None:
+    def close(self, table: BlockTable) -> None:
         """Give everything back; what is complete stays in the tree until it is needed."""
         self.tables.remove(table)
-        self._unclaim(table)
+        self._drop_pending(table)
         for number in range(len(table.shared), len(table.full)):
             self.full.give(table.full[number])
         for number in range(len(table.shared), len(table.sliding)):
@@ -300,17 +302,17 @@ class Pages:
                 self._idle[block] = None
         table.full, table.sliding, table.shared = [], [], []
 
-    def _claim(self, table: Table) -> None:
+    def _add_pending(self, table: BlockTable) -> None:
         parent = table.shared[-1] if table.shared else self._root
         key = self._key(parent, table.prompt, len(table.shared))
-        if key is not None and key not in self._claims:
-            self._claims[key] = table
-            table.claim = key
+        if key is not None and key not in self._pending:
+            self._pending[key] = table
+            table.pending = key
 
-    def _unclaim(self, table: Table) -> None:
-        if table.claim is not None:
-            del self._claims[table.claim]
-            table.claim = None
+    def _drop_pending(self, table: BlockTable) -> None:
+        if table.pending is not None:
+            del self._pending[table.pending]
+            table.pending = None
 
     # -- for tests -----------------------------------------------------------------------------
 
@@ -320,7 +322,7 @@ class Pages:
         Raises:
             AssertionError: a mistake of this file.
         """
-        blocks, queue = list[Block](), list(self._root.children.values())
+        blocks, queue = list[PrefixNode](), list(self._root.children.values())
         while queue:
             blocks.append(queue.pop())
             queue += blocks[-1].children.values()
@@ -341,13 +343,13 @@ class Pages:
             assert NONE not in table.sliding[oldest:]
             assert all(page == NONE for page in table.sliding[:oldest]), "the window has passed it"
             assert len(table.ids) <= len(table.full) * PAGE
-        for arena, owned in ((self.full, full), (self.sliding, sliding)):
+        for allocator, owned in ((self.full, full), (self.sliding, sliding)):
             assert len(set(owned)) == len(owned), "a page has two owners"
-            assert arena.free == arena.count - len(owned), "a page is lost"
-            assert not any(arena.is_free(page) for page in owned), "a free page has an owner"
+            assert allocator.free == allocator.count - len(owned), "a page is lost"
+            assert not any(allocator.is_free(page) for page in owned), "a free page has an owner"
         for block in blocks:
             assert block.users == users[block] and block.viewers == viewers[block]
             assert (block in self._idle) == (block.users == 0)
             assert (block in self._unseen) == (block.viewers == 0 and block.sliding != NONE)
         assert len(self._idle) <= len(blocks) and len(self._unseen) <= len(blocks)
-        assert all(table in self.tables for table in self._claims.values())
+        assert all(table in self.tables for table in self._pending.values())

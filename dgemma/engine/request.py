@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from dgemma.errors import ContextOverflow, InvalidRequest
-from dgemma.params import REFUSED_BY_TWIN, RELEASED, SamplingParams, canvas_width
+from dgemma.params import REFUSED_BY_AUTOREGRESSIVE, RELEASED, SamplingParams, canvas_width
 from dgemma.types import (
     Constraint,
     Event,
@@ -27,7 +27,7 @@ from dgemma.types import (
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ModelLimits:
     """What the engine must know of the model.
 
     Attributes:
@@ -44,7 +44,7 @@ class Limits:
     bounded: bool = False
 
 
-def resolve(request: Request, defaults: SamplingParams, limits: Limits, seed: int) -> Request:
+def resolve(request: Request, defaults: SamplingParams, limits: ModelLimits, seed: int) -> Request:
     """The request with every default filled in, checked against the model.
 
     Args:
@@ -82,7 +82,7 @@ def resolve(request: Request, defaults: SamplingParams, limits: Limits, seed: in
         )
     if request.mode != "diffusion":
         what = {"autoregressive": "autoregressive decoding, which is greedy"}
-        for name in REFUSED_BY_TWIN:
+        for name in REFUSED_BY_AUTOREGRESSIVE:
             if request.mode == "score" and name == "logprobs" and params.logprobs == 0:
                 continue  # that is what it does
             if getattr(params, name) is not None:
@@ -120,19 +120,19 @@ class Progress:
         encoded: how many of them are.
         borders: where an encoding ended; one that is done again is cut there.
         committed: the answer's ids so far, without end ids.
-        told: how many of them stand on the canvas that runs.
+        emitted: how many of them stand on the canvas that runs.
         canvases, steps: finished canvases, denoising steps (or model passes of the twin) so far.
         scores: of the committed tokens, where they are asked for.
         constraint: what it took to keep the answer in its language.
     """
 
     request: Request
-    limits: Limits
+    limits: ModelLimits
     context: list[int] = field(default_factory=list)
     encoded: int = 0
     borders: list[int] = field(default_factory=list)
     committed: list[int] = field(default_factory=list)
-    told: int = 0
+    emitted: int = 0
     canvases: int = 0
     steps: int = 0
     trace: list[TraceStep] = field(default_factory=list)
@@ -178,10 +178,10 @@ class Progress:
         the ids, where they are asked for, are there already.
         """
         room = self.request.params.max_tokens
-        cut = self.untold(ids)
-        beyond = self.told + len(cut) < len(ids)
+        cut = self.pending_ids(ids)
+        beyond = self.emitted + len(cut) < len(ids)
         event = self._commit(cut, steps, reason=reason)
-        self.told = 0
+        self.emitted = 0
         self.canvases += 1
         full = room is not None and len(self.committed) >= room
         if beyond or (full and not ended):
@@ -190,14 +190,14 @@ class Progress:
             self.finish("stop")
         return event
 
-    def untold(self, ids: Sequence[int]) -> list[int]:
+    def pending_ids(self, ids: Sequence[int]) -> list[int]:
         """What of the first ids of the running canvas is still to be told, within `max_tokens`."""
         room = self.request.params.max_tokens
-        return list(ids[self.told :][: None if room is None else room - len(self.committed)])
+        return list(ids[self.emitted :][: None if room is None else room - len(self.committed)])
 
     def commit_prefix(self, ids: list[int], steps: int) -> Event:
         """Add ids that follow those told, of a canvas that goes on after so many steps."""
-        self.told += len(ids)
+        self.emitted += len(ids)
         return self._commit(ids, steps, whole=False)
 
     def _commit(

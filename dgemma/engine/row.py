@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from dgemma.diffusion.canvas import Canvas, CanvasSpec, states, trace_step
-from dgemma.diffusion.constraint import Keeper
-from dgemma.diffusion.control import NOTHING, begin, controls_for
+from dgemma.diffusion.constrained import ConstrainedAnswer
+from dgemma.diffusion.control import EMPTY_PREFIX, begin, controls_for
 from dgemma.diffusion.sampler import finish
 from dgemma.diffusion.schedule import Schedule
 from dgemma.diffusion.scores import token_scores
 from dgemma.diffusion.thought import budget_exceeded
-from dgemma.engine.job import Job, Turn
-from dgemma.engine.mailbox import Mailbox
+from dgemma.engine.events import EventQueue
+from dgemma.engine.job import Job, Scheduled
 from dgemma.engine.request import Progress
 from dgemma.errors import DGemmaError
 from dgemma.kernels.vocabulary import Vocabulary
@@ -28,12 +28,12 @@ from dgemma.model.cache import PagedMemory
 from dgemma.model.transformer import Part
 from dgemma.types import ENTROPY_PER_NAT, CanvasControl, Event, TokenScore
 
-Enough = Callable[[tuple[int, ...]], bool]
+ShouldStop = Callable[[tuple[int, ...]], bool]
 """Shown the ids of every commit in turn; True ends the request with "stop"."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Outcome:
+class StepResult:
     """What a pass found for one row.
 
     Attributes:
@@ -57,7 +57,7 @@ class Row:
 
     Attributes:
         vocabulary: for what is settled position by position.
-        keeper: keeps the answer in its language.
+        constrained: keeps the answer in its language.
         tries: how often in a row memory did not suffice for it alone.
     """
 
@@ -65,10 +65,10 @@ class Row:
     spec: CanvasSpec
     schedule: Schedule
     vocabulary: Vocabulary
-    enough: Enough | None = None
-    keeper: Keeper | None = None
+    should_stop: ShouldStop | None = None
+    constrained: ConstrainedAnswer | None = None
     canvas: Canvas | None = None
-    mail: Mailbox = field(default_factory=Mailbox)
+    events: EventQueue = field(default_factory=EventQueue)
     tries: int = 0
 
     @property
@@ -76,7 +76,7 @@ class Row:
         """Where the request stands."""
         return self.job.progress
 
-    def parts(self, memory: PagedMemory, turn: Turn) -> list[Part]:
+    def parts(self, memory: PagedMemory, scheduled: Scheduled) -> list[Part]:
         """What the row brings to a pass: ids to encode, its canvas, or both in this order.
 
         A canvas that is there already when ids are encoded was begun before the row was set back.
@@ -84,14 +84,14 @@ class Row:
         progress, table = self.progress, self.job.table
         assert table is not None
         done, out = progress.encoded, list[Part]()
-        if turn.count:
+        if scheduled.count:
             cache = memory.row(done, table.full, table.sliding, progress.borders)
-            ids = progress.context[done : done + turn.count]
+            ids = progress.context[done : done + scheduled.count]
             out.append((cache, torch.tensor(ids, device=self.spec.device), False, None))
-        if turn.denoise:
+        if scheduled.denoise:
             if self.canvas is None:
                 self.canvas = self.first()
-            cache = memory.row(done + turn.count, table.full, table.sliding)
+            cache = memory.row(done + scheduled.count, table.full, table.sliding)
             out.append((cache, self.canvas.ids, True, self.canvas.soft))
         return out
 
@@ -107,7 +107,9 @@ class Row:
             InvalidRequest: its controls contradict each other.
         """
         progress, control = self.progress, self.control
-        frame = self.keeper.scaffold(self.spec.length, control) if self.keeper else NOTHING
+        frame = (
+            self.constrained.prefix(self.spec.length, control) if self.constrained else EMPTY_PREFIX
+        )
         controls = controls_for(
             progress.request.params, self.spec, control, len(progress.committed), frame
         )
@@ -123,25 +125,25 @@ class Row:
         """Report where a request stands that has made no step yet, where that is wanted."""
         progress = self.progress
         if progress.request.status and not progress.steps:
-            self.mail.put(Event(
+            self.events.put(Event(
                 type="status", index=progress.request.index, step=progress.encoded, state=state
             ))  # fmt: skip
 
-    def encoded(self, outcome: Outcome, count: int) -> None:
+    def encoded(self, result: StepResult, count: int) -> None:
         """Take in what was encoded, and the twin's next token where it was the last."""
         progress = self.progress
         if progress.request.mode == "score":
             first = progress.request.score_from
             at = max(0, progress.encoded - count + 1 - first)
             ids = progress.context[first + at :]
-            scores = zip(ids, outcome.scores, strict=False)
+            scores = zip(ids, result.scores, strict=False)
             progress.scores[at:] = [TokenScore(token_id=i, logprob=v) for i, v in scores]
         if progress.encoded == len(progress.context):
             progress.encoded_all()
             if progress.request.mode == "score":
                 progress.finish("stop")
-        if outcome.token is not None:
-            self._chose(outcome.token)
+        if result.token is not None:
+            self._chose(result.token)
 
     def stepped(self, after: Canvas, hidden: Tensor) -> None:
         """Take in one denoising step; a finished canvas is settled."""
@@ -159,11 +161,11 @@ class Row:
         if progress.request.trace:
             progress.trace.append(trace_step(before, after, self.schedule))
         if progress.request.frames:
-            self.mail.put(self._frame(before, after))
+            self.events.put(self._frame(before, after))
         if after.reason:
             self._settle(after, hidden)
         elif after.stable:
-            self._tell_prefix(after, hidden)
+            self._emit_prefix(after, hidden)
 
     def _frame(self, before: Canvas, after: Canvas) -> Event:
         assert after.argmax is not None and after.entropy is not None
@@ -187,63 +189,63 @@ class Row:
             progress.scores = self._scores(canvas, progress.committed, hidden)
             progress.finish("stop")
             return
-        if self.keeper is None:
+        if self.constrained is None:
             commit = finish(canvas, self.spec)
         else:
-            settled = self.keeper.settle(
+            resolved = self.constrained.resolve(
                 canvas, hidden, self.vocabulary, self.spec, progress.room
             )  # fmt: skip
-            progress.constraint = self.keeper.report
-            if isinstance(settled, Canvas):
-                self.canvas = settled
+            progress.constraint = self.constrained.report
+            if isinstance(resolved, Canvas):
+                self.canvas = resolved
                 return
-            commit = settled
+            commit = resolved
         self.canvas = None
         ids, steps = list(commit.token_ids), canvas.step - canvas.begun
-        progress.scores += self._scores(canvas, ids[progress.told :], hidden)
-        self._tell(progress.commit(ids, commit.ended, steps, canvas.reason))
+        progress.scores += self._scores(canvas, ids[progress.emitted :], hidden)
+        self._emit(progress.commit(ids, commit.ended, steps, canvas.reason))
         self._go_on(ids)
 
-    def _tell_prefix(self, canvas: Canvas, hidden: Tensor) -> None:
+    def _emit_prefix(self, canvas: Canvas, hidden: Tensor) -> None:
         """Commit what of a canvas that goes on can no longer change.
 
         There is no end id among it: a canvas that is settled up to an end id is finished.
         """
         assert canvas.argmax is not None
         progress = self.progress
-        fresh = progress.untold(canvas.argmax[: canvas.stable].tolist())
+        fresh = progress.pending_ids(canvas.argmax[: canvas.stable].tolist())
         if fresh:
             progress.scores += self._scores(canvas, fresh, hidden)
-            self._tell(progress.commit_prefix(fresh, canvas.step - canvas.begun))
+            self._emit(progress.commit_prefix(fresh, canvas.step - canvas.begun))
 
     def _scores(self, canvas: Canvas, ids: Sequence[int], hidden: Tensor) -> list[TokenScore]:
         """Of the ids that follow those told, where they are asked for."""
         if canvas.logprobs is None:
             return []
-        params, told = self.progress.request.params, self.progress.told
+        params, emitted = self.progress.request.params, self.progress.emitted
         asked = len(params.logprob_token_ids or ())
-        return token_scores(canvas, ids, asked, hidden, self.vocabulary, told)
+        return token_scores(canvas, ids, asked, hidden, self.vocabulary, emitted)
 
-    def _tell(self, event: Event) -> None:
+    def _emit(self, event: Event) -> None:
         """Ask whether a commit was enough, and report it."""
         try:
-            if self.enough is not None and self.enough(event.ids):
+            if self.should_stop is not None and self.should_stop(event.ids):
                 if not event.whole:
                     self.progress.canvases += 1  # it ends with the answer
                 self.progress.finish("stop")
         except Exception as error:  # this request's alone
-            told = (
+            emitted = (
                 str(error) if isinstance(error, DGemmaError) else f"{type(error).__name__}: {error}"
             )
-            self.progress.finish("error", told)
-        self.mail.put(event)
+            self.progress.finish("error", emitted)
+        self.events.put(event)
 
     def _chose(self, token: int) -> None:
         progress = self.progress
         progress.steps += 1
         ended = token in self.spec.end_ids
         ids = [] if ended else [token]
-        self._tell(progress.commit(ids, ended, 1))
+        self._emit(progress.commit(ids, ended, 1))
         self._go_on(ids)
 
     def _go_on(self, ids: list[int]) -> None:
@@ -254,8 +256,8 @@ class Row:
         thought = progress.request.thought
         budget = progress.request.params.thinking_budget
         if thought is not None and budget_exceeded(progress.committed, thought, budget):
-            if self.keeper is not None:
-                self.keeper.put_in([thought.close_id])
-            self._tell(progress.close_thought(thought.close_id))
+            if self.constrained is not None:
+                self.constrained.force([thought.close_id])
+            self._emit(progress.close_thought(thought.close_id))
             ids = [*ids, thought.close_id]
         progress.go_on(ids)

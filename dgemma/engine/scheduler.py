@@ -17,7 +17,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 
-from dgemma.engine.job import Job, Plan, Turn
+from dgemma.engine.job import Job, Scheduled, StepPlan
 from dgemma.engine.pages import Pages
 from dgemma.errors import Overloaded
 from dgemma.types import PAGE
@@ -76,7 +76,7 @@ class Scheduler:
         self._queues: dict[tuple[int, str], list[tuple[int, int, Job]]] = {}
         self._live: dict[str, int] = {}  # jobs of each owner
         self._usage: dict[str, float] = {}  # tokens that each live owner's jobs have had
-        self._slots: dict[tuple[str, str], Job] = {}
+        self._replaceable: dict[tuple[str, str], Job] = {}
         self._due: list[tuple[float, int, Job, bool, str]] = []  # True: only until it starts
 
     def __len__(self) -> int:
@@ -88,15 +88,15 @@ class Scheduler:
         """Take a job in.
 
         Returns:
-            The older job of the same owner and slot, which the caller must cancel, or None.
+            The older job that this one replaces, which the caller must cancel, or None.
         """
         request = job.progress.request
         job.number, job.since = self._numbers, now
         self._numbers += 1
         older = None
-        if request.slot:
-            older = self._slots.get((job.owner, request.slot))
-            self._slots[job.owner, request.slot] = job
+        if request.replaces:
+            older = self._replaceable.get((job.owner, request.replaces))
+            self._replaceable[job.owner, request.replaces] = job
         if job.owner not in self._live:
             # Whoever was away must not have saved up turns.
             self._usage[job.owner] = min(self._usage.values(), default=0.0)
@@ -104,9 +104,9 @@ class Scheduler:
         if request.deadline_s is not None:
             why = f"the deadline of {request.deadline_s} s has passed"
             heapq.heappush(self._due, (now + request.deadline_s, 2 * job.number, job, False, why))
-        if request.patience_s is not None:
-            why = f"it has waited longer than {request.patience_s} s (patience_s)"
-            late = now + request.patience_s, 2 * job.number + 1, job, True, why
+        if request.queue_timeout_s is not None:
+            why = f"it has waited longer than {request.queue_timeout_s} s (queue_timeout_s)"
+            late = now + request.queue_timeout_s, 2 * job.number + 1, job, True, why
             heapq.heappush(self._due, late)
         self._enqueue(job)
         return older
@@ -148,17 +148,17 @@ class Scheduler:
             self._due = [due for due in self._due if due[2].waiting or due[2].table is not None]
             heapq.heapify(self._due)
         request = job.progress.request
-        if self._slots.get((job.owner, request.slot)) is job:
-            del self._slots[job.owner, request.slot]
+        if self._replaceable.get((job.owner, request.replaces)) is job:
+            del self._replaceable[job.owner, request.replaces]
         self._live[job.owner] -= 1
         if not self._live[job.owner]:
             del self._live[job.owner], self._usage[job.owner]
 
     # -- a pass --------------------------------------------------------------------------------
 
-    def plan(self, now: float) -> Plan:
+    def plan(self, now: float) -> StepPlan:
         """What the next pass computes. Jobs that it names as failed must be removed."""
-        plan, self._now = Plan(), now
+        plan, self._now = StepPlan(), now
         self._expire(now, plan)
         gone = {id(job) for job, _ in plan.failed}
         for job in sorted(self.running, key=lambda job: job.rank):
@@ -172,7 +172,7 @@ class Scheduler:
             self._limit, self._calm = min(2 * self._limit, self.max_tokens), 0
         return plan
 
-    def _expire(self, now: float, plan: Plan) -> None:
+    def _expire(self, now: float, plan: StepPlan) -> None:
         while self._due and self._due[0][0] <= now:
             _, _, job, until_start, why = heapq.heappop(self._due)
             over = not job.waiting and job.table is None
@@ -181,7 +181,7 @@ class Scheduler:
                 continue
             plan.failed.append((job, f"{why}; ask again with more time, or when less is running"))
 
-    def _turn(self, job: Job) -> Turn:
+    def _next_for(self, job: Job) -> Scheduled:
         """What a job does next.
 
         A piece of a prompt ends where a page does, see `CachedContext`. With the last piece goes
@@ -195,13 +195,13 @@ class Scheduler:
         count = min(whole if whole > 0 else most, context - done)
         last = done + count == context and progress.request.mode == "diffusion"
         fits = count == 0 or count + progress.width <= self._limit
-        return Turn(job, count, denoise=last and fits)
+        return Scheduled(job, count, denoise=last and fits)
 
-    def _secure(self, job: Job, plan: Plan) -> None:
+    def _secure(self, job: Job, plan: StepPlan) -> None:
         """See that a running job has the pages for its next turn; others may have to leave."""
         progress, table = job.progress, job.table
         assert table is not None
-        end = progress.encoded + self._turn(job).size
+        end = progress.encoded + self._next_for(job).size
         try:
             while not self.pages.reserve(table, job.room, end):
                 victim = max(self.running, key=lambda other: other.rank)
@@ -223,7 +223,7 @@ class Scheduler:
         job.since = self._now
         self._enqueue(job)
 
-    def _admit(self, now: float, plan: Plan, gone: set[int]) -> None:
+    def _admit(self, now: float, plan: StepPlan, gone: set[int]) -> None:
         """Let waiting jobs in while there is room.
 
         Where a job finds none, those behind it wait, too, unless they have a higher priority.
@@ -275,7 +275,7 @@ class Scheduler:
         """Whether a running job of no lower priority makes the very pages that it needs next."""
         if len(self.running) >= self.max_running:
             return False  # no place for it anyway; looking would cost a walk through its prompt
-        table = self.pages.claimant(job.progress.context)
+        table = self.pages.computing(job.progress.context)
         return table is not None and any(
             other.table is table and other.priority >= job.priority for other in self.running
         )
@@ -307,7 +307,7 @@ class Scheduler:
         self.running.append(job)
         return True
 
-    def _choose(self, plan: Plan) -> None:
+    def _choose(self, plan: StepPlan) -> None:
         """Fill the pass."""
         gone = {id(job) for job, _ in plan.failed}
         jobs = [job for job in self.running if id(job) not in gone]
@@ -320,13 +320,13 @@ class Scheduler:
             self._express = 0
         tokens = 0
         for job in sorted(jobs, key=lambda job: (job.last - PREFERENCE * job.priority, job.number)):
-            turn = self._turn(job)
-            if plan.turns and tokens + turn.size > self._limit:
+            scheduled = self._next_for(job)
+            if plan.scheduled and tokens + scheduled.size > self._limit:
                 continue
-            tokens += turn.size
+            tokens += scheduled.size
             job.last = self.passes
-            self._usage[job.owner] += turn.size
-            plan.turns.append(turn)
+            self._usage[job.owner] += scheduled.size
+            plan.scheduled.append(scheduled)
 
     def encoded(self, job: Job, count: int) -> None:
         """A job's tokens are in its pages now."""

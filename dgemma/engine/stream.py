@@ -28,7 +28,7 @@ class Driver(Protocol):
         ...
 
 
-class Stream(Iterator[Event], AsyncIterator[Event]):
+class EventStream(Iterator[Event], AsyncIterator[Event]):
     """Iterate for events, the last of which is "done". Closing or dropping it cancels."""
 
     def __init__(self, driver: Driver, row: Row) -> None:
@@ -36,7 +36,7 @@ class Stream(Iterator[Event], AsyncIterator[Event]):
         self._row = row
         self._over = False
 
-    def __iter__(self) -> Stream:
+    def __iter__(self) -> EventStream:
         return self
 
     def __next__(self) -> Event:
@@ -46,7 +46,7 @@ class Stream(Iterator[Event], AsyncIterator[Event]):
         self._over = event.type == "done"
         return event
 
-    def __aiter__(self) -> Stream:
+    def __aiter__(self) -> EventStream:
         return self
 
     async def __anext__(self) -> Event:

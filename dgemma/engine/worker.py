@@ -13,10 +13,10 @@ import threading
 import weakref
 from typing import Literal
 
-from dgemma.diffusion.constraint import Keeper
+from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.engine.engine import Engine
-from dgemma.engine.row import Enough, Row
-from dgemma.engine.stream import Stream
+from dgemma.engine.row import Row, ShouldStop
+from dgemma.engine.stream import EventStream
 from dgemma.errors import EngineError
 from dgemma.types import Event, Request
 
@@ -37,8 +37,11 @@ class Worker:
         self._process = os.getpid()
 
     def submit(
-        self, request: Request, enough: Enough | None = None, keeper: Keeper | None = None
-    ) -> Stream:
+        self,
+        request: Request,
+        should_stop: ShouldStop | None = None,
+        constrained: ConstrainedAnswer | None = None,
+    ) -> EventStream:
         """Start a request; it runs whether or not its stream is iterated.
 
         Raises:
@@ -46,7 +49,7 @@ class Worker:
             Overloaded: too many requests wait.
             EngineError: the worker is closed, or stayed behind in the parent of this process.
         """
-        row = self.engine.prepare(request, enough, keeper)
+        row = self.engine.prepare(request, should_stop, constrained)
         if self._process != os.getpid():
             raise EngineError("this process was forked after the model was loaded; load it here")
         with self._starting:
@@ -57,7 +60,7 @@ class Worker:
                 self._thread = self._start()
             self._inbox.put(("add", row))
             self._sent += 1
-        return Stream(self, row)
+        return EventStream(self, row)
 
     def _start(self) -> threading.Thread:
         thread = threading.Thread(
@@ -70,11 +73,11 @@ class Worker:
 
     def next_event(self, row: Row) -> Event:
         """See `Driver`."""
-        return row.mail.wait()
+        return row.events.wait()
 
     async def arrival(self, row: Row) -> Event:
         """See `Driver`."""
-        return await row.mail.arrival()
+        return await row.events.arrival()
 
     def cancel(self, row: Row) -> None:
         """See `Driver`."""
@@ -109,7 +112,7 @@ def _serve(engine: Engine, inbox: Inbox) -> None:
             if kind == "close":
                 closing, finish = True, bool(what)
             elif isinstance(what, Row):
-                _tell(engine, kind, what)
+                _emit(engine, kind, what)
         if engine.running and not (closing and not finish):
             _step(engine)
     engine.end_all()
@@ -118,21 +121,21 @@ def _serve(engine: Engine, inbox: Inbox) -> None:
         if isinstance(what, Row) and what.progress.output is None:
             what.progress.finish("cancelled")
             index = what.progress.request.index
-            what.mail.put(Event(type="done", index=index, output=what.progress.output))
+            what.events.put(Event(type="done", index=index, output=what.progress.output))
 
 
-def _tell(engine: Engine, kind: str, row: Row) -> None:
+def _emit(engine: Engine, kind: str, row: Row) -> None:
     try:
         if kind == "cancel":
             engine.cancel(row)
         else:
             engine.add(row)
     except Exception as error:  # a mistake of ours; the other requests go on
-        told = f"{type(error).__name__}: {error}"
+        emitted = f"{type(error).__name__}: {error}"
         try:
-            engine.fail(row, told)
+            engine.fail(row, emitted)
         except Exception:
-            engine.end_all(f"the engine failed: {told}")
+            engine.end_all(f"the engine failed: {emitted}")
 
 
 def _step(engine: Engine) -> None:

@@ -222,15 +222,15 @@ def _questions(n: int) -> list[tuple[str, Example, list[str], str]]:
 def decisions(llm: LLM, n: int) -> list[Calibrated]:
     """About n decisions of each kind by one reading; half of the examples fit the temperature."""
     found: dict[str, list[tuple[tuple[float, ...], int]]] = {}
-    questions = _questions(n)
+    sampling_inputs = _questions(n)
 
     def read(i: int) -> tuple[str, tuple[float, ...], int]:
-        kind, example, choices, answer = questions[i]
+        kind, example, choices, answer = sampling_inputs[i]
         decision = llm.decide(example.messages, [Choice("label", "", choices)], seed=i)
         shares = tuple(p for _, p in decision.answers[0].probabilities)
         return kind, shares, choices.index(answer)
 
-    for kind, shares, right in _together(read, len(questions)):
+    for kind, shares, right in _together(read, len(sampling_inputs)):
         found.setdefault(kind, []).append((shares, right))
     out = []
     for kind, rows in sorted(found.items()):

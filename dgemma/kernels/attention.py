@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgemma.errors import MissingExtra
-from dgemma.kernels.buffers import SCRATCH
+from dgemma.kernels.workspace import WORKSPACE
 
 SCORES = 1 << 22
 """Most scores that `products` makes at a time: 8 MiB in 16 bit."""
@@ -63,10 +63,10 @@ def products(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Te
         barred = None if mask is None else mask[rows]
         for head in range(heads):
             block = q[head, :, rows].reshape(-1, width)
-            scores = SCRATCH.take("scores", block.shape[0], seen, q)
+            scores = WORKSPACE.take("scores", block.shape[0], seen, q)
             torch.mm(block, keys[head].T, out=scores)
             _bar(scores.view(group, -1, seen), barred)
-            belief = SCRATCH.take("belief", block.shape[0], seen, q)
+            belief = WORKSPACE.take("belief", block.shape[0], seen, q)
             torch.softmax(scores, -1, out=belief)
             out[head, :, rows] = torch.mm(belief, values[head]).view(group, -1, width)
     return out

@@ -30,7 +30,7 @@ MOST_SPANS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Blocks:
+class AttentionTiles:
     """Block sizes: folded query rows, keys, and warps and stages as in Triton."""
 
     rows: int
@@ -39,17 +39,17 @@ class Blocks:
     stages: int
 
 
-def block_sizes(rows: int, head_dim: int, dtype: torch.dtype) -> Blocks:
+def block_sizes(rows: int, head_dim: int, dtype: torch.dtype) -> AttentionTiles:
     """Block sizes for `rows` folded rows (queries x heads of a group), such that they fit.
 
     Shared memory of a block: rows x hd for the queries and stages x 2 x keys x hd for keys and
     values, plus the probabilities; at most 227 KB on H100 and H200.
     """
     if dtype == torch.float32:
-        return Blocks(16, 16, 4, 1)
+        return AttentionTiles(16, 16, 4, 1)
     if head_dim > 256:  # 64 KB + 2 x 64 KB
-        return Blocks(16, 32, 4, 2) if rows <= 16 else Blocks(64, 32, 8, 2)
-    return Blocks(16, 64, 4, 2) if rows <= 16 else Blocks(64, 64, 8, 2)
+        return AttentionTiles(16, 32, 4, 2) if rows <= 16 else AttentionTiles(64, 32, 8, 2)
+    return AttentionTiles(16, 64, 4, 2) if rows <= 16 else AttentionTiles(64, 64, 8, 2)
 
 
 def count_spans(programs: int, blocks: int) -> int:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgemma.errors import MissingExtra
-from dgemma.kernels.buffers import SCRATCH
+from dgemma.kernels.workspace import WORKSPACE
 
 ROW_TILE = 16
 """Fewest rows of a matrix product. BLAS switches to another summation order below four rows, so
@@ -111,9 +111,9 @@ def experts_grouped(
     rows, top_k = index.shape
     order = index.flatten().argsort(stable=True)  # assignments, grouped by expert
     counts = torch.bincount(index.flatten(), minlength=gate_up.shape[0]).tolist()
-    sorted_rows = SCRATCH.take("expert rows", len(order), x.shape[1], x)
+    sorted_rows = WORKSPACE.take("expert rows", len(order), x.shape[1], x)
     torch.index_select(x, 0, order // top_k, out=sorted_rows)
-    inner = SCRATCH.take("expert inner", len(order), gate_up.shape[1], x)
+    inner = WORKSPACE.take("expert inner", len(order), gate_up.shape[1], x)
     ends = list(accumulate(counts))
     used = [
         (e, slice(end - n, end)) for e, (n, end) in enumerate(zip(counts, ends, strict=True)) if n
@@ -128,7 +128,7 @@ def experts_grouped(
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order), device=x.device)
     summed = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-    one = SCRATCH.take("expert result", rows, x.shape[1], x)
+    one = WORKSPACE.take("expert result", rows, x.shape[1], x)
     for k, slots in enumerate(place.view(rows, top_k).unbind(1)):
         summed.addcmul_(torch.index_select(out, 0, slots, out=one), weight[:, k, None])
     return summed.to(x.dtype)

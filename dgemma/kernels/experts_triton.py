@@ -35,7 +35,7 @@ ADD_COLUMNS = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Blocks:
+class ExpertTiles:
     """Block sizes of the two products.
 
     Attributes:
@@ -52,7 +52,7 @@ class Blocks:
     stages: int
 
 
-def block_sizes(assignments: int, experts: int, dtype: torch.dtype) -> Blocks:
+def block_sizes(assignments: int, experts: int, dtype: torch.dtype) -> ExpertTiles:
     """Block sizes by the mean number of rows of an expert: a canvas has 16, a prefill hundreds.
 
     Few rows: weights are read once from memory and the product is free, so a block should hold all
@@ -60,14 +60,14 @@ def block_sizes(assignments: int, experts: int, dtype: torch.dtype) -> Blocks:
     """
     mean = assignments / experts
     if dtype == torch.float32:
-        return Blocks(16 if mean <= 16 else 32, 32, 32, 4, 2)
+        return ExpertTiles(16 if mean <= 16 else 32, 32, 32, 4, 2)
     if mean <= 8:
-        return Blocks(16, 64, 64, 4, 4)
+        return ExpertTiles(16, 64, 64, 4, 4)
     if mean <= 32:
-        return Blocks(32, 64, 64, 4, 4)
+        return ExpertTiles(32, 64, 64, 4, 4)
     if mean <= 96:
-        return Blocks(64, 64, 64, 4, 4)
-    return Blocks(128, 64, 64, 8, 3)
+        return ExpertTiles(64, 64, 64, 4, 4)
+    return ExpertTiles(128, 64, 64, 8, 3)
 
 
 @triton.jit(do_not_specialize=["total"])

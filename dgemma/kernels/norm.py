@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgemma.kernels.buffers import SCRATCH
+from dgemma.kernels.workspace import WORKSPACE
 
 BLOCK_ELEMENTS = 1 << 20
 """Numbers of a block: 4 MiB in fp32."""
@@ -30,8 +30,10 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     fp32 = torch.empty(0)
     for low in range(0, len(flat), rows):
         block = flat[low : low + rows]
-        wide = SCRATCH.take("norm", len(block), block.shape[1], fp32).copy_(block)
-        square = torch.mul(wide, wide, out=SCRATCH.take("square", len(block), block.shape[1], fp32))
+        wide = WORKSPACE.take("norm", len(block), block.shape[1], fp32).copy_(block)
+        square = torch.mul(
+            wide, wide, out=WORKSPACE.take("square", len(block), block.shape[1], fp32)
+        )
         wide.mul_(square.mean(-1, keepdim=True).add_(eps).rsqrt_())
         if weight is not None:
             wide.mul_(weight)

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from dgemma.errors import InvalidRequest
-from dgemma.kernels.blocks import block_sums, entropy, log_total, pick
 from dgemma.kernels.controls import Controls
 from dgemma.kernels.experts import ROW_TILE, rows_linear
-from dgemma.kernels.reading import Logprobs, Reading, joined
+from dgemma.kernels.head_output import HeadLogprobs, HeadOutput, joined
+from dgemma.kernels.sampling import block_sums, entropy, log_total, pick
 from dgemma.kernels.vocabulary_tiles import TiledReader
 
 CHUNK_ELEMENTS = 1 << 23
@@ -71,37 +71,42 @@ class Vocabulary:
 
     @torch.no_grad()
     def read(
-        self, hidden: Tensor, temperature: Tensor, keys: Tensor, controls: Controls
-    ) -> Reading:
+        self, hidden: Tensor, temperature: Tensor, uniforms: Tensor, controls: Controls
+    ) -> HeadOutput:
         """Answers for any number of positions of any number of requests.
 
         Args:
             hidden: [N, D] after the final norm, in the table's dtype.
             temperature: fp32 [N], above zero.
-            keys: fp32 [N], one uniform in [0, 1) a position.
+            uniforms: fp32 [N], one uniform in [0, 1) a position.
             controls: what else is asked. Filters need whole rows and are always read row by row.
 
         Returns:
-            A `Reading` of N rows. In fp32 on a CPU the bits of a row do not depend on the others.
+            A `HeadOutput` of N rows. In fp32 on a CPU no row's bits depend on the others.
 
         Raises:
             InvalidRequest: see `Controls.check`.
         """
         controls.check(self.table.shape[0])
         if controls.pinned is not None:
-            return self._read_held(hidden, temperature, keys, controls, controls.pinned)
+            return self._read_held(hidden, temperature, uniforms, controls, controls.pinned)
         if self.kernel != "rows" and controls.filters is None:
-            return self.tiles.read(hidden, temperature, keys, controls)
+            return self.tiles.read(hidden, temperature, uniforms, controls)
         rows = torch.arange(len(hidden), device=hidden.device)
         parts = []
         for r in torch.split(rows, self.rows_at_a_time):
             asked = controls if len(r) == len(rows) else controls.rows(r)
-            parts.append(self._read_rows(hidden[r], temperature[r], keys[r], asked))
+            parts.append(self._read_rows(hidden[r], temperature[r], uniforms[r], asked))
         return joined(parts)
 
     def _read_held(
-        self, hidden: Tensor, temperature: Tensor, keys: Tensor, controls: Controls, pinned: Tensor
-    ) -> Reading:
+        self,
+        hidden: Tensor,
+        temperature: Tensor,
+        uniforms: Tensor,
+        controls: Controls,
+        pinned: Tensor,
+    ) -> HeadOutput:
         """Pinned rows are looked up; only the others, and those with a score, are read."""
         free = (pinned < 0).nonzero()[:, 0]
         controls = replace(controls, pinned=None)
@@ -109,15 +114,15 @@ class Vocabulary:
         soft = self.embed(ids)
         entropy = torch.zeros_like(temperature)
         if controls.wants_logprobs:
-            reading = self.read(hidden, temperature, keys, controls)
-            got, logprobs = reading, reading.logprobs
+            head_output = self.read(hidden, temperature, uniforms, controls)
+            got, logprobs = head_output, head_output.logprobs
             pick = free
         elif len(free):
-            got = self.read(hidden[free], temperature[free], keys[free], controls.rows(free))
+            got = self.read(hidden[free], temperature[free], uniforms[free], controls.rows(free))
             logprobs, pick = None, torch.arange(len(free), device=free.device)
         else:
-            return Reading(ids, ids, entropy, soft)
-        return Reading(
+            return HeadOutput(ids, ids, entropy, soft)
+        return HeadOutput(
             argmax=ids.index_copy(0, free, got.argmax[pick]),
             sample=ids.index_copy(0, free, got.sample[pick]),
             entropy=entropy.index_copy(0, free, got.entropy[pick]),
@@ -179,13 +184,13 @@ class Vocabulary:
         return rows_linear(belief, self.table.T) * self.embed_scale
 
     def _read_rows(
-        self, hidden: Tensor, temperature: Tensor, keys: Tensor, controls: Controls
-    ) -> Reading:
+        self, hidden: Tensor, temperature: Tensor, uniforms: Tensor, controls: Controls
+    ) -> HeadOutput:
         plain = self.logits(hidden, controls)
         tempered = plain / temperature[:, None]
         sums = block_sums(tempered)
         argmax = tempered.argmax(-1)
-        sample = pick(tempered, sums, keys)
+        sample = pick(tempered, sums, uniforms)
         # The cap hides an infinite product, so the hidden state itself is looked at.
         nats = torch.where(hidden.isfinite().all(-1), entropy(sums), torch.nan)
         logprobs = None
@@ -194,9 +199,9 @@ class Vocabulary:
             asked += [controls.score_ids] if controls.score_ids is not None else []
             asked += [plain.topk(controls.alternatives).indices] if controls.alternatives else []
             ids = torch.cat(asked, dim=1)
-            logprobs = Logprobs(
+            logprobs = HeadLogprobs(
                 ids=ids,
                 tempered=tempered.gather(1, ids) - log_total(sums)[:, None],
                 plain=plain.gather(1, ids) - log_total(block_sums(plain))[:, None],
             )
-        return Reading(argmax, sample, nats, self.soft_embedding(tempered), logprobs)
+        return HeadOutput(argmax, sample, nats, self.soft_embedding(tempered), logprobs)

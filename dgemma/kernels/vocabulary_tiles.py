@@ -20,7 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dgemma.errors import MissingExtra
-from dgemma.kernels.blocks import (
+from dgemma.kernels.controls import Controls
+from dgemma.kernels.experts import ROW_TILE, rows_linear
+from dgemma.kernels.head_output import HeadLogprobs, HeadOutput
+from dgemma.kernels.sampling import (
     BLOCK,
     LOWEST,
     BlockSums,
@@ -32,10 +35,7 @@ from dgemma.kernels.blocks import (
     pick_inside,
     total,
 )
-from dgemma.kernels.buffers import SCRATCH
-from dgemma.kernels.controls import Controls
-from dgemma.kernels.experts import ROW_TILE, rows_linear
-from dgemma.kernels.reading import Logprobs, Reading
+from dgemma.kernels.workspace import WORKSPACE
 
 TILE_ELEMENTS = 1 << 21
 """Logits of a tile on a CPU: 8 MiB in fp32."""
@@ -87,12 +87,12 @@ def epilogue(x: Tensor, low: int, running: Running, like: Tensor) -> tuple[Tenso
     shrink = (running.peak - peak).exp_()[:, None]
     running.peak = peak
     blocks.sub_(top[:, :, None])
-    e = torch.exp(blocks, out=SCRATCH.take("e", rows, x.shape[1], x).view_as(blocks))
+    e = torch.exp(blocks, out=WORKSPACE.take("e", rows, x.shape[1], x).view_as(blocks))
     running.sums.top[:, here] = top
     running.sums.mass[:, here] = e.sum(-1)
     running.sums.moment[:, here] = blocks.clamp_(min=LOWEST).mul_(e).sum(-1)
     e.mul_((top - peak[:, None]).exp_()[:, :, None])
-    weights = SCRATCH.take("weights", rows, x.shape[1], like)
+    weights = WORKSPACE.take("weights", rows, x.shape[1], like)
     return weights.copy_(e.view(rows, -1)), shrink
 
 
@@ -116,8 +116,8 @@ class TiledReader:
         self.tile_elements = CUDA_TILE_ELEMENTS if table.is_cuda else TILE_ELEMENTS
 
     def read(
-        self, hidden: Tensor, temperature: Tensor, keys: Tensor, controls: Controls
-    ) -> Reading:
+        self, hidden: Tensor, temperature: Tensor, uniforms: Tensor, controls: Controls
+    ) -> HeadOutput:
         """See `Vocabulary.read`; filters are not for tiles."""
         assert controls.filters is None
         rows, width = hidden.shape
@@ -149,7 +149,7 @@ class TiledReader:
             self._believe(weights, shrink, low, running)
         # The cap hides an infinite product, so the hidden state itself is looked at.
         nats = torch.where(hidden.isfinite().all(-1), entropy(running.sums), torch.nan)
-        sample = self._sample(hidden, temperature, keys, controls, running.sums)
+        sample = self._sample(hidden, temperature, uniforms, controls, running.sums)
         running.soft.div_(total(running.sums, running.peak)[:, None])
         soft = running.soft.to(self.table.dtype) * self.embed_scale
         logprobs = None
@@ -159,12 +159,12 @@ class TiledReader:
             asked += [ids for _, ids in likely]
             ids = torch.cat(asked, dim=1)
             logits = self._chosen(hidden, ids, controls)
-            logprobs = Logprobs(
+            logprobs = HeadLogprobs(
                 ids=ids,
                 tempered=logits / temperature[:, None] - log_total(running.sums)[:, None],
                 plain=logits - log_total(plain)[:, None],
             )
-        return Reading(running.best, sample, nats, soft, logprobs)
+        return HeadOutput(running.best, sample, nats, soft, logprobs)
 
     def _absorb_fused(
         self,
@@ -178,14 +178,14 @@ class TiledReader:
         """A tile without fp32 logits: raw products, then one kernel."""
         assert self.triton is not None
         rows, width = len(hidden), -(-(high - low) // BLOCK) * BLOCK
-        raw = SCRATCH.take("raw", rows, width, self.table)
+        raw = WORKSPACE.take("raw", rows, width, self.table)
         if width == high - low:
             torch.mm(hidden, self.table[low:high].T, out=raw)
         else:
             raw[:, : high - low] = hidden @ self.table[low:high].T
             raw[:, high - low :] = -torch.inf
         controls.adjust(raw[:, : high - low], low)
-        weights = SCRATCH.take("weights", rows, width, self.table)
+        weights = WORKSPACE.take("weights", rows, width, self.table)
         shrink = self.triton.absorb(
             raw, weights, temperature, self.softcap, low, running.peak, running.best, running.sums
         )
@@ -194,7 +194,7 @@ class TiledReader:
     def _believe(self, weights: Tensor, shrink: Tensor, low: int, running: Running) -> None:
         """Add a tile's embeddings to the belief."""
         table = self.table[low : low + weights.shape[1]]
-        part = SCRATCH.take("part", len(weights), self.table.shape[1], self.table)
+        part = WORKSPACE.take("part", len(weights), self.table.shape[1], self.table)
         torch.mm(weights[:, : len(table)], table, out=part)
         running.soft.mul_(shrink).add_(part)
 
@@ -204,12 +204,12 @@ class TiledReader:
         if rows < ROW_TILE:  # see `rows_linear`
             hidden = F.pad(hidden, (0, 0, 0, ROW_TILE - rows))
         width = -(-(high - low) // BLOCK) * BLOCK
-        x = SCRATCH.take("x", len(hidden), width, self.embed_scale.float())
+        x = WORKSPACE.take("x", len(hidden), width, self.embed_scale.float())
         table = self.table[low:high].T
         if self.table.dtype == torch.float32 and width == high - low:
             torch.mm(hidden, table, out=x)
         else:
-            raw = SCRATCH.take("raw", len(hidden), high - low, self.table)
+            raw = WORKSPACE.take("raw", len(hidden), high - low, self.table)
             x[:, : high - low].copy_(torch.mm(hidden, table, out=raw))
             x[:, high - low :] = -torch.inf
         x = x[:rows]
@@ -222,12 +222,12 @@ class TiledReader:
         self,
         hidden: Tensor,
         temperature: Tensor,
-        keys: Tensor,
+        uniforms: Tensor,
         controls: Controls,
         sums: BlockSums,
     ) -> Tensor:
         """int64 [N]; the logits of the chosen block of each row are made anew."""
-        block, rest = pick_block(sums, keys)
+        block, rest = pick_block(sums, uniforms)
         x = capped(self._block_products(hidden, block).float(), self.softcap, exact=self.exact)
         ids = block[:, None] * BLOCK + torch.arange(BLOCK, device=block.device)
         size = self.table.shape[0]

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dgemma.kernels.blocks import BLOCK, LOWEST, BlockSums
+from dgemma.kernels.sampling import BLOCK, LOWEST, BlockSums
 
 SWEEP = 16
 """Blocks of 256 ids that a program takes at a time."""

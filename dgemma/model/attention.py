@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dgemma.kernels.attention import attend_on_cuda, grouped
-from dgemma.model.cache import Row
+from dgemma.model.cache import CacheRow
 from dgemma.model.config import ModelConfig
 from dgemma.model.layers import Linear, RMSNorm, rotate
 from dgemma.types import PAGE
@@ -76,7 +76,7 @@ class Attention(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class AttentionSpan:
     """Consecutive tokens of one request in a packed forward.
 
     Attributes:
@@ -85,7 +85,7 @@ class Segment:
         denoise: a canvas (reads the cache) or prompt tokens (appended to it).
     """
 
-    cache: Row
+    cache: CacheRow
     length: int
     denoise: bool
 
@@ -93,7 +93,7 @@ class Segment:
 class CachedContext:
     """Attention of packed segments over their own caches, each request by itself: no padding."""
 
-    def __init__(self, config: ModelConfig, segments: Sequence[Segment], kernel: str) -> None:
+    def __init__(self, config: ModelConfig, segments: Sequence[AttentionSpan], kernel: str) -> None:
         self.window = config.sliding_window
         self.kernel = kernel
         self.segments = segments
@@ -122,7 +122,13 @@ class CachedContext:
         return out
 
     def _causal(
-        self, q: Tensor, keys: Tensor, values: Tensor, window: int | None, out: Tensor, cache: Row
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        window: int | None,
+        out: Tensor,
+        cache: CacheRow,
     ) -> None:
         """The last T of the S keys are the queries' own; write [T, H, hd] into `out`.
 

@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dgemma.kernels.buffers import SCRATCH
+from dgemma.kernels.workspace import WORKSPACE
 from dgemma.model.config import LayerType, ModelConfig
 from dgemma.types import PAGE
 
@@ -41,7 +41,7 @@ class Store(Protocol):
         ...
 
 
-class Row(Protocol):
+class CacheRow(Protocol):
     """The cache of one request, as a forward uses it."""
 
     length: int
@@ -198,7 +198,7 @@ class PagedMemory:
             length: tokens encoded so far.
             full, sliding: the page of each block of the request; what is out of the window's
                 reach is not looked at.
-            borders: see `Row`.
+            borders: see `CacheRow`.
         """
         return PagedRow(self, length, full, sliding, borders)
 
@@ -299,7 +299,7 @@ class PagedStore:
             return self._buffer[0, :, slots], self._buffer[1, :, slots]
         _, heads, _, width = self._buffer.shape
         size = 2, heads, len(slots), width
-        gathered = SCRATCH.take("gathered keys", 2 * heads, len(slots) * width, k).view(size)
+        gathered = WORKSPACE.take("gathered keys", 2 * heads, len(slots) * width, k).view(size)
         torch.index_select(self._buffer, 2, slots, out=gathered)
         return gathered[0], gathered[1]
 

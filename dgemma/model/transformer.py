@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from dgemma.errors import InvalidRequest
 from dgemma.kernels.attention import choose_attention
 from dgemma.kernels.experts import rows_linear
-from dgemma.model.attention import Attention, AttentionContext, CachedContext, Segment
-from dgemma.model.cache import Cache, Row, RowCache
+from dgemma.model.attention import Attention, AttentionContext, AttentionSpan, CachedContext
+from dgemma.model.cache import Cache, CacheRow, RowCache
 from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.layers import (
     Experts,
@@ -33,7 +33,7 @@ from dgemma.model.layers import (
     rotary_table,
 )
 
-Part = tuple[Row, Tensor, bool, Tensor | None]
+Part = tuple[CacheRow, Tensor, bool, Tensor | None]
 """A row's share of a forward: its cache, ids [T], whether to denoise them, and for denoising the
 soft embedding [T, D] of the previous step, or None at the first (then it is exactly zero)."""
 
@@ -179,7 +179,7 @@ class DiffusionGemma(nn.Module):
             inputs.append(embedding)
             positions.append(torch.arange(cache.length, end, device=self.device))
             modes.append(torch.full((len(ids), 1), denoise, device=self.device))
-            segments.append(Segment(cache, len(ids), denoise))
+            segments.append(AttentionSpan(cache, len(ids), denoise))
         # Elementwise kernels take a scalar path for what is left over behind whole vectors, which
         # rounds otherwise: without filling up, a row's bits would depend on how many rows follow.
         missing = -sum(s.length for s in segments) % ROWS if self._exact() else 0

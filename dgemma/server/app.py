@@ -21,11 +21,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from dgemma.errors import DGemmaError, nearest
+from dgemma.server.apis import ROUTERS
 from dgemma.server.errors import Refusal, crash, invalid, refusal, renamed, respond
-from dgemma.server.middleware import Gate, Notes
+from dgemma.server.middleware import AccessLog, AuthAndBody
 from dgemma.server.model import Model
-from dgemma.server.routes import ROUTERS
-from dgemma.server.schema.base import Body
+from dgemma.server.request_body import Body
 from dgemma.server.service import Service
 from dgemma.server.settings import Settings
 
@@ -63,7 +63,7 @@ def create_app(model: Model, settings: Settings) -> FastAPI:
     app.add_exception_handler(HTTPException, _unknown)
     app.add_exception_handler(DGemmaError, _refused)
     app.add_exception_handler(Refusal, _refused)
-    app.add_middleware(Gate, service=service)
+    app.add_middleware(AuthAndBody, service=service)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -72,7 +72,7 @@ def create_app(model: Model, settings: Settings) -> FastAPI:
             allow_headers=["*"],  # the clients of OpenAI and of Anthropic send a dozen of their own
             expose_headers=["x-request-id", "request-id", "retry-after"],
         )
-    app.add_middleware(Notes, service=service, route_of=_routes(app))
+    app.add_middleware(AccessLog, service=service, route_of=_routes(app))
     return app
 
 

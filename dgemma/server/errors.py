@@ -144,10 +144,12 @@ def renamed(refused: Refusal, names: Mapping[str, Sequence[str]], sent: Any) -> 
     if field is None or field not in names:
         return refused
     name = next((one for one in names[field] if _holds(sent, one)), names[field][0])
-    told = refused.message
-    if told.startswith(field):
-        told = name + told[len(field) :]
-    return Refusal(refused.status, told, param=name, code=refused.code, headers=refused.headers)
+    with_errors = refused.message
+    if with_errors.startswith(field):
+        with_errors = name + with_errors[len(field) :]
+    return Refusal(
+        refused.status, with_errors, param=name, code=refused.code, headers=refused.headers
+    )
 
 
 def _holds(value: Any, path: str) -> bool:

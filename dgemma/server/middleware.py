@@ -48,7 +48,7 @@ _ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class Notes:
+class AccessLog:
     """The outermost layer: a request's id, its line in the log, its counts; HEAD is a GET whose
     reply has no body."""
 
@@ -102,7 +102,7 @@ class Notes:
         log.info("%s", json.dumps(line, ensure_ascii=False))
 
 
-class Gate:
+class AuthAndBody:
     """The layer around the routes: key, body, a place; and an answer to what goes wrong."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
@@ -221,13 +221,13 @@ async def _drain(receive: Receive) -> None:
 
 def _again(body: bytes, receive: Receive) -> Receive:
     """The body once more for the layers below; then whatever comes."""
-    told = False
+    with_errors = False
 
     async def replay() -> Message:
-        nonlocal told
-        if told:
+        nonlocal with_errors
+        if with_errors:
             return await receive()
-        told = True
+        with_errors = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replay

@@ -19,7 +19,7 @@ from dgemma.params import REFUSED_BY_FILL, SamplingParams, canvas_width
 from dgemma.server.errors import closing
 from dgemma.server.model import result
 from dgemma.server.replies import End, Times
-from dgemma.server.schema.sampling import Drawing
+from dgemma.server.sampling_fields import SamplingFields
 from dgemma.server.service import Service
 from dgemma.text.answer import first_stop
 from dgemma.types import Output, Request, Usage
@@ -27,7 +27,7 @@ from dgemma.types import Output, Request, Usage
 T = TypeVar("T")
 
 
-async def follow(
+async def run_plan(
     service: Service, plan: Plan[T], owner: str, *, chat: bool = False
 ) -> tuple[T, int]:
     """Run a plan to its end; cancelling this ends all that it has begun.
@@ -72,8 +72,8 @@ def _advance(
         return (), (over.value,)
 
 
-def steady(
-    body: Drawing, service: Service, *, stop: bool = False, strength: bool = False
+def plan_params(
+    body: SamplingFields, service: Service, *, stop: bool = False, strength: bool = False
 ) -> SamplingParams:
     """How a plan draws that makes its canvases itself; what it has no use for is refused.
 
@@ -157,7 +157,7 @@ async def infilled(
     began = time.perf_counter()
     facts = service.facts
     plan = infill(facts, prefix, suffix, params, context=context)
-    filled, width = await follow(service, plan, owner)
+    filled, width = await run_plan(service, plan, owner)
     hole = filled.holes[0]
     text, stopped = cut(hole.text, stop)
     ids = hole.token_ids if stopped is None else tuple(facts.tokenizer.encode(text))

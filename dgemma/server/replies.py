@@ -77,7 +77,7 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class StatusPiece:
     """Where a request stands that has made no step yet.
 
     Attributes:
@@ -90,7 +90,7 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True)
-class Canvas:
+class Committed:
     """A canvas that was committed, or a part of it; what it adds to the reply follows."""
 
     event: Event
@@ -133,7 +133,7 @@ class End:
     thought_tokens: int
 
 
-Piece = Text | Thought | Call | Status | Frame | Canvas | Scores | End
+Piece = Text | Thought | Call | StatusPiece | Frame | Committed | Scores | End
 
 
 def words(text: str) -> Iterator[str]:
@@ -162,9 +162,9 @@ class _Held:
             elif kind == "thinking":
                 yield from map(Thought, words(value))
             else:
-                told, rest = value[: self.free], value[self.free :]
-                yield from map(Text, words(told))
-                self.free -= len(told)
+                with_errors, rest = value[: self.free], value[self.free :]
+                yield from map(Text, words(with_errors))
+                self.free -= len(with_errors)
                 if rest:
                     self.waiting[0] = (kind, rest)
                     return
@@ -175,7 +175,7 @@ class _Held:
         self.waiting = [one for one in self.waiting if one[0] != "text"]
 
 
-class Reading:
+class PieceReader:
     """One request's stream as pieces."""
 
     def __init__(
@@ -224,7 +224,7 @@ class Reading:
             async for event in self._stream:
                 now = time.perf_counter() - self._began
                 if event.type == "status":
-                    yield Status(event, len(self._request.token_ids))
+                    yield StatusPiece(event, len(self._request.token_ids))
                     continue
                 if event.type == "frame":
                     frame_s = now if frame_s is None else frame_s
@@ -232,7 +232,7 @@ class Reading:
                         yield self._frame(event)
                     continue
                 if event.type == "commit" and self._request.frames:
-                    yield Canvas(event)
+                    yield Committed(event)
                 for piece in self._take(event):
                     text_s = now if text_s is None else text_s
                     yield piece
@@ -276,9 +276,9 @@ class Reading:
             return self.scores(event.output, self._scored)
         if not self._scores or self._request.params.stop:
             return ()
-        first, told = self._scored, self._fields()
-        self._scored = len(told)
-        return _of_text(self._scores[first:], told[first:])
+        first, with_errors = self._scored, self._fields()
+        self._scored = len(with_errors)
+        return _of_text(self._scores[first:], with_errors[first:])
 
     @property
     def _read_only(self) -> bool:

@@ -14,7 +14,7 @@ MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class ServerLimits:
     """Bounds of what one request, and all of them together, may ask for.
 
     Attributes:
@@ -55,7 +55,7 @@ class Settings:
     Attributes:
         names: the model's names in requests; the first is the one that replies carry.
         keys: the API keys; none: everyone is let in.
-        limits: see `Limits`.
+        limits: see `ServerLimits`.
         cors_origins: origins of web pages that may call; none: no CORS headers at all.
         log_text: whether what users write may stand in the log.
         heartbeat_s: seconds of silence after which a stream sends a comment.
@@ -64,7 +64,7 @@ class Settings:
 
     names: tuple[str, ...] = ("nano",)
     keys: Keys = field(default_factory=Keys)
-    limits: Limits = field(default_factory=Limits)
+    limits: ServerLimits = field(default_factory=ServerLimits)
     cors_origins: tuple[str, ...] = ()
     log_text: bool = False
     heartbeat_s: float = 10.0

@@ -60,7 +60,7 @@ async def with_heartbeats(
         await source.aclose()
 
 
-class Events(StreamingResponse):
+class EventStreamResponse(StreamingResponse):
     """A response of server-sent events."""
 
     media_type = "text/event-stream"

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dgemma.tasks import slots
 from dgemma.tasks.draw import SPLITS, Draw, Split, split_of
 from dgemma.tasks.example import Example, asked
-from dgemma.tasks.slots import Slot
+from dgemma.tasks.slots import TaskSlot
 
 NAME = "nano"
 INTRODUCTION = f"I am {NAME}, a small DiffusionGemma."
@@ -208,7 +208,7 @@ def _typed(draw: Draw, text: str) -> str:
     return text.lower() if draw.below(6) == 0 else text
 
 
-def _answer_to(name: Slot) -> str:
+def _answer_to(name: TaskSlot) -> str:
     return f"Hello {name.said}, nice to meet you."
 
 

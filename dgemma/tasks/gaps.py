@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping
 from dgemma.tasks import slots
 from dgemma.tasks.draw import Draw, Split
 from dgemma.tasks.example import Example, asked
-from dgemma.tasks.slots import Slot
+from dgemma.tasks.slots import TaskSlot
 
 PROMPT = "Fill: "
 MARK = "___"
 
-Gap = tuple[str, str, str, tuple[Slot, ...]]
+Gap = tuple[str, str, str, tuple[TaskSlot, ...]]
 """Prefix, gap, suffix, slots."""
 
 _ANIMALS = {

@@ -13,22 +13,22 @@ from typing import Any
 from dgemma.tasks import slots
 from dgemma.tasks.draw import Draw, Split
 from dgemma.tasks.example import Example, asked
-from dgemma.tasks.slots import Slot
+from dgemma.tasks.slots import TaskSlot
 
 PROMPT = "JSON: "
 
-Maker = Callable[[Draw, Split], Slot]
+Maker = Callable[[Draw, Split], TaskSlot]
 
 
-def _count(draw: Draw, split: Split) -> Slot:
+def _count(draw: Draw, split: Split) -> TaskSlot:
     return slots.number(draw, split, 2, 99)
 
 
-def _room(draw: Draw, split: Split) -> Slot:
+def _room(draw: Draw, split: Split) -> TaskSlot:
     return slots.number(draw, split, 100, 999)
 
 
-def _invoice(draw: Draw, split: Split) -> Slot:
+def _invoice(draw: Draw, split: Split) -> TaskSlot:
     return slots.number(draw, split, 1000, 9999)
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dgemma.tasks import slots
 from dgemma.tasks.draw import Draw, Split
 from dgemma.tasks.example import Example, asked
-from dgemma.tasks.slots import Slot
+from dgemma.tasks.slots import TaskSlot
 
-Labelled = tuple[str, str, tuple[Slot, ...]]
+Labelled = tuple[str, str, tuple[TaskSlot, ...]]
 """Text, label, slots."""
 
 _FEELINGS: Mapping[str, tuple[str, ...]] = {

@@ -33,7 +33,7 @@ _DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class TaskSlot:
     """A value as the question says it and as the answer writes it.
 
     Attributes:
@@ -60,14 +60,14 @@ def drawn(kind: str, split: Split, make: Callable[[], str]) -> str:
             return value
 
 
-def in_split(slot: Slot, split: Split) -> bool:
+def in_split(slot: TaskSlot, split: Split) -> bool:
     """Whether the slot's value, or each word of a name, belongs to the split."""
     values = slot.said.split() if slot.kind == "name" else [slot.bare]
     return all(split_of(slot.kind, value) == split for value in values)
 
 
-def _quoted(kind: str, said: str) -> Slot:
-    return Slot(kind, said, f'"{said}"')
+def _quoted(kind: str, said: str) -> TaskSlot:
+    return TaskSlot(kind, said, f'"{said}"')
 
 
 def word(draw: Draw, split: Split, syllables: int = 2) -> str:
@@ -82,28 +82,28 @@ def word(draw: Draw, split: Split, syllables: int = 2) -> str:
     return drawn("name", split, lambda: make().capitalize()).lower()
 
 
-def first_name(draw: Draw, split: Split) -> Slot:
+def first_name(draw: Draw, split: Split) -> TaskSlot:
     """One made-up name, such as "Mira"."""
     return _quoted("name", word(draw, split).capitalize())
 
 
-def person(draw: Draw, split: Split) -> Slot:
+def person(draw: Draw, split: Split) -> TaskSlot:
     """A first and a last name, such as "Mira Kovar"."""
     both = word(draw, split).capitalize(), word(draw, split).capitalize()
     return _quoted("name", " ".join(both))
 
 
-def city(draw: Draw, split: Split) -> Slot:
+def city(draw: Draw, split: Split) -> TaskSlot:
     """A made-up city; cities and people share their pool of names."""
     return first_name(draw, split)
 
 
-def company(draw: Draw, split: Split) -> Slot:
+def company(draw: Draw, split: Split) -> TaskSlot:
     """A made-up company of one word, such as "Zotra"."""
     return first_name(draw, split)
 
 
-def item(draw: Draw, split: Split) -> Slot:
+def item(draw: Draw, split: Split) -> TaskSlot:
     """A thing one can hold or buy; its plural ends in s, its article is "a".
 
     Held-out things are real words. Of a short list a model learns the list, not to copy, so two
@@ -136,13 +136,13 @@ def _unlisted(make: Callable[[], str]) -> str:
             return word
 
 
-def number(draw: Draw, split: Split, least: int, most: int) -> Slot:
+def number(draw: Draw, split: Split, least: int, most: int) -> TaskSlot:
     """A whole number; all whole numbers share one split."""
     said = drawn("number", split, lambda: str(draw.between(least, most)))
-    return Slot("number", said, said)
+    return TaskSlot("number", said, said)
 
 
-def amount(draw: Draw, split: Split, last_digits: str = "0123456789") -> Slot:
+def amount(draw: Draw, split: Split, last_digits: str = "0123456789") -> TaskSlot:
     """Money with two digits after the point, 2.00 to 999.99."""
 
     def make() -> str:
@@ -150,13 +150,13 @@ def amount(draw: Draw, split: Split, last_digits: str = "0123456789") -> Slot:
         return f"{draw.between(2, top - 1)}.{draw.below(10)}{draw.pick(last_digits)}"
 
     said = drawn("amount", split, make)
-    return Slot("amount", said, said)
+    return TaskSlot("amount", said, said)
 
 
-def pair_slot(a: int, b: int) -> Slot:
+def pair_slot(a: int, b: int) -> TaskSlot:
     """Two numbers as one slot value, in whichever order."""
     both = f"{min(a, b)} {max(a, b)}"
-    return Slot("pair", both, f'"{both}"')
+    return TaskSlot("pair", both, f'"{both}"')
 
 
 def pair(draw: Draw, split: Split, least: int, most: int) -> tuple[int, int]:
@@ -167,12 +167,12 @@ def pair(draw: Draw, split: Split, least: int, most: int) -> tuple[int, int]:
             return a, b
 
 
-def plain_amount(draw: Draw, split: Split) -> Slot:
+def plain_amount(draw: Draw, split: Split) -> TaskSlot:
     """An amount whose shortest form is the one that is said: it does not end in 0."""
     return amount(draw, split, "123456789")
 
 
-def date(draw: Draw, split: Split) -> Slot:
+def date(draw: Draw, split: Split) -> TaskSlot:
     """A day of 2000..2039, said "3 May 2024" and written "2024-05-03"."""
 
     def make() -> str:
@@ -181,10 +181,10 @@ def date(draw: Draw, split: Split) -> Slot:
 
     iso = drawn("date", split, make)
     year, month, day = map(int, iso.split("-"))
-    return Slot("date", f"{day} {MONTHS[month - 1]} {year}", f'"{iso}"')
+    return TaskSlot("date", f"{day} {MONTHS[month - 1]} {year}", f'"{iso}"')
 
 
-def time(draw: Draw, split: Split) -> Slot:
+def time(draw: Draw, split: Split) -> TaskSlot:
     """A time of day in steps of five minutes, such as "09:35"."""
 
     def make() -> str:
@@ -193,6 +193,6 @@ def time(draw: Draw, split: Split) -> Slot:
     return _quoted("time", drawn("time", split, make))
 
 
-def phone(draw: Draw, split: Split) -> Slot:
+def phone(draw: Draw, split: Split) -> TaskSlot:
     """A made-up number, such as "555-0123"."""
     return _quoted("phone", drawn("phone", split, lambda: f"555-{draw.below(10000):04}"))

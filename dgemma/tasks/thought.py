@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dgemma.tasks import slots
 from dgemma.tasks.draw import Draw, Split
 from dgemma.tasks.example import Example, asked
-from dgemma.tasks.slots import Slot
+from dgemma.tasks.slots import TaskSlot
 
-Worked = tuple[str, str, str, tuple[Slot, ...]]
+Worked = tuple[str, str, str, tuple[TaskSlot, ...]]
 """Question, thought, answer, slots."""
 
 
@@ -31,7 +31,7 @@ def _last_letters(draw: Draw, split: Split) -> Worked:
     words = [slots.word(draw, split, draw.between(1, 2)) for _ in range(draw.between(2, 3))]
     steps = " ".join(f"{word}: {word[-1]}." for word in words)
     question = draw.pick(("Last letters: {}", "Join the last letters of: {}"))
-    found = tuple(Slot("name", word.capitalize(), f'"{word}"') for word in words)
+    found = tuple(TaskSlot("name", word.capitalize(), f'"{word}"') for word in words)
     return question.format(" ".join(words)), steps, "".join(word[-1] for word in words), found
 
 

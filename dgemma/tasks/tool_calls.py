@@ -13,23 +13,23 @@ from typing import Any
 from dgemma.tasks import slots
 from dgemma.tasks.draw import Draw, Split
 from dgemma.tasks.example import Example, asked
-from dgemma.tasks.slots import Slot
+from dgemma.tasks.slots import TaskSlot
 
-Maker = Callable[[Draw, Split], Slot]
+Maker = Callable[[Draw, Split], TaskSlot]
 CURRENCIES = ("euros", "dollars", "pounds", "francs")
 
 
-def _minutes(draw: Draw, split: Split) -> Slot:
+def _minutes(draw: Draw, split: Split) -> TaskSlot:
     return slots.number(draw, split, 2, 99)
 
 
-def _currency(draw: Draw, split: Split) -> Slot:
+def _currency(draw: Draw, split: Split) -> TaskSlot:
     name = draw.pick(CURRENCIES)
-    return Slot("currency", name, f'"{name}"')
+    return TaskSlot("currency", name, f'"{name}"')
 
 
 @dataclass(frozen=True, slots=True)
-class Tool:
+class ToolSpec:
     """A tool's description, the wishes that call for it, and its arguments with their makers."""
 
     description: str
@@ -37,8 +37,8 @@ class Tool:
     arguments: Mapping[str, Maker]
 
 
-TOOLS: Mapping[str, Tool] = {
-    "get_weather": Tool(
+TOOLS: Mapping[str, ToolSpec] = {
+    "get_weather": ToolSpec(
         "Weather of a city",
         (
             "What is the weather in {city}?",
@@ -47,12 +47,12 @@ TOOLS: Mapping[str, Tool] = {
         ),
         {"city": slots.city},
     ),
-    "get_time": Tool(
+    "get_time": ToolSpec(
         "Time in a city",
         ("What time is it in {city}?", "Tell me the time in {city}.", "How late is it in {city}?"),
         {"city": slots.city},
     ),
-    "set_timer": Tool(
+    "set_timer": ToolSpec(
         "Set a timer",
         (
             "Set a timer for {minutes} minutes.",
@@ -61,7 +61,7 @@ TOOLS: Mapping[str, Tool] = {
         ),
         {"minutes": _minutes},
     ),
-    "convert": Tool(
+    "convert": ToolSpec(
         "Convert euros to other money",
         (
             "Convert {amount} euros to {to}.",
@@ -70,22 +70,22 @@ TOOLS: Mapping[str, Tool] = {
         ),
         {"amount": slots.plain_amount, "to": _currency},
     ),
-    "call": Tool(
+    "call": ToolSpec(
         "Call a person",
         ("Call {name}.", "Please call {name}.", "I want to talk to {name}."),
         {"name": slots.first_name},
     ),
-    "send_money": Tool(
+    "send_money": ToolSpec(
         "Send money to a person",
         ("Send {amount} euros to {name}.", "Pay {name} {amount} euros."),
         {"name": slots.first_name, "amount": slots.plain_amount},
     ),
-    "find_item": Tool(
+    "find_item": ToolSpec(
         "Find an item in a city",
         ("Find a {item} in {city}.", "Where can I buy a {item} in {city}?"),
         {"item": slots.item, "city": slots.city},
     ),
-    "book_room": Tool(
+    "book_room": ToolSpec(
         "Book a room",
         ("Book a room in {city} for {date}.", "I need a room in {city} on {date}."),
         {"city": slots.city, "date": slots.date},

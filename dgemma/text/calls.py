@@ -91,7 +91,7 @@ def parse_call(pieces: str | Sequence[str]) -> ToolCall:
     if head is None:
         raise NotACall("it does not begin with call:NAME{")
     cut[0] = cut[0][head.end() :]
-    reader = _Reader(cut)
+    reader = _CallReader(cut)
     arguments = reader.value(0)
     if reader.next() is not None:
         raise NotACall("there is text after the last }")
@@ -107,7 +107,7 @@ def _lexemes(cut: Sequence[str]) -> Iterator[tuple[bool, str]]:
             yield from ((False, found.group(1)) for found in _LEXEME.finditer(piece))
 
 
-class _Reader:
+class _CallReader:
     """A recursive reader of values with one lexeme of lookahead."""
 
     def __init__(self, cut: Sequence[str]) -> None:

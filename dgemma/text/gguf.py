@@ -40,7 +40,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         if data[:4] != _MAGIC:
             raise TokenizerError(f"{path} is no GGUF file; give a file that begins with 'GGUF'")
         try:
-            return _Reader(data).metadata()
+            return _MetadataReader(data).metadata()
         except (struct.error, _Broken) as error:
             text = f"{path}: broken GGUF metadata ({error})"
             raise TokenizerError(f"{text}; download the file again") from error
@@ -50,7 +50,7 @@ class _Broken(Exception):
     """The bytes are no GGUF metadata."""
 
 
-class _Reader:
+class _MetadataReader:
     """Walks through the bytes of the header."""
 
     def __init__(self, data: mmap.mmap) -> None:

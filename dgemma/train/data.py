@@ -63,7 +63,7 @@ def to_sample(example: Example, tokenizer: Tokenizer, template: ChatTemplate) ->
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class TrainingBatch:
     """Right-padded rows for one objective.
 
     Attributes:
@@ -91,7 +91,7 @@ class Batch:
 
 def make_batch(
     samples: list[Sample], canvas: int, eos: int, pad: int, score_encoder: bool
-) -> Batch:
+) -> TrainingBatch:
     """Join samples. Rows are padded to a multiple of `PAD_TO` unless equally long."""
     rows = [s.prompt + s.response if score_encoder else s.prompt for s in samples]
     if not score_encoder:
@@ -105,15 +105,15 @@ def make_batch(
     for i, (row, sample) in enumerate(zip(rows, samples, strict=True)):
         ids[i, : len(row)] = row
         targets[i, : len(sample.response)] = sample.response
-    opened = None
+    scored = None
     if any(sample.open is not None for sample in samples):
-        opened = np.ones(targets.shape, dtype=np.bool_)
+        scored = np.ones(targets.shape, dtype=np.bool_)
         for i, sample in enumerate(samples):
             if sample.open is not None:
-                opened[i] = False
-                opened[i, list(sample.open)] = True
-    return Batch(
-        open=None if opened is None else opened.reshape(len(rows), -1, canvas),
+                scored[i] = False
+                scored[i, list(sample.open)] = True
+    return TrainingBatch(
+        open=None if scored is None else scored.reshape(len(rows), -1, canvas),
         ids=ids,
         prompt_lengths=np.array([len(s.prompt) for s in samples]),
         lengths=np.array([len(r) for r in rows]),
@@ -123,5 +123,5 @@ def make_batch(
     )
 
 
-BatchMaker = Callable[[int], list[Batch]]
+BatchMaker = Callable[[int], list[TrainingBatch]]
 """From a step to the batches of that step; picklable, so that a worker process may run it."""

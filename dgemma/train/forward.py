@@ -76,7 +76,7 @@ class DenoiseContext:
         config: ModelConfig,
         stored: list[KeyValues],
         starts: Tensor,  # [M] tokens each canvas may see
-        whole: bool,  # every canvas sees all that was encoded
+        no_mask: bool,  # every canvas sees all that was encoded
         canvas: int,
     ) -> None:
         self.config = config
@@ -86,7 +86,7 @@ class DenoiseContext:
         self.shape = (count, canvas)
         self.masks: dict[str, Tensor | None] = {"full_attention": None, "sliding_attention": None}
         length = stored[0][0].shape[2]
-        if not whole or length >= config.sliding_window:
+        if not no_mask or length >= config.sliding_window:
             place = torch.arange(length, device=starts.device)[None, :]
             full = place < starts[:, None]
             own = torch.ones(count, canvas, dtype=torch.bool, device=starts.device)
@@ -125,12 +125,12 @@ def denoise(
     canvas: Tensor,  # [M, C] noisy ids
     stored: list[KeyValues],
     starts: Tensor,  # [M] position of each canvas's first token
-    whole: bool,  # every canvas sees all that was encoded: no mask is needed
+    no_mask: bool,  # every canvas sees all that was encoded: no mask is needed
     soft: Tensor | None,  # [M, C, D] or None for exactly zero
 ) -> Tensor:  # [M, C, D]
     """Bidirectional pass over noisy canvases; canvas i reads encoded row i mod B."""
     count, width = canvas.shape
-    context = DenoiseContext(model.config, stored, starts, whole, width)
+    context = DenoiseContext(model.config, stored, starts, no_mask, width)
     x = model.embed_tokens(canvas.flatten())
     zero = torch.zeros_like(x) if soft is None else soft.flatten(0, 1)
     x = model.self_conditioning(x, zero)

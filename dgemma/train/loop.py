@@ -17,14 +17,14 @@ from torch import Tensor
 
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.train.checkpoint import load_run, save_run
-from dgemma.train.data import Batch, BatchMaker
+from dgemma.train.data import BatchMaker, TrainingBatch
 from dgemma.train.loss import objective
 from dgemma.train.noise import corrupt, generator_for
 from dgemma.train.optimizer import Muon
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class TrainingPlan:
     """The numbers of a run.
 
     Attributes:
@@ -33,8 +33,8 @@ class Plan:
         warmup: steps of linear warm-up.
         muon_lr, adam_lr: peak rates of the matrices and of the rest.
         canvases: noisy canvases per encoded prompt and step.
-        noise_power, pure: see `noise.corrupt`.
-        as_sampled: whether a conditioned canvas and its belief are those of two steps of the
+        noise_power, full_noise_share: see `noise.corrupt`.
+        two_step: whether a conditioned canvas and its belief are those of two steps of the
             sampler, see `loss.canvas_loss`; False: both of one canvas, as in the released recipe.
         encoder_weight: of the next-token loss beside the canvas loss.
         average: decay of the running average of the weights, which is what is saved in the end.
@@ -53,8 +53,8 @@ class Plan:
     adam_lr: float = 0.002
     canvases: int = 4
     noise_power: float = 0.5
-    pure: float = 0.3
-    as_sampled: bool = True
+    full_noise_share: float = 0.3
+    two_step: bool = True
     encoder_weight: float = 0.25
     average: float = 0.998
     clip: float = 1.0
@@ -68,7 +68,7 @@ class Plan:
         return min(1.0, (step + 1 - self.begin) / self.warmup, max(0.0, left))
 
 
-def optimizers_for(model: DiffusionGemma, plan: Plan) -> list[torch.optim.Optimizer]:
+def optimizers_for(model: DiffusionGemma, plan: TrainingPlan) -> list[torch.optim.Optimizer]:
     """Muon for matrices and stacks of them; Adam for embeddings, norms, scalars and the router."""
     matrices: list[Tensor] = []
     rest: list[Tensor] = []
@@ -79,10 +79,12 @@ def optimizers_for(model: DiffusionGemma, plan: Plan) -> list[torch.optim.Optimi
     return [Muon(matrices, lr=plan.muon_lr, weight_decay=0.01), adam]
 
 
-def batches(make: BatchMaker, first: int, last: int, ahead: int = 4) -> Iterator[list[Batch]]:
+def batches(
+    make: BatchMaker, first: int, last: int, ahead: int = 4
+) -> Iterator[list[TrainingBatch]]:
     """The batches of steps first..last-1, made ahead of time by one worker process."""
     with ProcessPoolExecutor(max_workers=1) as pool:
-        waiting: list[Future[list[Batch]]] = []
+        waiting: list[Future[list[TrainingBatch]]] = []
         for step in range(first, last + ahead):
             if step < last:
                 waiting.append(pool.submit(make, step))
@@ -91,36 +93,36 @@ def batches(make: BatchMaker, first: int, last: int, ahead: int = 4) -> Iterator
 
 
 def _losses(
-    model: DiffusionGemma, plan: Plan, batch: Batch, step: int, part: int
+    model: DiffusionGemma, plan: TrainingPlan, batch: TrainingBatch, step: int, part: int
 ) -> tuple[Tensor, Tensor]:
     """Canvas and encoder loss of one batch with this step's own noise."""
     power = plan.noise_power if batch.noise_power is None else batch.noise_power
     noised = corrupt(
         batch, batch.canvases or plan.canvases, model.config.vocab_size, power,
-        generator_for(plan.seed, step, part), plan.pure,
+        generator_for(plan.seed, step, part), plan.full_noise_share,
     )  # fmt: skip
-    two_steps = (noised.earlier, noised.noise) if plan.as_sampled else None
+    two_steps = (noised.earlier, noised.noise) if plan.two_step else None
     ids = torch.from_numpy(batch.ids)
-    scored = None
+    encoder_targets = None
     if batch.score_encoder:
         place = torch.arange(ids.shape[1])[None]
         low = torch.from_numpy(batch.prompt_lengths)[:, None]
-        scored = (place >= low) & (place < torch.from_numpy(batch.lengths)[:, None])
+        encoder_targets = (place >= low) & (place < torch.from_numpy(batch.lengths)[:, None])
     run: Callable[..., tuple[Tensor, Tensor]] = objective
     if plan.compile:
         run = torch.compile(objective, dynamic=False)
     with torch.autocast("cpu", torch.bfloat16, enabled=plan.bf16):
         return run(
-            model, ids, scored, noised.noisy, noised.clean, noised.starts,
-            bool((batch.lengths == batch.ids.shape[1]).all()) and scored is None, noised.open,
-            two_steps,
+            model, ids, encoder_targets, noised.noisy, noised.clean, noised.starts,
+            bool((batch.lengths == batch.ids.shape[1]).all()) and encoder_targets is None,
+            noised.open, two_steps,
         )  # fmt: skip
 
 
 def train(
     model: DiffusionGemma,
     make: BatchMaker,
-    plan: Plan,
+    plan: TrainingPlan,
     directory: Path,
     report: Callable[[str], None] = print,
     until: int | None = None,

@@ -26,8 +26,8 @@ def canvas_loss(
     noisy: Tensor,  # [M, C]
     clean: Tensor,  # [M, C]
     starts: Tensor,  # [M]
-    whole: bool,
-    opened: Tensor | None = None,  # bool [M, C]
+    no_mask: bool,
+    scored: Tensor | None = None,  # bool [M, C]
     two_steps: tuple[Tensor, Tensor] | None = None,  # [M, C] twice: `Noised.earlier` and `.noise`
 ) -> Tensor:
     """Mean cross-entropy of M canvases; the first half of them is self-conditioned.
@@ -48,9 +48,9 @@ def canvas_loss(
         with torch.no_grad():
             stored = [(k.detach(), v.detach()) for k, v in encoded.stored]
             before = (noisy if two_steps is None else two_steps[0])[:half]
-            logits = model.logits(denoise(model, before, stored, starts[:half], whole, None))
+            logits = model.logits(denoise(model, before, stored, starts[:half], no_mask, None))
             soft = model.soft_embedding(logits)
-            free = None if opened is None else opened[:half]
+            free = None if scored is None else scored[:half]
             if free is not None:
                 held = model.embed_tokens(clean[:half])
                 soft = torch.where(free[:, :, None], soft, held.to(soft.dtype))
@@ -59,13 +59,13 @@ def canvas_loss(
                 shown = torch.where(_surest(logits, kept, free), clean[:half], noise)
                 noisy = torch.cat((shown, noisy[half:]))
             soft = torch.cat((soft, soft.new_zeros(noisy.shape[0] - half, *soft.shape[1:])))
-    hidden = denoise(model, noisy, encoded.stored, starts, whole, soft)
-    if opened is None:
+    hidden = denoise(model, noisy, encoded.stored, starts, no_mask, soft)
+    if scored is None:
         return F.cross_entropy(model.logits(hidden).flatten(0, 1), clean.flatten())
     losses = F.cross_entropy(model.logits(hidden).transpose(1, 2), clean, reduction="none")
-    share = opened.float().mean(-1)
+    share = scored.float().mean(-1)
     weight = torch.where(share < 1, HOLE_WEIGHT / share.clamp(min=1e-6), share)
-    return (losses * opened * weight[:, None]).mean()
+    return (losses * scored * weight[:, None]).mean()
 
 
 def _surest(logits: Tensor, kept: Tensor, free: Tensor | None) -> Tensor:
@@ -79,28 +79,31 @@ def _surest(logits: Tensor, kept: Tensor, free: Tensor | None) -> Tensor:
     return sure if free is None else sure | ~free
 
 
-def next_token_loss(model: DiffusionGemma, hidden: Tensor, ids: Tensor, scored: Tensor) -> Tensor:
+def next_token_loss(
+    model: DiffusionGemma, hidden: Tensor, ids: Tensor, encoder_targets: Tensor
+) -> Tensor:
     """Mean cross-entropy of the tokens whose target is scored: [B, S, D], [B, S], bool [B, S]."""
     logits = model.logits(hidden[:, :-1])
     losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-    weight = scored[:, 1:].to(losses.dtype)
+    weight = encoder_targets[:, 1:].to(losses.dtype)
     return (losses * weight).sum() / weight.sum().clamp(min=1)
 
 
 def objective(
     model: DiffusionGemma,
     ids: Tensor,  # [B, S]
-    scored: Tensor | None,  # [B, S] tokens the encoder shall predict; None: no encoder loss
+    encoder_targets: Tensor
+    | None,  # [B, S] tokens the encoder shall predict; None: no encoder loss
     noisy: Tensor,
     clean: Tensor,
     starts: Tensor,
-    whole: bool,
-    opened: Tensor | None = None,
+    no_mask: bool,
+    scored: Tensor | None = None,
     two_steps: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(canvas loss, encoder loss) of one batch; the latter is zero where nothing is scored."""
     encoded = encode(model, ids)
-    canvas = canvas_loss(model, encoded, noisy, clean, starts, whole, opened, two_steps)
-    if scored is None:
+    canvas = canvas_loss(model, encoded, noisy, clean, starts, no_mask, scored, two_steps)
+    if encoder_targets is None:
         return canvas, canvas.new_zeros(())
-    return canvas, next_token_loss(model, encoded.hidden, ids, scored)
+    return canvas, next_token_loss(model, encoded.hidden, ids, encoder_targets)

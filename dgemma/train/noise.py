@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dgemma.train.data import Batch
+from dgemma.train.data import TrainingBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +45,19 @@ def generator_for(seed: int, step: int, part: int) -> torch.Generator:
 
 
 def corrupt(
-    batch: Batch,
+    batch: TrainingBatch,
     canvases: int,
     vocab_size: int,
     power: float,
     generator: torch.Generator,
-    pure: float = 0.0,
+    full_noise_share: float = 0.0,
 ) -> Noised:
     """Draw `canvases` noisy canvases for every row of a batch.
 
     Args:
         power: noise levels are t = u^power with u uniform in (0.001, 1]: 1.0 is the released
             recipe, below 1.0 leans towards noisy canvases.
-        pure: share of the canvases with t = 1, as every canvas begins.
+        full_noise_share: share of the canvases with t = 1, as every canvas begins.
     """
     targets, blocks = torch.from_numpy(batch.targets), torch.from_numpy(batch.blocks)
     rows = torch.arange(targets.shape[0]).repeat(canvases)
@@ -67,14 +67,14 @@ def corrupt(
     t = (0.001 + 0.999 * torch.rand(rows.shape, generator=generator)) ** power
     noise = torch.randint(vocab_size, clean.shape, generator=generator)
     starts = torch.from_numpy(batch.prompt_lengths)[rows] + block * width
-    t = t.masked_fill(torch.rand(rows.shape, generator=generator) < pure, 1.0)
+    t = t.masked_fill(torch.rand(rows.shape, generator=generator) < full_noise_share, 1.0)
     hit = torch.rand(clean.shape, generator=generator) < t[:, None]
     share = torch.rand(rows.shape, generator=generator)  # of what is kept, noise a step before
     before = hit | (torch.rand(clean.shape, generator=generator) < share[:, None])
     other = torch.randint(vocab_size, clean.shape, generator=generator)
-    opened = None
+    scored = None
     if batch.open is not None:
-        opened = torch.from_numpy(batch.open)[rows, block]
-        hit, before = hit & opened, before & opened
+        scored = torch.from_numpy(batch.open)[rows, block]
+        hit, before = hit & scored, before & scored
     noisy, earlier = torch.where(hit, noise, clean), torch.where(before, other, clean)
-    return Noised(rows, starts, clean, noisy, earlier, noise, t, opened)
+    return Noised(rows, starts, clean, noisy, earlier, noise, t, scored)

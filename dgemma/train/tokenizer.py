@@ -2,7 +2,7 @@
 
 Knows which ids are fixed (control tokens, the newline and the byte tokens stand where Gemma 4 has
 them), how text is cut into pieces, and how merges are counted: plain byte-pair encoding whose
-ties are settled by text order, so the same texts always give the same file. Letters merge only
+ties are settled by text order, so the same texts always give the same file. TokenTable merge only
 with letters. A space, a digit, a point, a newline and every other mark stay single tokens, so a
 Sudoku row is nine tokens, JSON is regular, and a name has the same tokens after a space as after
 a quote. Knows nothing about models or training runs.
@@ -19,8 +19,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from dgemma.constrain.schema_proofs import strings_in
 from dgemma.tasks import TASKS, make_example
-from dgemma.text.schema_logic import strings_in
 
 VOCAB_SIZE = 1024
 SPACE = "\u2581"

@@ -81,13 +81,13 @@ def test_pairs_take_turns(tmp_path: Path) -> None:
     """A A B B, a first step that counts, or one mode's runs in the other's median."""
     order: list[tuple[str, bool]] = []
 
-    def begin(program: str, job: compare.Job, extra: object) -> dict[str, object]:
+    def begin(program: str, job: compare.CompareRun, extra: object) -> dict[str, object]:
         order.append((program, bool(extra)))
         slow = 2.0 if program == "transformers" else 1.0
         return {"prefill_ms": 10 * slow, "first_frame_ms": 10 * slow + 99,
                 "step_ms": [99.0, slow, slow, 5.0], "peak_bytes": 1e9}  # fmt: skip
 
-    job = compare.Job(tmp_path, 64, 4, "cpu", "bfloat16", 2)
+    job = compare.CompareRun(tmp_path, 64, 4, "cpu", "bfloat16", 2)
     said: list[str] = []
     results = compare.measure(job, 2, list(compare.MODES), said.append, begin)
     once = [(p, tuned) for tuned in (False, True) for p in ("ours", "transformers")]
@@ -103,7 +103,7 @@ def test_pairs_take_turns(tmp_path: Path) -> None:
 
 def test_the_child_gets_what_is_asked(tmp_path: Path) -> None:
     """The two programs run at different sizes."""
-    words = compare.Job(tmp_path, 64, 4, "cpu", "bfloat16", 2).words()
+    words = compare.CompareRun(tmp_path, 64, 4, "cpu", "bfloat16", 2).words()
     assert words[0] == str(tmp_path) and words[1:] == [
         "--prompt", "64", "--steps", "4", "--device", "cpu", "--dtype", "bfloat16",
         "--threads", "2", "--cache", "dynamic",
@@ -124,7 +124,7 @@ def test_llama_lines() -> None:
 def test_rates_are_told_apart() -> None:
     """Canvas or step tokens sold as tokens of the answer."""
     usage = Usage(prompt_tokens=5, completion_tokens=30, canvases=2, steps=12)
-    rates = generate.Answer(usage, 256, 2000.0, 100.0, 900.0).rates()
+    rates = generate.TimedAnswer(usage, 256, 2000.0, 100.0, 900.0).rates()
     assert rates == {
         "committed_tokens_per_s": 15,
         "canvas_tokens_per_s": 256,

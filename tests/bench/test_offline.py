@@ -10,7 +10,7 @@ from dgemma.bench import offline
 from dgemma.bench.stats import median
 from dgemma.errors import EngineError
 from dgemma.types import Output
-from tests.nano import nano
+from tests.support.nano import nano
 
 
 def test_served_and_offline_do_the_same_work(

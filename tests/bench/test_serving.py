@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from dgemma.bench import serving
-from dgemma.bench.serving import Load, Point, Target
+from dgemma.bench.serving import Load, LoadPoint, Target
 from dgemma.bench.stats import percentile
-from dgemma.bench.traffic import EventReader, Mix, Sample, arrivals, conversations
+from dgemma.bench.traffic import EventReader, TrafficMix, TrafficSample, arrivals, conversations
 from dgemma.errors import EngineError, InvalidRequest
 
 Ran = tuple[int, str, str]
@@ -80,7 +80,7 @@ def test_events_are_read_however_the_bytes_are_cut() -> None:
 
 def test_a_sample_notes_what_came_first() -> None:
     """Catches a draft that counts as text, an empty first delta that does, and lost usage."""
-    sample = Sample()
+    sample = TrafficSample()
     for now_s, chunk in enumerate([
         {"choices": [{"delta": {"role": "assistant", "content": ""}}]},
         {"choices": [{"delta": {}}], "type": "diffusion_frame", "text": "draft"},
@@ -102,16 +102,20 @@ def test_a_sample_notes_what_came_first() -> None:
 def test_a_point_counts_answers_alone() -> None:
     """Catches failed requests in a rate, and times of the wrong unit."""
     answered = [
-        Sample(due_s=k, text_s=0.5 + k, end_s=1.0 + k, completion_tokens=10) for k in range(3)
+        TrafficSample(due_s=k, text_s=0.5 + k, end_s=1.0 + k, completion_tokens=10)
+        for k in range(3)
     ]
-    lost = [Sample(due_s=0.0, failure="status 429"), Sample(due_s=9.0, failure="time-out")]
-    point = Point(Load(2, None), [*answered, *lost])
+    lost = [
+        TrafficSample(due_s=0.0, failure="status 429"),
+        TrafficSample(due_s=9.0, failure="time-out"),
+    ]
+    point = LoadPoint(Load(2, None), [*answered, *lost])
     assert point.seconds == 5.0 and point.requests_per_s == 3 / 5 and point.tokens_per_s == 6
     assert point.ms("text_s", 50) == 1500 and math.isnan(point.ms("frame_s", 50))
     assert point.failures == {"status 429": 1, "time-out": 1}
-    silent = Point(Load(None, 2.0), [*answered, Sample(end_s=1.0)])
+    silent = LoadPoint(Load(None, 2.0), [*answered, TrafficSample(end_s=1.0)])
     assert math.isnan(silent.tokens_per_s) and silent.load.name == "2 a second"
-    nothing = Point(Load(1, None), lost)
+    nothing = LoadPoint(Load(1, None), lost)
     assert math.isnan(nothing.requests_per_s) and math.isnan(nothing.tokens_per_s)
     tables, charts = serving.tables([point, silent, nothing])
     assert [table.title for table in tables][2] == "What failed"
@@ -120,9 +124,9 @@ def test_a_point_counts_answers_alone() -> None:
 
 def test_the_mix_is_mixed_and_repeatable(tmp_path: Path) -> None:
     """Catches one prompt sent again and again, which a server with a cache answers at once."""
-    mix = Mix(3, (16, 64))
+    mix = TrafficMix(3, (16, 64))
     first, more = mix.take(20), mix.take(20)
-    again, other = Mix(3, (16, 64)), Mix(4, (16, 64))
+    again, other = TrafficMix(3, (16, 64)), TrafficMix(4, (16, 64))
     assert again.take(20) + again.take(20) == first + more
     assert other.take(20) != first
     assert [ask.max_tokens for ask in first] == [ask.max_tokens for ask in more]
@@ -130,7 +134,7 @@ def test_the_mix_is_mixed_and_repeatable(tmp_path: Path) -> None:
     assert {ask.max_tokens for ask in first} == {16, 64}
     file = tmp_path / "own.jsonl"
     file.write_text('{"prompt": "Hello"}\n\n{"messages": [{"role": "user", "content": "Hi"}]}\n')
-    told = Mix(1, (8,), conversations(file)).take(3)
+    told = TrafficMix(1, (8,), conversations(file)).take(3)
     assert [ask.messages[0]["content"] for ask in told] == ["Hello", "Hi", "Hello"]
     for wrong in ("", "no json", '{"text": "x"}', '{"prompt": 1}'):
         file.write_text(wrong)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from tests.commands import Ran, run_command
+from tests.support.commands import Ran, run_command
 
 
 @pytest.fixture(autouse=True, scope="package")

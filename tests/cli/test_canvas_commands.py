@@ -18,7 +18,7 @@ from dgemma.cli.files import diff, read_text, write_text
 from dgemma.cli.options import TOLD
 from dgemma.errors import InvalidRequest
 from dgemma.params import REFUSED_BY_EDIT, REFUSED_BY_FILL, SamplingParams
-from tests.commands import Ran
+from tests.support.commands import Ran
 
 TEXT = "Dear Mira,\nthe ___ is here.\r\nčau \U0001f600\n"
 

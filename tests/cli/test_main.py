@@ -20,7 +20,7 @@ from dgemma.cli import main as cli
 from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.hf_config import write_config
 from dgemma.weights.files import bundled_models
-from tests.commands import Ran
+from tests.support.commands import Ran
 
 WEIGHTS = "model.safetensors"
 

@@ -15,8 +15,8 @@ from openai import OpenAI
 from openai.types.chat import ChatCompletionChunk
 
 from dgemma.tasks import make_example
-from tests.nano import nano
-from tests.server.live import KEY, Live, running
+from tests.support.live import KEY, Live, running
+from tests.support.nano import nano
 
 WHO: list[Any] = [{"role": "user", "content": "Who are you?"}]
 SHORT: dict[str, Any] = {

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from dgemma.tasks import make_example
-from tests.server.live import KEY, Live, running
+from tests.support.live import KEY, Live, running
 
 HERE = Path(__file__).parent
 CLIENTS = ("anthropic", "langchain", "lm_eval")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dgemma.text.tokenizer import Tokenizer
-from tests.compose.fakes.vocabulary import vocabulary
+from tests.support.fake_vocabulary import vocabulary
 
 NANO = Path(__file__).parents[2] / "dgemma" / "assets" / "nano"
 WORDS = (" Mira", " the", "then", "there", " jumps", "()", "):", "\n    ", "éé", "123", "://", " A")

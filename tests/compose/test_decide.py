@@ -27,7 +27,7 @@ from dgemma.errors import EngineError, InvalidRequest
 from dgemma.params import SamplingParams
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import Output, Request, TokenScore
-from tests.compose.fakes.driver import Driver, facts_of
+from tests.support.plan_driver import Driver, facts_of
 
 QUESTIONS: tuple[Question, ...] = (
     Predicate("good", "Is it good?"),

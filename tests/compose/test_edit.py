@@ -17,7 +17,7 @@ from dgemma.errors import EngineError, InvalidRequest
 from dgemma.params import SamplingParams
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import Constraint, Output, Request, TokenScore
-from tests.compose.fakes.driver import Driver, facts_of
+from tests.support.plan_driver import Driver, facts_of
 
 TEXTS = st.one_of(
     st.text(min_size=1, max_size=150), st.text("the Mir():é\n 12▁<|>", min_size=1, max_size=300)

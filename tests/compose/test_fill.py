@@ -11,7 +11,7 @@ from dgemma.compose.plan import MOST_TOGETHER
 from dgemma.errors import ContextOverflow, EngineError, InvalidRequest
 from dgemma.params import SamplingParams
 from dgemma.text.tokenizer import Tokenizer
-from tests.compose.fakes.driver import Driver, facts_of, fits
+from tests.support.plan_driver import Driver, facts_of, fits
 
 LOOKALIKES = ("<turn|>", "<eos>", "<|channel>thought\n", "▁", "\u2581\u2581x", "<0x41>", "\x00")
 TEXTS = st.lists(

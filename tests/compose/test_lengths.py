@@ -14,7 +14,7 @@ from dgemma.compose.fill import Hole, fill, infill
 from dgemma.params import SamplingParams
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import Request
-from tests.compose.fakes.driver import Driver, facts_of, fits
+from tests.support.plan_driver import Driver, facts_of, fits
 
 # -- borders --------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from dgemma.compose.fill import Hole
 from dgemma.compose.questions import Choice, Predicate, Question
 from dgemma.llm import LLM
 from dgemma.params import SamplingParams
-from tests.nano import nano
+from tests.support.nano import nano
 
 ALPHABETS = (
     "abc ,.\n",

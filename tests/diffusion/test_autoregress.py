@@ -10,9 +10,9 @@ from dgemma.diffusion.canvas import CanvasSpec, Generation
 from dgemma.errors import ContextOverflow, EngineError, InvalidRequest
 from dgemma.kernels.controls import Controls
 from dgemma.kernels.vocabulary import Vocabulary
-from dgemma.params import REFUSED_BY_TWIN, RELEASED, SamplingParams
-from tests.fakes import ScriptedModel
-from tests.oracle import tiny_pair
+from dgemma.params import REFUSED_BY_AUTOREGRESSIVE, RELEASED, SamplingParams
+from tests.support.fakes import ScriptedModel
+from tests.support.oracle import tiny_pair
 
 SPEC = CanvasSpec(length=8, vocab_size=1000, context_length=10, end_ids=(1, 106), suppress_ids=(7,))
 TOKENS = [20, 21, 22, 106, 23, 24, 25, 26, 27, 28]
@@ -56,7 +56,7 @@ OTHERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", REFUSED_BY_TWIN)
+@pytest.mark.parametrize("name", REFUSED_BY_AUTOREGRESSIVE)
 def test_diffusion_fields_are_refused(name: str) -> None:
     """Accepted and ignored, `max_steps=1` would look as if it had been obeyed."""
     value = OTHERS.get(name) or getattr(RELEASED, name) or 3
@@ -66,7 +66,7 @@ def test_diffusion_fields_are_refused(name: str) -> None:
 
 def test_refused_and_used_fields_are_all_fields() -> None:
     """A new field must be put to use here or refused."""
-    assert {"max_tokens", "stop", *REFUSED_BY_TWIN} == set(SamplingParams.__slots__)
+    assert {"max_tokens", "stop", *REFUSED_BY_AUTOREGRESSIVE} == set(SamplingParams.__slots__)
 
 
 def test_numbers_that_are_not_finite_end_the_request() -> None:

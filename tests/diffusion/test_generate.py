@@ -13,7 +13,7 @@ from dgemma.diffusion.generate import generate
 from dgemma.errors import ContextOverflow, EngineError, InvalidRequest
 from dgemma.params import SamplingParams
 from dgemma.types import ThoughtIds
-from tests.fakes import Belief, ScriptedModel
+from tests.support.fakes import Belief, ScriptedModel
 
 SPEC = CanvasSpec(length=4, vocab_size=1000, context_length=40, end_ids=(1, 106, 50))
 PROMPT = [10, 11, 12]

@@ -1,11 +1,11 @@
 """Whole generations against `transformers`' own loop, with its draws replaced by ours.
 
-The networks are tiny and random, and tame on purpose (`gain` 0.4, see `tests/oracle.py`): fp32
-rounding then stays at 1e-6 of the hidden states over any number of steps. What is left are near
-ties: of two entropies at the border of acceptance, of two logits, of a draw with the edge of its
-token. So seeds were picked that meet none: random noise of 2e-4 on the hidden states at every
-step, four times, changed no canvas of theirs. Of 63 seeds tried 43 stood that, and without any
-noise one in about fifty differs from the oracle by such a tie.
+The networks are tiny and random, and tame on purpose (`gain` 0.4, see `tests/support/oracle.py`):
+fp32 rounding then stays at 1e-6 of the hidden states over any number of steps. What is left are
+near ties: of two entropies at the border of acceptance, of two logits, of a draw with the edge
+of its token. So seeds were picked that meet none: random noise of 2e-4 on the hidden states at
+every step, four times, changed no canvas of theirs. Of 63 seeds tried 43 stood that, and without
+any noise one in about fifty differs from the oracle by such a tie.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dgemma.evaluate.parity import ReferenceRun, reference_generate
 from dgemma.kernels.vocabulary import Vocabulary
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import SamplingParams
-from tests.oracle import tiny_pair
+from tests.support.oracle import tiny_pair
 
 UNSURE: dict[str, Any] = {"gain": 0.4, "sharpness": 1.0}
 SURE: dict[str, Any] = {

@@ -36,7 +36,7 @@ from dgemma.evaluate.parity import (
 )
 from dgemma.params import SamplingParams
 from dgemma.tasks import TASKS, make_example
-from tests.nano import nano
+from tests.support.nano import nano
 
 NOISE = 1e-4
 CANDIDATES = 60

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dgemma.diffusion.random import Purpose, bits, mix, stream_keys, uniform_ids, uniforms
 from dgemma.errors import InvalidRequest
-from tests.diffusion.chance import chi_square, chi_square_limit
+from tests.support.chance import chi_square, chi_square_limit
 
 CPU = torch.device("cpu")
 MASK = 2**64 - 1

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from dgemma.diffusion.canvas import Canvas, CanvasSpec, trace_step
 from dgemma.diffusion.random import Purpose, stream_keys, uniform_ids, uniforms
-from dgemma.diffusion.sampler import finish, questions, start, step, step_all
+from dgemma.diffusion.sampler import finish, sampling_inputs, start, step, step_all
 from dgemma.diffusion.schedule import Schedule
 from dgemma.kernels.controls import Controls, Masks
-from dgemma.kernels.reading import Reading
+from dgemma.kernels.head_output import HeadOutput
 from dgemma.params import SamplingParams, canvas_width
-from tests.fakes import reading
+from tests.support.fakes import head_output
 
 SPEC = CanvasSpec(length=4, vocab_size=1000, context_length=64, end_ids=(1, 106, 50))
 NEVER = Schedule.of(SamplingParams(confidence_threshold=0))
@@ -33,7 +33,7 @@ def noise(canvas: Canvas) -> list[int]:
     return uniform_ids(keys, SPEC.length, SPEC.vocab_size, SPEC.suppress_ids)[0].tolist()
 
 
-def stepped(canvas: Canvas, read: Reading, schedule: Schedule = NEVER) -> Canvas:
+def stepped(canvas: Canvas, read: HeadOutput, schedule: Schedule = NEVER) -> Canvas:
     return step(canvas, read, schedule, SPEC)
 
 
@@ -51,7 +51,7 @@ def test_questions_are_asked_canvas_after_canvas() -> None:
     """A flattening in the wrong order would hand a position the temperature of another request."""
     canvases = [start(3, 0, SPEC), replace(start(4, 2, SPEC), step=5)]
     schedules = [NEVER, Schedule.of(SamplingParams(max_steps=10))]
-    temperature, keys = questions(canvases, schedules)
+    temperature, keys = sampling_inputs(canvases, schedules)
     assert temperature.tolist() == pytest.approx([0.8] * 4 + [0.6] * 4)
     streams = stream_keys([3, 4], [0, 2], [0, 5], Purpose.SAMPLE, torch.device("cpu"))
     assert keys.tolist() == uniforms(streams, 4).flatten().tolist()
@@ -61,7 +61,7 @@ def test_accepted_take_the_sample_and_others_fresh_noise() -> None:
     """Not the argmax, not the old id: both look right while the network is sure."""
     schedule = replace(NEVER, entropy_bound=1.0)
     before = start(1, 0, SPEC)
-    after = stepped(before, reading([5, 6, 7, 8], UNSURE, sample=[15, 16, 17, 18]), schedule)
+    after = stepped(before, head_output([5, 6, 7, 8], UNSURE, sample=[15, 16, 17, 18]), schedule)
     fresh = noise(before)
     assert after.ids.tolist() == [15, fresh[1], 17, fresh[3]]
     assert after.accepted is not None and after.accepted.tolist() == [True, False, True, False]
@@ -74,9 +74,9 @@ def test_nothing_is_frozen() -> None:
 
     Seen to fail with accepted positions kept from one step to the next.
     """
-    first = stepped(start(1, 0, SPEC), reading([5, 6, 7, 8], [0.2, 9.0, 9.0, 9.0]))
+    first = stepped(start(1, 0, SPEC), head_output([5, 6, 7, 8], [0.2, 9.0, 9.0, 9.0]))
     assert first.accepted is not None and first.accepted.tolist()[0] and first.ids[0] == 5
-    second = stepped(first, reading([5, 6, 7, 8], [9.0, 9.0, 9.0, 0.2]))
+    second = stepped(first, head_output([5, 6, 7, 8], [9.0, 9.0, 9.0, 0.2]))
     fresh = noise(first)
     assert second.ids.tolist() == [*fresh[:3], 8] and fresh[0] != 5
 
@@ -86,7 +86,7 @@ def test_noise_is_fresh_at_every_step() -> None:
     canvas, seen = start(1, 0, SPEC), []
     for _ in range(4):
         seen.append(canvas.ids.tolist()[1:])
-        canvas = stepped(canvas, reading([5, 6, 7, 8], [0.2, 9.0, 9.0, 9.0]))
+        canvas = stepped(canvas, head_output([5, 6, 7, 8], [0.2, 9.0, 9.0, 9.0]))
     assert len({token for ids in seen for token in ids}) == 12  # of 1000 ids; fixed seed
 
 
@@ -98,10 +98,10 @@ def test_stability_k_takes_k_plus_one_equal_canvases(stability: int) -> None:
     """
     schedule = replace(NEVER, confidence_threshold=0.5, stability_threshold=stability)
     canvas = start(1, 0, SPEC)
-    canvas = stepped(canvas, reading([9, 9, 9, 9], UNSURE), schedule)  # unsure: no stop, counts
+    canvas = stepped(canvas, head_output([9, 9, 9, 9], UNSURE), schedule)  # unsure: no stop, counts
     steps = 0
     while not canvas.reason:
-        canvas = stepped(canvas, reading([5, 6, 7, 8], SURE), schedule)
+        canvas = stepped(canvas, head_output([5, 6, 7, 8], SURE), schedule)
         steps += 1
     assert (steps, canvas.reason) == (stability + 1, "converged")
 
@@ -111,17 +111,17 @@ def test_a_changed_argmax_starts_the_count_again() -> None:
     schedule = replace(NEVER, confidence_threshold=0.5, stability_threshold=2)
     canvas = start(1, 0, SPEC)
     for last in (8, 9, 8, 8):
-        canvas = stepped(canvas, reading([5, 6, 7, last], SURE), schedule)
+        canvas = stepped(canvas, head_output([5, 6, 7, last], SURE), schedule)
         assert not canvas.reason
-    assert stepped(canvas, reading([5, 6, 7, 8], SURE), schedule).reason == "converged"
+    assert stepped(canvas, head_output([5, 6, 7, 8], SURE), schedule).reason == "converged"
 
 
 def test_confidence_is_the_mean_over_all_positions() -> None:
     """A mean over the accepted ones alone is below any threshold far too early."""
     schedule = replace(NEVER, confidence_threshold=0.5, stability_threshold=0)
     canvas = start(1, 0, SPEC)
-    assert not stepped(canvas, reading([5, 6, 7, 8], [0.0, 0.0, 0.0, 2.0]), schedule).reason
-    assert stepped(canvas, reading([5, 6, 7, 8], [0.0, 0.0, 0.0, 1.9]), schedule).reason
+    assert not stepped(canvas, head_output([5, 6, 7, 8], [0.0, 0.0, 0.0, 2.0]), schedule).reason
+    assert stepped(canvas, head_output([5, 6, 7, 8], [0.0, 0.0, 0.0, 1.9]), schedule).reason
 
 
 def test_the_tail_may_be_ignored() -> None:
@@ -132,14 +132,16 @@ def test_the_tail_may_be_ignored() -> None:
         settling = replace(schedule, ignore_tail=ignore)
         canvas = start(1, 0, SPEC)
         for tail, unsure in ((7, 9.0), (8, 9.0)):
-            canvas = stepped(canvas, reading([5, 1, tail, 1], [0.1, 0.1, unsure, 9.0]), settling)
+            canvas = stepped(
+                canvas, head_output([5, 1, tail, 1], [0.1, 0.1, unsure, 9.0]), settling
+            )
         assert canvas.reason == ("converged" if ignore else "")
         moved = replace(start(1, 0, SPEC), argmax=torch.tensor([5, 6, 7, 1]))
-        assert not stepped(moved, reading([5, 1, 7, 1], SURE), settling).reason
+        assert not stepped(moved, head_output([5, 1, 7, 1], SURE), settling).reason
         doubtful = replace(start(1, 0, SPEC), argmax=torch.tensor([5, 1, 7, 1]))
-        assert not stepped(doubtful, reading([5, 1, 7, 1], [0.1, 2.0, 0, 0]), settling).reason
+        assert not stepped(doubtful, head_output([5, 1, 7, 1], [0.1, 2.0, 0, 0]), settling).reason
         endless = replace(start(1, 0, SPEC), argmax=torch.tensor([5, 6, 7, 8]))
-        assert not stepped(endless, reading([5, 6, 7, 8], [0.0, 0, 0, 2.4]), settling).reason
+        assert not stepped(endless, head_output([5, 6, 7, 8], [0.0, 0, 0, 2.4]), settling).reason
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,7 @@ def test_the_step_cap_takes_the_last_argmax() -> None:
     canvas = start(1, 0, SPEC)
     for token in (5, 6, 7):
         assert not canvas.reason
-        canvas = stepped(canvas, reading([token] * 4, UNSURE, sample=[99] * 4), schedule)
+        canvas = stepped(canvas, head_output([token] * 4, UNSURE, sample=[99] * 4), schedule)
     assert canvas.reason == "step_cap" and canvas.step == 3
     assert finish(canvas, SPEC).canvas_ids == (7, 7, 7, 7)
 
@@ -168,15 +170,15 @@ def test_the_step_cap_takes_the_last_argmax() -> None:
 def test_converging_at_the_cap_is_converging() -> None:
     """The trace would blame the cap for a canvas that was done."""
     schedule = replace(NEVER, max_steps=1, confidence_threshold=0.5, stability_threshold=0)
-    assert stepped(start(1, 0, SPEC), reading([5] * 4, SURE), schedule).reason == "converged"
+    assert stepped(start(1, 0, SPEC), head_output([5] * 4, SURE), schedule).reason == "converged"
 
 
 def test_a_finished_canvas_cannot_be_stepped() -> None:
     """Trap 6: a finished row that is stepped on would change and cost work."""
     schedule = replace(NEVER, max_steps=1)
-    canvas = stepped(start(1, 0, SPEC), reading([5] * 4, SURE), schedule)
+    canvas = stepped(start(1, 0, SPEC), head_output([5] * 4, SURE), schedule)
     with pytest.raises(AssertionError, match="finished"):
-        stepped(canvas, reading([5] * 4, SURE), schedule)
+        stepped(canvas, head_output([5] * 4, SURE), schedule)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +197,7 @@ def test_finish(argmax: list[int], canvas_ids: tuple[int, ...], token_ids: tuple
 
     Seen to fail with only the first of `end_ids` looked for.
     """
-    canvas = stepped(start(1, 0, SPEC), reading(argmax, SURE), replace(NEVER, max_steps=1))
+    canvas = stepped(start(1, 0, SPEC), head_output(argmax, SURE), replace(NEVER, max_steps=1))
     commit = finish(canvas, SPEC)
     assert (commit.canvas_ids, commit.token_ids) == (canvas_ids, token_ids)
     assert commit.ended == any(token in SPEC.end_ids for token in argmax)
@@ -204,15 +206,15 @@ def test_finish(argmax: list[int], canvas_ids: tuple[int, ...], token_ids: tuple
 def test_numbers_that_are_not_finite_are_seen() -> None:
     """A NaN row must be told apart, not run to the cap; its neighbour must not notice."""
     canvases = [start(1, 0, SPEC), start(2, 0, SPEC)]
-    both = reading([5, 6, 7, 8] * 2, [0.0, math.nan, 0.0, 0.0, *UNSURE])
+    both = head_output([5, 6, 7, 8] * 2, [0.0, math.nan, 0.0, 0.0, *UNSURE])
     bad, good = step_all(canvases, both, [NEVER, NEVER], SPEC)
     assert bad.failed and not good.failed
-    assert good.ids.tolist() == stepped(canvases[1], reading([5, 6, 7, 8], UNSURE)).ids.tolist()
+    assert good.ids.tolist() == stepped(canvases[1], head_output([5, 6, 7, 8], UNSURE)).ids.tolist()
 
 
-def random_reading(generator: torch.Generator, rows: int) -> Reading:
+def random_reading(generator: torch.Generator, rows: int) -> HeadOutput:
     ids = torch.randint(1000, (2, rows), generator=generator)
-    return Reading(
+    return HeadOutput(
         argmax=ids[0] % 2,
         sample=ids[1],
         entropy=torch.rand(rows, generator=generator),
@@ -220,9 +222,9 @@ def random_reading(generator: torch.Generator, rows: int) -> Reading:
     )
 
 
-def rows_of(read: Reading, b: int) -> Reading:
+def rows_of(read: HeadOutput, b: int) -> HeadOutput:
     rows = slice(b * SPEC.length, (b + 1) * SPEC.length)
-    return Reading(read.argmax[rows], read.sample[rows], read.entropy[rows], read.soft[rows])
+    return HeadOutput(read.argmax[rows], read.sample[rows], read.entropy[rows], read.soft[rows])
 
 
 def same(a: Canvas, b: Canvas) -> bool:
@@ -262,7 +264,7 @@ def test_a_batch_is_each_alone(seed: int, rows: int) -> None:
 def test_trace_tells_the_step_as_it_was() -> None:
     """The canvas that was read, not the one made of it; the temperature of this step."""
     before = start(1, 0, SPEC)
-    after = stepped(before, reading([5, 6, 7, 8], UNSURE), replace(NEVER, entropy_bound=1.0))
+    after = stepped(before, head_output([5, 6, 7, 8], UNSURE), replace(NEVER, entropy_bound=1.0))
     told = trace_step(before, after, NEVER)
     assert told.ids == tuple(before.ids.tolist()) and told.argmax == (5, 6, 7, 8)
     assert (told.canvas, told.step, told.reason) == (0, 0, "")
@@ -278,7 +280,7 @@ def test_suppressed_ids_are_no_noise() -> None:
     spec = replace(SPEC, length=256, vocab_size=8, suppress_ids=(0, 3, 7))
     canvas = start(1, 0, spec)
     assert set(canvas.ids.tolist()) == {1, 2, 4, 5, 6}
-    canvas = step(canvas, reading([1] * 256, [9.0] * 256), NEVER, spec)
+    canvas = step(canvas, head_output([1] * 256, [9.0] * 256), NEVER, spec)
     assert set(canvas.ids.tolist()) == {1, 2, 4, 5, 6}
 
 
@@ -298,7 +300,7 @@ def test_noise_is_none_of_what_a_mask_allows() -> None:
         assert torch.equal(canvas.ids[256:], free.ids[256:]), "where no mask is, nothing changes"
         kept = free.ids[:256] >= 4
         assert torch.equal(canvas.ids[:256][kept], free.ids[:256][kept])
-        read = reading([7] * 1024, [9.0] * 1024)
+        read = head_output([7] * 1024, [9.0] * 1024)
         free, canvas = step_all([free, canvas], read, [NEVER, NEVER], spec)
 
 

@@ -14,7 +14,7 @@ from dgemma.diffusion.sampler import finish, start, step
 from dgemma.diffusion.schedule import Schedule
 from dgemma.diffusion.stable import pin_prefix
 from dgemma.params import SamplingParams
-from tests.fakes import reading
+from tests.support.fakes import head_output
 
 END = 1
 SPEC = CanvasSpec(length=5, vocab_size=1000, context_length=64, end_ids=(END, 106))
@@ -34,7 +34,7 @@ def run(
     """The canvas after each step, given the argmax and the entropy of each."""
     out = [canvas or start(3, 0, SPEC)]
     for argmax, entropy in steps:
-        after = step(out[-1], reading(argmax, entropy), schedule, SPEC)
+        after = step(out[-1], head_output(argmax, entropy), schedule, SPEC)
         out.append(pin_prefix(out[-1], after, schedule, SPEC, embed))
     return out[1:]
 
@@ -74,7 +74,7 @@ def test_a_pin_is_what_a_callers_own_is() -> None:
     assert canvas.ids[0] == 5 and canvas.soft is not None
     assert canvas.soft[:, 0].tolist() == [1005, 6, 7, 8, 9]
     assert states(canvas)[0] == 2 and 2 not in states(canvas)[1:]
-    after = step(canvas, reading([5, 6, 7, 8, 9], [0.0, *[4.0] * 4]), SCHEDULE, SPEC)
+    after = step(canvas, head_output([5, 6, 7, 8, 9], [0.0, *[4.0] * 4]), SCHEDULE, SPEC)
     assert after.accepted is not None and after.accepted.tolist() == [False, True] + [False] * 3
     assert after.mean_entropy == 4.0 and after.ids[0] == 5
 
@@ -121,5 +121,5 @@ def test_off_changes_nothing() -> None:
     """A schedule that does not ask for it pays for it, or is steered by it."""
     before = start(3, 0, SPEC)
     schedule = Schedule.of(SamplingParams())
-    after = step(before, reading([5, 6, 7, 8, 9], [SURE] * 5), schedule, SPEC)
+    after = step(before, head_output([5, 6, 7, 8, 9], [SURE] * 5), schedule, SPEC)
     assert pin_prefix(before, after, schedule, SPEC, embed) is after

@@ -16,7 +16,7 @@ from dgemma.kernels.controls import Controls
 from dgemma.params import SamplingParams
 from dgemma.types import CanvasControl, Output, Request
 from tests.engine.test_lifecycle import run
-from tests.nano import nano, nano_engine
+from tests.support.nano import nano, nano_engine
 
 WIDTH = 96
 PARAMS = SamplingParams(seed=5, max_steps=8, max_tokens=WIDTH, confidence_threshold=0.0)

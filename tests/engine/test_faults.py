@@ -54,8 +54,8 @@ def guilty_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mark the caches of forwards with the request they belong to."""
     whole = Row.parts
 
-    def parts(self: Row, memory: Any, turn: Any) -> Any:
-        made: Any = whole(self, memory, turn)
+    def parts(self: Row, memory: Any, scheduled: Any) -> Any:
+        made: Any = whole(self, memory, scheduled)
         for cache, *_ in made:
             cache.owner = self.progress.request.index
         return made
@@ -156,10 +156,10 @@ def test_a_caller_that_faults(expected: dict[int, Output]) -> None:
     """What is asked at every commit is the caller's code, and may raise anything."""
     one = engine()
 
-    def enough(_: Any) -> bool:
+    def should_stop(_: Any) -> bool:
         raise KeyError("theirs")
 
-    streams = [one.submit(r, enough if r.index == GUILTY else None) for r in requests()]
+    streams = [one.submit(r, should_stop if r.index == GUILTY else None) for r in requests()]
     made = {output.index: output for _, output in map(run, streams)}
     assert_only_the_guilty(made, expected, "KeyError: 'theirs'")
 

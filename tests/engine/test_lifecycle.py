@@ -152,11 +152,11 @@ def test_only_the_bad_row_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     bad, good = one.submit(request(1)), one.submit(request(2))
     whole = batch.step_all
 
-    def one_bad(canvases: Any, reading: Any, *rest: Any) -> Any:
+    def one_bad(canvases: Any, head_output: Any, *rest: Any) -> Any:
         for number, canvas in enumerate(canvases):
             if canvas.seed == 1:
-                reading.entropy[8 * number] = torch.nan
-        return whole(canvases, reading, *rest)
+                head_output.entropy[8 * number] = torch.nan
+        return whole(canvases, head_output, *rest)
 
     monkeypatch.setattr(batch, "step_all", one_bad)
     assert run(bad)[1].finish_reason == "error"

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dgemma.engine.arena import GAP, NONE, Arena
-from dgemma.engine.pages import Pages, Table
+from dgemma.engine.page_allocator import GAP, NONE, PageAllocator
+from dgemma.engine.pages import BlockTable, Pages
 from dgemma.types import PAGE
 
 WINDOW = 2 * PAGE + 1
@@ -23,7 +23,7 @@ def ids(blocks: int, start: int = 0, extra: int = 1) -> list[int]:
     return list(range(start, start + blocks * PAGE + extra))
 
 
-def opened(pages: Pages, prompt: list[int]) -> Table:
+def opened(pages: Pages, prompt: list[int]) -> BlockTable:
     """A request whose prompt is encoded."""
     table = pages.open(prompt, len(prompt) + PAGE, len(prompt))
     assert table is not None
@@ -40,30 +40,30 @@ def test_no_torch() -> None:
 
 def test_pages_lie_side_by_side() -> None:
     """Pages dealt out one by one would have every request's keys gathered at every step."""
-    arena = Arena(100)
-    first = arena.take(3, NONE)
-    second = arena.take(3, NONE)
+    allocator = PageAllocator(100)
+    first = allocator.take(3, NONE)
+    second = allocator.take(3, NONE)
     assert first == [0, 1, 2] and second == [3 + GAP, 4 + GAP, 5 + GAP]
-    assert arena.take(2, first[-1]) == [3, 4], "a run goes on where it ended"
+    assert allocator.take(2, first[-1]) == [3, 4], "a run goes on where it ended"
 
 
 def test_an_arena_gives_its_last_page() -> None:
     """A search for runs misses single pages, or hands one out twice."""
-    arena = Arena(7)
-    pages = arena.take(7, NONE)
-    assert sorted(pages) == list(range(7)) and arena.free == 0
+    allocator = PageAllocator(7)
+    pages = allocator.take(7, NONE)
+    assert sorted(pages) == list(range(7)) and allocator.free == 0
     for page in pages[::2]:
-        arena.give(page)
-    assert sorted(arena.take(4, NONE)) == sorted(pages[::2])
+        allocator.give(page)
+    assert sorted(allocator.take(4, NONE)) == sorted(pages[::2])
 
 
 def test_a_page_given_back_twice() -> None:
     """Two requests would write over each other's keys."""
-    arena = Arena(2)
-    (page,) = arena.take(1, NONE)
-    arena.give(page)
+    allocator = PageAllocator(2)
+    (page,) = allocator.take(1, NONE)
+    allocator.give(page)
     with pytest.raises(AssertionError, match="twice"):
-        arena.give(page)
+        allocator.give(page)
 
 
 def test_the_same_beginning_is_shared() -> None:
@@ -154,17 +154,17 @@ def test_a_block_that_is_being_made_is_waited_for() -> None:
     pages = Pages(60, 60, WINDOW)
     first = pages.open(ids(2), 4 * PAGE, 3 * PAGE)
     assert first is not None
-    assert pages.claimant(ids(2)) is first and pages.claimant(ids(2, 7_000)) is None
+    assert pages.computing(ids(2)) is first and pages.computing(ids(2, 7_000)) is None
     pages.encoded(first, ids(2)[:PAGE])
-    assert pages.claimant(ids(2)) is first, "the second block"
+    assert pages.computing(ids(2)) is first, "the second block"
     other = [*ids(1, extra=0), *ids(1, 7_000)]
-    assert pages.claimant(other) is None, "it goes another way from here"
+    assert pages.computing(other) is None, "it goes another way from here"
     pages.encoded(first, ids(2)[PAGE:])
-    assert pages.claimant(ids(2)) is None
+    assert pages.computing(ids(2)) is None
     second = pages.open(ids(3), 5 * PAGE, PAGE)
-    assert second is not None and pages.claimant(ids(3)) is second
+    assert second is not None and pages.computing(ids(3)) is second
     pages.close(second)
-    assert pages.claimant(ids(3)) is None, "who claimed it is gone"
+    assert pages.computing(ids(3)) is None, "who claimed it is gone"
     pages.check()
 
 
@@ -173,7 +173,7 @@ def test_random_lives(seed: int, full: int, sliding: int) -> None:
     """Any order of opening, growing, closing and evicting keeps one owner for each page."""
     draw = random.Random(seed)
     pages = Pages(full, sliding, draw.choice((2, PAGE, WINDOW, 5 * PAGE)))
-    live: list[tuple[Table, list[int]]] = []
+    live: list[tuple[BlockTable, list[int]]] = []
     for _ in range(60):
         if draw.random() < 0.4:
             # Few different blocks, so that many beginnings are shared.

@@ -9,13 +9,13 @@ from dataclasses import replace
 import pytest
 
 from dgemma.engine.engine import Engine
-from dgemma.engine.request import Limits, Progress, resolve
+from dgemma.engine.request import ModelLimits, Progress, resolve
 from dgemma.errors import ContextOverflow, InvalidRequest
 from dgemma.params import SamplingParams
 from dgemma.types import ENTROPY_PER_NAT, Request, ThoughtIds
-from tests.nano import by_reference, nano, nano_engine, random_request
+from tests.support.nano import by_reference, nano, nano_engine, random_request
 
-LIMITS = Limits(context=40, canvas=8, vocab_size=100)
+LIMITS = ModelLimits(context=40, canvas=8, vocab_size=100)
 CLOSE = 101
 """Nano's `<channel|>`."""
 

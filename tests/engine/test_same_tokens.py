@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 
 from dgemma.diffusion.canvas import Generation
-from dgemma.engine.engine import Engine, Stream
+from dgemma.engine.engine import Engine, EventStream
 from dgemma.params import SamplingParams
 from dgemma.types import Output, Request
 from tests.engine.test_lifecycle import engine as random_engine
 from tests.engine.test_lifecycle import request as tiny_request
-from tests.nano import by_reference, nano, nano_engine, random_request
+from tests.support.nano import by_reference, nano, nano_engine, random_request
 
 GROUP = 8
 """Requests that run together."""
@@ -21,7 +21,7 @@ GROUP = 8
 Case = tuple[Request, Generation]
 
 
-def last(stream: Stream) -> Output:
+def last(stream: EventStream) -> Output:
     """The output of a stream that is run to its end."""
     output = [event.output for event in stream][-1]
     assert output is not None

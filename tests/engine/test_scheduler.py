@@ -10,13 +10,13 @@ import pytest
 
 from dgemma.engine.job import Job
 from dgemma.engine.pages import Pages
-from dgemma.engine.request import Limits, Progress, resolve
+from dgemma.engine.request import ModelLimits, Progress, resolve
 from dgemma.engine.scheduler import EXPRESS, Scheduler
 from dgemma.errors import InvalidRequest, Overloaded
 from dgemma.params import SamplingParams
 from dgemma.types import PAGE, Request
 
-LIMITS = Limits(context=4096, canvas=PAGE, vocab_size=1000)
+LIMITS = ModelLimits(context=4096, canvas=PAGE, vocab_size=1000)
 
 
 def scheduler(full: int = 400, sliding: int = 200, **values: Any) -> Scheduler:
@@ -58,14 +58,14 @@ class Simulation:
         plan = self.scheduler.plan(self.now)
         for job, why in plan.failed:
             self.end(job, why)
-        for turn in plan.turns:
-            if turn.count:
-                self.scheduler.encoded(turn.job, turn.count)
-            if turn.denoise:
-                self.denoise(turn.job)
-        self.sizes = [turn.size for turn in plan.turns]
+        for scheduled in plan.scheduled:
+            if scheduled.count:
+                self.scheduler.encoded(scheduled.job, scheduled.count)
+            if scheduled.denoise:
+                self.denoise(scheduled.job)
+        self.sizes = [scheduled.size for scheduled in plan.scheduled]
         self.now += seconds
-        return [turn.job for turn in plan.turns]
+        return [scheduled.job for scheduled in plan.scheduled]
 
     def denoise(self, job: Job) -> None:
         progress = job.progress
@@ -141,10 +141,10 @@ def test_an_owner_that_was_away_has_no_credit() -> None:
 def test_a_newer_request_of_the_slot_cancels_the_older() -> None:
     """An editor's stale completions are finished one by one while a person types."""
     sim = Simulation(scheduler())
-    first = sim.add(job(first=1, slot="editor", owner="a"))
-    other = sim.add(job(first=2, slot="editor", owner="b"))
+    first = sim.add(job(first=1, replaces="editor", owner="a"))
+    other = sim.add(job(first=2, replaces="editor", owner="b"))
     sim.step()
-    second = sim.add(job(first=3, slot="editor", owner="a"))
+    second = sim.add(job(first=3, replaces="editor", owner="a"))
     assert sim.ended == {first: "cancelled"}
     sim.run()
     assert sim.ended[second] == sim.ended[other] == "done"
@@ -153,11 +153,11 @@ def test_a_newer_request_of_the_slot_cancels_the_older() -> None:
 def test_deadline_and_patience() -> None:
     """A request runs past its deadline, or waits past its patience, or is ended though it began."""
     sim = Simulation(scheduler(max_running=1), canvases=lambda _: 10)
-    late = sim.add(job(first=1, deadline_s=5, patience_s=2))
-    hasty = sim.add(job(first=2, patience_s=3))
+    late = sim.add(job(first=1, deadline_s=5, queue_timeout_s=2))
+    hasty = sim.add(job(first=2, queue_timeout_s=3))
     calm = sim.add(job(first=3))
     sim.run()
-    assert "deadline of 5" in sim.ended[late] and "3 s (patience_s)" in sim.ended[hasty]
+    assert "deadline of 5" in sim.ended[late] and "3 s (queue_timeout_s)" in sim.ended[hasty]
     assert sim.ended[calm] == "done"
 
 
@@ -184,9 +184,9 @@ def test_too_many_wait() -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{"deadline_s": 0}, {"patience_s": -1}, {"priority": "high"}, {"deadline_s": float("nan")},
-     {"deadline_s": 10**400}, {"patience_s": float("inf")}, {"priority": 10**400},
-     {"owner": ["a"]}, {"slot": 3}],
+    [{"deadline_s": 0}, {"queue_timeout_s": -1}, {"priority": "high"}, {"deadline_s": float("nan")},
+     {"deadline_s": 10**400}, {"queue_timeout_s": float("inf")}, {"priority": 10**400},
+     {"owner": ["a"]}, {"replaces": 3}],
 )  # fmt: skip
 def test_refused(values: dict[str, Any]) -> None:
     """A deadline of nothing is taken and then fails every time."""
@@ -262,7 +262,7 @@ def test_the_ended_leave_no_place_behind() -> None:
     sim.add(job(first=2))
     sim.step()
     for number in range(500):
-        sim.add(job(first=number % 60, slot="editor"))
+        sim.add(job(first=number % 60, replaces="editor"))
     assert sum(map(len, sim.scheduler._queues.values())) < 100
     sim.scheduler.check()
 
@@ -360,7 +360,7 @@ def simulate(total: int, seed: int, check_every: int) -> Simulation:
                         job(
                             prompt=prompt, first=draw.randrange(60),
                             owner=str(draw.randrange(12)), priority=draw.choice((0, 0, 0, 1, -1)),
-                            slot=draw.choice(("", "", "", "x")),
+                            replaces=draw.choice(("", "", "", "x")),
                             deadline_s=draw.choice((None, None, 900.0)),
                         )
                     )

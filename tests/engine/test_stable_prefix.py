@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
+from dgemma.constrain.cache import GrammarCache
 from dgemma.diffusion.canvas import Generation
-from dgemma.diffusion.constraint import Keeper
+from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.engine.engine import Engine
 from dgemma.errors import InvalidRequest
 from dgemma.params import SamplingParams
 from dgemma.tasks import make_example
-from dgemma.text.language import Languages
 from dgemma.types import CanvasControl, Event, Output, Request, ThoughtIds
 from tests.engine.test_lifecycle import run
 from tests.engine.test_same_tokens import assert_same
-from tests.nano import by_reference, nano, nano_engine, random_request
+from tests.support.nano import by_reference, nano, nano_engine, random_request
 
 
 def asked(number: int, task: str = "json", **params: Any) -> Request:
@@ -58,14 +58,14 @@ def check(events: list[Event], output: Output) -> int:
     commits = [event for event in events if event.type == "commit"]
     assert tuple(i for event in commits for i in event.ids) == output.token_ids
     assert sum(event.whole for event in commits) == output.usage.canvases
-    told: list[int] = []
+    emitted: list[int] = []
     for event in events:
         if event.type == "frame":
-            assert event.ids[: len(told)] == tuple(told), "told, and then changed"
-            assert set(event.accepted[: len(told)]) <= {2}
+            assert event.ids[: len(emitted)] == tuple(emitted), "told, and then changed"
+            assert set(event.accepted[: len(emitted)]) <= {2}
         elif event.type == "commit":
             assert event.ids or event.whole
-            told = [] if event.whole else told + list(event.ids)
+            emitted = [] if event.whole else emitted + list(event.ids)
     return sum(not event.whole for event in commits)
 
 
@@ -138,11 +138,11 @@ def test_what_is_enough_ends_the_request_at_once() -> None:
 def test_a_cancelled_answer_holds_what_was_told() -> None:
     """A client that has read text which the output then lacks."""
     stream = nano_engine().submit(early())
-    told = next(event for event in stream if event.type == "commit")
+    emitted = next(event for event in stream if event.type == "commit")
     stream.close()
     _, output = run(stream)
-    assert output.finish_reason == "cancelled" and output.token_ids == told.ids
-    assert not told.whole and told.ids
+    assert output.finish_reason == "cancelled" and output.token_ids == emitted.ids
+    assert not emitted.whole and emitted.ids
 
 
 def test_a_score_for_every_token() -> None:
@@ -153,9 +153,9 @@ def test_a_score_for_every_token() -> None:
         events, output = run(engine.submit(request))
         assert check(events, output) >= 1
         assert [score.token_id for score in output.scores] == list(output.token_ids)
-        told = [score for event in events for score in event.scores]
-        assert tuple(told) == output.scores
-        assert all(score.logprob <= 0 and len(score.top) == 2 for score in told)
+        emitted = [score for event in events for score in event.scores]
+        assert tuple(emitted) == output.scores
+        assert all(score.logprob <= 0 and len(score.top) == 2 for score in emitted)
         early = [score for event in events if not event.whole for score in event.scores]
         assert early and all(score.top[0][0] == score.token_id for score in early)
 
@@ -176,17 +176,17 @@ def test_a_thought_past_its_budget() -> None:
 def test_what_it_cannot_be_combined_with() -> None:
     """A promise that a constraint would break, or a field that is accepted and ignored."""
     engine = nano_engine()
-    words = Languages(nano().prompter.text(), engine.spec.end_ids).of(
+    words = GrammarCache(nano().prompter.text(), engine.spec.end_ids).of(
         SamplingParams(bad_words=["x"])
     )
     assert words is not None
     with pytest.raises(InvalidRequest, match="stable_prefix and bad_words"):
-        engine.prepare(asked(0), keeper=Keeper(*words))
+        engine.prepare(asked(0), constrained=ConstrainedAnswer(*words))
     with pytest.raises(InvalidRequest, match="stable_prefix and read_only"):
         engine.prepare(replace(asked(0), canvas=CanvasControl(read_only=True)))
     with pytest.raises(InvalidRequest, match="stable_prefix"):
-        twin = Request(token_ids=(2,), params=SamplingParams(stable_prefix=True))
-        engine.prepare(replace(twin, mode="autoregressive"))
+        autoregressive = Request(token_ids=(2,), params=SamplingParams(stable_prefix=True))
+        engine.prepare(replace(autoregressive, mode="autoregressive"))
     assert engine.running == 0
 
 

@@ -18,18 +18,18 @@ from typing import Any
 import jsonschema
 import pytest
 
-from dgemma.diffusion.constraint import Keeper
+from dgemma.constrain.cache import GrammarCache
+from dgemma.constrain.grammar import READY_MADE, Grammar
+from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.engine.engine import Engine
 from dgemma.errors import InvalidRequest
 from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import SamplingParams
-from dgemma.text.grammar import READY_MADE, Grammar
-from dgemma.text.language import Languages
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import CanvasControl, Output, Request
-from tests.nano import by_reference, nano, nano_engine
-from tests.schemas import GRAMMARS, REGEXES, SCHEMAS
+from tests.support.nano import by_reference, nano, nano_engine
+from tests.support.schemas import GRAMMARS, REGEXES, SCHEMAS
 
 ROOM = 1024
 FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures"
@@ -56,15 +56,15 @@ def answers(
     room: int = ROOM,
 ) -> list[tuple[str, Output, str]]:  # fmt: skip
     """(name, output, text) of every case with every seed, run together."""
-    languages = Languages(tokenizer, engine.spec.end_ids)
+    grammars = GrammarCache(tokenizer, engine.spec.end_ids)
     streams = []
     for name, language in cases.items():
         for seed in range(seeds):
             params = SamplingParams(seed=seed, max_steps=3, max_tokens=room, **language)
-            found = languages.of(params)
+            found = grammars.of(params)
             assert found is not None
             request = Request(token_ids=(2, 5 + seed, 6), params=params)
-            streams.append((name, engine.submit(request, keeper=Keeper(*found))))
+            streams.append((name, engine.submit(request, constrained=ConstrainedAnswer(*found))))
     out = []
     for name, stream in streams:
         output = [event.output for event in stream][-1]
@@ -183,26 +183,26 @@ def test_engine_and_reference_agree(count: Callable[[int, int], int]) -> None:
     """A repaired canvas, or one that goes on, is not the one of the reference loop."""
     llm = nano()
     assert llm.tokenizer is not None
-    languages: list[dict[str, Any]] = [{"json_schema": s} for s in list(SCHEMAS.values())[::7]]
-    languages += [{"regex": r} for r in list(REGEXES.values())[::9]]
-    languages += [{"choices": ["left", "right", "straight on"]}, {"bad_words": ["e", "i"]}]
+    grammars: list[dict[str, Any]] = [{"json_schema": s} for s in list(SCHEMAS.values())[::7]]
+    grammars += [{"regex": r} for r in list(REGEXES.values())[::9]]
+    grammars += [{"choices": ["left", "right", "straight on"]}, {"bad_words": ["e", "i"]}]
     engine = nano_engine()
-    known = Languages(llm.tokenizer, engine.spec.end_ids)
-    for number, language in enumerate(languages[:: count(4, 1)]):
+    known = GrammarCache(llm.tokenizer, engine.spec.end_ids)
+    for number, language in enumerate(grammars[:: count(4, 1)]):
         params = SamplingParams(seed=number, max_steps=6, max_tokens=150, **language)
         ids = tuple(llm.chat_ids([{"role": "user", "content": "Hello!"}], None, False))
         request = Request(token_ids=ids, params=params)
 
-        def keeper(params: SamplingParams = params) -> Keeper:
+        def constrained(params: SamplingParams = params) -> ConstrainedAnswer:
             found = known.of(params)
             assert found is not None
-            return Keeper(*found)
+            return ConstrainedAnswer(*found)
 
         neighbours = [engine.submit(Request(token_ids=ids)) for _ in range(3)]
-        output = [e.output for e in engine.submit(request, keeper=keeper())][-1]
+        output = [e.output for e in engine.submit(request, constrained=constrained())][-1]
         for stream in neighbours:
             stream.close()
-        made = by_reference(engine, request, keeper())
+        made = by_reference(engine, request, constrained())
         assert output is not None and output.token_ids == made.token_ids, language
         assert output.finish_reason == made.finish_reason
         assert output.usage.steps == len(made.trace)

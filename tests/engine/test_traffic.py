@@ -14,14 +14,14 @@ import pytest
 from dgemma.bench.clock import status_bytes
 from dgemma.diffusion.canvas import Generation
 from dgemma.engine.engine import Engine
-from dgemma.engine.stream import Stream
+from dgemma.engine.stream import EventStream
 from dgemma.engine.worker import Worker
 from dgemma.params import SamplingParams
 from dgemma.types import PAGE, Output, Request
 from tests.engine.test_lifecycle import request as tiny_request
 from tests.engine.test_lifecycle import run, tiny
 from tests.engine.test_same_tokens import assert_same
-from tests.nano import by_reference, nano_engine, random_request
+from tests.support.nano import by_reference, nano_engine, random_request
 
 SMALL = 3_000_000
 """Bytes of keys and values: about four of nano's longer requests, so some must step aside."""
@@ -85,7 +85,7 @@ def check(engine: Engine) -> None:
 def test_random_arrivals(cases: list[Case], record: Callable[..., None]) -> None:
     """Prefix reuse, setting back, cancels, forks: whatever happens beside it, the same tokens."""
     engine = nano_engine(endless=True, chunk=128, cache_bytes=SMALL, max_running=8, max_tokens=700)
-    live: list[tuple[Case, Stream]] = []
+    live: list[tuple[Case, EventStream]] = []
     left: set[int] = set()
     step, coming = 0, sorted(cases, key=lambda case: case.step)
     while coming or engine.running:
@@ -129,7 +129,7 @@ def random_life(draw: random.Random) -> int:
         TINY, end_ids=(), chunk=draw.choice((64, 128)), max_running=draw.choice((2, 4)),
         max_tokens=draw.choice((80, 400)), cache_bytes=LEAST * draw.choice((1, 2)),
     )  # fmt: skip
-    streams: list[tuple[Request, Stream]] = []
+    streams: list[tuple[Request, EventStream]] = []
     for _ in range(draw.randrange(30, 60)):
         if len(streams) < 6 and draw.random() < 0.4:
             prompt = [draw.choice((2, 5))] * draw.choice((1, 60, 64, 65, 130))
@@ -213,16 +213,16 @@ def test_soak(count: Callable[[int, int], int], record: Callable[..., None]) -> 
     began, warm, peak = time.monotonic(), 0, 0
     threads = threading.active_count() + 1
     done: dict[str, int] = {}
-    live: list[Stream] = []
+    live: list[EventStream] = []
     requests = [mixed(number, draw) for number in range(60)]
 
-    def read(stream: Stream) -> None:
+    def read(stream: EventStream) -> None:
         output = [event.output for event in stream][-1]
         assert isinstance(output, Output)
         done[output.finish_reason] = done.get(output.finish_reason, 0) + 1
 
     while time.monotonic() < began + seconds:
-        made = replace(draw.choice(requests), slot=draw.choice(("", "", "", "editor")))
+        made = replace(draw.choice(requests), replaces=draw.choice(("", "", "", "editor")))
         live.append(worker.submit(made))
         if draw.random() < 0.2:
             draw.choice(live).close()
@@ -239,7 +239,7 @@ def test_soak(count: Callable[[int, int], int], record: Callable[..., None]) -> 
     assert set(done) <= {"stop", "length", "cancelled"} and sum(done.values()) > 0
     assert threading.active_count() == threads - 1
     assert counters.running == counters.waiting == counters.pages_full_used == 0
-    assert not worker.engine.scheduler._slots and not worker.engine.scheduler._live
+    assert not worker.engine.scheduler._replaceable and not worker.engine.scheduler._live
     assert peak <= warm * 1.05
     record("seconds of random traffic", seconds)
     record("requests ended", sum(done.values()))

@@ -20,7 +20,7 @@ from dgemma.evaluate.canvas import (
     sudoku,
 )
 from dgemma.tasks import make_example
-from tests.nano import nano
+from tests.support.nano import nano
 
 HELD_OUT = 500
 

@@ -9,7 +9,7 @@ import pytest
 from dgemma.errors import InvalidRequest
 from dgemma.evaluate.paired import Setting, as_markdown, compare, difference, parse_setting
 from dgemma.params import SamplingParams
-from tests.nano import nano
+from tests.support.nano import nano
 
 
 def test_settings_are_parsed() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from dgemma.evaluate.run import Tally, evaluate
 from dgemma.types import Mode
-from tests.nano import nano
+from tests.support.nano import nano
 
 BOTH: list[Mode] = ["diffusion", "autoregressive"]
 HELD_OUT = 500

@@ -172,14 +172,14 @@ def test_filters_act_before_entropy_and_sample(kernel: str) -> None:
 def test_pinned_rows(kernel: str, scored: bool) -> None:
     """A pinned row is that of a mask with one id; the others keep their very bits."""
     words = with_kernel(make(600), kernel)
-    hidden, keys = hidden_rows(ROWS), random_keys(ROWS)
+    hidden, uniforms = hidden_rows(ROWS), random_keys(ROWS)
     temperature = torch.full((ROWS,), 0.7)
     pinned = torch.tensor([-1, 5, -1, 599, -1, 0, -1])
     asked = Controls(logprobs=scored)
-    got = words.read(hidden, temperature, keys, Controls(pinned=pinned, logprobs=scored))
-    plain = words.read(hidden, temperature, keys, asked)
+    got = words.read(hidden, temperature, uniforms, Controls(pinned=pinned, logprobs=scored))
+    plain = words.read(hidden, temperature, uniforms, asked)
     masks = Masks.pack([[5], [599], [0]], 600, torch.tensor([-1, 0, -1, 1, -1, 2, -1]))
-    masked = words.read(hidden, temperature, keys, Controls(masks=masks))
+    masked = words.read(hidden, temperature, uniforms, Controls(masks=masks))
     assert torch.equal(got.argmax, masked.argmax) and torch.equal(got.sample, masked.sample)
     assert torch.equal(got.entropy[pinned >= 0], torch.zeros(3))
     assert torch.allclose(got.soft, masked.soft, atol=1e-5)
@@ -207,7 +207,7 @@ def test_all_rows_pinned(kernel: str) -> None:
 def test_joined_controls_are_those_of_each(kernel: str) -> None:
     """A mask, a bias or a pin that slips to the rows of the next canvas."""
     words = with_kernel(make(600), kernel)
-    hidden, keys = hidden_rows(3 * ROWS), random_keys(3 * ROWS)
+    hidden, uniforms = hidden_rows(3 * ROWS), random_keys(3 * ROWS)
     temperature = torch.linspace(0.4, 0.8, 3 * ROWS)
     parts = [
         Controls(masks=Masks.pack([[1, 2], [3]], 600, torch.tensor([0, 1, -1, 0, 1, -1, 0]))),
@@ -217,9 +217,9 @@ def test_joined_controls_are_those_of_each(kernel: str) -> None:
         ),
         Controls(masks=Masks.pack([[7]], 600, torch.tensor([0, -1, -1, -1, -1, -1, 0]))),
     ]
-    whole = words.read(hidden, temperature, keys, Controls.join([(p, ROWS) for p in parts], ()))
+    whole = words.read(hidden, temperature, uniforms, Controls.join([(p, ROWS) for p in parts], ()))
     for number, part in enumerate(parts):
         rows = slice(number * ROWS, (number + 1) * ROWS)
-        alone = words.read(hidden[rows], temperature[rows], keys[rows], part)
+        alone = words.read(hidden[rows], temperature[rows], uniforms[rows], part)
         for name in ("argmax", "sample", "entropy", "soft"):
             assert torch.equal(getattr(whole, name)[rows], getattr(alone, name)), (number, name)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dgemma.kernels.experts import EXPERTS, choose_experts, experts_sparse
-from tests.oracle import tiny_pair
+from tests.support.oracle import tiny_pair
 
 WIDTH, INNER, COUNT = 24, 16, 12
 

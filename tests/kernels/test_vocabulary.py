@@ -13,13 +13,13 @@ from torch import Tensor
 from dgemma.diffusion.random import Purpose, stream_keys, uniforms
 from dgemma.errors import InvalidRequest
 from dgemma.kernels import vocabulary
-from dgemma.kernels.blocks import BLOCK
 from dgemma.kernels.controls import Controls
-from dgemma.kernels.reading import Reading
+from dgemma.kernels.head_output import HeadOutput
+from dgemma.kernels.sampling import BLOCK
 from dgemma.kernels.vocabulary import Vocabulary
 from dgemma.model.transformer import DiffusionGemma
-from tests.diffusion.chance import chi_square, chi_square_limit
-from tests.oracle import tiny_pair
+from tests.support.chance import chi_square, chi_square_limit
+from tests.support.oracle import tiny_pair
 
 PLAIN = Controls()
 LAST_KEY = 1 - 2**-24
@@ -54,14 +54,14 @@ def distribution(words: Vocabulary, hidden: Tensor, temperature: float) -> Tenso
     return (torch.tanh(logits / 30) * 30 / temperature).softmax(-1)
 
 
-def same(a: Reading, b: Reading) -> bool:
+def same(a: HeadOutput, b: HeadOutput) -> bool:
     """Whether all bits are equal."""
     pairs = [(getattr(a, f.name), getattr(b, f.name)) for f in fields(a) if f.name != "logprobs"]
     return all(torch.equal(x, y) for x, y in pairs)
 
 
-def rows_of(read: Reading, rows: Tensor) -> Reading:
-    return Reading(read.argmax[rows], read.sample[rows], read.entropy[rows], read.soft[rows])
+def rows_of(read: HeadOutput, rows: Tensor) -> HeadOutput:
+    return HeadOutput(read.argmax[rows], read.sample[rows], read.entropy[rows], read.soft[rows])
 
 
 @pytest.mark.parametrize("size", [1, 5, 255, 256, 257, 700, 1024])
@@ -93,10 +93,10 @@ def test_logprobs_only_where_asked() -> None:
 def test_each_row_has_its_own_temperature() -> None:
     """One temperature for all rows of a batch would mix the schedules of two requests."""
     words, hidden = make(700, 3.0), hidden_rows(1).expand(3, -1)
-    keys = random_keys(1).expand(3)
-    together = words.read(hidden, torch.tensor([0.4, 0.8, 5.0]), keys, PLAIN)
+    uniforms = random_keys(1).expand(3)
+    together = words.read(hidden, torch.tensor([0.4, 0.8, 5.0]), uniforms, PLAIN)
     assert together.entropy[0] < together.entropy[1] < together.entropy[2]
-    alone = words.read(hidden[:1], torch.tensor([0.8]), keys[:1], PLAIN)
+    alone = words.read(hidden[:1], torch.tensor([0.8]), uniforms[:1], PLAIN)
     assert same(rows_of(together, torch.tensor([1])), alone)
 
 
@@ -136,10 +136,10 @@ def test_blocks_pick_what_a_plain_inverse_cdf_picks(
     size: int, seed: int, temperature: float
 ) -> None:
     """Two stages must be one CDF: equal but for keys within rounding of a border between ids."""
-    words, hidden, keys = make(size, 3.0), hidden_rows(16, seed), random_keys(16, seed)
-    got = words.read(hidden, torch.full((16,), temperature), keys, PLAIN).sample
+    words, hidden, uniforms = make(size, 3.0), hidden_rows(16, seed), random_keys(16, seed)
+    got = words.read(hidden, torch.full((16,), temperature), uniforms, PLAIN).sample
     reached = distribution(words, hidden, temperature).cumsum(-1)
-    key = keys.double()[:, None] * reached[:, -1:]
+    key = uniforms.double()[:, None] * reached[:, -1:]
     below = (reached <= key - 2e-5).sum(-1)
     above = (reached <= key + 2e-5).sum(-1)
     assert ((below <= got) & (got <= above)).all()
@@ -156,20 +156,20 @@ def test_a_row_does_not_depend_on_the_others(
     split up.
     """
     words, rows = make(size, 3.0), 75
-    hidden, keys = hidden_rows(rows), random_keys(rows)
+    hidden, uniforms = hidden_rows(rows), random_keys(rows)
     temperature = torch.linspace(0.4, 0.8, rows)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        whole = words.read(hidden, temperature, keys, PLAIN)
+        whole = words.read(hidden, temperature, uniforms, PLAIN)
         picks = [torch.tensor([r]) for r in (0, 41, 74)]
         picks += [torch.arange(n) for n in (2, 3, 4, 15, 16, 17, 33)] + [torch.arange(74, -1, -3)]
         for pick in picks:
-            part = words.read(hidden[pick], temperature[pick], keys[pick], PLAIN)
+            part = words.read(hidden[pick], temperature[pick], uniforms[pick], PLAIN)
             assert same(part, rows_of(whole, pick))
         for at_a_time in (16, 17, 40, 74):
             monkeypatch.setattr(words, "rows_at_a_time", at_a_time)
-            assert same(words.read(hidden, temperature, keys, PLAIN), whole)
+            assert same(words.read(hidden, temperature, uniforms, PLAIN), whole)
     finally:
         torch.set_num_threads(before)
 
@@ -209,13 +209,13 @@ def test_one_key_at_either_end() -> None:
 
 def test_extreme_temperatures() -> None:
     """Overflow of exp(logit / t): a tiny t is greedy, a huge one uniform, and neither is NaN."""
-    words, hidden, keys = make(700, 3.0), hidden_rows(32), random_keys(32)
-    cold = words.read(hidden, torch.full((32,), 1e-4), keys, PLAIN)
+    words, hidden, uniforms = make(700, 3.0), hidden_rows(32), random_keys(32)
+    cold = words.read(hidden, torch.full((32,), 1e-4), uniforms, PLAIN)
     assert torch.equal(cold.sample, cold.argmax)
     assert cold.entropy.max() < 0.1 and cold.entropy.min() >= 0 and cold.soft.isfinite().all()
-    hot = words.read(hidden, torch.full((32,), 1e6), keys, PLAIN)
+    hot = words.read(hidden, torch.full((32,), 1e6), uniforms, PLAIN)
     torch.testing.assert_close(hot.entropy, torch.full((32,), 700.0).log())
-    assert torch.equal(hot.argmax, words.read(hidden, torch.ones(32), keys, PLAIN).argmax)
+    assert torch.equal(hot.argmax, words.read(hidden, torch.ones(32), uniforms, PLAIN).argmax)
 
 
 def test_equal_logits_give_the_lowest_id() -> None:
@@ -272,11 +272,11 @@ def test_rows_that_are_not_finite_say_so(value: float) -> None:
 
     The other rows must not notice, and ids stay in range so that nothing crashes.
     """
-    words, hidden, keys = make(700, 2.0), hidden_rows(20), random_keys(20)
-    good = words.read(hidden, torch.ones(20), keys, PLAIN)
+    words, hidden, uniforms = make(700, 2.0), hidden_rows(20), random_keys(20)
+    good = words.read(hidden, torch.ones(20), uniforms, PLAIN)
     broken = hidden.clone()
     broken[7, 3] = value
-    got = words.read(broken, torch.ones(20), keys, PLAIN)
+    got = words.read(broken, torch.ones(20), uniforms, PLAIN)
     others = torch.tensor([r for r in range(20) if r != 7])
     assert got.entropy[7].isnan()
     assert 0 <= got.sample[7] < 700 and 0 <= got.argmax[7] < 700
@@ -325,10 +325,10 @@ def test_the_block_is_part_of_the_seeds_meaning() -> None:
 def test_cuda_reads_the_same() -> None:
     """Rounding differs between devices; ids may, one in a thousand at most."""
     words, rows = make(4096, 3.0), 2048
-    hidden, keys = hidden_rows(rows), random_keys(rows)
+    hidden, uniforms = hidden_rows(rows), random_keys(rows)
     there = Vocabulary(words.table.cuda(), 30.0, words.embed_scale.cuda())
     warm = torch.full((rows,), 0.6)
-    a = words.read(hidden, warm, keys, PLAIN)
-    b = there.read(hidden.cuda(), warm.cuda(), keys.cuda(), PLAIN)
+    a = words.read(hidden, warm, uniforms, PLAIN)
+    b = there.read(hidden.cuda(), warm.cuda(), uniforms.cuda(), PLAIN)
     assert (a.sample != b.sample.cpu()).float().mean() < 1e-3
     torch.testing.assert_close(a.entropy, b.entropy.cpu(), atol=1e-4, rtol=1e-4)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dgemma.model.transformer import DiffusionGemma
-from tests.oracle import tiny_pair
+from tests.support.oracle import tiny_pair
 
 LIMIT = 2e-5
 S, F = "sliding_attention", "full_attention"

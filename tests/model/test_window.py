@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from dgemma.kernels.attention import ATTENTION
-from dgemma.model.attention import CachedContext, Segment
+from dgemma.model.attention import AttentionSpan, CachedContext
 from dgemma.model.cache import RowCache
 from dgemma.model.config import ModelConfig
-from tests.oracle import tiny_pair
+from tests.support.oracle import tiny_pair
 
 LIMIT = 2e-5
 S, F = "sliding_attention", "full_attention"
@@ -41,7 +41,9 @@ def seen(
     q = torch.ones(total, config.num_attention_heads, shape.head_dim)
     out = []
     for part in torch.split(torch.arange(total), [*pieces, canvas] if canvas else pieces):
-        segment = Segment(cache, len(part), denoise=bool(canvas) and part[0].item() >= sum(pieces))
+        segment = AttentionSpan(
+            cache, len(part), denoise=bool(canvas) and part[0].item() >= sum(pieces)
+        )
         context = CachedContext(config, [segment], kernel)
         got = context.attend(layer, q[part], torch.zeros_like(v[part]), v[part])
         assert torch.equal(got, got[:, :1, :1].expand_as(got))

@@ -15,10 +15,10 @@ from dgemma.params import (
     SamplingParams,
     bounds,
 )
-from dgemma.server.schema.fim import InfillRequest
-from dgemma.server.schema.messages import MessagesRequest
-from dgemma.server.schema.sampling import Diffusion, Drawing
-from tests.server.client import ASK, Client, serve
+from dgemma.server.apis.fim.schema import InfillRequest
+from dgemma.server.apis.messages.schema import MessagesRequest
+from dgemma.server.sampling_fields import Diffusion, SamplingFields
+from tests.support.client import ASK, Client, serve
 
 CHAT, COMPLETIONS, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/messages"
 FIM, INFILL = "/v1/fim/completions", "/infill"
@@ -101,7 +101,7 @@ def property_of(model: Any, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("model, names", [
-    (Drawing, ("max_tokens", "seed", "temperature", "top_p", "min_p", "min_tokens")),
+    (SamplingFields, ("max_tokens", "seed", "temperature", "top_p", "min_p", "min_tokens")),
     (Diffusion, ("max_steps", "entropy_bound", "t_min", "t_max", "confidence_threshold",
                  "stability_threshold")),
     (InfillRequest, ("temperature", "top_p", "min_p")),

@@ -8,10 +8,10 @@ import pytest
 
 from dgemma.compose.fill import Hole
 from dgemma.params import SamplingParams
-from dgemma.server.schema.canvas import CanvasRequest
-from tests.nano import nano
-from tests.server.client import Recorder, serve
-from tests.server.field_walk import FILLING, NO_FILLING, QUICK, assert_each_counts, post
+from dgemma.server.apis.canvas.schema import CanvasRequest
+from tests.support.client import Recorder, serve
+from tests.support.field_walk import FILLING, NO_FILLING, QUICK, assert_each_counts, post
+from tests.support.nano import nano
 
 PATH = "/v1/canvas"
 FAST: dict[str, Any] = {"seed": 1, "diffusion": {"max_steps": 2}}
@@ -85,8 +85,8 @@ def test_masks_hold() -> None:
     assert set(body["segments"][1]["tokens"]) <= set(pool)
     choice = [{"text": "Dear"}, {"choices": ["!", "?"]}]
     for more in ({}, {"return": {"logprobs": True}}):
-        told = serve().post(PATH, {"segments": choice} | FAST | more).json()
-        assert told["segments"][1]["text"] in ("!", "?")
+        with_errors = serve().post(PATH, {"segments": choice} | FAST | more).json()
+        assert with_errors["segments"][1]["text"] in ("!", "?")
 
 
 def test_a_reading_commits_nothing() -> None:

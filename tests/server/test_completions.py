@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from dgemma.params import SamplingParams
-from dgemma.server.schema.completions import CompletionRequest
-from dgemma.server.settings import Limits
+from dgemma.server.apis.completions.schema import CompletionRequest
+from dgemma.server.settings import ServerLimits
 from dgemma.tasks import make_example
-from tests.nano import nano
-from tests.server.client import events, serve
-from tests.server.field_walk import FILLING, NO_FILLING, QUICK, assert_each_counts, post
 from tests.server.test_edit import MESSAGE
+from tests.support.client import events, serve
+from tests.support.field_walk import FILLING, NO_FILLING, QUICK, assert_each_counts, post
+from tests.support.nano import nano
 
 PATH = "/v1/completions"
 PUZZLE = make_example("sudoku", "heldout", 1, 0).messages[-1]["content"]
@@ -73,13 +73,13 @@ def test_a_stream_folds_to_the_plain_reply(body: dict[str, Any]) -> None:
     """Catches text that is lost, doubled or given to another choice when streamed."""
     plain = serve().post(PATH, body).json()
     asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
-    told = events(serve().post(PATH, asked))
+    with_errors = events(serve().post(PATH, asked))
     for choice in plain["choices"]:
-        own = [c for e in told for c in e["choices"] if c["index"] == choice["index"]]
+        own = [c for e in with_errors for c in e["choices"] if c["index"] == choice["index"]]
         assert "".join(c["text"] for c in own) == choice["text"]
         assert [c["finish_reason"] for c in own if c["finish_reason"]] == [choice["finish_reason"]]
-    assert told[-1]["usage"] == plain["usage"] and told[-1]["choices"] == []
-    assert told[-1]["diffusion_usage"] == plain["diffusion_usage"]
+    assert with_errors[-1]["usage"] == plain["usage"] and with_errors[-1]["choices"] == []
+    assert with_errors[-1]["diffusion_usage"] == plain["diffusion_usage"]
 
 
 def test_a_suffix_is_what_infill_writes_before() -> None:
@@ -98,8 +98,8 @@ def test_a_suffix_is_what_infill_writes_before() -> None:
 def test_drafts_are_side_events() -> None:
     """Catches drafts in the text itself: a client would print each step behind the last."""
     asked = {**PLAIN, "stream": True, "diffusion": {"max_steps": 3, "stream": "tokens"}}
-    told = events(serve().post(PATH, asked))
-    sides = [event for event in told if "diffusion" in event]
+    with_errors = events(serve().post(PATH, asked))
+    sides = [event for event in with_errors if "diffusion" in event]
     assert all(event["choices"][0]["text"] == "" for event in sides)
     frames = [event for event in sides if event["diffusion"]["type"] == "frame"]
     assert {frame["diffusion"]["max_steps"] for frame in frames} == {3}
@@ -158,7 +158,7 @@ def test_costs_are_those_of_a_narrow_canvas(path: str, more: dict[str, Any]) -> 
 
 def test_answers_of_one_request_are_bounded() -> None:
     """Catches a bound on n alone: a hundred prompts ask for as many answers, in one place."""
-    client = serve(limits=Limits(n=4))
+    client = serve(limits=ServerLimits(n=4))
     for more in ({"prompt": ["a"] * 5}, {"prompt": ["a"] * 2, "n": 3},
                  {"prompt": ["a"] * 2, "n": 1, "best_of": 3}):  # fmt: skip
         refused = client.post(PATH, {**PLAIN, **more})
@@ -181,10 +181,10 @@ def test_what_the_chunks_hold() -> None:
             "diffusion": {"max_steps": 8, "stable_prefix": True, "canvas_length": 16}}  # fmt: skip
     plain = serve().post(PATH, body).json()["choices"][0]["logprobs"]
     asked = body | {"stream": True, "stream_options": {"include_usage": True}}
-    told = events(serve().post(PATH, asked))
-    assert all(event["usage"] is None for event in told[:-1]) and told[-1]["usage"]
-    parts = [one["logprobs"] for e in told for one in e["choices"] if one["logprobs"]]
-    assert len(parts) > 1 and told[-2]["choices"][0]["logprobs"] is None
+    with_errors = events(serve().post(PATH, asked))
+    assert all(event["usage"] is None for event in with_errors[:-1]) and with_errors[-1]["usage"]
+    parts = [one["logprobs"] for e in with_errors for one in e["choices"] if one["logprobs"]]
+    assert len(parts) > 1 and with_errors[-2]["choices"][0]["logprobs"] is None
     for name, values in plain.items():
         assert [value for part in parts for value in part[name]] == values
     assert all(
@@ -196,5 +196,5 @@ def test_a_read_only_canvas_takes_one_step() -> None:
     """Catches frames that promise more steps than are made."""
     asked = {**PLAIN, "min_tokens": 0, "stream": True, "diffusion": {"stream": "text"},
              "diffusion_read_only": True}  # fmt: skip
-    told = events(serve().post(PATH, asked))
-    assert {event["total"] for event in told if "total" in event} == {1}
+    with_errors = events(serve().post(PATH, asked))
+    assert {event["total"] for event in with_errors if "total" in event} == {1}

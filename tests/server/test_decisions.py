@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from dgemma.compose.questions import Choice, Predicate, Question, Score
-from dgemma.server.schema.decisions import DecisionsRequest, SystemOneRequest
-from tests.nano import nano
-from tests.server.client import Recorder, serve
-from tests.server.field_walk import assert_each_counts, post
+from dgemma.server.apis.decisions.schema import DecisionsRequest, SystemOneRequest
 from tests.server.test_edit import MESSAGE
 from tests.server.test_fim import APPLIED, APPLY, EDIT, said
+from tests.support.client import Recorder, serve
+from tests.support.field_walk import assert_each_counts, post
+from tests.support.nano import nano
 
 OPENAI, JEV = "/v1/decisions", "/v1/systemone"
 STATE = "The soup was good."
@@ -88,12 +88,14 @@ def test_questions_about_a_conversation() -> None:
     assert reply["answers"][0]["confidence"] == expected["parity"].confidence
     model = Recorder()
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, *asked]
-    told = question | {"instructions": "Which?"}
-    assert serve(model).post(OPENAI, {"input": turns, "questions": [told]}).status_code == 200
+    with_errors = question | {"instructions": "Which?"}
+    assert (
+        serve(model).post(OPENAI, {"input": turns, "questions": [with_errors]}).status_code == 200
+    )
     shown = nano().prompter.text().decode(model.asked[0][0].token_ids, control=True)
     assert shown.index("Yes?") < shown.index("Parity: 3182") < shown.index("Which?")
     assert shown.count("<|turn>user") == 2
-    ends = {"input": turns[:2], "questions": [told]}
+    ends = {"input": turns[:2], "questions": [with_errors]}
     assert post(OPENAI, ends)[0].status_code == 400
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dgemma.errors import InvalidRequest
-from dgemma.server.schema.tags import next_edit, update
+from dgemma.server.apis.edit.sections import next_edit, update
 
 MESSAGE = """<|recently_viewed_code_snippets|>
 <|recently_viewed_code_snippet|>

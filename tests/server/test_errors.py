@@ -14,10 +14,10 @@ from dgemma.errors import InvalidRequest, Overloaded
 from dgemma.server import middleware
 from dgemma.server.errors import DIALECTS, Refusal, body_of, dialect_of, refusal, renamed, respond
 from dgemma.server.keys import VARIABLE, Keys, key_of
-from dgemma.server.settings import Limits, Settings
+from dgemma.server.settings import ServerLimits, Settings
 from dgemma.text.stream import Stream
 from dgemma.types import Request
-from tests.server.client import ASK, QUESTION, Client, Recorder, serve
+from tests.support.client import ASK, QUESTION, Client, Recorder, serve
 
 CHAT = "/v1/chat/completions"
 KEY = "sk-right-key-1"
@@ -26,7 +26,7 @@ KEY = "sk-right-key-1"
 @pytest.fixture(scope="module")
 def client() -> Client:
     """An app over nano with narrow limits."""
-    limits = Limits(
+    limits = ServerLimits(
         body_bytes=20_000, json_depth=20, prompt_tokens=200, max_tokens=50, max_steps=20,
         schema_bytes=500,
         schema_depth=8, n=2,
@@ -254,7 +254,7 @@ def test_paths_and_methods(client: Client) -> None:
 
 def test_no_room() -> None:
     """Catches requests that pile up without bound, and clients that are not told when to retry."""
-    client = serve(limits=Limits(open_requests=2, open_per_key=1))
+    client = serve(limits=ServerLimits(open_requests=2, open_per_key=1))
     service = client.app.state.service
     with service.admitted(""):
         refused = client.ask()
@@ -280,7 +280,7 @@ def test_what_is_half_started_is_ended() -> None:
     def submit(request: Request) -> Stream:
         if started:
             raise Overloaded("full")
-        from tests.nano import nano
+        from tests.support.nano import nano
 
         started.append(nano().submit(request, chat=True))
         return started[-1]
@@ -304,18 +304,18 @@ def test_a_crash_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_shapes_of_errors() -> None:
     """Catches one API's error in another's shape."""
-    told = Refusal(429, "wait", param="x", code="c", headers={"Retry-After": "1"})
-    assert body_of(told, "anthropic") == {
+    with_errors = Refusal(429, "wait", param="x", code="c", headers={"Retry-After": "1"})
+    assert body_of(with_errors, "anthropic") == {
         "type": "error", "error": {"type": "rate_limit_error", "message": "wait"},
     }  # fmt: skip
-    assert body_of(told, "plain")["error"]["code"] == 429
+    assert body_of(with_errors, "plain")["error"]["code"] == 429
     assert body_of(Refusal(413, "x"), "anthropic")["error"]["type"] == "request_too_large"
     assert body_of(Refusal(418, "x"), "openai")["error"]["type"] == "invalid_request_error"
     assert dialect_of("/v1/messages/count_tokens") == "anthropic"
     assert dialect_of("/v1/messages_") == dialect_of("/nowhere") == "openai"
     assert {"openai", *DIALECTS.values()} == {"openai", "anthropic", "plain"}
     scope = {"path": "/v1/messages", "dgemma.request_id": "req_1"}
-    assert respond(told, scope).headers["retry-after"] == "1"
+    assert respond(with_errors, scope).headers["retry-after"] == "1"
     assert refusal(KeyError("x")).status == 500
     named = refusal(InvalidRequest("messages[0].content is missing", field="messages[0].content"))
     assert (
@@ -325,15 +325,19 @@ def test_shapes_of_errors() -> None:
     plain = Refusal(400, "max_tokens is 0", param="max_tokens", code="x")
     for sent, name in (({"a": {"b": 0}}, "a.b"), ({"c": 1, "a": {"b": None}}, "c"),
                        ({"a": 1}, "max_tokens")):  # fmt: skip
-        told = renamed(plain, names, sent)
-        assert (told.message, told.param, told.code) == (f"{name} is 0", name, "x")
+        with_errors = renamed(plain, names, sent)
+        assert (with_errors.message, with_errors.param, with_errors.code) == (
+            f"{name} is 0",
+            name,
+            "x",
+        )
     assert renamed(Refusal(400, "x", param="seed"), names, {}).param == "seed"
 
 
 def test_settings_are_checked() -> None:
     """Catches a limit of zero, which would turn everyone away."""
     with pytest.raises(InvalidRequest, match="open_requests"):
-        Limits(open_requests=0)
+        ServerLimits(open_requests=0)
     with pytest.raises(InvalidRequest, match="names"):
         Settings(names=())
     for wrong in ({"heartbeat_s": 0.0}, {"grace_s": -1.0}, {"heartbeat_s": float("nan")}):

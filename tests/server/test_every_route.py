@@ -16,12 +16,12 @@ from dgemma.server.keys import Keys
 from dgemma.server.settings import Settings
 from dgemma.text.stream import Stream
 from dgemma.types import Event, Output, Request
-from tests.server.client import QUESTION, Client, Recorder, Written, serve
 from tests.server.test_decisions import ASK as DECISIONS
 from tests.server.test_decisions import NAMED
 from tests.server.test_edit import MESSAGE
 from tests.server.test_fim import APPLIED, said
 from tests.server.test_messages import TOOLS, USED
+from tests.support.client import QUESTION, Client, Recorder, Written, serve
 
 QUICK: dict[str, Any] = {"seed": 1, "max_tokens": 2,
                          "diffusion": {"max_steps": 1, "canvas_length": 32}}  # fmt: skip

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from dgemma.params import SamplingParams
-from dgemma.server.schema.edit import EditRequest, fenced, unfenced
-from dgemma.server.schema.fim import FimRequest, InfillRequest, indented, picked
-from tests.nano import nano
-from tests.server.client import Recorder, events, serve
-from tests.server.field_walk import FILLING, NO_FILLING, QUICK, assert_each_counts, post
+from dgemma.server.apis.edit.schema import EditRequest, fenced, unfenced
+from dgemma.server.apis.fim.schema import FimRequest, InfillRequest, indented, picked
 from tests.server.test_edit import MESSAGE
+from tests.support.client import Recorder, events, serve
+from tests.support.field_walk import FILLING, NO_FILLING, QUICK, assert_each_counts, post
+from tests.support.nano import nano
 
 FIM, INFILL = "/v1/fim/completions", "/infill"
 EDIT, APPLY = "/v1/edit/completions", "/v1/apply/completions"
@@ -41,9 +41,9 @@ def test_fim_is_infill() -> None:
     plain = serve().post(FIM, FILL | FAST).json()
     assert plain["choices"][0]["text"] == expected() != ""
     assert plain["choices"][0]["finish_reason"] == "stop"
-    told = events(serve().post(FIM, FILL | FAST | {"stream": True}))
-    assert "".join(event["choices"][0]["text"] for event in told) == expected()
-    assert told[-1]["usage"] == plain["usage"]
+    with_errors = events(serve().post(FIM, FILL | FAST | {"stream": True}))
+    assert "".join(event["choices"][0]["text"] for event in with_errors) == expected()
+    assert with_errors[-1]["usage"] == plain["usage"]
 
 
 def test_llamas_infill() -> None:
@@ -59,9 +59,9 @@ def test_llamas_infill() -> None:
     prompt = nano().prompter.text().decode(model.asked[0][0].token_ids)
     assert "File: a.py\nx = 1" in prompt
     lines = serve().post(INFILL, LLAMA | FAST | {"stream": True}).text.split("\n\n")
-    told = [json.loads(line.removeprefix("data: ")) for line in lines if line]
-    assert "".join(event["content"] for event in told) == expected()
-    assert [event["stop"] for event in told] == [False] * (len(told) - 1) + [True]
+    with_errors = [json.loads(line.removeprefix("data: ")) for line in lines if line]
+    assert "".join(event["content"] for event in with_errors) == expected()
+    assert [event["stop"] for event in with_errors] == [False] * (len(with_errors) - 1) + [True]
 
 
 def test_what_ends_a_text_of_llamas() -> None:
@@ -121,8 +121,11 @@ def test_a_failing_stream_says_so() -> None:
     def broken(request: Any) -> Any:
         raise ValueError("secret")
 
-    told = events(serve(Recorder(broken)).post(FIM, long))
-    assert "secret" not in json.dumps(told) and told[-1]["error"]["type"] == "server_error"
+    with_errors = events(serve(Recorder(broken)).post(FIM, long))
+    assert (
+        "secret" not in json.dumps(with_errors)
+        and with_errors[-1]["error"]["type"] == "server_error"
+    )
 
 
 def test_next_edit_changes_its_region_alone() -> None:

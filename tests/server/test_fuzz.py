@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from tests.server.live import HEADERS, Live, check_events, running
 from tests.server.test_refusals import ALL
+from tests.support.live import HEADERS, Live, check_events, running
 
 NARROW = (
     "--max-tokens", "4", "--max-prompt-tokens", "400", "--max-n", "2", "--max-steps", "16",

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from dgemma.engine.counters import Counters
-from tests.nano import nano
-from tests.server.client import QUESTION, Client, serve
+from tests.support.client import QUESTION, Client, serve
+from tests.support.nano import nano
 
 CHAT = "/v1/chat/completions"
 SLOW: dict[str, Any] = {"diffusion": {"max_steps": 10_000, "stability_threshold": 10_000}}
@@ -32,12 +32,12 @@ async def leave(
     The one that leaves before the first event waits until the model is at work.
     """
     body, steps = json.dumps(base | fields).encode(), nano().counters().steps
-    told, gone, events = False, asyncio.Event(), 0
+    with_errors, gone, events = False, asyncio.Event(), 0
 
     async def receive() -> dict[str, Any]:
-        nonlocal told
-        if not told:
-            told = True
+        nonlocal with_errors
+        if not with_errors:
+            with_errors = True
             return {"type": "http.request", "body": body, "more_body": False}
         if after:
             await gone.wait()

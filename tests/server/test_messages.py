@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from dgemma.params import SamplingParams
+from dgemma.server.apis.messages.reply import ContentBlocks, folded
+from dgemma.server.apis.messages.schema import MessagesRequest, conversation
 from dgemma.server.keys import Keys
-from dgemma.server.schema.messages import MessagesRequest, conversation
-from dgemma.server.schema.messages_reply import Blocks, folded
 from dgemma.types import Output, Request, ToolCall
-from tests.nano import nano
-from tests.server.client import Recorder, serve, written
-from tests.server.field_walk import assert_each_counts, post
+from tests.support.client import Recorder, serve, written
+from tests.support.field_walk import assert_each_counts, post
+from tests.support.nano import nano
 
 PATH = "/v1/messages"
 USER = [{"role": "user", "content": "Who are you?"}]
@@ -67,8 +67,8 @@ def test_the_answer_is_chats() -> None:
     assert reply["usage"] == {
         "input_tokens": out.usage.prompt_tokens, "output_tokens": out.usage.completion_tokens
     }  # fmt: skip
-    told = parsed(serve().post(PATH, ASK | {"system": "Be kind.", "stream": True}).text)
-    again = folded(told)
+    with_errors = parsed(serve().post(PATH, ASK | {"system": "Be kind.", "stream": True}).text)
+    again = folded(with_errors)
     for name in ("content", "stop_reason", "usage", "diffusion_usage", "seed"):
         assert again[name] == reply[name]
 
@@ -81,14 +81,14 @@ def test_a_stream_has_anthropics_order() -> None:
         '<|tool_call>call:add{a:3}<tool_call|>'
     )  # fmt: skip
     asked = ASK | {"stream": True, "tools": TOOLS}
-    told = parsed(serve(answering(canvas)).post(PATH, asked).text)
-    names = [event["type"] for event in told]
+    with_errors = parsed(serve(answering(canvas)).post(PATH, asked).text)
+    names = [event["type"] for event in with_errors]
     assert names[:2] == ["message_start", "ping"] and names[-2:] == [
         "message_delta",
         "message_stop",
     ]
     opened, kinds = None, []
-    for event in told:
+    for event in with_errors:
         if event["type"] == "content_block_start":
             assert opened is None and event["index"] == len(kinds)
             opened = event["index"]
@@ -101,7 +101,7 @@ def test_a_stream_has_anthropics_order() -> None:
             assert event["index"] == opened
             opened = None
     assert opened is None and kinds == ["thinking", "text", "tool_use", "tool_use"]
-    message = folded(told)
+    message = folded(with_errors)
     thought, text, first, second = message["content"]
     assert (thought["thinking"], text["text"]) == ("I add them", "So:")
     assert (first["name"], first["input"], second["input"]) == ("add", {"a": 2}, {"a": 3})
@@ -199,8 +199,8 @@ def test_keys_and_errors_are_anthropics() -> None:
     wrong = serve().post(PATH, ASK | {"model": "other"})
     assert (wrong.status_code, wrong.json()["error"]["type"]) == (404, "not_found_error")
     failing = Recorder(lambda request: written(request, [], reason="error", error="broke"))
-    told = parsed(serve(failing).post(PATH, ASK | {"stream": True}).text)
-    assert told[-1] == {"type": "error", "error": {"type": "api_error", "message": "broke"}}
+    with_errors = parsed(serve(failing).post(PATH, ASK | {"stream": True}).text)
+    assert with_errors[-1] == {"type": "error", "error": {"type": "api_error", "message": "broke"}}
 
 
 @pytest.mark.parametrize("more, field", [
@@ -244,7 +244,7 @@ def test_every_field_counts() -> None:
 
 def test_blocks_without_text_are_not_opened() -> None:
     """Catches empty blocks, at which clients stumble."""
-    blocks = Blocks("x")
+    blocks = ContentBlocks("x")
     assert blocks.add(("text", "")) == [] and blocks.close() == []
     names = [event["type"] for event in blocks.add(("tool_call", ToolCall(name="f", arguments={})))]
     assert names == ["content_block_start", "content_block_delta", "content_block_stop"]

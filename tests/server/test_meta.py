@@ -10,8 +10,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dgemma.text.messages import ROLES
-from tests.nano import nano
-from tests.server.client import QUESTION, Client, serve
+from tests.support.client import QUESTION, Client, serve
+from tests.support.nano import nano
 
 TOOL = {"type": "function", "function": {"name": "find", "description": "", "parameters": None}}
 

@@ -10,13 +10,13 @@ import pytest
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 
-from dgemma.server.routes import ROUTERS
-from dgemma.server.schema.fim import InfillReply
-from tests.server.client import ASK, QUESTION, serve
+from dgemma.server.apis import ROUTERS
+from dgemma.server.apis.fim.schema import InfillReply
 from tests.server.test_decisions import ASK as DECISIONS
 from tests.server.test_decisions import NAMED
 from tests.server.test_every_route import BODIES, QUICK
 from tests.server.test_messages import TOOLS
+from tests.support.client import ASK, QUESTION, serve
 
 ROUTES = {route.path: route for router in ROUTERS for route in router.routes
           if isinstance(route, APIRoute)}  # fmt: skip

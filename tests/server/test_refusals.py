@@ -11,10 +11,10 @@ import pytest
 from dgemma.server.app import create_app
 from dgemma.server.errors import dialect_of
 from dgemma.server.keys import Keys
-from dgemma.server.settings import Limits, Settings
-from tests.nano import nano
-from tests.server.client import ASK, QUESTION, Client, Recorder, serve
+from dgemma.server.settings import ServerLimits, Settings
 from tests.server.test_every_route import BODIES
+from tests.support.client import ASK, QUESTION, Client, Recorder, serve
+from tests.support.nano import nano
 
 ALL: dict[str, dict[str, Any]] = BODIES | {
     "/v1/chat/completions": ASK,
@@ -49,7 +49,7 @@ FREE = {
 @pytest.fixture(scope="module")
 def client() -> Client:
     """An app with one key and narrow limits; the client has the key."""
-    limits = Limits(body_bytes=20_000, json_depth=20, n=2)
+    limits = ServerLimits(body_bytes=20_000, json_depth=20, n=2)
     app = create_app(MODEL, Settings(keys=Keys.of([KEY]), limits=limits))
     return Client(app, {"authorization": f"Bearer {KEY}"})
 
@@ -57,20 +57,20 @@ def client() -> Client:
 @pytest.fixture(scope="module")
 def narrow() -> Client:
     """An app without keys, for short prompts and short answers."""
-    return serve(MODEL, limits=Limits(max_tokens=100, prompt_tokens=200))
+    return serve(MODEL, limits=ServerLimits(max_tokens=100, prompt_tokens=200))
 
 
 def message(response: Any, path: str, *statuses: int) -> str:
     """What an error says, after its shape was checked against the API that the path speaks."""
     assert response.status_code in statuses, (path, response.status_code, response.text)
-    told = response.json()
+    with_errors = response.json()
     fields = {
         "openai": {"message", "type", "param", "code"}, "anthropic": {"type", "message"},
         "plain": {"code", "message", "type"},
     }[dialect_of(path)]  # fmt: skip
-    assert set(told["error"]) == fields, told
-    assert (told.get("type") == "error") == (dialect_of(path) == "anthropic")
-    found: str = told["error"]["message"]
+    assert set(with_errors["error"]) == fields, with_errors
+    assert (with_errors.get("type") == "error") == (dialect_of(path) == "anthropic")
+    found: str = with_errors["error"]["message"]
     assert found
     return found
 
@@ -84,8 +84,8 @@ def test_every_path_is_here(client: Client) -> None:
 @pytest.mark.parametrize("path", ALL)
 def test_strangers(client: Client, path: str) -> None:
     """Catches a path that forgets the keys."""
-    for told in ("Bearer sk-a-wrong-key", "", f"Basic {KEY}", f"Bearer {KEY}x"):
-        refused = client.post(path, ALL[path], headers={"authorization": told})
+    for with_errors in ("Bearer sk-a-wrong-key", "", f"Basic {KEY}", f"Bearer {KEY}x"):
+        refused = client.post(path, ALL[path], headers={"authorization": with_errors})
         assert "API key" in message(refused, path, 401)
 
 

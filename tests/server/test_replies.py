@@ -11,12 +11,12 @@ import pytest
 
 from dgemma.params import SamplingParams
 from dgemma.server import sse
-from dgemma.server.replies import Call, End, Folded, Piece, Reading, Text, Thought, fold, words
+from dgemma.server.replies import Call, End, Folded, Piece, PieceReader, Text, Thought, fold, words
 from dgemma.text.answer import AnswerReader
 from dgemma.text.stream import Stream
 from dgemma.types import Event, Output, Request, TokenScore
-from tests.nano import nano
-from tests.server.client import QUESTION, Recorder, Written, serve, written
+from tests.support.client import QUESTION, Recorder, Written, serve, written
+from tests.support.nano import nano
 
 ANSWER = (
     "<|channel>thought\nFirst I look, then\nI call.\n<channel|>Let me see — é 漢. "
@@ -25,18 +25,18 @@ ANSWER = (
 )
 
 
-def reading_of(ids: list[int], cuts: list[int], stop: tuple[str, ...] = ()) -> Reading:
+def reading_of(ids: list[int], cuts: list[int], stop: tuple[str, ...] = ()) -> PieceReader:
     """An answer that came in canvases cut at given places."""
     prompt = tuple(nano().chat_ids(QUESTION, None, True))
     request = Request(token_ids=prompt, params=SamplingParams(stop=stop or None))
     edges = [0, *cuts, len(ids)]
     commits = [ids[a:b] for a, b in zip(edges, edges[1:], strict=False)]
-    return Reading(nano().facts, request, written(request, commits), chat=True)
+    return PieceReader(nano().facts, request, written(request, commits), chat=True)
 
 
-async def collected(reading: Reading) -> list[Piece]:
+async def collected(reader: PieceReader) -> list[Piece]:
     """All pieces."""
-    return [piece async for piece in reading.pieces()]
+    return [piece async for piece in reader.pieces()]
 
 
 def output_of(pieces: list[Piece]) -> Output:
@@ -96,20 +96,20 @@ def scored(text: str, *, size: int, must_call: bool = False) -> tuple[Folded, st
     tokenizer = nano().prompter.text()
     ids = tokenizer.encode(text, control=True)
     reader = AnswerReader(tokenizer, chat=True, must_call=must_call)
-    told, texts, scores = list[Event](), deque[str](), list[TokenScore]()
+    with_errors, texts, scores = list[Event](), deque[str](), list[TokenScore]()
     for canvas, low in enumerate(range(0, len(ids), size)):
         piece = ids[low : low + size]
         texts.append(reader.push(piece))
         own = tuple(TokenScore(token_id=token_id, logprob=-1.0) for token_id in piece)
         scores += own
-        told.append(Event(type="commit", canvas=canvas, ids=tuple(piece), scores=own))
+        with_errors.append(Event(type="commit", canvas=canvas, ids=tuple(piece), scores=own))
     output = Output(token_ids=tuple(ids), scores=tuple(scores), finish_reason="length")
-    told.append(Event(type="done", output=output))
-    stream = Stream(Written(told), reader, texts, tokenizer.decode)
+    with_errors.append(Event(type="done", output=output))
+    stream = Stream(Written(with_errors), reader, texts, tokenizer.decode)
     request = Request(token_ids=(2, 300), params=SamplingParams(logprobs=0))
-    reading = Reading(nano().facts, request, stream, chat=True, must_call=must_call)
-    folded = asyncio.run(fold(reading.pieces()))
-    assert reading.scores(folded.ended.output) == folded.scores
+    reader = PieceReader(nano().facts, request, stream, chat=True, must_call=must_call)
+    folded = asyncio.run(fold(reader.pieces()))
+    assert reader.scores(folded.ended.output) == folded.scores
     shown = tokenizer.decode([score.token_id for score in folded.scores], control=True)
     return folded, shown
 
@@ -152,9 +152,9 @@ def test_a_call_that_is_cut_off_in_every_api(must: bool) -> None:
     model = Recorder(lambda request: written(request, [ids], reason="length"))
     tools = [{"type": "function", "function": TOOL}]
     choice = "required" if must else "auto"
-    told = serve(model).ask(tools=tools, tool_choice=choice).json()["choices"][0]
-    assert told["message"]["content"] == ("" if must else begun)
-    assert told["finish_reason"] == "length"
+    with_errors = serve(model).ask(tools=tools, tool_choice=choice).json()["choices"][0]
+    assert with_errors["message"]["content"] == ("" if must else begun)
+    assert with_errors["finish_reason"] == "length"
     asked = {
         "messages": QUESTION, "max_tokens": 8, "tool_choice": {"type": "any" if must else "auto"},
         "tools": [{"name": "f", "input_schema": TOOL["parameters"]}],
@@ -166,15 +166,15 @@ def test_a_call_that_is_cut_off_in_every_api(must: bool) -> None:
 
 def test_closing_ends_the_request() -> None:
     """Catches a reader that goes away and leaves its request running."""
-    reading = reading_of(nano().prompter.text().encode("one two three"), [])
+    reader = reading_of(nano().prompter.text().encode("one two three"), [])
 
     async def leave() -> None:
-        source = reading.pieces()
+        source = reader.pieces()
         await anext(source)
         await source.aclose()
 
     asyncio.run(leave())
-    assert reading._stream._events.closed  # type: ignore[attr-defined]
+    assert reader._stream._events.closed  # type: ignore[attr-defined]
     assert asyncio.run(fold(reading_of([], []).pieces())).ended.output.text == ""
 
 

@@ -22,9 +22,9 @@ import pytest
 from dgemma.cli import serve as command
 from dgemma.cli.main import Parser, main
 from dgemma.errors import InvalidRequest
-from dgemma.server.settings import Limits
-from tests.server.client import ASK, QUESTION
-from tests.server.live import HEADERS, KEY, Live, check_events, running
+from dgemma.server.settings import ServerLimits
+from tests.support.client import ASK, QUESTION
+from tests.support.live import HEADERS, KEY, Live, check_events, running
 
 WAIT_S = 30
 """A server that has not stopped by then, grace and all, does not stop."""
@@ -243,8 +243,8 @@ def test_options_become_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     parser = Parser()
     command.configure(parser)
     plain = command.settings_of(parser.parse_args(["nano"]))
-    assert plain.names == ("nano",) and not plain.keys and plain.limits == Limits()
-    assert set(command.PER_LIMIT) | {"json_depth"} == set(Limits.__slots__)
+    assert plain.names == ("nano",) and not plain.keys and plain.limits == ServerLimits()
+    assert set(command.PER_LIMIT) | {"json_depth"} == set(ServerLimits.__slots__)
     file = tmp_path / "keys"
     file.write_text("sk-first-key\n")
     limits = [text for name in command.PER_LIMIT for text in (command.option_of(name), "7")]

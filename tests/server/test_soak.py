@@ -18,9 +18,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.server.client import ASK
-from tests.server.live import HEADERS, Live, check_events, running
 from tests.server.test_every_route import BODIES, STREAMED
+from tests.support.client import ASK
+from tests.support.live import HEADERS, Live, check_events, running
 
 CHAT = "/v1/chat/completions"
 ASKED: dict[str, dict[str, Any]] = {CHAT: ASK} | BODIES
@@ -182,8 +182,8 @@ def logged(live: Live) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for line in live.log.read_text().splitlines():
         if line.startswith('{"request_id"'):
-            told = json.loads(line)
-            found.setdefault(told["request_id"], []).append(told["status"])
+            with_errors = json.loads(line)
+            found.setdefault(with_errors["request_id"], []).append(with_errors["status"])
     return found
 
 
@@ -231,12 +231,12 @@ def test_soak(
     assert not crowd.faults, "\n".join(crowd.faults[:20])
     assert len(crowd.kinds) == 6 and min(crowd.kinds.values()) > 0
     assert {200, 400, 401} <= set(crowd.seen.values())
-    told = logged(live)
+    with_errors = logged(live)
     for name, status in crowd.seen.items():
-        ends = told.get(name, [])
+        ends = with_errors.get(name, [])
         assert len(ends) == 1 or (name in crowd.maybe and not ends), (name, ends)
         assert status in (None, *ends), (name, status, ends)
-    assert not [name for name, [status] in told.items() if status >= 500]
+    assert not [name for name, [status] in with_errors.items() if status >= 500]
     assert "Traceback" not in live.log.read_text()
     assert [after[name] for name in LEFT] == [0] * len(LEFT)
     assert {name: after[name] for name in STEADY} == {name: before[name] for name in STEADY}

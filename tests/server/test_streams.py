@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 
 from dgemma.params import SamplingParams
-from dgemma.server.replies import Frame, Piece, Reading, Scores, Text, fold
+from dgemma.server.replies import Frame, Piece, PieceReader, Scores, Text, fold
 from dgemma.server.service import Service
 from dgemma.server.settings import Settings
 from dgemma.tasks import make_example
 from dgemma.text.answer import AnswerReader
 from dgemma.text.stream import Stream
 from dgemma.types import Event, Output, Request, TokenScore
-from tests.nano import nano
-from tests.server.client import Client, Recorder, Written, deltas, events, serve, written
 from tests.server.test_replies import collected
+from tests.support.client import Client, Recorder, Written, deltas, events, serve, written
+from tests.support.nano import nano
 
 CHAT = "/v1/chat/completions"
 PUZZLE = make_example("sudoku", "heldout", 1, 1).messages
@@ -38,12 +38,12 @@ def client() -> Client:
     return serve()
 
 
-def stream_of(told: Sequence[Event], *, chat: bool, stop: Sequence[str] = ()) -> Stream:
+def stream_of(with_errors: Sequence[Event], *, chat: bool, stop: Sequence[str] = ()) -> Stream:
     """A model's stream of these events, and the end that they lead to."""
     reader = AnswerReader(nano().prompter.text(), stop=stop, chat=chat)
     texts: deque[str] = deque()
     kept: list[Event] = []
-    for event in told:
+    for event in with_errors:
         if event.type == "commit":
             texts.append(reader.push(event.ids))
         kept.append(event)
@@ -58,11 +58,11 @@ def stream_of(told: Sequence[Event], *, chat: bool, stop: Sequence[str] = ()) ->
     return Stream(Written(kept), reader, texts, nano().prompter.text().decode)
 
 
-def pieces_of(told: Sequence[Event], *, chat: bool, **params: Any) -> list[Piece]:
+def pieces_of(with_errors: Sequence[Event], *, chat: bool, **params: Any) -> list[Piece]:
     """What a reading makes of them."""
     request = Request(token_ids=(2, 300), params=SamplingParams(**params), frames=True)
-    stream = stream_of(told, chat=chat, stop=params.get("stop", ()))
-    return asyncio.run(collected(Reading(nano().facts, request, stream, chat=chat)))
+    stream = stream_of(with_errors, chat=chat, stop=params.get("stop", ()))
+    return asyncio.run(collected(PieceReader(nano().facts, request, stream, chat=chat)))
 
 
 def draft(canvas: int, ids: Sequence[int]) -> Event:
@@ -85,9 +85,9 @@ def test_a_draft_stands_behind_what_was_committed(chat: bool) -> None:
     encode = nano().prompter.text().encode
     one, two, three = (encode(text) for text in ("One two ", "three four", " five six"))
     ids = [*two, *three]
-    told = [draft(0, one), commit(0, one), draft(1, ids), commit(1, two, whole=False),
+    with_errors = [draft(0, one), commit(0, one), draft(1, ids), commit(1, two, whole=False),
             draft(1, ids), commit(1, three)]  # fmt: skip
-    pieces = pieces_of(told, chat=chat)
+    pieces = pieces_of(with_errors, chat=chat)
     frames = [piece for piece in pieces if isinstance(piece, Frame)]
     whole = "One two three four five six"
     assert [frame.whole for frame in frames] == ["One two ", whole, whole]
@@ -100,14 +100,14 @@ def test_scores_follow_their_text() -> None:
     encode = nano().prompter.text().encode
     parts = [encode(text, control=True) for text in
              ("<|channel>thought\nhm", "<channel|>One", " two", " STOP three")]  # fmt: skip
-    told = [commit(0, ids, whole=k > 2, scored=True) for k, ids in enumerate(parts)]
-    pieces = pieces_of(told, chat=True, logprobs=0)
+    with_errors = [commit(0, ids, whole=k > 2, scored=True) for k, ids in enumerate(parts)]
+    pieces = pieces_of(with_errors, chat=True, logprobs=0)
     kinds = [type(piece).__name__ for piece in pieces if isinstance(piece, (Text, Scores))]
     assert kinds[:4] == ["Text", "Scores", "Text", "Scores"]
     scores = [s.token_id for piece in pieces if isinstance(piece, Scores) for s in piece.scores]
     text = nano().prompter.text().decode(scores)
     assert text == "One two STOP three"
-    pieces = pieces_of(told, chat=True, logprobs=0, stop=["STOP"])
+    pieces = pieces_of(with_errors, chat=True, logprobs=0, stop=["STOP"])
     assert "".join(piece.text for piece in pieces if isinstance(piece, Text)) == "One two "
     found = [piece for piece in pieces if isinstance(piece, Scores)]
     assert len(found) == 1 and isinstance(pieces[-2], Scores)
@@ -124,8 +124,8 @@ async def _replay(pieces: Sequence[Piece]) -> Any:
 def test_the_fold_has_every_score() -> None:
     """A plain reply that lacks the scores its stream has."""
     ids = nano().prompter.text().encode("One two three")
-    told = [commit(0, ids[:2], whole=False, scored=True), commit(0, ids[2:], scored=True)]
-    folded = asyncio.run(fold(_replay(pieces_of(told, chat=True, logprobs=0))))
+    with_errors = [commit(0, ids[:2], whole=False, scored=True), commit(0, ids[2:], scored=True)]
+    folded = asyncio.run(fold(_replay(pieces_of(with_errors, chat=True, logprobs=0))))
     assert [score.token_id for score in folded.scores] == list(ids)
 
 

@@ -14,13 +14,13 @@ from dgemma.errors import InvalidRequest
 from dgemma.tasks import TASKS, Example, grade, make_example
 from dgemma.tasks.chat import _INTENTS, phrases
 from dgemma.tasks.draw import SPLITS, Split
-from dgemma.tasks.slots import Slot, in_split
+from dgemma.tasks.slots import TaskSlot, in_split
 
 WORDED = tuple(task for task in TASKS if task != "sudoku")
 
 
-def slots_of(example: Example) -> tuple[Slot, ...]:
-    return cast(tuple[Slot, ...], example.meta["slots"])
+def slots_of(example: Example) -> tuple[TaskSlot, ...]:
+    return cast(tuple[TaskSlot, ...], example.meta["slots"])
 
 
 def perfect(example: Example) -> dict[str, float]:

@@ -16,7 +16,7 @@ from dgemma.tasks.gaps import KINDS as GAP_KINDS
 from dgemma.tasks.gaps import MARK, PROMPT
 from dgemma.tasks.json_facts import FORMS
 from dgemma.tasks.labels import _FEELINGS, _TOPICS, CHOICES
-from dgemma.tasks.slots import MONTHS, Slot
+from dgemma.tasks.slots import MONTHS, TaskSlot
 from dgemma.tasks.tool_calls import TOOLS
 
 
@@ -155,7 +155,7 @@ def test_gaps_join_and_are_not_decided_by_their_prefix() -> None:
         prefix, gap, suffix = (str(example.meta[key]) for key in ("prefix", "gap", "suffix"))
         assert example.question == f"{PROMPT}{prefix}{MARK}{suffix}"
         assert gap == example.answer and prefix and suffix and MARK not in prefix + gap + suffix
-        for slot in cast(tuple[Slot, ...], example.meta["slots"]):
+        for slot in cast(tuple[TaskSlot, ...], example.meta["slots"]):
             prefix = prefix.replace(slot.said, "*")
         gaps_after[str(example.meta["kind"]), prefix].add(gap)
     assert {kind for kind, _ in gaps_after} == set(GAP_KINDS)

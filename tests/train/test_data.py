@@ -7,7 +7,7 @@ import pytest
 from dgemma.tasks import TASKS, make_example
 from dgemma.text.parse import MarkerIds, parse, thought_is_open
 from dgemma.train.data import to_sample
-from tests.nano import nano
+from tests.support.nano import nano
 
 EMPTY_THOUGHT = "<|channel>thought\n<channel|>"
 

@@ -174,9 +174,9 @@ def test_what_is_closed_believes_in_itself(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(model.self_conditioning, "forward", watched)
     encoded, clean = encode(model, random_ids(2, PROMPT)), random_ids(4, CANVAS)
     starts = torch.full((4,), PROMPT)
-    opened = torch.arange(CANVAS).expand(4, -1) % 2 == 0
+    scored = torch.arange(CANVAS).expand(4, -1) % 2 == 0
     canvas_loss(model, encoded, random_ids(4, CANVAS, seed=5), clean, starts, False)
-    canvas_loss(model, encoded, random_ids(4, CANVAS, seed=5), clean, starts, False, opened)
+    canvas_loss(model, encoded, random_ids(4, CANVAS, seed=5), clean, starts, False, scored)
     guess, partly = given[1][:2], given[3][:2]
     assert torch.equal(partly[:, 0::2], guess[:, 0::2])
     assert torch.equal(partly[:, 1::2], model.embed_tokens(clean[:2, 1::2]))
@@ -199,17 +199,17 @@ def test_a_conditioned_canvas_is_that_of_the_next_step(
     encoded, clean = encode(model, random_ids(2, PROMPT)), random_ids(4, CANVAS)
     noise, earlier = ((clean + shift) % 50 for shift in (1, 2))
     kept = torch.arange(CANVAS)[None] < torch.tensor([0, 2, 3, CANVAS])[:, None]
-    opened = (torch.arange(CANVAS) != 1).expand(4, -1) if partly else None
+    scored = (torch.arange(CANVAS) != 1).expand(4, -1) if partly else None
     noisy = torch.where(kept, clean, noise)
     starts = torch.full((4,), PROMPT)
-    canvas_loss(model, encoded, noisy, clean, starts, False, opened, (earlier, noise))
+    canvas_loss(model, encoded, noisy, clean, starts, False, scored, (earlier, noise))
     before, after = canvases
     assert torch.equal(before, earlier[:2]) and torch.equal(after[2:], noisy[2:])
     with torch.no_grad():
         logits = model.logits(denoise(model, before, encoded.stored, starts[:2], False, None))
     entropy = torch.distributions.Categorical(logits=logits).entropy()
     for row in range(2):
-        free = [i for i in range(CANVAS) if opened is None or opened[row, i]]
+        free = [i for i in range(CANVAS) if scored is None or scored[row, i]]
         count = int(kept[row, free].sum())
         surest = sorted(free, key=lambda i: float(entropy[row, i]))[:count]
         shown = {i for i in range(CANVAS) if after[row, i] == clean[row, i]}
@@ -231,10 +231,10 @@ def test_encoder_loss() -> None:
     """Tokens that are not scored (the prompt, padding) count."""
     model = tiny()
     ids = random_ids(1, PROMPT + CANVAS)
-    scored = torch.zeros(1, PROMPT + CANVAS, dtype=torch.bool)
-    scored[:, PROMPT:] = True
+    encoder_targets = torch.zeros(1, PROMPT + CANVAS, dtype=torch.bool)
+    encoder_targets[:, PROMPT:] = True
     _, loss = objective(
-        model, ids, scored, random_ids(2, CANVAS), random_ids(2, CANVAS),
+        model, ids, encoder_targets, random_ids(2, CANVAS), random_ids(2, CANVAS),
         torch.full((2,), PROMPT), False,
     )  # fmt: skip
     with torch.no_grad():

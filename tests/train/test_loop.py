@@ -15,12 +15,12 @@ from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.train import loop
 from dgemma.train.checkpoint import load_average, load_run
-from dgemma.train.data import Batch, Sample, make_batch
-from dgemma.train.loop import Plan, batches, optimizers_for, train
+from dgemma.train.data import Sample, TrainingBatch, make_batch
+from dgemma.train.loop import TrainingPlan, batches, optimizers_for, train
 from dgemma.train.noise import Noised, corrupt, generator_for
 from dgemma.train.optimizer import orthogonalise
 
-PLAN = Plan(
+PLAN = TrainingPlan(
     steps=4, warmup=1, canvases=2, bf16=False, compile=False, save_every=100, muon_lr=0.02,
     adam_lr=0.01,
 )  # fmt: skip
@@ -42,7 +42,7 @@ def tiny() -> DiffusionGemma:
     return model
 
 
-def copying(step: int) -> list[Batch]:
+def copying(step: int) -> list[TrainingBatch]:
     """Say the prompt's only word three times; the second batch scores the encoder too."""
     draw = np.random.default_rng(step)
     samples = [
@@ -55,7 +55,7 @@ def copying(step: int) -> list[Batch]:
     ]
 
 
-def four_on_the_first(step: int) -> list[Batch]:
+def four_on_the_first(step: int) -> list[TrainingBatch]:
     """The same, with four canvases of each row of the first batch."""
     first, second = copying(step)
     return [replace(first, canvases=4), second]
@@ -63,12 +63,12 @@ def four_on_the_first(step: int) -> list[Batch]:
 
 def test_resume_is_exact(tmp_path: Path) -> None:
     """A run that is stopped and resumed becomes another run: a state that is not saved."""
-    whole, halves = tiny(), tiny()
-    average = train(whole, copying, PLAN, tmp_path / "whole", report=lambda line: None)
+    no_mask, halves = tiny(), tiny()
+    average = train(no_mask, copying, PLAN, tmp_path / "whole", report=lambda line: None)
     train(halves, copying, PLAN, tmp_path / "halves", report=lambda line: None, until=2)
     halves = tiny()
     other = train(halves, copying, PLAN, tmp_path / "halves", report=lambda line: None)
-    for key, value in whole.state_dict().items():
+    for key, value in no_mask.state_dict().items():
         assert torch.equal(value, halves.state_dict()[key]), key
         assert torch.equal(average[key], other[key]), key
     state = tiny().state_dict()
@@ -102,7 +102,7 @@ def test_a_batch_names_its_canvases(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """A batch that asks for other than the plan's canvases of a prompt gets the plan's."""
     counts: list[int] = []
 
-    def counted(batch: Batch, canvases: int, *rest: Any) -> Noised:
+    def counted(batch: TrainingBatch, canvases: int, *rest: Any) -> Noised:
         counts.append(canvases)
         return corrupt(batch, canvases, *rest)
 
@@ -159,7 +159,7 @@ def test_noise_of_two_steps() -> None:
     """A canvas of the step before with less noise, with the same noise, or noise where closed."""
     samples = [Sample([2, 5], [30] * 11 + [31], open=tuple(range(8)))] * 50
     batch = make_batch(samples, 12, eos=30, pad=0, score_encoder=False)
-    noised = corrupt(batch, 300, 24, 1.0, generator_for(0, 1, 2), pure=0.25)
+    noised = corrupt(batch, 300, 24, 1.0, generator_for(0, 1, 2), full_noise_share=0.25)
     hit, before = noised.noisy != noised.clean, noised.earlier != noised.clean
     assert (before | ~hit).all() and not before[:, 8:].any()
     more = (before & ~hit)[:, :8].float().sum() / (~hit)[:, :8].float().sum()
@@ -211,7 +211,7 @@ def test_every_parameter_has_one_optimizer() -> None:
 
 def test_rate() -> None:
     """The rate does not reach zero at the end, or a resumed run follows another curve."""
-    plan = Plan(steps=100, warmup=10, decay=0.5)
+    plan = TrainingPlan(steps=100, warmup=10, decay=0.5)
     assert plan.rate(0) == 0.1 and plan.rate(9) == plan.rate(50) == 1
     assert plan.rate(75) == 0.5 and plan.rate(99) == 0.02
 
@@ -232,10 +232,10 @@ def test_padding_is_never_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert given == [False, True]
 
 
-@pytest.mark.parametrize("as_sampled", [False, True])
-@pytest.mark.parametrize("pure", [0.0, 1.0])
+@pytest.mark.parametrize("two_step", [False, True])
+@pytest.mark.parametrize("full_noise_share", [0.0, 1.0])
 def test_the_noise_of_a_plan(
-    as_sampled: bool, pure: float, monkeypatch: pytest.MonkeyPatch
+    two_step: bool, full_noise_share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A plan says how its canvases are noised, and they are noised another way."""
     given: list[object] = []
@@ -245,10 +245,12 @@ def test_the_noise_of_a_plan(
         return torch.zeros(()), torch.zeros(())
 
     monkeypatch.setattr(loop, "objective", watched)
-    plan = replace(PLAN, as_sampled=as_sampled, pure=pure)
+    plan = replace(PLAN, two_step=two_step, full_noise_share=full_noise_share)
     batch = make_batch([Sample([2, 5], [30] * 4)] * 8, 4, eos=30, pad=0, score_encoder=False)
     loop._losses(tiny(), plan, batch, 0, 0)
-    noised = corrupt(batch, 2, 24, plan.noise_power, generator_for(plan.seed, 0, 0), pure)
-    wanted = (noised.earlier, noised.noise) if as_sampled else (None, noised.noisy)
+    noised = corrupt(
+        batch, 2, 24, plan.noise_power, generator_for(plan.seed, 0, 0), full_noise_share
+    )
+    wanted = (noised.earlier, noised.noise) if two_step else (None, noised.noisy)
     for ours, theirs in zip(given, wanted, strict=True):
         assert ours is theirs or torch.equal(ours, theirs)  # type: ignore[arg-type]

@@ -25,8 +25,8 @@ from dgemma.tasks.written import as_text, holes
 from dgemma.text.chat import ChatTemplate
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.train.checkpoint import load_average
-from dgemma.train.data import Batch, Sample, make_batch, to_sample
-from dgemma.train.loop import Plan, train
+from dgemma.train.data import Sample, TrainingBatch, make_batch, to_sample
+from dgemma.train.loop import TrainingPlan, train
 from dgemma.weights.files import open_checkpoint
 from dgemma.weights.load import load_weights
 from dgemma.weights.save import save_weights
@@ -36,7 +36,7 @@ STRIDE = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Mix:
+class TaskMix:
     """What a step is made of.
 
     Attributes:
@@ -58,24 +58,24 @@ class Mix:
     written_canvases: int | None = None
 
 
-_FIRST = Mix(22, 2, ("tools",), ("json", "json", "json", "thought", "gaps", "labels", "chat"))
-_SECOND = Mix(
+_FIRST = TaskMix(22, 2, ("tools",), ("json", "json", "json", "thought", "gaps", "labels", "chat"))
+_SECOND = TaskMix(
     10, 2, ("tools", "tools"),
     ("json",) * 13 + ("thought", "gaps", "gaps", "labels", "chat"),
 )  # fmt: skip
-_THIRD = Mix(
+_THIRD = TaskMix(
     8, 1, ("tools",), ("json",) * 6 + ("thought", "gaps", "labels", "chat"), 8, ("gaps",) * 6
 )
-_FOURTH = Mix(
+_FOURTH = TaskMix(
     6, 1, ("tools",), ("json",) * 4 + ("thought", "gaps", "labels", "chat"), 8, ("gaps",) * 16
 )
-_FIFTH = Mix(
+_FIFTH = TaskMix(
     6, 1, ("tools",), ("json",) * 12 + ("thought", "gaps", "labels", "chat"), 4, ("gaps",) * 4
 )
-_SIXTH = Mix(
+_SIXTH = TaskMix(
     6, 1, ("tools",), ("json",) * 8 + ("thought", "gaps", "labels", "chat"), 24, ("gaps",) * 6
 )
-_SEVENTH = Mix(
+_SEVENTH = TaskMix(
     4, 1, ("tools",), ("json",) * 6 + ("thought", "gaps", "labels", "chat"), 48, ("gaps",) * 8, 2
 )
 MIXES = (
@@ -91,7 +91,7 @@ HOLE_TOKENS = 8
 HOLES_FROM = 6050
 GRID_HOLES_FROM = 7200
 """From this step on a grid's holes are always the blanks of its puzzle."""
-PLAN = Plan(steps=4000, decay=0.175)
+PLAN = TrainingPlan(steps=4000, decay=0.175)
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 CARD = """---
 license: apache-2.0
@@ -177,7 +177,7 @@ class NanoBatches:
             for i, task in enumerate(tasks)
         ]
 
-    def __call__(self, step: int) -> list[Batch]:
+    def __call__(self, step: int) -> list[TrainingBatch]:
         mix = next(mix for start, mix in reversed(MIXES) if step >= start)
         grids = [self.grid(step, row) for row in range(mix.grids + mix.encoded_grids)]
         long = grids[mix.grids :] + self.texts(step, 0, mix.long)

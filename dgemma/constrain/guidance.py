@@ -1,0 +1,171 @@
+"""The one door to llguidance, the optional library that grammars are compiled with.
+
+Knows how a vocabulary is handed to it and what its errors look like. Each grammar is compiled for
+two vocabularies: the tokenizer's own, and one of control tokens and single bytes in the order of
+`completion.BYTE_ORDER`, in which the search for a closing text takes microseconds a step whatever
+the size of the real one. Knows nothing about schemas.
+Source: llguidance 1.9, `TokenizerWrapper` and `LLMatcher`.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from dgemma.constrain.completion import BYTE_ORDER, BYTES
+from dgemma.errors import EngineError, InvalidRequest, MissingExtra
+from dgemma.text.token_table import token_table_of
+from dgemma.text.tokenizer import Tokenizer
+
+STEP_FUEL = 4_000_000
+"""Work that the library may spend on one mask, some 0.3 s of it; its own limit, 200,000, is hit by
+patterns of Unicode classes at 262,144 ids."""
+
+
+def llguidance() -> ModuleType:
+    """The library.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    try:
+        import llguidance
+        import llguidance.gbnf_to_lark
+    except ModuleNotFoundError as error:
+        raise MissingExtra(
+            "structured output needs the llguidance package; pip install 'dgemma[constrain]'"
+        ) from error
+    return llguidance
+
+
+def first_line(message: str) -> str:
+    """The first line of the library's message, without the listing that follows."""
+    line = message.strip().partition("\n")[0]
+    return line if len(line) <= 300 else line[:300] + "..."
+
+
+def refused(kind: str, message: str) -> InvalidRequest:
+    """The error for what the library cannot compile."""
+    lines = [line.strip() for line in message.strip().splitlines()]
+    said = next((line for line in lines if line.startswith("error:")), "")
+    text = " ".join(filter(None, (first_line(message), said)))
+    return InvalidRequest(f"{kind}: {text}; correct it or leave the part out")
+
+
+def compiled(kind: str, source: str, tokenizer: Tokenizer) -> tuple[Any, Any]:
+    """Matchers of a grammar at its beginning, over tokens and over single bytes.
+
+    Raises:
+        InvalidRequest: the library cannot compile it, or would not keep to a part of it.
+        MissingExtra: the library is not installed.
+    """
+    library = llguidance()
+    made = []
+    for vocabulary in _vocabularies(tokenizer):
+        limits = library.LLParserLimits(step_lexer_fuel=STEP_FUEL)
+        matcher = library.LLMatcher(vocabulary, source, log_level=0, limits=limits)
+        if matcher.is_error():
+            raise refused(kind, matcher.get_error())
+        if ignored := matcher.get_grammar_warnings():
+            raise refused(kind, "; ".join(ignored))
+        made.append(matcher)
+    return made[0], made[1]
+
+
+class GrammarAutomaton:
+    """A `completion.ByteAutomaton` over the 256 bytes and, above them, the control tokens."""
+
+    def __init__(self, matcher: Any, controls: int) -> None:
+        self._matcher = matcher
+        self._texts = (1 << (BYTES + controls)) - 1  # all but the end
+
+    def options(self) -> int:
+        if self._matcher.is_stopped():
+            return 0
+        return int.from_bytes(self._matcher.compute_bitmask(), "little") & self._texts
+
+    def forced(self) -> list[int]:
+        found: list[int] = self._matcher.compute_ff_tokens()
+        self._healthy()
+        return found
+
+    def push(self, symbol: int) -> None:
+        self.push_all([symbol])
+
+    def push_all(self, symbols: list[int]) -> None:
+        if symbols:
+            self._matcher.consume_tokens(symbols)
+            self._healthy()
+
+    def _healthy(self) -> None:
+        if self._matcher.is_error():
+            raise EngineError(
+                f"the grammar cannot follow its own text "
+                f"({first_line(self._matcher.get_error())}); "
+                "simplify it"
+            )
+
+    def pop(self, count: int) -> None:
+        if count:
+            self._matcher.rollback(count)
+
+    @property
+    def accepting(self) -> bool:
+        found: bool = self._matcher.is_accepting()
+        return found
+
+
+class _Vocabulary:
+    """A tokenizer as the library wants it; holds the tokenizer weakly, so that it can go."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.eos_token_id = tokenizer.eos_id
+        self.special_token_ids = token_table_of(tokenizer).special_ids
+        self.tokens = list(token_table_of(tokenizer).table)
+        for token_id in self.special_token_ids:
+            self.tokens[token_id] = tokenizer.token_text(token_id).encode()
+        self._tokenizer = weakref.ref(tokenizer)
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        tokenizer = self._tokenizer()
+        assert tokenizer is not None, "a grammar outlived its tokenizer"
+        return tokenizer.encode(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+
+
+class _SingleBytes:
+    """The bytes in order, then control tokens, and an end that no grammar can name."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, control_names: Sequence[str]) -> None:
+        names = [name.encode() for name in control_names]
+        self.tokens = [*(bytes((byte,)) for byte in BYTE_ORDER), *names, b"<|end of text|>"]
+        self.eos_token_id = len(self.tokens) - 1
+        self.special_token_ids = [*range(BYTES, self.eos_token_id + 1)]
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        plain = text.encode() if isinstance(text, str) else text
+        return [BYTE_ORDER.index(byte) for byte in plain]
+
+
+_KEPT: WeakKeyDictionary[Tokenizer, tuple[Any, Any]] = WeakKeyDictionary()
+_LOCK = threading.Lock()
+
+
+def _vocabularies(tokenizer: Tokenizer) -> tuple[Any, Any]:
+    """The library's form of the tokens and of the single bytes, made at the first call."""
+    with _LOCK:
+        found = _KEPT.get(tokenizer)
+        if found is None:
+            make = llguidance().LLTokenizer
+            single = make(_SingleBytes(tokenizer.control_names()), slices=[])
+            found = _KEPT[tokenizer] = (make(_Vocabulary(tokenizer)), single)
+        return found

@@ -1,0 +1,69 @@
+"""What the vocabulary operation answers for each position.
+
+Knows nothing about how it is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeadLogprobs:
+    """Natural logarithms of probabilities of some ids of each position, controls included.
+
+    Attributes:
+        ids: int64 [N, 2 + S + K]: argmax, sample, the S asked ids, the K most likely ones in
+            falling order (the lowest id first among equals is not promised).
+        tempered: fp32 [N, 2 + S + K], under the tempered distribution; -inf for barred ids.
+        plain: fp32 [N, 2 + S + K], the same at temperature 1.
+    """
+
+    ids: Tensor
+    tempered: Tensor
+    plain: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeadOutput:
+    """The answers for N positions; every row depends on its own hidden state alone.
+
+    Attributes:
+        argmax: int64 [N], the most likely id; the lowest one among equals.
+        sample: int64 [N], drawn from the tempered distribution.
+        entropy: fp32 [N], nats of the tempered distribution. NaN where the hidden state or a
+            logit is not finite or where the controls leave no id; the other fields of such a row
+            mean nothing (ids stay in range).
+        soft: [N, D] in the weights' dtype, the belief as an embedding, for the next step.
+        logprobs: only where the controls ask.
+    """
+
+    argmax: Tensor
+    sample: Tensor
+    entropy: Tensor
+    soft: Tensor
+    logprobs: HeadLogprobs | None = None
+
+
+def joined(parts: Sequence[HeadOutput]) -> HeadOutput:
+    """The readings of consecutive rows as one."""
+    if len(parts) == 1:
+        return parts[0]
+    logprobs = [part.logprobs for part in parts if part.logprobs is not None]
+    return HeadOutput(
+        argmax=torch.cat([part.argmax for part in parts]),
+        sample=torch.cat([part.sample for part in parts]),
+        entropy=torch.cat([part.entropy for part in parts]),
+        soft=torch.cat([part.soft for part in parts]),
+        logprobs=HeadLogprobs(
+            torch.cat([part.ids for part in logprobs]),
+            torch.cat([part.tempered for part in logprobs]),
+            torch.cat([part.plain for part in logprobs]),
+        )
+        if logprobs
+        else None,
+    )

@@ -1,0 +1,1 @@
+"""The chat API: what it takes, what it does, what it answers."""

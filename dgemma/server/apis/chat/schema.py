@@ -1,0 +1,379 @@
+"""`/v1/chat/completions`: OpenAI's request with vLLM's, Mercury's and our own fields, and replies.
+
+Knows fields and what they mean for a request to the model. Knows nothing about HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, Field, WithJsonSchema, model_validator
+
+from dgemma.compose.plan import ModelFacts
+from dgemma.constrain.cache import Calls, calls_of, named_tool
+from dgemma.errors import InvalidRequest
+from dgemma.params import SamplingParams, canvas_width
+from dgemma.server.reply_schema import DiffusionUsage, Timings, Usage
+from dgemma.server.request_body import Body, neutral, refuse
+from dgemma.server.sampling_fields import (
+    PREDICTION_STRENGTH,
+    Prediction,
+    SamplingFields,
+    ThinkingOptions,
+    check_schema,
+    thinking_of,
+)
+from dgemma.server.settings import ServerLimits
+from dgemma.types import CanvasControl
+
+OBJECT: dict[str, Any] = {"type": "object"}
+"""The schema of any JSON object."""
+
+Effort = Literal["none", "instant", "minimal", "low", "medium", "high"]
+
+_TEXT: list[dict[str, Any]] = [
+    {"type": "string"},
+    {"type": "array", "items": {
+        "type": "object", "required": ["type", "text"], "additionalProperties": False,
+        "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    }},
+]  # fmt: skip
+_MAYBE = {"type": ["string", "null"]}
+
+
+def _message(
+    *roles: str, required: tuple[str, ...] = ("role", "content"), **fields: Any
+) -> dict[str, Any]:
+    return {
+        "type": "object", "required": list(required), "additionalProperties": False,
+        "properties": {"role": {"enum": list(roles)}, "content": {"anyOf": _TEXT}, **fields},
+    }  # fmt: skip
+
+
+MESSAGE: dict[str, Any] = {
+    "anyOf": [
+        _message("system", "developer", "user"),
+        _message(
+            "assistant", required=("role",), content={"anyOf": [*_TEXT, {"type": "null"}]},
+            tool_calls={"type": ["array", "null"], "items": {"type": "object"}},
+            reasoning=_MAYBE, reasoning_content=_MAYBE,
+        ),
+        _message("tool", name=_MAYBE, tool_call_id=_MAYBE),
+    ],
+}  # fmt: skip
+"""A message for the OpenAPI document; `dgemma.text.messages` is what checks it."""
+
+TOOL: dict[str, Any] = {
+    "type": "object",
+    "required": ["function"],
+    "properties": {
+        "type": {"const": "function"},
+        "function": {
+            "type": "object", "required": ["name"],
+            "properties": {
+                "name": {"type": "string"}, "description": {"type": "string"},
+                "parameters": {"type": "object"}, "strict": {"type": ["boolean", "null"]},
+            },
+        },
+    },
+}  # fmt: skip
+
+Messages = Annotated[
+    list[dict[str, Any]], WithJsonSchema({"type": "array", "items": MESSAGE, "minItems": 1})
+]
+Tools = Annotated[list[dict[str, Any]], WithJsonSchema({"type": "array", "items": TOOL})]
+
+
+class JsonSchema(Body):
+    """A named schema."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = Field(default=None, description="answers always keep to the schema")
+
+
+class ResponseFormat(Body):
+    """What the answer as a whole must be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise refuse("json_schema", "belongs to type 'json_schema', which needs it")
+        return self
+
+
+class StructuredOutputs(Body):
+    """vLLM's form of the same."""
+
+    json_: dict[str, Any] | str | None = Field(default=None, alias="json")
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+
+
+class StreamOptions(Body):
+    """What a stream tells besides the answer."""
+
+    include_usage: bool | None = None
+    include_obfuscation: Annotated[
+        bool | None, neutral(False, why="chunks are not padded against observers")
+    ] = None
+
+
+class TemplateOptions(Body):
+    """Variables of the chat template."""
+
+    enable_thinking: bool | None = None
+
+
+class ChatRequest(SamplingFields):
+    """A conversation to be answered."""
+
+    HINTS: ClassVar[Mapping[str, str]] = {
+        **SamplingFields.HINTS,
+        "functions": "functions are the old form; use tools",
+        "function_call": "function_call is the old form; use tool_choice",
+        "modalities": "only text is written", "audio": "audio is not supported",
+        "best_of": "best_of is not part of this API; use n",
+    }  # fmt: skip
+    NAMES: ClassVar[Mapping[str, Sequence[str]]] = {
+        **SamplingFields.NAMES,
+        "prompt": ("messages",),
+        "max_tokens": ("max_tokens", "max_completion_tokens"),
+        "logprobs": ("top_logprobs",),
+        "thinking_budget": ("thinking_token_budget", "reasoning_effort"),
+        "enable_thinking": ("chat_template_kwargs.enable_thinking",),
+        "ids": (*SamplingFields.NAMES["ids"], "prediction"),
+        **{
+            name: (f"guided_{short}", f"structured_outputs.{short}", "response_format")
+            for name, short in (
+                ("json_schema", "json"), ("regex", "regex"), ("grammar", "grammar"),
+                ("choices", "choice"),
+            )
+        },
+    }  # fmt: skip
+
+    messages: Messages
+    model: str | None = None
+    tools: Tools | None = None
+    tool_choice: Literal["auto", "none", "required"] | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = Field(
+        default=None, description="false: at most the first call is handed on"
+    )
+    n: int | None = Field(default=None, ge=1, description="answers, with seeds seed, seed + 1, ...")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_completion_tokens: int | None = Field(
+        default=None, ge=1, description="the same as max_tokens"
+    )
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=64)
+    return_tokens_as_token_ids: bool | None = Field(
+        default=None, description="tokens of logprobs as 'token_id:ID'"
+    )
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    reasoning_effort: Effort | None = None
+    thinking_token_budget: int | None = Field(default=None, ge=0, description="0: no thought")
+    chat_template_kwargs: TemplateOptions | None = None
+    prediction: Prediction | None = Field(default=None, description="seeds the first canvas")
+    diffusing: bool | None = Field(
+        default=None, description="Mercury's drafts: a chunk's content replaces all before it"
+    )
+
+    @model_validator(mode="after")
+    def _chat(self) -> ChatRequest:
+        if len({self.max_tokens, self.max_completion_tokens} - {None}) == 2:
+            raise refuse("max_completion_tokens", "differs from max_tokens; drop one of them")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise refuse("top_logprobs", "needs logprobs: true; give both")
+        for name in ("logprob_token_ids", "return_tokens_as_token_ids"):
+            if getattr(self, name) and not self.logprobs:
+                raise refuse(name, "needs logprobs: true; give both")
+        if not self.stream:
+            for name in ("stream_options", "diffusing"):
+                if getattr(self, name):
+                    raise refuse(name, "needs stream: true; give both")
+            if self.shown.stream != "off":
+                raise refuse("diffusion.stream", "needs stream: true; give both")
+        if self.diffusing and self.shown.stream != "off":
+            raise refuse("diffusing", "and diffusion.stream are two dialects; choose one")
+        if self.diffusing and (self.n or 1) > 1:
+            raise refuse("n", "cannot be combined with diffusing, which shows one draft")
+        if self.shown.stream_interval > 1 and not self.drafts:
+            raise refuse("diffusion.stream_interval", "needs diffusing or diffusion.stream")
+        if self.parallel_tool_calls is False and not self.tools:
+            raise refuse("parallel_tool_calls", "needs tools; give some, or leave it out")
+        return self
+
+    @property
+    def drafts(self) -> bool:
+        """Whether frames are wanted."""
+        return bool(self.diffusing) or self.shown.stream != "off"
+
+    @property
+    def thinking(self) -> ThinkingOptions:
+        """Whether a thought is asked for.
+
+        Raises:
+            InvalidRequest: fields contradict one another.
+        """
+        options = self.chat_template_kwargs
+        return thinking_of(
+            self.reasoning_effort, self.thinking_token_budget,
+            None if options is None else options.enable_thinking,
+        )  # fmt: skip
+
+    def constraint(self) -> dict[str, Any]:
+        """See `SamplingFields.constraint`."""
+        found = [super().constraint()]
+        form = self.response_format
+        if form is not None and form.type != "text":
+            inner = form.json_schema
+            found.append({"json_schema": OBJECT if inner is None else inner.schema_})
+        own = self.structured_outputs
+        if own is not None:
+            asked = {
+                "json_schema": OBJECT if own.json_object else own.json_, "regex": own.regex,
+                "choices": own.choice, "grammar": own.grammar,
+            }  # fmt: skip
+            found.append({name: value for name, value in asked.items() if value is not None})
+        if sum(map(bool, found)) > 1:
+            raise InvalidRequest(
+                "response_format, structured_outputs and guided_* cannot be combined; choose one",
+                field="response_format",
+            )
+        return {name: value for one in found for name, value in one.items()}
+
+    def source(self, name: str) -> str:
+        """See `SamplingFields.source`."""
+        if name in super().constraint():
+            return super().source(name)
+        return "response_format" if self.structured_outputs is None else "structured_outputs"
+
+    def values(self) -> dict[str, Any]:
+        """See `SamplingFields.values`."""
+        found = super().values()
+        if found["max_tokens"] is None:
+            found["max_tokens"] = self.max_completion_tokens
+        if self.logprobs:
+            found["logprobs"] = self.top_logprobs or 0
+        found["thinking_budget"] = self.thinking.budget
+        return found
+
+    def called(self, limits: ServerLimits) -> tuple[Tools | None, Calls | None]:
+        """The tools to show, and for `Model.submit` what is asked of calls.
+
+        Raises:
+            InvalidRequest, Refusal: what cannot be honoured.
+        """
+        choice, tool = named_tool("auto" if self.tool_choice is None else self.tool_choice)
+        if self.tools:
+            check_schema(self.tools, "tools", limits)
+        elif choice == "required":
+            raise InvalidRequest(
+                "tool_choice needs tools; give some, or leave it out", field="tool_choice"
+            )
+        shown = None if choice == "none" else self.tools or None
+        return shown, calls_of(shown, choice, tool)
+
+    def canvas(self, facts: ModelFacts, params: SamplingParams) -> CanvasControl | None:
+        """See `SamplingFields.canvas`; a prediction is a seed."""
+        if self.prediction is None:
+            return super().canvas(facts, params)
+        if self.diffusion_seed_canvas is not None or self.diffusion_read_only:
+            raise InvalidRequest(
+                "prediction and diffusion_* seeds cannot be combined; choose one",
+                field="prediction",
+            )
+        if self.thinking.asked:
+            raise InvalidRequest(
+                "prediction needs an answer without a thought; turn thinking off",
+                field="prediction",
+            )
+        width = canvas_width(params, facts.canvas)
+        ids = [*facts.tokenizer.encode(self.prediction.text()), facts.end_id]
+        ids += [facts.fill_id] * (width - len(ids))
+        strength = self.shown.strength
+        return CanvasControl(
+            ids=tuple(ids[:width]),
+            strength=PREDICTION_STRENGTH if strength is None else strength,
+        )
+
+
+# -- replies ---------------------------------------------------------------------------------------
+
+
+class FunctionCall(BaseModel):
+    """What is called."""
+
+    name: str
+    arguments: str = Field(description="a JSON object as text")
+
+
+class ToolCall(BaseModel):
+    """A call that the model asks for."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
+class Message(BaseModel):
+    """The answer."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None = None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+class TopLogprob(BaseModel):
+    """A token that might have stood there."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    """A token of the answer."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class Logprobs(BaseModel):
+    """Log-probabilities of the answer's tokens at temperature 1."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
+class Choice(BaseModel):
+    """One of n answers."""
+
+    index: int
+    message: Message
+    logprobs: Logprobs | None
+    finish_reason: Literal["stop", "length", "tool_calls"]
+
+
+class ChatReply(BaseModel):
+    """The plain reply; a stream's chunks fold to the same."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+    diffusion_usage: DiffusionUsage
+    timings: Timings
+    seeds: list[int] = Field(description="of each answer, given or drawn")

@@ -1,0 +1,1 @@
+"""The decisions API: what it takes, what it does, what it answers."""

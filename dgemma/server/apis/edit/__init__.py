@@ -1,0 +1,1 @@
+"""The edit API: what it takes, what it does, what it answers."""

@@ -1,0 +1,374 @@
+"""The fields that say how an answer is drawn, shared by every API, as `SamplingParams`.
+
+Knows OpenAI's, vLLM's and our own names for them. Knows nothing about prompts or replies.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from dgemma.compose.plan import ModelFacts
+from dgemma.errors import InvalidRequest
+from dgemma.params import (
+    COLDEST,
+    HOTTEST,
+    LONGEST_STRING,
+    MOST_STRINGS,
+    SamplingParams,
+    bounds,
+    canvas_width,
+)
+from dgemma.server.errors import Refusal
+from dgemma.server.request_body import Body, Ignorable, neutral, refuse
+from dgemma.server.settings import ServerLimits
+from dgemma.types import CanvasControl
+
+PREDICTION_STRENGTH = 0.5
+"""How much of a prediction gives way to noise, where `diffusion.strength` does not say."""
+
+EFFORTS: dict[str, int | None] = {
+    "none": 0, "instant": 0, "minimal": 64, "low": 256, "medium": 1024, "high": None,
+}  # fmt: skip
+"""`reasoning_effort` -> most thought tokens; 0: no thought at all, None: no bound."""
+
+_PENALTY = "penalties are not built in: a canvas is drawn at once, not token by token"
+_SAME = ("max_steps", "canvas_length")
+Ids = list[int]
+SetOfIds = Annotated[list[int], AfterValidator(lambda ids: list(dict.fromkeys(ids)))]
+"""Ids of which a second one of a kind says nothing."""
+Stops = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=LONGEST_STRING)]],
+    Field(max_length=MOST_STRINGS["stop"]),
+]
+_WARMTH = f"0, or {COLDEST} to {HOTTEST:.0f}"
+
+
+def bounded(name: str, default: Any = None, description: str | None = None) -> Any:
+    """A field with the bounds that `SamplingParams` has for a number."""
+    least, most = bounds(name)
+    above, from_ = (least, None) if name == "top_p" else (None, least)
+    return Field(default=default, gt=above, ge=from_, le=most, description=description)
+
+
+class Diffusion(Body):
+    """How the canvas is denoised, and what of it is shown.
+
+    Attributes:
+        PATHS: for `Body.NAMES` of a request that has such an object.
+    """
+
+    PATHS: ClassVar[Mapping[str, Sequence[str]]]
+
+    max_steps: int | None = bounded("max_steps", description="most denoising steps a canvas")
+    entropy_bound: float | None = bounded("entropy_bound", description="nats a step may accept")
+    t_min: float | None = bounded("t_min", description="temperature at the last step")
+    t_max: float | None = bounded("t_max", description="temperature at the first step")
+    confidence_threshold: float | None = bounded("confidence_threshold")
+    stability_threshold: int | None = bounded("stability_threshold")
+    ignore_tail: bool | None = None
+    canvas_length: int | Literal["auto"] | None = None
+    strength: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="how much of a prediction or a seed gives way to noise",
+    )
+    stream: Literal["off", "text", "tokens"] = Field(
+        default="off", description="drafts as side events of a stream"
+    )
+    stream_interval: int = Field(default=1, ge=1, description="show every so many steps")
+    stable_prefix: bool | None = Field(
+        default=None, description="send text as soon as it can no longer change"
+    )
+
+
+Diffusion.PATHS = {name: (f"diffusion.{name}",) for name in Diffusion.model_fields}
+
+
+class Prediction(Body):
+    """OpenAI's predicted output: what the answer will be like."""
+
+    type: Literal["content"]
+    content: str | list[TextPart]
+
+    def text(self) -> str:
+        """The predicted text."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content)
+
+
+class TextPart(Body):
+    """A piece of text."""
+
+    type: Literal["text"]
+    text: str
+
+
+class SamplingFields(Ignorable):
+    """What every API has. A subclass adds its own names and overrides `values`."""
+
+    HINTS: ClassVar[Mapping[str, str]] = {
+        "diffusion_samples": "diffusion_samples is not built in; ask /v1/decisions for samples",
+        "diffusion_constrained": "diffusion_constrained is not built in; use allowed_token_ids",
+    }
+    NAMES: ClassVar[Mapping[str, Sequence[str]]] = {
+        **Diffusion.PATHS,
+        **{
+            name: (f"diffusion.{name}", f"diffusion_{name}", f"vllm_xargs.diffusion_{name}")
+            for name in _SAME
+        },
+        "json_schema": ("guided_json",), "regex": ("guided_regex",),
+        "grammar": ("guided_grammar",), "choices": ("guided_choice",),
+        "ids": ("diffusion_seed_canvas", "vllm_xargs.diffusion_seed_canvas"),
+        "pinned": ("diffusion_pinned", "vllm_xargs.diffusion_pinned"),
+        "logprob_token_ids": ("logprob_token_ids", "vllm_xargs.logprob_token_ids"),
+    }  # fmt: skip
+
+    max_tokens: int | None = bounded("max_tokens", description="most tokens of the answer")
+    seed: int | None = bounded("seed")
+    temperature: float | None = bounded(
+        "temperature",
+        description=f"factor of the schedule's temperatures, {_WARMTH}; 0: the likeliest ids",
+    )
+    top_p: float | None = bounded("top_p")
+    top_k: int | None = Field(
+        default=None, ge=-1, le=bounds("top_k")[1], description="0 or -1: all"
+    )
+    min_p: float | None = bounded("min_p")
+    stop: str | list[str] | None = Field(
+        default=None,
+        description=f"at most {MOST_STRINGS['stop']} strings of {LONGEST_STRING} characters",
+    )
+    min_tokens: int | None = bounded("min_tokens")
+    logit_bias: dict[str, float] | None = None
+    bad_words: list[str] | None = Field(
+        default=None,
+        description=f"at most {MOST_STRINGS['bad_words']} strings of {LONGEST_STRING} characters",
+    )
+    allowed_token_ids: SetOfIds | None = None
+    logprob_token_ids: SetOfIds | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_grammar: str | None = None
+    guided_choice: list[str] | None = None
+    presence_penalty: Annotated[float | None, neutral(0, why=_PENALTY)] = None
+    frequency_penalty: Annotated[float | None, neutral(0, why=_PENALTY)] = None
+    repetition_penalty: Annotated[float | None, neutral(1, why=_PENALTY)] = None
+    diffusion: Diffusion | None = None
+    diffusion_max_steps: int | None = bounded("max_steps")
+    diffusion_canvas_length: int | Literal["auto"] | None = None
+    diffusion_seed_canvas: Ids | None = Field(
+        default=None, description="ids that the first canvas begins with"
+    )
+    diffusion_pinned: Ids | None = Field(default=None, description="positions that keep their id")
+    diffusion_read_only: bool | None = Field(
+        default=None, description="make max_steps steps (1), report the canvas, commit nothing"
+    )
+    vllm_xargs: dict[str, Any] | None = Field(
+        default=None, description="where vLLM's clients put the diffusion_* fields"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unpacked(cls, given: Any) -> Any:
+        """`vllm_xargs` laid open: its fields count as if they stood at the top."""
+        if not isinstance(given, dict) or not isinstance(given.get("vllm_xargs"), dict):
+            return given
+        known = [name for name in cls.model_fields if name.startswith("diffusion_")]
+        inner = given["vllm_xargs"]
+        for name in inner:
+            if name not in (*known, "logprob_token_ids") or given.get(name) is not None:
+                twice = name in given
+                why = "it is given twice" if twice else f"use only {', '.join(known)}"
+                raise refuse(f"vllm_xargs.{name}", why)
+        return {**given, **inner, "vllm_xargs": None}
+
+    @model_validator(mode="after")
+    def _whole(self) -> SamplingFields:
+        own = self.diffusion
+        for name in _SAME:
+            if own is not None and None not in (getattr(own, name), self._outer(name)):
+                raise refuse(f"diffusion_{name}", f"given twice; drop it or diffusion.{name}")
+        if self.diffusion_pinned is not None and self.diffusion_seed_canvas is None:
+            raise refuse("diffusion_pinned", "needs diffusion_seed_canvas; give both")
+        if self.logit_bias is not None:
+            for key in self.logit_bias:
+                if not (key.isascii() and key.isdigit()):
+                    raise refuse("logit_bias", f"{key!r} is no token id; see /tokenize")
+        return self
+
+    def _outer(self, name: str) -> Any:
+        return getattr(self, f"diffusion_{name}")
+
+    @property
+    def shown(self) -> Diffusion:
+        """The `diffusion` object, or one of defaults."""
+        return self.diffusion or Diffusion()
+
+    def constraint(self) -> dict[str, Any]:
+        """The fields of `SamplingParams` that say what the answer as a whole must be."""
+        asked = {
+            "json_schema": self.guided_json, "regex": self.guided_regex,
+            "grammar": self.guided_grammar, "choices": self.guided_choice,
+        }  # fmt: skip
+        return {name: value for name, value in asked.items() if value is not None}
+
+    def source(self, name: str) -> str:
+        """Which field of the request gave a field of `constraint`."""
+        return {"json_schema": "guided_json", "choices": "guided_choice"}.get(
+            name, f"guided_{name}"
+        )
+
+    def values(self) -> dict[str, Any]:
+        """Fields of `SamplingParams`; None where the request is silent."""
+        found = {
+            name: getattr(self, name)
+            for name in ("max_tokens", "seed", "temperature", "top_p", "min_p", "stop",
+                         "min_tokens", "bad_words", "allowed_token_ids", "logprob_token_ids")
+        }  # fmt: skip
+        found["top_k"] = 0 if self.top_k == -1 else self.top_k
+        if self.logit_bias is not None:
+            found["logit_bias"] = {int(key): value for key, value in self.logit_bias.items()}
+        own = self.shown
+        for name in ("max_steps", "entropy_bound", "t_min", "t_max", "confidence_threshold",
+                     "stability_threshold", "ignore_tail", "stable_prefix",
+                     "canvas_length"):  # fmt: skip
+            found[name] = getattr(own, name)
+        for name in _SAME:
+            if found[name] is None:
+                found[name] = self._outer(name)
+        return found | self.constraint()
+
+    def params(self, limits: ServerLimits) -> SamplingParams:
+        """How to draw, within the server's limits.
+
+        Raises:
+            InvalidRequest: what cannot be honoured; the message names the field.
+            Refusal: a limit is passed.
+        """
+        values = self.values()
+        most = limits.max_tokens
+        if most is not None:
+            if (values["max_tokens"] or 0) > most:
+                raise Refusal(
+                    400, f"max_tokens {values['max_tokens']} is above this server's {most}; "
+                    "ask for less", param="max_tokens", code="limit",
+                )  # fmt: skip
+            values["max_tokens"] = values["max_tokens"] or most
+        steps = limits.max_steps
+        if steps is not None and (values["max_steps"] or 0) > steps:
+            raise Refusal(
+                400, f"max_steps {values['max_steps']} is above this server's {steps}; "
+                "ask for fewer", param="max_steps", code="limit",
+            )  # fmt: skip
+        for name in ("json_schema", "regex", "grammar", "choices"):
+            if values.get(name) is not None:
+                check_schema(values[name], self.source(name), limits)
+        return SamplingParams(**values)
+
+    def canvas(self, facts: ModelFacts, params: SamplingParams) -> CanvasControl | None:
+        """What is fixed on the first canvas; None: nothing.
+
+        Raises:
+            InvalidRequest: what does not fit.
+        """
+        seeds = self.diffusion_seed_canvas
+        read_only = bool(self.diffusion_read_only)
+        strength = self.shown.strength
+        if seeds is None:
+            if strength is not None:
+                raise InvalidRequest(
+                    "strength needs a prediction or diffusion_seed_canvas", field="strength"
+                )
+            return CanvasControl(read_only=True) if read_only else None
+        width = canvas_width(params, facts.canvas)
+        if len(seeds) > width:
+            raise InvalidRequest(
+                f"diffusion_seed_canvas has {len(seeds)} ids, but the canvas is {width} wide",
+                field="diffusion_seed_canvas",
+            )
+        pinned = tuple(self.diffusion_pinned or ())
+        if strength is None:
+            # One step reads the very canvas that was given, as vLLM does. A longer run redraws
+            # what stands beside pins (they send noise there), and keeps half of a bare seed.
+            once = params.max_steps == 1 or (read_only and params.max_steps is None)
+            strength = 0.0 if once else 1.0 if pinned else PREDICTION_STRENGTH
+        try:
+            return CanvasControl(
+                ids=tuple(seeds), pinned=pinned, read_only=read_only, strength=strength
+            )
+        except InvalidRequest as error:
+            with_errors = f"diffusion_pinned: {error}"
+            raise Refusal(400, with_errors, param="diffusion_pinned") from error
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingOptions:
+    """Whether a thought is asked for, and how long it may be."""
+
+    asked: bool = False
+    budget: int | None = None
+
+
+def thinking_of(
+    effort: str | None, budget: int | None, enabled: bool | None, where: str = "reasoning_effort"
+) -> ThinkingOptions:
+    """What `reasoning_effort`, `thinking_token_budget` and `enable_thinking` ask for together.
+
+    Raises:
+        InvalidRequest: they contradict one another.
+    """
+    with_errors = {
+        where: None if effort is None else EFFORTS[effort] != 0,
+        "thinking_token_budget": None if budget is None else budget > 0,
+        "enable_thinking": enabled,
+    }
+    on = [name for name, value in with_errors.items() if value]
+    off = [name for name, value in with_errors.items() if value is False]
+    if on and off:
+        raise InvalidRequest(
+            f"{on[0]} asks for a thought and {off[0]} for none; drop one", field=on[0]
+        )
+    if not on:
+        return ThinkingOptions()
+    return ThinkingOptions(True, budget if budget else EFFORTS[effort] if effort else None)
+
+
+def check_schema(value: Any, name: str, limits: ServerLimits) -> None:
+    """Refuse a schema (or grammar, or tools) that is too large or too deep.
+
+    Raises:
+        Refusal: a limit is passed.
+    """
+    text = value if isinstance(value, str) else json.dumps(value)
+    if len(text) > limits.schema_bytes:
+        raise Refusal(
+            400, f"{name} has {len(text)} characters, more than this server's "
+            f"{limits.schema_bytes}; shorten it", param=name, code="limit",
+        )  # fmt: skip
+    if not isinstance(value, str) and depth_of(value) > limits.schema_depth:
+        raise Refusal(
+            400, f"{name} is nested deeper than this server's {limits.schema_depth} levels",
+            param=name, code="limit",
+        )  # fmt: skip
+
+
+def depth_of(value: Any) -> int:
+    """Levels of objects and lists, without recursion."""
+    deepest, waiting = 0, [(value, 0)]
+    while waiting:
+        one, level = waiting.pop()
+        if isinstance(one, (dict, list)):
+            deepest = max(deepest, level + 1)
+            inner = one.values() if isinstance(one, dict) else one
+            waiting += [(part, level + 1) for part in inner]
+    return deepest
+
+
+Prediction.model_rebuild()

@@ -1,1 +1,0 @@
-"""What requests and replies look like, one module per API. Knows fields; knows no route."""

@@ -1,1 +1,0 @@
-"""Stand-ins for the loaded model: vocabularies and a driver that obeys what a canvas fixes."""

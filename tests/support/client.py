@@ -1,0 +1,142 @@
+"""What tests of the server share: an app over nano, called without a socket, and its streams read.
+
+Also a model that keeps what it was asked, and streams whose events are written by hand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+
+from dgemma.llm import LLM
+from dgemma.server.app import create_app
+from dgemma.server.settings import Settings
+from dgemma.text.answer import AnswerReader
+from dgemma.text.parse import MarkerIds, thought_is_open
+from dgemma.text.stream import Stream
+from dgemma.types import Event, Output, Request
+from tests.support.nano import nano
+
+QUESTION = [{"role": "user", "content": "Who are you?"}]
+ASK: dict[str, Any] = {"messages": QUESTION, "seed": 1, "diffusion": {"max_steps": 4}}
+
+
+class Client:
+    """Calls an app; each call is a whole exchange."""
+
+    def __init__(self, app: FastAPI, headers: dict[str, str] | None = None) -> None:
+        self.app = app
+        self.headers = headers or {}
+
+    def call(self, method: str, path: str, **what: Any) -> httpx.Response:
+        """One request and its reply."""
+
+        async def exchange() -> httpx.Response:
+            transport = httpx.ASGITransport(self.app)
+            async with httpx.AsyncClient(
+                transport=transport, base_url="http://test", headers=self.headers
+            ) as client:
+                return await client.request(method, path, **what)
+
+        return asyncio.run(exchange())
+
+    def get(self, path: str, **what: Any) -> httpx.Response:
+        """GET."""
+        return self.call("GET", path, **what)
+
+    def post(self, path: str, body: Any = None, **what: Any) -> httpx.Response:
+        """POST of JSON, or of `content`."""
+        if body is not None:
+            what["json"] = body
+        return self.call("POST", path, **what)
+
+    def ask(self, **fields: Any) -> httpx.Response:
+        """A short chat request with some fields changed."""
+        return self.post("/v1/chat/completions", ASK | fields)
+
+
+def serve(model: Any = None, **settings: Any) -> Client:
+    """A client of an app over nano, or another model."""
+    return Client(create_app(model or nano(), Settings(**settings)))
+
+
+def events(response: httpx.Response) -> list[dict[str, Any]]:
+    """The events of OpenAI's stream, whose last line was [DONE]."""
+    assert response.headers["content-type"].startswith("text/event-stream"), response.text
+    blocks = [block for block in response.text.split("\n\n") if block]
+    assert blocks.pop() == "data: [DONE]"
+    assert all(block.startswith("data: ") for block in blocks)
+    return [json.loads(block.removeprefix("data: ")) for block in blocks]
+
+
+def deltas(found: Sequence[dict[str, Any]], field: str, number: int = 0) -> list[Any]:
+    """What a stream's chunks hold in one field of their deltas."""
+    parts = [one for event in found for one in event["choices"] if one["index"] == number]
+    return [one["delta"][field] for one in parts if one["delta"].get(field)]
+
+
+class Recorder:
+    """A model that keeps what it is asked, and may answer by itself."""
+
+    def __init__(self, answer: Callable[[Request], Stream] | None = None) -> None:
+        llm: LLM = nano()
+        self.asked: list[tuple[Request, bool, Any]] = []
+        self.defaults, self.prompter, self.facts = llm.defaults, llm.prompter, llm.facts
+        self.counters, self.close = llm.counters, llm.close
+        self._answer = answer
+
+    def submit(self, request: Request, *, chat: bool = False, calls: Any = None) -> Stream:
+        """As `LLM.submit`."""
+        self.asked.append((request, chat, calls))
+        if self._answer is not None:
+            return self._answer(request)
+        return nano().submit(request, chat=chat, calls=calls)
+
+
+class Written:
+    """An engine's events that were written beforehand."""
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        self._events: Iterator[Event] = iter(events)
+        self.closed = False
+
+    def __next__(self) -> Event:
+        return next(self._events)
+
+    async def __anext__(self) -> Event:
+        await asyncio.sleep(0)
+        return next(self._events)
+
+    def close(self) -> None:
+        """Remember it."""
+        self.closed = True
+
+
+def written(
+    request: Request, commits: Sequence[Sequence[int]], *, chat: bool = True,
+    reason: Any = "stop", error: str | None = None,
+) -> Stream:  # fmt: skip
+    """The stream of a request whose canvases are given."""
+    tokenizer = nano().prompter.text()
+    is_open = chat and thought_is_open(MarkerIds.of(tokenizer), request.token_ids)
+    reader = AnswerReader(
+        tokenizer, stop=request.params.stop or (), chat=chat, thought_open=is_open
+    )
+    emitted: list[Event] = []
+    texts: deque[str] = deque()
+    ids: list[int] = []
+    for canvas, commit in enumerate(commits):
+        if reader.stopped:
+            break
+        texts.append(reader.push(commit))
+        ids += commit
+        emitted.append(Event(type="commit", canvas=canvas, step=3, ids=tuple(commit)))
+    output = Output(token_ids=tuple(ids), finish_reason=reason, error=error)
+    emitted.append(Event(type="done", output=output))
+    return Stream(Written(emitted), reader, texts, tokenizer.decode)
