@@ -31,7 +31,7 @@ class LengthTried(BaseModel):
     """A length that a hole was tried at."""
 
     tokens: int
-    reader: float = Field(description="mean log-probability of what stands around, one reading")
+    reading: float = Field(description="mean log-probability of what stands around, one reading")
     score: float = Field(description="by which the lengths to be denoised were chosen")
     final: float | None = Field(description="the same after denoising; null: not denoised")
     chosen: bool
