@@ -27,8 +27,8 @@ from dgemma.params import RELEASED, SamplingParams
 from dgemma.server.reply_schema import ERRORS
 from dgemma.server.settings import ServerLimits
 from dgemma.train.recipes.nano import PLAN
-from tests.clients.test_others import environment
 from tests.support import field_table
+from tests.support.client_environments import environment
 from tests.support.live import KEY, Live, running
 from tests.support.sources import ROOT
 
@@ -224,7 +224,7 @@ def test_other_clients_of_the_serving_page(
     if find_spec(guest) is None:
         if not full:
             pytest.skip(f"{guest} is not installed here; runs with: pytest --full")
-        python = environment(GUESTS[guest], ROOT)
+        python = environment(GUESTS[guest])
     assert run_snippet([python, "-c"], code, server, tmp_path).strip()
 
 

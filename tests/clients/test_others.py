@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,12 +16,11 @@ import httpx
 import pytest
 
 from dgemma.tasks import make_example
+from tests.support.client_environments import environment
 from tests.support.live import KEY, Live, running
 
 HERE = Path(__file__).parent
 CLIENTS = ("anthropic", "langchain", "lm_eval")
-DONE = "installed.txt"
-"""In an environment: the requirements that were installed into it, written last."""
 
 
 @pytest.fixture(scope="module")
@@ -33,36 +30,12 @@ def server() -> Iterator[Live]:
         yield live
 
 
-def index_is_there(python: str) -> bool:
-    """Whether pip finds a package index."""
-    asked = [python, "-m", "pip", "index", "versions", "anthropic", "--quiet"]
-    return subprocess.run(asked, capture_output=True, timeout=60).returncode == 0
-
-
-def environment(name: str, root: Path) -> str:
-    """The interpreter of a client's environment, made if it is not there."""
-    folder, needs = root / ".venv" / "clients" / name, HERE / name / "requirements.txt"
-    python, done = folder / "bin" / "python", folder / DONE
-    if done.exists() and done.read_text() == needs.read_text():
-        return str(python)
-    if not index_is_there(sys.executable):
-        pytest.skip("no package index can be reached, and the client is not installed")
-    shutil.rmtree(folder, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*install, "-r", str(needs)], check=True)
-    done.write_text(needs.read_text())
-    return str(python)
-
-
 @pytest.mark.full
 @pytest.mark.parametrize("name", CLIENTS)
-def test_client(
-    name: str, server: Live, repo_root: Path, tmp_path: Path, record: Callable[..., None]
-) -> None:
+def test_client(name: str, server: Live, tmp_path: Path, record: Callable[..., None]) -> None:
     """Catches what only the client's own code would notice: a field it needs, an event it cannot
     fold, a default that is refused."""
-    python = environment(name, repo_root)
+    python = environment(name)
     examples = [make_example("json", "heldout", 1, number) for number in range(8)]
     lines = [
         json.dumps({"question": one.messages[0]["content"], "answer": one.answer})

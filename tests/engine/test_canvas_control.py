@@ -15,7 +15,7 @@ from dgemma.errors import InvalidRequest
 from dgemma.kernels.controls import Controls
 from dgemma.params import SamplingParams
 from dgemma.types import CanvasControl, Output, Request
-from tests.engine.test_lifecycle import run
+from tests.support.engines import run
 from tests.support.nano import nano, nano_engine
 
 WIDTH = 96

@@ -13,7 +13,7 @@ import torch
 from dgemma.engine.engine import TRIES, Engine
 from dgemma.engine.row import Row
 from dgemma.types import Output, Request
-from tests.engine.test_lifecycle import engine, request, run
+from tests.support.engines import engine, request, run
 
 GUILTY = 3
 """Index and seed of the request that faults."""

@@ -8,33 +8,18 @@ from dataclasses import replace
 import pytest
 
 from dgemma.diffusion.canvas import Generation
-from dgemma.engine.engine import Engine, EventStream
+from dgemma.engine.engine import Engine
 from dgemma.params import SamplingParams
-from dgemma.types import Output, Request
-from tests.engine.test_lifecycle import engine as random_engine
-from tests.engine.test_lifecycle import request as tiny_request
+from dgemma.types import Request
+from tests.support.engines import assert_same, last
+from tests.support.engines import engine as random_engine
+from tests.support.engines import request as tiny_request
 from tests.support.nano import by_reference, nano, nano_engine, random_request
 
 GROUP = 8
 """Requests that run together."""
 
 Case = tuple[Request, Generation]
-
-
-def last(stream: EventStream) -> Output:
-    """The output of a stream that is run to its end."""
-    output = [event.output for event in stream][-1]
-    assert output is not None
-    return output
-
-
-def assert_same(output: Output, made: Generation) -> None:
-    """All that both loops report is equal."""
-    assert output.error is None
-    assert output.token_ids == made.token_ids
-    assert output.finish_reason == made.finish_reason
-    assert output.usage.steps == sum(made.steps)
-    assert output.usage.canvases == len(made.canvases)
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,7 @@ from dgemma.errors import InvalidRequest
 from dgemma.params import SamplingParams
 from dgemma.tasks import make_example
 from dgemma.types import CanvasControl, Event, Output, Request, ThoughtIds
-from tests.engine.test_lifecycle import run
-from tests.engine.test_same_tokens import assert_same
+from tests.support.engines import assert_same, run
 from tests.support.nano import by_reference, nano, nano_engine, random_request
 
 

@@ -18,9 +18,8 @@ from dgemma.engine.stream import EventStream
 from dgemma.engine.worker import Worker
 from dgemma.params import SamplingParams
 from dgemma.types import PAGE, Output, Request
-from tests.engine.test_lifecycle import request as tiny_request
-from tests.engine.test_lifecycle import run, tiny
-from tests.engine.test_same_tokens import assert_same
+from tests.support.engines import assert_same, run, tiny
+from tests.support.engines import request as tiny_request
 from tests.support.nano import by_reference, nano_engine, random_request
 
 SMALL = 3_000_000

@@ -16,7 +16,7 @@ import pytest
 from dgemma.engine.worker import Worker
 from dgemma.errors import EngineError, InvalidRequest, Overloaded
 from dgemma.types import Event, Output, Request
-from tests.engine.test_lifecycle import engine, request, run
+from tests.support.engines import engine, request, run
 
 ENDLESS = {"max_tokens": 230, "max_steps": 48, "confidence_threshold": 0.0}
 
@@ -240,8 +240,9 @@ def test_many_threads() -> None:
 def test_the_interpreter_exits_while_it_runs() -> None:
     """A script that ends in mid-answer hangs, or dies of the thread it left."""
     code = (
-        "from tests.engine.test_worker import *\n"
-        "worker = Worker(engine()); stream = worker.submit(request(**ENDLESS)); next(stream)\n"
+        "from dgemma.engine.worker import Worker\n"
+        "from tests.support.engines import engine, request\n"
+        f"worker = Worker(engine()); stream = worker.submit(request(**{ENDLESS})); next(stream)\n"
         "print('over')\n"
     )
     done = subprocess.run(

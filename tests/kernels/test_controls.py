@@ -13,7 +13,7 @@ from torch import Tensor
 from dgemma.errors import InvalidRequest
 from dgemma.kernels.controls import Bias, Controls, Filters, Masks
 from dgemma.kernels.vocabulary import Vocabulary
-from tests.kernels.test_vocabulary import hidden_rows, make, random_keys
+from tests.support.random_vocabulary import hidden_rows, make, random_keys
 
 ROWS = 7
 KERNELS = ("rows", "tiles")  # the kernels of "triton" have tests of their own

@@ -11,7 +11,7 @@ import torch
 
 from dgemma.kernels.controls import Bias, Controls, Masks
 from dgemma.kernels.vocabulary import Vocabulary
-from tests.kernels.test_vocabulary import hidden_rows, make, random_keys
+from tests.support.random_vocabulary import hidden_rows, make, random_keys
 
 pytest.importorskip("triton", reason="the kernels need the triton package")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

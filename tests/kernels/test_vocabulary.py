@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dgemma.diffusion.random import Purpose, stream_keys, uniforms
 from dgemma.errors import InvalidRequest
 from dgemma.kernels import vocabulary
 from dgemma.kernels.controls import Controls
-from dgemma.kernels.head_output import HeadOutput
 from dgemma.kernels.sampling import BLOCK
 from dgemma.kernels.vocabulary import Vocabulary
 from dgemma.model.transformer import DiffusionGemma
 from tests.support.chance import chi_square, chi_square_limit
 from tests.support.oracle import tiny_pair
+from tests.support.random_vocabulary import WIDTH, hidden_rows, make, random_keys, rows_of, same
 
 PLAIN = Controls()
 LAST_KEY = 1 - 2**-24
-WIDTH = 8
-
-
-def make(size: int, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> Vocabulary:
-    """A random table of `size` ids; logits have a standard deviation of about `scale`."""
-    table = torch.randn(size, WIDTH, generator=torch.Generator().manual_seed(size))
-    return Vocabulary(
-        (table * scale * WIDTH**-0.5).to(dtype), 30.0, torch.tensor(WIDTH**0.5, dtype=dtype)
-    )
-
-
-def hidden_rows(rows: int, seed: int = 0) -> Tensor:
-    return torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(seed))
-
-
-def random_keys(rows: int, seed: int = 0) -> Tensor:
-    """The draws of `rows` positions."""
-    return uniforms(stream_keys([seed], [0], [0], Purpose.SAMPLE, torch.device("cpu")), rows)[0]
 
 
 def grid_keys(count: int) -> Tensor:
@@ -52,16 +31,6 @@ def distribution(words: Vocabulary, hidden: Tensor, temperature: float) -> Tenso
     """fp64 [N, V], straight from the definition."""
     logits = hidden.double() @ words.table.double().T
     return (torch.tanh(logits / 30) * 30 / temperature).softmax(-1)
-
-
-def same(a: HeadOutput, b: HeadOutput) -> bool:
-    """Whether all bits are equal."""
-    pairs = [(getattr(a, f.name), getattr(b, f.name)) for f in fields(a) if f.name != "logprobs"]
-    return all(torch.equal(x, y) for x, y in pairs)
-
-
-def rows_of(read: HeadOutput, rows: Tensor) -> HeadOutput:
-    return HeadOutput(read.argmax[rows], read.sample[rows], read.entropy[rows], read.soft[rows])
 
 
 @pytest.mark.parametrize("size", [1, 5, 255, 256, 257, 700, 1024])

@@ -10,7 +10,7 @@ from dgemma.kernels import vocabulary_tiles
 from dgemma.kernels.controls import Controls
 from dgemma.kernels.vocabulary import Vocabulary, choose_vocabulary
 from dgemma.kernels.workspace import Workspace
-from tests.kernels.test_vocabulary import hidden_rows, make, random_keys, rows_of, same
+from tests.support.random_vocabulary import hidden_rows, make, random_keys, rows_of, same
 
 
 def both(size: int, dtype: torch.dtype = torch.float32) -> tuple[Vocabulary, Vocabulary]:

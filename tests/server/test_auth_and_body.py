@@ -16,8 +16,7 @@ from dgemma.server.keys import Keys
 from dgemma.server.settings import ServerLimits
 from dgemma.text.stream import Stream
 from dgemma.types import Request
-from tests.server.test_meta import numbers
-from tests.support.client import ASK, QUESTION, Client, Recorder, serve
+from tests.support.client import ASK, QUESTION, Client, Recorder, numbers, serve
 
 CHAT = "/v1/chat/completions"
 KEY = "sk-right-key-1"

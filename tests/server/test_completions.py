@@ -10,7 +10,7 @@ from dgemma.params import SamplingParams
 from dgemma.server.apis.completions.schema import CompletionRequest
 from dgemma.server.settings import ServerLimits
 from dgemma.tasks import make_example
-from tests.server.test_edit import MESSAGE
+from tests.support.bodies import MESSAGE
 from tests.support.client import events, serve
 from tests.support.field_walk import FILLING, NO_FILLING, QUICK, assert_each_counts, post
 from tests.support.nano import nano

@@ -9,28 +9,13 @@ import pytest
 
 from dgemma.compose.questions import Choice, Predicate, Question, Score
 from dgemma.server.apis.decisions.schema import DecisionsRequest, SystemOneRequest
-from tests.server.test_edit import MESSAGE
-from tests.server.test_fim import APPLIED, APPLY, EDIT, said
+from tests.support.bodies import APPLIED, APPLY, EDIT, MESSAGE, NAMED, STATE, said
+from tests.support.bodies import DECISIONS as ASK
 from tests.support.client import Recorder, serve
 from tests.support.field_walk import assert_each_counts, post
 from tests.support.nano import nano
 
 OPENAI, JEV = "/v1/decisions", "/v1/systemone"
-STATE = "The soup was good."
-ASK: dict[str, Any] = {"input": STATE, "canvas_length": 32, "questions": [
-    {"type": "predicate", "name": "food", "instructions": "Is it about food?"},
-    {"type": "choice", "name": "tone", "instructions": "Which tone?", "choices": [
-        {"value": "glad", "description": "they liked it"}, {"value": "sad"},
-    ]},
-    {"type": "score", "name": "stars", "instructions": "How good?",
-     "levels": [{"label": "bad"}, {"label": "fair"}, {"label": "good", "description": "very"}]},
-]}  # fmt: skip
-NAMED: dict[str, Any] = {"state": STATE, "canvas_length": 32, "questions": {
-    "food": {"type": "noul", "instructions": "Is it about food?"},
-    "tone": {"type": "choice", "instructions": "Which tone?",
-             "criteria": {"glad": "they liked it", "sad": ""}},
-    "stars": {"type": "score", "instructions": "How good?", "criteria": ["bad", "fair", "good"]},
-}}  # fmt: skip
 QUESTIONS: list[Question] = [
     Predicate("food", "Is it about food?"),
     Choice("tone", "Which tone?", {"glad": "they liked it", "sad": ""}),

@@ -6,29 +6,7 @@ import pytest
 
 from dgemma.errors import InvalidRequest
 from dgemma.server.apis.edit.sections import next_edit, update
-
-MESSAGE = """<|recently_viewed_code_snippets|>
-<|recently_viewed_code_snippet|>
-code_snippet_file_path: a.py
-x = 1
-<|/recently_viewed_code_snippet|>
-<|/recently_viewed_code_snippets|>
-
-<|current_file_content|>
-current_file_path: b.py
-import a
-<|code_to_edit|>
-def f():
-    return <|cursor|>a.x
-<|/code_to_edit|>
-f()
-<|/current_file_content|>
-
-<|edit_diff_history|>
--y = 1
-+y = 2
-<|/edit_diff_history|>
-"""
+from tests.support.bodies import MESSAGE
 
 
 def test_a_next_edit_message_is_read() -> None:

@@ -16,29 +16,9 @@ from dgemma.server.keys import Keys
 from dgemma.server.settings import Settings
 from dgemma.text.stream import Stream
 from dgemma.types import Event, Output, Request
-from tests.server.test_decisions import ASK as DECISIONS
-from tests.server.test_decisions import NAMED
-from tests.server.test_edit import MESSAGE
-from tests.server.test_fim import APPLIED, said
-from tests.server.test_messages import TOOLS, USED
-from tests.support.client import QUESTION, Client, Recorder, Written, serve
+from tests.support.bodies import BODIES, STREAMED, TOOLS, USED
+from tests.support.client import Client, Recorder, Written, serve
 
-QUICK: dict[str, Any] = {"seed": 1, "max_tokens": 2,
-                         "diffusion": {"max_steps": 1, "canvas_length": 32}}  # fmt: skip
-HOLE = [{"text": "Dear "}, {"min_length": 1, "max_length": 1}, {"text": "."}]
-BODIES: dict[str, dict[str, Any]] = {
-    "/v1/completions": {"prompt": "Hello"} | QUICK,
-    "/v1/fim/completions": {"prompt": "Dear ", "suffix": "."} | QUICK,
-    "/infill": {"input_prefix": "Dear ", "input_suffix": ".", "n_predict": 2, "seed": 1,
-                "diffusion": {"max_steps": 1, "canvas_length": 32}},
-    "/v1/edit/completions": said(MESSAGE) | QUICK,
-    "/v1/apply/completions": said(APPLIED) | QUICK,
-    "/v1/messages": {"messages": QUESTION} | QUICK,
-    "/v1/decisions": DECISIONS,
-    "/v1/systemone": NAMED,
-    "/v1/canvas": {"segments": HOLE, "seed": 1, "diffusion": {"max_steps": 1}},
-}  # fmt: skip
-STREAMED = ("/v1/completions", "/v1/fim/completions", "/infill", "/v1/messages")
 HUGE = 10**30
 ODD: tuple[Any, ...] = (None, True, -1, HUGE, 0.5, "", "\x00<turn|>", [], [None], {"": None})
 

@@ -10,30 +10,22 @@ import pytest
 from dgemma.params import SamplingParams
 from dgemma.server.apis.edit.schema import EditRequest, fenced, unfenced
 from dgemma.server.apis.fim.schema import FimRequest, InfillRequest, indented, picked
-from tests.server.test_edit import MESSAGE
+from tests.support.bodies import APPLIED, APPLY, EDIT, MESSAGE, said
 from tests.support.client import Recorder, events, serve
 from tests.support.field_walk import FILLING, NO_FILLING, QUICK, assert_each_counts, post
 from tests.support.nano import nano
 
 FIM, INFILL = "/v1/fim/completions", "/infill"
-EDIT, APPLY = "/v1/edit/completions", "/v1/apply/completions"
 PREFIX, SUFFIX = "Dear ", ", this is for you, Mira."
 FAST: dict[str, Any] = {"seed": 1, "diffusion": {"max_steps": 2, "canvas_length": 32}}
 FILL = {"prompt": PREFIX, "suffix": SUFFIX, "max_tokens": 4, "seed": 1}
 HURRIED = {"diffusion": {"max_steps": 2}}
 LLAMA = {"input_prefix": PREFIX, "input_suffix": SUFFIX, "n_predict": 4, "seed": 1}
-APPLIED = (
-    "<|original_code|>\na = 1\n<|/original_code|>\n<|update_snippet|>\na = 2\n<|/update_snippet|>"
-)
 
 
 def expected(**more: Any) -> str:
     params = SamplingParams(seed=1, max_steps=2, canvas_length=32, max_tokens=4)
     return nano().infill(PREFIX, SUFFIX, params, **more).holes[0].text
-
-
-def said(content: str) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": content}], "max_tokens": 8, "seed": 1}
 
 
 def test_fim_is_infill() -> None:

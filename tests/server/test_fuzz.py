@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from tests.server.test_refusals import ALL
+from tests.support.bodies import ALL
 from tests.support.live import HEADERS, Live, check_events, running
 
 NARROW = (

@@ -12,6 +12,7 @@ from dgemma.server.apis.messages.reply import ContentBlocks, folded
 from dgemma.server.apis.messages.schema import MessagesRequest, conversation
 from dgemma.server.keys import Keys
 from dgemma.types import Output, Request, ToolCall
+from tests.support.bodies import TOOLS, USED
 from tests.support.client import Recorder, serve, written
 from tests.support.field_walk import assert_each_counts, post
 from tests.support.nano import nano
@@ -21,21 +22,6 @@ USER = [{"role": "user", "content": "Who are you?"}]
 ASK: dict[str, Any] = {
     "messages": USER, "max_tokens": 24, "seed": 1, "diffusion": {"max_steps": 4},
 }  # fmt: skip
-TOOLS = [{"name": "add", "description": "adds", "input_schema": {
-    "type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"],
-}}]  # fmt: skip
-USED = [
-    {"role": "user", "content": "2+2?"},
-    {"role": "assistant", "content": [
-        {"type": "thinking", "thinking": "sum", "signature": ""},
-        {"type": "text", "text": "I add."},
-        {"type": "tool_use", "id": "t1", "name": "add", "input": {"a": 2}, "caller": None},
-    ]},
-    {"role": "user", "content": [
-        {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "4"}]},
-        {"type": "text", "text": "Well?", "cache_control": {"type": "ephemeral"}},
-    ]},
-]  # fmt: skip
 
 
 def parsed(text: str) -> list[dict[str, Any]]:

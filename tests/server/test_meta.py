@@ -7,10 +7,9 @@ import logging
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from dgemma.text.messages import ROLES
-from tests.support.client import QUESTION, Client, serve
+from tests.support.client import QUESTION, Client, numbers, serve
 from tests.support.nano import nano
 
 TOOL = {"type": "function", "function": {"name": "find", "description": "", "parameters": None}}
@@ -41,16 +40,6 @@ def test_health_says_when_the_server_is_about_to_stop() -> None:
     assert client.get("/health").status_code == 503
     refused = client.ask()
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
-
-
-def numbers(client: Client) -> dict[str, float]:
-    """All samples of /metrics."""
-    text = client.get("/metrics").text
-    return {
-        f"{sample.name}{sorted(sample.labels.values())}": sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
 
 
 def test_metrics_count(client: Client) -> None:

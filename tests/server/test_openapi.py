@@ -12,10 +12,7 @@ from pydantic import BaseModel
 
 from dgemma.server.apis import ROUTERS
 from dgemma.server.apis.fim.schema import InfillReply
-from tests.server.test_decisions import ASK as DECISIONS
-from tests.server.test_decisions import NAMED
-from tests.server.test_every_route import BODIES, QUICK
-from tests.server.test_messages import TOOLS
+from tests.support.bodies import BODIES, DECISIONS, NAMED, QUICK, TOOLS
 from tests.support.client import ASK, QUESTION, serve
 
 ROUTES = {route.path: route for router in ROUTERS for route in router.routes

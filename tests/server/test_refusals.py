@@ -12,18 +12,10 @@ from dgemma.server.app import create_app
 from dgemma.server.errors import dialect_of
 from dgemma.server.keys import Keys
 from dgemma.server.settings import ServerLimits, Settings
-from tests.server.test_every_route import BODIES
-from tests.support.client import ASK, QUESTION, Client, Recorder, serve
+from tests.support.bodies import ALL, BODIES
+from tests.support.client import Client, Recorder, serve
 from tests.support.nano import nano
 
-ALL: dict[str, dict[str, Any]] = BODIES | {
-    "/v1/chat/completions": ASK,
-    "/v1/messages/count_tokens": {"messages": QUESTION},
-    "/tokenize": {"content": "Hello"},
-    "/detokenize": {"tokens": [300]},
-    "/apply-template": {"messages": QUESTION},
-}
-"""A body that is answered for every path that takes one."""
 KEY = "sk-the-right-key"
 MODEL = Recorder()
 JSON = {"content-type": "application/json"}

@@ -15,7 +15,7 @@ from dgemma.server.replies import Call, End, Folded, Piece, PieceReader, Text, T
 from dgemma.text.answer import AnswerReader
 from dgemma.text.stream import Stream
 from dgemma.types import Event, Output, Request, TokenScore
-from tests.support.client import QUESTION, Recorder, Written, serve, written
+from tests.support.client import QUESTION, Recorder, Written, collected, serve, written
 from tests.support.nano import nano
 
 ANSWER = (
@@ -32,11 +32,6 @@ def reading_of(ids: list[int], cuts: list[int], stop: tuple[str, ...] = ()) -> P
     edges = [0, *cuts, len(ids)]
     commits = [ids[a:b] for a, b in zip(edges, edges[1:], strict=False)]
     return PieceReader(nano().facts, request, written(request, commits), chat=True)
-
-
-async def collected(reader: PieceReader) -> list[Piece]:
-    """All pieces."""
-    return [piece async for piece in reader.pieces()]
 
 
 def output_of(pieces: list[Piece]) -> Output:

@@ -18,7 +18,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.server.test_every_route import BODIES, STREAMED
+from tests.support.bodies import BODIES, STREAMED
 from tests.support.client import ASK
 from tests.support.live import HEADERS, Live, check_events, running
 

@@ -19,8 +19,16 @@ from dgemma.tasks import make_example
 from dgemma.text.answer import AnswerReader
 from dgemma.text.stream import Stream
 from dgemma.types import Event, Output, Request, TokenScore
-from tests.server.test_replies import collected
-from tests.support.client import Client, Recorder, Written, deltas, events, serve, written
+from tests.support.client import (
+    Client,
+    Recorder,
+    Written,
+    collected,
+    deltas,
+    events,
+    serve,
+    written,
+)
 from tests.support.nano import nano
 
 CHAT = "/v1/chat/completions"

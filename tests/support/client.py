@@ -13,9 +13,11 @@ from typing import Any
 
 import httpx
 from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
 
 from dgemma.llm import LLM
 from dgemma.server.app import create_app
+from dgemma.server.replies import Piece, PieceReader
 from dgemma.server.settings import Settings
 from dgemma.text.answer import AnswerReader
 from dgemma.text.parse import MarkerIds, thought_is_open
@@ -140,3 +142,18 @@ def written(
     output = Output(token_ids=tuple(ids), finish_reason=reason, error=error)
     emitted.append(Event(type="done", output=output))
     return Stream(Written(emitted), reader, texts, tokenizer.decode)
+
+
+async def collected(reader: PieceReader) -> list[Piece]:
+    """All pieces."""
+    return [piece async for piece in reader.pieces()]
+
+
+def numbers(client: Client) -> dict[str, float]:
+    """All samples of /metrics."""
+    text = client.get("/metrics").text
+    return {
+        f"{sample.name}{sorted(sample.labels.values())}": sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }

@@ -1,0 +1,70 @@
+"""A tiny random network, an engine on it, requests for it, and checks of what comes out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dgemma.diffusion.canvas import Generation
+from dgemma.engine.engine import Engine, EventStream
+from dgemma.model.config import AttentionShape, ModelConfig
+from dgemma.model.transformer import DiffusionGemma
+from dgemma.params import SamplingParams
+from dgemma.types import Event, Output, Request
+
+
+def tiny(seed: int = 0, *, context: int = 256) -> DiffusionGemma:
+    """A random network whose step costs about a millisecond."""
+    model = DiffusionGemma(
+        ModelConfig(
+            vocab_size=64, hidden_size=16, intermediate_size=16, moe_intermediate_size=8,
+            num_experts=2, top_k_experts=1, num_attention_heads=2,
+            layer_types=("sliding_attention", "full_attention"),
+            sliding=AttentionShape(head_dim=8, num_key_value_heads=1, rope_theta=1e4),
+            full=AttentionShape(head_dim=8, num_key_value_heads=1, rope_theta=1e4),
+            sliding_window=8, max_position_embeddings=context, canvas_length=8,
+        )
+    )  # fmt: skip
+    model.reset_parameters(seed)
+    return model.eval().requires_grad_(False)
+
+
+def engine(seed: int = 0, **sizes: Any) -> Engine:
+    """An engine that no end id stops."""
+    return Engine(tiny(seed, **sizes), end_ids=())
+
+
+def request(seed: int = 1, *, mode: Any = "diffusion", **params: Any) -> Request:
+    """Three steps a canvas, twenty tokens, frames and a trace."""
+    values = {"max_tokens": 20} | params
+    if mode == "diffusion":
+        values = {"seed": seed, "max_steps": 3} | values
+    own = SamplingParams(**values)
+    return Request(
+        token_ids=(2, 5, 6, 7), params=own, mode=mode, frames=True, trace=True, index=seed
+    )
+
+
+def run(events: Any) -> tuple[list[Event], Output]:
+    """All events and the output, after checking that there is one end and it is the last."""
+    seen = list(events)
+    assert [event.type for event in seen].count("done") == 1
+    assert seen[-1].type == "done" and seen[-1].output is not None
+    assert all(event.output is None for event in seen[:-1])
+    assert list(events) == [], "events came after the end"
+    return seen, seen[-1].output
+
+
+def last(stream: EventStream) -> Output:
+    """The output of a stream that is run to its end."""
+    output = [event.output for event in stream][-1]
+    assert output is not None
+    return output
+
+
+def assert_same(output: Output, made: Generation) -> None:
+    """All that both loops report is equal."""
+    assert output.error is None
+    assert output.token_ids == made.token_ids
+    assert output.finish_reason == made.finish_reason
+    assert output.usage.steps == sum(made.steps)
+    assert output.usage.canvases == len(made.canvases)
