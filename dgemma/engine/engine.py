@@ -30,12 +30,12 @@ from dgemma.diffusion.control import check_control
 from dgemma.diffusion.schedule import Schedule
 from dgemma.engine.batch import ModelRunner, Work, out_of_memory
 from dgemma.engine.counters import Clock, Counters
+from dgemma.engine.events import EventStream
 from dgemma.engine.job import Job, Scheduled
 from dgemma.engine.pages import Pages
 from dgemma.engine.request import ModelLimits, Progress, resolve
 from dgemma.engine.row import Row, ShouldStop, StepResult
 from dgemma.engine.scheduler import Scheduler
-from dgemma.engine.stream import EventStream
 from dgemma.errors import InvalidRequest
 from dgemma.kernels.vocabulary import Vocabulary
 from dgemma.model.cache import PagedMemory
@@ -201,7 +201,7 @@ class Engine:
         row = self.prepare(request, should_stop, constrained)
         self.scheduler.check_waiting()
         self.add(row)
-        return EventStream(self, row)
+        return EventStream(row.events, partial(self.cancel, row), self.step)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -246,16 +246,6 @@ class Engine:
             if row.job in self._rows:
                 row.progress.finish("cancelled")
                 self._retire(row)
-
-    def next_event(self, row: Row) -> Event:
-        """Drive the engine until a row has an event."""
-        while (event := row.events.take()) is None:
-            self.step()
-        return event
-
-    async def arrival(self, row: Row) -> Event:
-        """The same in an event loop, which is held up for a step at a time."""
-        return self.next_event(row)
 
     def end_all(self, error: str | None = None) -> None:
         """Cancel every request; or end it with an error, where the engine itself cannot go on."""

@@ -1,6 +1,6 @@
-"""The way of events from the thread that makes them to whoever waits, in a thread or in a loop.
+"""The events of one request: a queue between threads, and the stream that its caller reads.
 
-Knows nothing about what an event is. (No torch.)
+(No torch.)
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from dgemma.types import Event
 
@@ -57,3 +57,59 @@ class EventQueue:
         finally:
             if self._wake is wake:  # else another reader has come after this one was cancelled
                 self._wake = None
+
+
+class EventStream(Iterator[Event], AsyncIterator[Event]):
+    """Iterate for events, the last of which is "done". Closing or dropping it cancels."""
+
+    def __init__(
+        self,
+        events: EventQueue,
+        cancel: Callable[[], None],
+        step: Callable[[], None] | None = None,
+    ) -> None:
+        """
+        Args:
+            events: of the request.
+            cancel: ends the request, so that its "done" event comes; from any thread, any time.
+            step: makes progress while there is no event; None: another thread does.
+        """
+        self._events = events
+        self._cancel = cancel
+        self._step = step
+        self._over = False
+
+    def __iter__(self) -> EventStream:
+        return self
+
+    def __next__(self) -> Event:
+        if self._over:
+            raise StopIteration
+        return self._seen(self._events.wait() if self._step is None else self._driven(self._step))
+
+    def __aiter__(self) -> EventStream:
+        return self
+
+    async def __anext__(self) -> Event:
+        if self._over:
+            raise StopAsyncIteration
+        if self._step is None:
+            return self._seen(await self._events.arrival())
+        return self._seen(self._driven(self._step))
+
+    def _driven(self, step: Callable[[], None]) -> Event:
+        while (event := self._events.take()) is None:
+            step()
+        return event
+
+    def _seen(self, event: Event) -> Event:
+        self._over = event.type == "done"
+        return event
+
+    def close(self) -> None:
+        """Cancel the request if it still runs; its "done" event stays to be read."""
+        self._cancel()
+
+    def __del__(self) -> None:
+        if not self._over:
+            self.close()  # nobody can read the events any more

@@ -11,12 +11,13 @@ import os
 import queue
 import threading
 import weakref
+from functools import partial
 from typing import Literal
 
 from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.engine.engine import Engine
+from dgemma.engine.events import EventStream
 from dgemma.engine.row import Row, ShouldStop
-from dgemma.engine.stream import EventStream
 from dgemma.errors import EngineError
 from dgemma.types import Event, Request
 
@@ -60,7 +61,7 @@ class Worker:
                 self._thread = self._start()
             self._inbox.put(("add", row))
             self._sent += 1
-        return EventStream(self, row)
+        return EventStream(row.events, partial(self.cancel, row))
 
     def _start(self) -> threading.Thread:
         thread = threading.Thread(
@@ -71,16 +72,8 @@ class Worker:
         weakref.finalize(self, _end, self._inbox, thread)
         return thread
 
-    def next_event(self, row: Row) -> Event:
-        """See `Driver`."""
-        return row.events.wait()
-
-    async def arrival(self, row: Row) -> Event:
-        """See `Driver`."""
-        return await row.events.arrival()
-
     def cancel(self, row: Row) -> None:
-        """See `Driver`."""
+        """End a request; harmless after the end. Any thread may call it, at any time."""
         self._inbox.put(("cancel", row))
 
     def close(self, *, finish: bool = False) -> None:
