@@ -75,8 +75,8 @@ MAY_DEFER = {"cli", "dgemma", "__main__"}
 """Parts that may import inside functions; elsewhere that is for optional extras alone."""
 
 NO_TORCH = ("params", "types", "errors", "text", "constrain", "frontend", "tasks", "compose",
-            "server", "engine.scheduler", "engine.job", "engine.page_allocator", "engine.pages",
-            "engine.request")  # fmt: skip
+            "server", "engine.counters", "engine.events", "engine.page_allocator", "engine.pages",
+            "engine.request", "engine.scheduler", "engine.sequence")  # fmt: skip
 TORCH = {"torch", "triton", "transformers"}
 
 FILE_LINES, FUNCTION_LINES = 400, 60

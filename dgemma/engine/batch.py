@@ -1,7 +1,7 @@
-"""One pass: a forward over the parts of all rows that take part, then the vocabulary.
+"""One pass: a forward over the parts of all scheduled sequences, then the vocabulary.
 
-Computes and changes nothing that a second try would miss. Knows nothing about order, pages beyond
-those of a row's table, or what becomes of what it finds.
+Computes, and changes nothing that a second try would miss. It must not know the order of the
+sequences, or what becomes of its results.
 """
 
 from __future__ import annotations
@@ -14,88 +14,84 @@ from torch import Tensor
 from dgemma.diffusion.canvas import Canvas, CanvasSpec
 from dgemma.diffusion.sampler import sampling_inputs, step_all
 from dgemma.diffusion.stable import pin_prefix
-from dgemma.engine.counters import Clock
-from dgemma.engine.job import Scheduled
-from dgemma.engine.row import Row, StepResult
+from dgemma.engine.counters import Counters
+from dgemma.engine.scheduler import Scheduled
+from dgemma.engine.sequence import Sequence
+from dgemma.engine.step import CanvasState, StepResult, parts
 from dgemma.kernels.controls import Controls
 from dgemma.kernels.vocabulary import Vocabulary
 from dgemma.model.cache import PagedMemory
 from dgemma.model.transformer import DiffusionGemma
-
-Work = tuple[Row, Scheduled]
-"""A row and its part of a pass."""
 
 
 class ModelRunner:
     """Runs passes on one model."""
 
     def __init__(
-        self, model: DiffusionGemma, vocabulary: Vocabulary, memory: PagedMemory, counted: Clock
+        self, model: DiffusionGemma, vocabulary: Vocabulary, memory: PagedMemory, counted: Counters
     ) -> None:
         self.model = model
         self.vocabulary = vocabulary
         self.memory = memory
         self.counted = counted
 
-    def run(self, work: list[Work], spec: CanvasSpec) -> list[StepResult]:
-        """Forward and vocabulary for these rows. Changes nothing that a second try would miss."""
+    def run(self, work: list[Scheduled], spec: CanvasSpec) -> list[StepResult]:
+        """Forward and vocabulary. Changes nothing that a second try would miss."""
         begin = self.counted.now()
-        parts = [row.parts(self.memory, scheduled) for row, scheduled in work]
-        hidden = iter(self.model.forward_rows([part for own in parts for part in own]))
-        self.counted.add("forward", begin)
+        inputs = [part for scheduled in work for part in parts(scheduled, self.memory)]
+        hidden = iter(self.model.forward_rows(inputs))
+        self.counted.add_time("forward", begin)
         begin = self.counted.now()
-        encoded, canvases = list[tuple[Row, Scheduled, Tensor]](), list[tuple[Row, Tensor]]()
-        for row, scheduled in work:
+        encoded, last = list[tuple[Scheduled, Tensor]](), dict[Sequence, Tensor]()
+        for scheduled in work:
             if scheduled.count:
-                encoded.append((row, scheduled, next(hidden)))
+                encoded.append((scheduled, next(hidden)))
             if scheduled.denoise:
-                canvases.append((row, next(hidden)))
-        after: dict[Row, Canvas] = {}
-        alike: dict[object, list[tuple[Row, Tensor]]] = {}
-        for row, states in canvases:
-            assert row.canvas is not None
-            key = row.spec.length, row.canvas.controls.kind
-            alike.setdefault(key, []).append((row, states))
-        for rows in alike.values():
-            after |= self._denoised(rows, spec)
-        sound, tokens = self._encoded(encoded, spec)
-        scores = {row: self._scored(row, scheduled, h) for row, scheduled, h in encoded
-                  if row.progress.request.mode == "score"}  # fmt: skip
-        self.counted.add("vocabulary", begin)
-        last = dict(canvases)
+                last[scheduled.sequence] = next(hidden)
+        after = self._denoised(last, spec)
+        finite, tokens = self._encoded(encoded, spec)
+        scores = {s.sequence: self._scored(s, states) for s, states in encoded
+                  if s.sequence.request.mode == "score"}  # fmt: skip
+        self.counted.add_time("vocabulary", begin)
         return [
             StepResult(
-                after.get(row),
-                last.get(row),
-                tokens.get(row),
-                row not in sound or sound[row],
-                scores.get(row, ()),
-            )  # fmt: skip
-            for row, _ in work
-        ]
+                after.get(seq), last.get(seq), tokens.get(seq), finite.get(seq, True),
+                scores.get(seq, ()),
+            )
+            for seq in (scheduled.sequence for scheduled in work)
+        ]  # fmt: skip
 
-    def _scored(self, row: Row, scheduled: Scheduled, hidden: Tensor) -> tuple[float, ...]:
-        """What the encoder gives to the tokens behind those that were encoded, as far as asked."""
-        progress = row.progress
-        done, first = progress.encoded, progress.request.score_from
-        skip = max(0, first - 1 - done)
-        ids = progress.context[done + skip + 1 : done + scheduled.count + 1]
+    def _scored(self, scheduled: Scheduled, hidden: Tensor) -> tuple[float, ...]:
+        """The encoder's scores of the tokens after the encoded ones, as far as asked."""
+        seq = scheduled.sequence
+        skip = max(0, seq.request.score_from - 1 - seq.encoded)
+        ids = seq.context[seq.encoded + skip + 1 : seq.encoded + scheduled.count + 1]
         if not ids:
             return ()
         wanted = torch.tensor(ids, device=hidden.device)
         found: list[float] = self.vocabulary.scores(hidden[skip : skip + len(ids)], wanted).tolist()
         return tuple(found)
 
-    def _denoised(self, rows: list[tuple[Row, Tensor]], spec: CanvasSpec) -> dict[Row, Canvas]:
+    def _denoised(self, hidden: dict[Sequence, Tensor], spec: CanvasSpec) -> dict[Sequence, Canvas]:
+        """The canvases after a step, from their hidden states."""
+        alike: dict[object, list[Sequence]] = {}
+        for seq in hidden:
+            state: CanvasState = seq.state
+            assert state.canvas is not None
+            alike.setdefault((state.spec.length, state.canvas.controls.kind), []).append(seq)
+        after: dict[Sequence, Canvas] = {}
+        for sequences in alike.values():
+            states = torch.cat([hidden[seq] for seq in sequences])
+            after |= zip(sequences, self._stepped(sequences, states, spec), strict=True)
+        return after
+
+    def _stepped(self, sequences: list[Sequence], hidden: Tensor, spec: CanvasSpec) -> list[Canvas]:
         """Read the vocabulary for canvases of one length and kind together and step each."""
-        canvases: list[Canvas] = []
-        for row, _ in rows:
-            assert row.canvas is not None
-            canvases.append(row.canvas)
-        schedules = [row.schedule for row, _ in rows]
-        hidden = torch.cat([states for _, states in rows])
-        parts = [(canvas.controls, len(canvas.ids)) for canvas in canvases]
-        controls = Controls.join(parts, spec.suppress_ids)
+        states: list[CanvasState] = [seq.state for seq in sequences]
+        canvases = [state.canvas for state in states if state.canvas is not None]
+        schedules = [state.schedule for state in states]
+        sizes = [(canvas.controls, len(canvas.ids)) for canvas in canvases]
+        controls = Controls.join(sizes, spec.suppress_ids)
         head_output = self.vocabulary.read(hidden, *sampling_inputs(canvases, schedules), controls)
         after = [
             pin_prefix(canvas, stepped, schedule, spec, self.vocabulary.embed)
@@ -103,32 +99,31 @@ class ModelRunner:
                 canvases, step_all(canvases, head_output, schedules, spec), schedules, strict=True
             )
         ]
-        out = {row: canvas for (row, _), canvas in zip(rows, after, strict=True)}
-        if len(rows) > 1:  # a canvas that is put aside must not keep the belief of all the others
-            out = {row: replace(c, soft=None if c.soft is None else c.soft.clone())
-                   for row, c in out.items()}  # fmt: skip
-        return out
+        if len(after) == 1:
+            return after
+        # A canvas that is preempted must not keep the soft embeddings of all the others.
+        return [replace(c, soft=None if c.soft is None else c.soft.clone()) for c in after]
 
     def _encoded(
-        self, rows: list[tuple[Row, Scheduled, Tensor]], spec: CanvasSpec
-    ) -> tuple[dict[Row, bool], dict[Row, int]]:
-        """Whether each is finite; and the twins' next tokens where nothing is left to encode."""
-        if not rows:
+        self, encoded: list[tuple[Scheduled, Tensor]], spec: CanvasSpec
+    ) -> tuple[dict[Sequence, bool], dict[Sequence, int]]:
+        """Whether each is finite; the next token of each autoregressive answer that is encoded."""
+        if not encoded:
             return {}, {}
-        finite = torch.stack([torch.isfinite(states).all() for _, _, states in rows]).tolist()
-        sound = {row: ok for (row, _, _), ok in zip(rows, finite, strict=True)}
-        twins = [
-            (row, states)
-            for row, scheduled, states in rows
-            if row.progress.request.mode == "autoregressive"
-            and row.progress.encoded + scheduled.count == len(row.progress.context)
-        ]
-        if not twins:
-            return sound, {}
-        last = torch.cat([states[-1:] for _, states in twins])
-        chosen = self.vocabulary.greedy(last, Controls(suppress_ids=spec.suppress_ids)).tolist()
-        tokens = {row: token for (row, _), token in zip(twins, chosen, strict=True)}
-        return sound | {row: sound[row] and token >= 0 for row, token in tokens.items()}, tokens
+        checked = torch.stack([torch.isfinite(states).all() for _, states in encoded]).tolist()
+        finite = {s.sequence: ok for (s, _), ok in zip(encoded, checked, strict=True)}
+        last = {
+            s.sequence: states[-1:]
+            for s, states in encoded
+            if s.sequence.request.mode == "autoregressive"
+            and s.sequence.encoded + s.count == len(s.sequence.context)
+        }
+        if not last:
+            return finite, {}
+        rows, controls = torch.cat(list(last.values())), Controls(suppress_ids=spec.suppress_ids)
+        tokens: list[int] = self.vocabulary.greedy(rows, controls).tolist()
+        chosen = dict(zip(last, tokens, strict=True))
+        return finite | {seq: finite[seq] and token >= 0 for seq, token in chosen.items()}, chosen
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -1,18 +1,17 @@
-"""What the engine counts, as plain numbers. Knows nothing about who exports them. (No torch.)"""
+"""The engine's counters, as plain numbers. It must not know who exports them. (No torch.)"""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
 from dgemma.types import FinishReason
 
-PARTS = ("schedule", "forward", "vocabulary", "apply")
-REASONS: tuple[FinishReason, ...] = ("stop", "length", "cancelled", "error")
+Part = Literal["schedule", "forward", "vocabulary", "apply"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Counters:
     """The state of an engine, and what it has done since it was made.
 
@@ -23,7 +22,7 @@ class Counters:
         pages_sliding, pages_sliding_free: pages of the sliding layers.
         prefix_hit_tokens: tokens that were not encoded, since their keys were there.
         encoded_tokens: those that were, prompts and committed canvases alike.
-        preemptions: how often a request was set back for want of pages.
+        preemptions: how often a request was preempted for want of pages.
         passes: forwards, those that failed too; `steps`: denoising steps of all requests.
         committed_tokens: of all answers.
         schedule_s, forward_s, vocabulary_s, apply_s: seconds spent in the parts of a step, as
@@ -59,40 +58,17 @@ class Counters:
         """Committed tokens per denoising step; 0.0 before the first."""
         return self.committed_tokens / self.steps if self.steps else 0.0
 
-
-@dataclass(slots=True)
-class Clock:
-    """Adds up. `preemptions` and `hit_tokens` are those of schedulers that were given up."""
-
-    passes: int = 0
-    steps: int = 0
-    encoded: int = 0
-    committed: int = 0
-    preemptions: int = 0
-    hit_tokens: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
-    reasons: dict[FinishReason, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
-
     @staticmethod
     def now() -> float:
         """Seconds on a clock that only moves forward."""
         return time.perf_counter()
 
-    def add(self, part: str, begin: float) -> None:
-        """Book the time since `begin`."""
-        self.seconds[part] += time.perf_counter() - begin
+    def add_time(self, part: Part, begin: float) -> None:
+        """Add the time since `begin`."""
+        name = f"{part}_s"
+        setattr(self, name, getattr(self, name) + (self.now() - begin))
 
-    def ended(self, reason: FinishReason) -> None:
-        """Count an end."""
-        self.reasons[reason] += 1
-
-    def numbers(self) -> dict[str, Any]:
-        """The fields of `Counters` that are counted here."""
-        return {
-            "passes": self.passes,
-            "steps": self.steps,
-            "encoded_tokens": self.encoded,
-            "committed_tokens": self.committed,
-            **{f"{part}_s": seconds for part, seconds in self.seconds.items()},
-            **{f"ended_{reason}": count for reason, count in self.reasons.items()},
-        }
+    def add_end(self, reason: FinishReason) -> None:
+        """Count a finished request."""
+        name = f"ended_{reason}"
+        setattr(self, name, getattr(self, name) + 1)

@@ -1,13 +1,12 @@
-"""The engine: takes requests, runs one pass at a time over rows in any phase, reports events.
+"""The engine: takes requests, runs one pass at a time over sequences in any phase, emits events.
 
-    plan      the scheduler says who takes part, and which pages they have
+    plan      the scheduler chooses the sequences that take part, and gives them pages
     pass      one forward over all parts, then the vocabulary for all canvases
-    apply     each row takes in what the pass found for it: a frame, a commit, its end
+    apply     each sequence takes in its result: a frame, a commit, its end
 
-What goes wrong in a pass is found out by running its halves: only the request that is to blame
-ends. Knows the model, the sampler and the pages. Knows nothing about text, files or servers, and
-has no thread of its own: whoever waits for an event drives it, one step at a time, under a lock.
-`Worker` gives it a thread.
+After a pass that failed the engine runs its halves, so that only the request to blame ends. It
+must not know text, files or servers. It has no thread of its own: whoever waits for an event
+drives it, one step at a time, under a lock. `Worker` gives it a thread.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -28,21 +27,21 @@ from dgemma.diffusion.canvas import CanvasSpec
 from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.diffusion.control import check_control
 from dgemma.diffusion.schedule import Schedule
-from dgemma.engine.batch import ModelRunner, Work, out_of_memory
-from dgemma.engine.counters import Clock, Counters
+from dgemma.engine.batch import ModelRunner, out_of_memory
+from dgemma.engine.counters import Counters
 from dgemma.engine.events import EventStream
-from dgemma.engine.job import Job, Scheduled
 from dgemma.engine.pages import Pages
-from dgemma.engine.request import ModelLimits, Progress, resolve
-from dgemma.engine.row import Row, ShouldStop, StepResult
-from dgemma.engine.scheduler import Scheduler
+from dgemma.engine.request import ModelLimits, resolve_request
+from dgemma.engine.scheduler import Scheduled, Scheduler
+from dgemma.engine.sequence import Sequence, ShouldStop
+from dgemma.engine.step import NOT_FINITE, CanvasState, StepResult, apply, first_canvas, go_on
 from dgemma.errors import InvalidRequest
 from dgemma.kernels.vocabulary import Vocabulary
 from dgemma.model.cache import PagedMemory
 from dgemma.model.size import page_bytes, page_counts
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import SamplingParams
-from dgemma.types import Event, Request
+from dgemma.types import Event, FinishReason, Request
 
 CHUNK = 1024
 """Most prompt tokens of one request that a step encodes."""
@@ -65,7 +64,7 @@ class Engine:
         self,
         model: DiffusionGemma,
         *,
-        end_ids: Sequence[int] | None = None,
+        end_ids: Iterable[int] | None = None,
         defaults: SamplingParams | None = None,
         chunk: int = CHUNK,
         cache_bytes: int | None = None,
@@ -126,11 +125,11 @@ class Engine:
             bounded=self.scheduler.pages.capacity < self.spec.context_length,
         )
         self._clock = clock
-        self._rows: dict[Job, Row] = {}
-        self._counted = Clock()
+        self._live: set[Sequence] = set()
+        self._counted = Counters()
         self.batch = ModelRunner(model, self.vocabulary, self.memory, self._counted)
-        self.added = 0
-        self._cancels: deque[Row] = deque()
+        self.added = 0  # sequences ever added
+        self._cancels: deque[Sequence] = deque()
         self._lock = threading.RLock()
         self._busy = False
 
@@ -141,45 +140,49 @@ class Engine:
         request: Request,
         should_stop: ShouldStop | None = None,
         constrained: ConstrainedAnswer | None = None,
-    ) -> Row:
-        """Check a request and make its row. Changes nothing; any thread may call it.
+    ) -> Sequence:
+        """Check a request and make its sequence. Changes nothing; any thread may call it.
 
         Raises:
             InvalidRequest, ContextOverflow: it cannot be honoured.
         """
-        resolved = resolve(request, self.defaults, self.limits, seed=secrets.randbits(63))
+        resolved = resolve_request(request, self.defaults, self.limits, secrets.randbits(63))
         spec = self.spec.narrowed(resolved.params)
-        progress = Progress(resolved, replace(self.limits, canvas=spec.length))
-        row = Row(
-            Job(progress), spec, Schedule.of(resolved.params), self.vocabulary, should_stop,
-            constrained,
-        )  # fmt: skip
         if constrained is not None and resolved.params.stable_prefix:
             raise InvalidRequest(
-                f"stable_prefix and {constrained.report.mode} cannot be combined: what is "
+                f"stable_prefix and {constrained.report.mode} cannot be combined: text that is "
                 "emitted early could not be repaired; drop one of them"
             )
-        if resolved.mode == "diffusion":
+        diffusion = resolved.mode == "diffusion"
+        seq = Sequence(
+            resolved,
+            width=spec.length if diffusion else 1,
+            context_length=self.limits.context,
+            should_stop=should_stop,
+            state=CanvasState(
+                spec, Schedule.of(resolved.params), self.vocabulary, constrained
+            ),
+        )  # fmt: skip
+        if diffusion:
             if resolved.canvas is not None:
                 check_control(resolved.canvas, spec)
                 if constrained is not None:
                     constrained.check(resolved.canvas)
-            row.first()  # what is wrong with it is wrong now
-        return row
+            first_canvas(seq)  # contradictions show now
+        return seq
 
-    def add(self, row: Row) -> None:
-        """Take a prepared row in."""
+    def add(self, seq: Sequence) -> None:
+        """Queue a prepared sequence."""
         with self._alone():
             self.added += 1
-            older = self.scheduler.add(row.job, self._clock())
-            self._rows[row.job] = row
-            row.status("queued")
-            row.begin()
+            older = self.scheduler.add(seq, self._clock())
+            self._live.add(seq)
+            seq.report_status("queued")
+            go_on(seq, [])
             if older is not None:
-                self._rows[older].progress.finish("cancelled")
-                self._retire(self._rows[older])
-            if row.progress.output is not None:
-                self._retire(row)
+                self._end(older, "cancelled")
+            if seq.output is not None:
+                self._retire(seq)
 
     def submit(
         self,
@@ -192,16 +195,16 @@ class Engine:
         Args:
             should_stop: see `ShouldStop`. Called within the step, so a request ends at the same
                 place however late its events are read.
-            constrained: keeps the answer in a language; of this request alone.
+            constrained: keeps the answer in a grammar; of this request alone.
 
         Raises:
             InvalidRequest, ContextOverflow: it cannot be honoured; nothing was started.
             Overloaded: too many requests wait.
         """
-        row = self.prepare(request, should_stop, constrained)
+        seq = self.prepare(request, should_stop, constrained)
         self.scheduler.check_waiting()
-        self.add(row)
-        return EventStream(row.events, partial(self.cancel, row), self.step)
+        self.add(seq)
+        return EventStream(seq.events, partial(self.cancel, seq), self.step)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -215,24 +218,23 @@ class Engine:
                 if not before:
                     self._cancel_all()
 
-    def fail(self, row: Row, error: str) -> None:
-        """End a request that could not be added, or only by half, with an error."""
+    def fail(self, seq: Sequence, error: str) -> None:
+        """End with an error a request that could not be added, or only by half."""
         with self._alone():
-            if row.job in self._rows:
-                row.progress.finish("error", error)
-                self._retire(row)
-            elif row.progress.output is None:
-                row.progress.finish("error", error)
-                self._report(row)
+            if seq in self._live:
+                self._end(seq, "error", error)
+            elif seq.output is None:
+                seq.finish("error", error)
+                self._report(seq)
 
     @property
     def running(self) -> int:
         """Requests that are not finished."""
-        return len(self._rows)
+        return len(self._live)
 
-    def cancel(self, row: Row) -> None:
+    def cancel(self, seq: Sequence) -> None:
         """End a request now, or after the step that runs; harmless after the end."""
-        self._cancels.append(row)
+        self._cancels.append(seq)
         if self._lock.acquire(blocking=False):
             try:
                 if not self._busy:  # else this very thread is in the middle of a step
@@ -242,43 +244,38 @@ class Engine:
 
     def _cancel_all(self) -> None:
         while self._cancels:
-            row = self._cancels.popleft()
-            if row.job in self._rows:
-                row.progress.finish("cancelled")
-                self._retire(row)
+            self._end(self._cancels.popleft(), "cancelled")
 
     def end_all(self, error: str | None = None) -> None:
-        """Cancel every request; or end it with an error, where the engine itself cannot go on."""
+        """Cancel every request; with an error, if the engine itself cannot go on."""
         with self._alone():
-            rows = list(self._rows.values())
-            self._rows.clear()
-            for row in rows:
-                row.progress.finish("error" if error else "cancelled", error)
-                self._report(row)
+            live, self._live = self._live, set()
+            for seq in live:
+                seq.finish("error" if error else "cancelled", error)
+                self._report(seq)
             self._counted.preemptions += self.scheduler.preemptions
-            self._counted.hit_tokens += self.scheduler.pages.hit_tokens
+            self._counted.prefix_hit_tokens += self.scheduler.pages.hit_tokens
             self.scheduler = self._scheduler(self._pages())
 
     # -- a step --------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def step(self) -> None:
-        """One pass over the rows that the scheduler chooses, whatever their phase."""
+        """One pass over the sequences that the scheduler chooses, whatever their phase."""
         with self._alone():
             self._cancel_all()
             begin = self._counted.now()
             plan = self.scheduler.plan(self._clock())
-            for job, why in plan.failed:
-                self._rows[job].progress.finish("error", why)
-                self._retire(self._rows[job])
-            self._counted.add("schedule", begin)
+            for seq, why in plan.failed.items():
+                self._end(seq, "error", why)
+            self._counted.add_time("schedule", begin)
             for scheduled in plan.scheduled:
                 if scheduled.count:
-                    self._rows[scheduled.job].status("encoding")
+                    scheduled.sequence.report_status("encoding")
             if plan.scheduled:
-                self._run([(self._rows[scheduled.job], scheduled) for scheduled in plan.scheduled])
+                self._run(plan.scheduled)
 
-    def _run(self, work: list[Work]) -> None:
+    def _run(self, work: list[Scheduled]) -> None:
         """A pass; on an error its halves, each by itself, until the one to blame is alone."""
         results, memory, fault = list[StepResult](), False, ""
         self._counted.passes += 1
@@ -290,15 +287,14 @@ class Engine:
             self._halve(work, memory, fault)
             return
         begin = self._counted.now()
-        for (row, scheduled), result in zip(work, results, strict=True):
-            row.tries = 0
-            self._apply(row, scheduled, result)
-        self._counted.add("apply", begin)
+        for scheduled, result in zip(work, results, strict=True):
+            self._apply(scheduled, result)
+        self._counted.add_time("apply", begin)
 
-    def _halve(self, work: list[Work], memory: bool, fault: str) -> None:
+    def _halve(self, work: list[Scheduled], memory: bool, fault: str) -> None:
         """After a pass that failed."""
         if memory:
-            self.scheduler.shrink(sum(scheduled.size for _, scheduled in work))
+            self.scheduler.shrink(sum(scheduled.size for scheduled in work))
             if self.model.device.type == "cuda":
                 torch.cuda.empty_cache()
         if len(work) > 1:
@@ -306,51 +302,50 @@ class Engine:
             self._run(work[:middle])
             self._run(work[middle:])
             return
-        row = work[0][0]
-        row.tries += 1
-        if not memory or row.tries >= TRIES:
+        seq = work[0].sequence
+        seq.faults += 1
+        if not memory or seq.faults >= TRIES:
             why = "out of memory, with nothing beside it: " if memory else ""
-            row.progress.finish("error", why + fault)
-            self._retire(row)
+            self._end(seq, "error", why + fault)
 
-    def _apply(self, row: Row, scheduled: Scheduled, result: StepResult) -> None:
-        """A row takes in what a pass found; what fails here fails for this request alone."""
+    def _apply(self, scheduled: Scheduled, result: StepResult) -> None:
+        """Give a sequence its result; an exception ends this request alone."""
+        seq = scheduled.sequence
+        before, seq.faults = len(seq.committed), 0
         try:
-            before = len(row.progress.committed)
             if not result.finite:
-                row.progress.finish(
-                    "error",
-                    "encoding gave numbers that are not finite; try another dtype, or check the "
-                    "weights with `dgemma check`",
-                )
-            elif scheduled.count:
-                self.scheduler.encoded(row.job, scheduled.count)
-                self._counted.encoded += scheduled.count
-                row.encoded(result, scheduled.count)
-            if result.finite and result.canvas is not None:
-                assert result.hidden is not None
-                row.stepped(result.canvas, result.hidden)
-                self._counted.steps += 1
-            self._counted.committed += len(row.progress.committed) - before
+                seq.finish("error", f"while encoding, {NOT_FINITE}")
+            else:
+                if scheduled.count:
+                    self.scheduler.encoded(seq, scheduled.count)
+                    self._counted.encoded_tokens += scheduled.count
+                apply(scheduled, result)
+                self._counted.steps += scheduled.denoise
+                self._counted.committed_tokens += len(seq.committed) - before
         except Exception as error:
-            row.progress.finish("error", f"{type(error).__name__}: {error}")
-        if row.progress.output is not None:
-            self._retire(row)
+            seq.finish("error", f"{type(error).__name__}: {error}")
+        if seq.output is not None:
+            self._retire(seq)
 
-    def _retire(self, row: Row) -> None:
-        """Take a finished row out and report its end."""
-        if self._rows.pop(row.job, None) is None:
-            return
+    def _end(self, seq: Sequence, reason: FinishReason, error: str | None = None) -> None:
+        """End a request, unless it has ended."""
+        if seq in self._live:
+            seq.finish(reason, error)
+            self._retire(seq)
+
+    def _retire(self, seq: Sequence) -> None:
+        """Take a finished sequence out and report its end."""
+        self._live.remove(seq)
         try:
-            self.scheduler.remove(row.job)
-        finally:  # whatever is wrong here, nobody may wait for this row
-            self._report(row)
+            self.scheduler.remove(seq)
+        finally:  # whatever is wrong here, nobody may wait for this sequence
+            self._report(seq)
 
-    def _report(self, row: Row) -> None:
-        output = row.progress.output
+    def _report(self, seq: Sequence) -> None:
+        output = seq.output
         assert output is not None
-        self._counted.ended(output.finish_reason)
-        row.events.put(Event(type="done", index=output.index, output=output))
+        self._counted.add_end(output.finish_reason)
+        seq.events.put(Event(type="done", index=output.index, output=output))
 
     def forget(self) -> None:
         """Drop the keys and values that are only kept for later requests."""
@@ -361,8 +356,9 @@ class Engine:
 
     def counters(self) -> Counters:
         """Plain numbers about what runs and what has run."""
-        scheduler, pages = self.scheduler, self.scheduler.pages
-        return Counters(
+        scheduler, pages, counted = self.scheduler, self.scheduler.pages, self._counted
+        return replace(
+            counted,
             waiting=scheduler.waiting,
             running=len(scheduler.running),
             pages_full=pages.full.count,
@@ -370,7 +366,6 @@ class Engine:
             pages_full_cached=pages.cached,
             pages_sliding=pages.sliding.count,
             pages_sliding_free=pages.sliding.free,
-            prefix_hit_tokens=self._counted.hit_tokens + pages.hit_tokens,
-            preemptions=self._counted.preemptions + scheduler.preemptions,
-            **self._counted.numbers(),
+            prefix_hit_tokens=counted.prefix_hit_tokens + pages.hit_tokens,
+            preemptions=counted.preemptions + scheduler.preemptions,
         )

@@ -1,8 +1,7 @@
 """A thread that owns an engine; everyone else sends it messages.
 
 The thread starts with the first request and sleeps while there is none. It ends with the worker:
-when that is closed, collected as garbage, or the interpreter exits. Knows nothing about what an
-engine computes.
+when the worker is closed or collected as garbage, or when the interpreter exits.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from typing import Literal
 from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.engine.engine import Engine
 from dgemma.engine.events import EventStream
-from dgemma.engine.row import Row, ShouldStop
+from dgemma.engine.sequence import Sequence, ShouldStop
 from dgemma.errors import EngineError
 from dgemma.types import Event, Request
 
-Message = tuple[Literal["add", "cancel"], Row] | tuple[Literal["close"], bool]
+Message = tuple[Literal["add", "cancel"], Sequence] | tuple[Literal["close"], bool]
 Inbox = queue.SimpleQueue[Message]  # its `put` may be called while garbage is collected
 
 
@@ -34,7 +33,7 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._closed = False
-        self._sent = engine.added  # rows ever sent to the engine
+        self._sent = engine.added  # sequences ever sent to the engine
         self._process = os.getpid()
 
     def submit(
@@ -50,7 +49,7 @@ class Worker:
             Overloaded: too many requests wait.
             EngineError: the worker is closed, or stayed behind in the parent of this process.
         """
-        row = self.engine.prepare(request, should_stop, constrained)
+        seq = self.engine.prepare(request, should_stop, constrained)
         if self._process != os.getpid():
             raise EngineError("this process was forked after the model was loaded; load it here")
         with self._starting:
@@ -59,9 +58,9 @@ class Worker:
             self.engine.scheduler.check_waiting(self._sent - self.engine.added)
             if self._thread is None:
                 self._thread = self._start()
-            self._inbox.put(("add", row))
+            self._inbox.put(("add", seq))
             self._sent += 1
-        return EventStream(row.events, partial(self.cancel, row))
+        return EventStream(seq.events, partial(self.cancel, seq))
 
     def _start(self) -> threading.Thread:
         thread = threading.Thread(
@@ -72,9 +71,9 @@ class Worker:
         weakref.finalize(self, _end, self._inbox, thread)
         return thread
 
-    def cancel(self, row: Row) -> None:
+    def cancel(self, seq: Sequence) -> None:
         """End a request; harmless after the end. Any thread may call it, at any time."""
-        self._inbox.put(("cancel", row))
+        self._inbox.put(("cancel", seq))
 
     def close(self, *, finish: bool = False) -> None:
         """End what runs, or let it finish; no further request is taken. Waits for the thread."""
@@ -95,7 +94,7 @@ def _end(inbox: Inbox, thread: threading.Thread) -> None:
 
 
 def _serve(engine: Engine, inbox: Inbox) -> None:
-    """The thread: messages first, then a step, until it is told to close."""
+    """The thread: messages first, then a step, until the worker closes."""
     closing, finish = False, False
     while not (closing and (not finish or not engine.running)):
         wait = not engine.running and not closing
@@ -104,31 +103,30 @@ def _serve(engine: Engine, inbox: Inbox) -> None:
             kind, what = inbox.get()
             if kind == "close":
                 closing, finish = True, bool(what)
-            elif isinstance(what, Row):
-                _emit(engine, kind, what)
+            elif isinstance(what, Sequence):
+                _pass_on(engine, kind, what)
         if engine.running and not (closing and not finish):
             _step(engine)
     engine.end_all()
     while not inbox.empty():  # added while the last step ran
         _, what = inbox.get()
-        if isinstance(what, Row) and what.progress.output is None:
-            what.progress.finish("cancelled")
-            index = what.progress.request.index
-            what.events.put(Event(type="done", index=index, output=what.progress.output))
+        if isinstance(what, Sequence) and what.output is None:
+            what.finish("cancelled")
+            what.events.put(Event(type="done", index=what.request.index, output=what.output))
 
 
-def _emit(engine: Engine, kind: str, row: Row) -> None:
+def _pass_on(engine: Engine, kind: str, seq: Sequence) -> None:
     try:
         if kind == "cancel":
-            engine.cancel(row)
+            engine.cancel(seq)
         else:
-            engine.add(row)
+            engine.add(seq)
     except Exception as error:  # a mistake of ours; the other requests go on
-        emitted = f"{type(error).__name__}: {error}"
+        why = f"{type(error).__name__}: {error}"
         try:
-            engine.fail(row, emitted)
+            engine.fail(seq, why)
         except Exception:
-            engine.end_all(f"the engine failed: {emitted}")
+            engine.end_all(f"the engine failed: {why}")
 
 
 def _step(engine: Engine) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from dgemma.engine import batch, step
 from dgemma.engine.engine import TRIES, Engine
-from dgemma.engine.row import Row
 from dgemma.types import Output, Request
 from tests.support.engines import engine, request, run
 
@@ -52,15 +52,15 @@ def expected() -> dict[int, Output]:
 
 def guilty_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mark the caches of forwards with the request they belong to."""
-    whole = Row.parts
+    whole = batch.parts
 
-    def parts(self: Row, memory: Any, scheduled: Any) -> Any:
-        made: Any = whole(self, memory, scheduled)
+    def parts(scheduled: Any, memory: Any) -> Any:
+        made: Any = whole(scheduled, memory)
         for cache, *_ in made:
-            cache.owner = self.progress.request.index
+            cache.owner = scheduled.sequence.request.index
         return made
 
-    monkeypatch.setattr(Row, "parts", parts)
+    monkeypatch.setattr(batch, "parts", parts)
 
 
 def assert_only_the_guilty(made: dict[int, Output], expected: dict[int, Output], why: str) -> None:
@@ -141,14 +141,14 @@ def test_pages(
 def test_commit(kind: str, expected: dict[int, Output], monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault while a finished canvas is committed."""
     one = engine()
-    whole = Row._settle
+    whole = step.resolve_canvas
 
-    def broken(self: Row, canvas: Any, hidden: Any) -> None:
-        if self.progress.request.index == GUILTY and canvas.index == 1:
+    def broken(seq: Any, canvas: Any, hidden: Any) -> None:
+        if seq.request.index == GUILTY and canvas.index == 1:
             raise ERRORS[kind]()
-        whole(self, canvas, hidden)
+        whole(seq, canvas, hidden)
 
-    monkeypatch.setattr(Row, "_settle", broken)
+    monkeypatch.setattr(step, "resolve_canvas", broken)
     assert_only_the_guilty(answers(one), expected, str(ERRORS[kind]()))
 
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from dgemma.engine.engine import Engine
-from dgemma.engine.request import ModelLimits, Progress, resolve
+from dgemma.engine.request import ModelLimits, resolve_request
+from dgemma.engine.sequence import Sequence
 from dgemma.errors import ContextOverflow, InvalidRequest
 from dgemma.params import SamplingParams
 from dgemma.types import ENTROPY_PER_NAT, Request, ThoughtIds
@@ -20,17 +21,22 @@ CLOSE = 101
 """Nano's `<channel|>`."""
 
 
-def progress(prompt: int = 4, **params: int) -> Progress:
+def sequence(prompt: int = 4, **params: int) -> Sequence:
     """A request of that many prompt tokens, its prompt encoded."""
     request = Request(token_ids=(3,) * prompt, params=SamplingParams(seed=1, **params))
-    state = Progress(resolve(request, SamplingParams(), LIMITS, 9), LIMITS)
+    state = Sequence(
+        resolve_request(request, SamplingParams(), LIMITS, 9), LIMITS.canvas, LIMITS.context
+    )
     state.encoded = prompt
     return state
 
 
 def test_no_torch() -> None:
     """The request's life must be testable, and readable, without tensors."""
-    code = "import sys, dgemma.engine.request; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, dgemma.engine.request, dgemma.engine.sequence\n"
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -48,28 +54,30 @@ def test_refused(ids: tuple[int, ...], params: dict[str, float], named: str) -> 
     """A request that cannot be honoured starts and fails late, without naming the cause."""
     request = Request(token_ids=ids, params=SamplingParams(**params))  # type: ignore[arg-type]
     with pytest.raises(InvalidRequest, match=named):
-        resolve(request, SamplingParams(), LIMITS, seed=1)
+        resolve_request(request, SamplingParams(), LIMITS, seed=1)
 
 
 @pytest.mark.parametrize(("mode", "most"), [("diffusion", 32), ("autoregressive", 39)])
 def test_longest_prompt(mode: str, most: int) -> None:
     """The check of the context is off by one, or forgets the canvas."""
     request = Request(token_ids=(3,) * most, mode=mode)  # type: ignore[arg-type]
-    resolve(request, SamplingParams(), LIMITS, seed=1)
+    resolve_request(request, SamplingParams(), LIMITS, seed=1)
     with pytest.raises(ContextOverflow, match=f"at most {most}"):
-        resolve(replace(request, token_ids=(3,) * (most + 1)), SamplingParams(), LIMITS, seed=1)
+        resolve_request(
+            replace(request, token_ids=(3,) * (most + 1)), SamplingParams(), LIMITS, seed=1
+        )
 
 
 def test_defaults_fill_gaps_only() -> None:
     """The checkpoint's values win over the user's, or the released ones over the checkpoint's."""
     request = Request(token_ids=(3,), params=SamplingParams(max_steps=5))
-    params = resolve(request, SamplingParams(max_steps=7, t_max=0.9), LIMITS, seed=1).params
+    params = resolve_request(request, SamplingParams(max_steps=7, t_max=0.9), LIMITS, seed=1).params
     assert (params.max_steps, params.t_max, params.t_min, params.seed) == (5, 0.9, 0.4, 1)
 
 
 def test_the_first_end_counts() -> None:
     """A cancel that comes after the end overwrites its reason."""
-    state = progress(max_tokens=4)
+    state = sequence(max_tokens=4)
     state.commit([5] * 8, ended=False, steps=2)
     state.finish("cancelled")
     assert state.output is not None and state.output.finish_reason == "length"
@@ -88,7 +96,7 @@ def test_the_first_end_counts() -> None:
 )
 def test_end_id_and_limit(ids: int, ended: bool, reason: str) -> None:
     """At the limit an end id decides between "stop" and "length"."""
-    state = progress(max_tokens=4)
+    state = sequence(max_tokens=4)
     state.commit([5] * ids, ended=ended, steps=1)
     assert (state.output.finish_reason if state.output else "") == reason
 

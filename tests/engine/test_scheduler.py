@@ -1,4 +1,4 @@
-"""Who runs when: order, fairness, deadlines, setting back. A simulated engine, no tensors."""
+"""Who runs when: order, fairness, deadlines, preemption. A simulated engine, no tensors."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from dgemma.engine.job import Job
 from dgemma.engine.pages import Pages
-from dgemma.engine.request import ModelLimits, Progress, resolve
+from dgemma.engine.request import ModelLimits, resolve_request
 from dgemma.engine.scheduler import EXPRESS, Scheduler
+from dgemma.engine.sequence import Sequence
 from dgemma.errors import InvalidRequest, Overloaded
 from dgemma.params import SamplingParams
 from dgemma.types import PAGE, Request
@@ -25,60 +25,61 @@ def scheduler(full: int = 400, sliding: int = 200, **values: Any) -> Scheduler:
     return Scheduler(Pages(full, sliding, 2 * PAGE + 1), **options)
 
 
-def job(prompt: int = 10, first: int = 3, **values: Any) -> Job:
+def sequence(prompt: int = 10, first: int = 3, **values: Any) -> Sequence:
     """A request of that many prompt tokens, all of them `first`."""
     request = Request(token_ids=(first,) * prompt, params=SamplingParams(seed=1), **values)
-    return Job(Progress(resolve(request, SamplingParams(), LIMITS, 9), LIMITS))
+    return Sequence(resolve_request(request, SamplingParams(), LIMITS, 9), PAGE, LIMITS.context)
 
 
 class Simulation:
     """Carries out what the scheduler plans: three denoising steps a canvas, no model."""
 
-    def __init__(self, scheduler: Scheduler, canvases: Callable[[Job], int] = lambda _: 1) -> None:
+    def __init__(
+        self, scheduler: Scheduler, canvases: Callable[[Sequence], int] = lambda _: 1
+    ) -> None:
         self.scheduler = scheduler
         self.canvases = canvases
         self.now = 0.0
-        self.ended: dict[Job, str] = {}
+        self.ended: dict[Sequence, str] = {}
         self.sizes: list[int] = []
 
-    def add(self, new: Job) -> Job:
+    def add(self, new: Sequence) -> Sequence:
         self.scheduler.check_waiting()
         older = self.scheduler.add(new, self.now)
         if older is not None:
             self.end(older, "cancelled")
         return new
 
-    def end(self, job: Job, reason: str) -> None:
-        assert job not in self.ended
-        self.ended[job] = reason
-        self.scheduler.remove(job)
+    def end(self, seq: Sequence, reason: str) -> None:
+        assert seq not in self.ended
+        self.ended[seq] = reason
+        self.scheduler.remove(seq)
 
-    def step(self, seconds: float = 1.0) -> list[Job]:
-        """One pass; the jobs that took part."""
+    def step(self, seconds: float = 1.0) -> list[Sequence]:
+        """One pass; the sequences that took part."""
         plan = self.scheduler.plan(self.now)
-        for job, why in plan.failed:
-            self.end(job, why)
+        for seq, why in plan.failed.items():
+            self.end(seq, why)
         for scheduled in plan.scheduled:
             if scheduled.count:
-                self.scheduler.encoded(scheduled.job, scheduled.count)
+                self.scheduler.encoded(scheduled.sequence, scheduled.count)
             if scheduled.denoise:
-                self.denoise(scheduled.job)
+                self.denoise(scheduled.sequence)
         self.sizes = [scheduled.size for scheduled in plan.scheduled]
         self.now += seconds
-        return [scheduled.job for scheduled in plan.scheduled]
+        return [scheduled.sequence for scheduled in plan.scheduled]
 
-    def denoise(self, job: Job) -> None:
-        progress = job.progress
-        assert progress.encoded == len(progress.context), "a canvas before its context"
-        progress.steps += 1
-        if progress.steps % 3 == 0:
-            if progress.steps // 3 >= self.canvases(job):
-                self.end(job, "done")
+    def denoise(self, seq: Sequence) -> None:
+        assert seq.encoded == len(seq.context), "a canvas before its context"
+        seq.steps += 1
+        if seq.steps % 3 == 0:
+            if seq.steps // 3 >= self.canvases(seq):
+                self.end(seq, "done")
             else:
-                progress.context += [7] * progress.width
+                seq.context += [7] * seq.width
 
     def run(self, most: int = 10_000) -> None:
-        """To the end of all jobs."""
+        """To the end of all sequences."""
         for _ in range(most):
             if not len(self.scheduler):
                 return
@@ -89,24 +90,24 @@ class Simulation:
 def test_first_come_first_served_and_side_by_side() -> None:
     """A batch that is filled in another order, or beyond its size."""
     sim = Simulation(scheduler(max_running=2))
-    jobs = [sim.add(job(first=k)) for k in range(3)]
-    assert sim.step() == jobs[:2]
+    sequences = [sim.add(sequence(first=k)) for k in range(3)]
+    assert sim.step() == sequences[:2]
     sim.run()
-    assert list(sim.ended) == jobs
+    assert list(sim.ended) == sequences
 
 
 def test_priority_and_ageing() -> None:
     """The background starves, or the person waits behind it."""
     sim = Simulation(scheduler(max_running=1, age_s=5.0), canvases=lambda _: 5)
-    running = sim.add(job(first=1))
+    running = sim.add(sequence(first=1))
     sim.step()
-    low, high = sim.add(job(first=2, priority=-1)), sim.add(job(first=3))
+    low, high = sim.add(sequence(first=2, priority=-1)), sim.add(sequence(first=3))
     sim.run()
     assert list(sim.ended) == [running, high, low]
     sim = Simulation(scheduler(max_running=1, age_s=5.0))
-    old = sim.add(job(first=2, priority=-1))
+    old = sim.add(sequence(first=2, priority=-1))
     for number in range(12):  # a stream of people; each is served in four passes
-        sim.add(job(first=10 + number))
+        sim.add(sequence(first=10 + number))
         for _ in range(4):
             sim.step()
     assert old in sim.ended, "it waits for ever"
@@ -115,8 +116,8 @@ def test_priority_and_ageing() -> None:
 def test_owners_take_turns() -> None:
     """One owner's hundred requests go before another's one."""
     sim = Simulation(scheduler(max_running=1))
-    many = [sim.add(job(first=k, owner="a")) for k in range(5)]
-    one = sim.add(job(first=99, owner="b"))
+    many = [sim.add(sequence(first=k, owner="a")) for k in range(5)]
+    one = sim.add(sequence(first=99, owner="b"))
     sim.run()
     assert list(sim.ended).index(one) <= 1
     assert [j for j in sim.ended if j is not one] == many
@@ -126,12 +127,12 @@ def test_an_owner_that_was_away_has_no_credit() -> None:
     """Whoever comes late is served alone until it has had as much as the others ever had."""
     sim = Simulation(scheduler(max_running=1))
     for number in range(20):
-        sim.add(job(first=number, owner="a"))
+        sim.add(sequence(first=number, owner="a"))
     for _ in range(40):
         sim.step()
     done = len(sim.ended)
     for number in range(20):
-        sim.add(job(first=100 + number, owner="b"))
+        sim.add(sequence(first=100 + number, owner="b"))
     for _ in range(40):
         sim.step()
     later = [j.owner for j in list(sim.ended)[done:]]
@@ -141,10 +142,10 @@ def test_an_owner_that_was_away_has_no_credit() -> None:
 def test_a_newer_request_of_the_slot_cancels_the_older() -> None:
     """An editor's stale completions are finished one by one while a person types."""
     sim = Simulation(scheduler())
-    first = sim.add(job(first=1, replaces="editor", owner="a"))
-    other = sim.add(job(first=2, replaces="editor", owner="b"))
+    first = sim.add(sequence(first=1, replaces="editor", owner="a"))
+    other = sim.add(sequence(first=2, replaces="editor", owner="b"))
     sim.step()
-    second = sim.add(job(first=3, replaces="editor", owner="a"))
+    second = sim.add(sequence(first=3, replaces="editor", owner="a"))
     assert sim.ended == {first: "cancelled"}
     sim.run()
     assert sim.ended[second] == sim.ended[other] == "done"
@@ -153,9 +154,9 @@ def test_a_newer_request_of_the_slot_cancels_the_older() -> None:
 def test_deadline_and_patience() -> None:
     """A request runs past its deadline, or waits past its patience, or is ended though it began."""
     sim = Simulation(scheduler(max_running=1), canvases=lambda _: 10)
-    late = sim.add(job(first=1, deadline_s=5, queue_timeout_s=2))
-    hasty = sim.add(job(first=2, queue_timeout_s=3))
-    calm = sim.add(job(first=3))
+    late = sim.add(sequence(first=1, deadline_s=5, queue_timeout_s=2))
+    hasty = sim.add(sequence(first=2, queue_timeout_s=3))
+    calm = sim.add(sequence(first=3))
     sim.run()
     assert "deadline of 5" in sim.ended[late] and "3 s (queue_timeout_s)" in sim.ended[hasty]
     assert sim.ended[calm] == "done"
@@ -165,7 +166,7 @@ def test_deadlines_of_the_ended_are_forgotten() -> None:
     """A server that gives every request an hour keeps every request for an hour."""
     sim = Simulation(scheduler())
     for number in range(400):
-        sim.add(job(first=number % 60, deadline_s=3600))
+        sim.add(sequence(first=number % 60, deadline_s=3600))
         sim.step()
     sim.run()
     assert len(sim.ended) == 400 and len(sim.scheduler._due) < 100
@@ -174,10 +175,10 @@ def test_deadlines_of_the_ended_are_forgotten() -> None:
 def test_too_many_wait() -> None:
     """A queue without a bound: everyone waits, nobody is told."""
     sim = Simulation(scheduler(max_waiting=2))
-    sim.add(job())
-    sim.add(job())
+    sim.add(sequence())
+    sim.add(sequence())
     with pytest.raises(Overloaded, match="2 requests wait"):
-        sim.add(job())
+        sim.add(sequence())
     sim.run()
     assert len(sim.ended) == 2
 
@@ -191,27 +192,27 @@ def test_too_many_wait() -> None:
 def test_refused(values: dict[str, Any]) -> None:
     """A deadline of nothing is taken and then fails every time."""
     with pytest.raises(InvalidRequest, match=next(iter(values))):
-        job(**values)
+        sequence(**values)
 
 
 def test_pages_run_out_and_someone_steps_aside() -> None:
     """Two requests that grow into the last pages wait for each other, or one is lost."""
     # Each needs 5 pages in the end, both together have 8.
     sim = Simulation(scheduler(full=8, sliding=30), canvases=lambda _: 4)
-    first, second = sim.add(job(first=1)), sim.add(job(first=2))
+    first, second = sim.add(sequence(first=1)), sim.add(sequence(first=2))
     while len(sim.scheduler):
         sim.step()
         sim.scheduler.check()
     assert list(sim.ended) == [first, second] and sim.scheduler.preemptions >= 1
-    assert first.progress.steps == second.progress.steps == 12, "a step was lost or made twice"
+    assert first.steps == second.steps == 12, "a step was lost or made twice"
 
 
 def test_a_higher_priority_takes_the_place_of_a_lower() -> None:
     """A person waits until a batch of drafts is done."""
     sim = Simulation(scheduler(max_running=2), canvases=lambda _: 4)
-    drafts = [sim.add(job(first=k, priority=-1)) for k in (1, 2)]
+    drafts = [sim.add(sequence(first=k, priority=-1)) for k in (1, 2)]
     sim.step()
-    person = sim.add(job(first=3))
+    person = sim.add(sequence(first=3))
     assert sim.step() == [person], "what runs pauses until the first frame"
     assert person in sim.step()
     sim.run()
@@ -222,14 +223,14 @@ def test_nobody_is_set_back_in_vain() -> None:
     """A request that would not fit all the same drives out one that could have run on."""
     sched = scheduler(full=12, sliding=30, max_running=3)
     sim = Simulation(sched, canvases=lambda j: 3 if j.number == 1 else 1)
-    big = sim.add(job(prompt=7 * PAGE, first=1, priority=2))
-    small = sim.add(job(first=2))
+    big = sim.add(sequence(prompt=7 * PAGE, first=1, priority=2))
+    small = sim.add(sequence(first=2))
     sim.step()
     sim.step()
-    middle = sim.add(job(prompt=8 * PAGE, first=3, priority=1))
+    middle = sim.add(sequence(prompt=8 * PAGE, first=3, priority=1))
     for _ in range(3):
         sim.step()
-        assert small.table is not None
+        assert small.block_table is not None
     sim.run()
     assert sim.scheduler.preemptions == 0
     assert set(sim.ended.values()) == {"done"} and {big, small, middle} == set(sim.ended)
@@ -239,30 +240,30 @@ def test_a_person_behind_a_backlog() -> None:
     """Background work that has waited long makes a whole priority of newcomers wait behind it."""
     sim = Simulation(scheduler(max_running=2, age_s=5.0), canvases=lambda _: 20)
     for number in range(10):
-        sim.add(job(first=number, priority=-1))
+        sim.add(sequence(first=number, priority=-1))
     for _ in range(30):
         sim.step()
-    person = sim.add(job(first=99))
+    person = sim.add(sequence(first=99))
     assert person in sim.step()
 
 
 def test_a_person_does_not_wait_for_a_paused_drafts_pages() -> None:
     """The pages that a newcomer needs are being made by one that is left out for its sake."""
     sim = Simulation(scheduler(max_running=4))
-    sim.add(job(prompt=20 * PAGE, priority=-1))
+    sim.add(sequence(prompt=20 * PAGE, priority=-1))
     sim.step()
-    person = sim.add(job(prompt=20 * PAGE))
+    person = sim.add(sequence(prompt=20 * PAGE))
     assert person in sim.step()
 
 
 def test_the_ended_leave_no_place_behind() -> None:
     """An editor that submits and cancels behind a full batch fills the queue for ever."""
     sim = Simulation(scheduler(max_running=1), canvases=lambda _: 10**6)
-    sim.add(job(first=1))
-    sim.add(job(first=2))
+    sim.add(sequence(first=1))
+    sim.add(sequence(first=2))
     sim.step()
     for number in range(500):
-        sim.add(job(first=number % 60, replaces="editor"))
+        sim.add(sequence(first=number % 60, replaces="editor"))
     assert sum(map(len, sim.scheduler._queues.values())) < 100
     sim.scheduler.check()
 
@@ -270,23 +271,23 @@ def test_the_ended_leave_no_place_behind() -> None:
 def test_a_cancelled_newcomer_makes_no_room() -> None:
     """Two that do not fit together are set back in turn, each time someone gives up waiting."""
     sim = Simulation(scheduler(full=8, sliding=30), canvases=lambda _: 4)
-    first, second = sim.add(job(first=1)), sim.add(job(first=2))
+    first, second = sim.add(sequence(first=1)), sim.add(sequence(first=2))
     while not sim.scheduler.preemptions:
         sim.step()
-    sim.end(sim.add(job(first=10)), "cancelled")
+    sim.end(sim.add(sequence(first=10)), "cancelled")
     sim.step()
-    assert second.waiting and first.table is not None
+    assert second.waiting and first.block_table is not None
     sim.run()
 
 
 def test_a_stream_of_people_does_not_stop_the_rest() -> None:
     """Passes that leave out the background, one after another without an end."""
     sim = Simulation(scheduler(max_running=16, age_s=1e9), canvases=lambda j: 1 - 9 * j.priority)
-    draft = sim.add(job(first=1, priority=-1))
+    draft = sim.add(sequence(first=1, priority=-1))
     sim.step()
     took_part = 0
     for number in range(40):
-        sim.add(job(first=10 + number, prompt=3 * PAGE))
+        sim.add(sequence(first=10 + number, prompt=3 * PAGE))
         took_part += draft in sim.step()
     assert took_part >= 40 // (EXPRESS + 1) - 1
 
@@ -294,13 +295,13 @@ def test_a_stream_of_people_does_not_stop_the_rest() -> None:
 def test_more_tokens_than_a_pass_holds() -> None:
     """Whoever does not fit into a pass is never chosen."""
     sim = Simulation(scheduler(max_tokens=2 * PAGE), canvases=lambda _: 3)
-    jobs = [sim.add(job(first=k)) for k in range(5)]
-    seen: list[Job] = []
+    sequences = [sim.add(sequence(first=k)) for k in range(5)]
+    seen: list[Sequence] = []
     for _ in range(6):
         took = sim.step()
         assert sum(sim.sizes) <= 2 * PAGE
         seen += took
-    assert set(seen) == set(jobs)
+    assert set(seen) == set(sequences)
     sim.run()
 
 
@@ -319,7 +320,7 @@ def test_after_trouble_passes_are_smaller_for_a_while() -> None:
 def test_drafts_of_one_prompt_encode_it_once() -> None:
     """n drafts pay n times for their common prompt."""
     sim = Simulation(scheduler())
-    drafts = [sim.add(job(prompt=5 * PAGE + 3)) for _ in range(4)]
+    drafts = [sim.add(sequence(prompt=5 * PAGE + 3)) for _ in range(4)]
     while len(sim.scheduler):
         sim.step()
         sim.scheduler.check()
@@ -330,7 +331,7 @@ def test_drafts_of_one_prompt_encode_it_once() -> None:
 def test_a_request_whose_pages_cannot_be_had_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault while pages are given out stops everyone, or leaves a request without an end."""
     sim = Simulation(scheduler())
-    bad, good = sim.add(job(first=66)), sim.add(job(first=1))
+    bad, good = sim.add(sequence(first=66)), sim.add(sequence(first=1))
     pages = sim.scheduler.pages
     whole = pages.open
 
@@ -350,14 +351,14 @@ def simulate(total: int, seed: int, check_every: int) -> Simulation:
     draw = random.Random(seed)
     sched = scheduler(full=300, sliding=160, max_running=24, max_tokens=1500, max_waiting=10**9)
     sim = Simulation(sched, canvases=lambda j: 1 + j.number % 4)
-    born: list[Job] = []
+    born: list[Sequence] = []
     while len(born) < total or len(sched):
         if len(born) < total and len(sched) < 400:
             for _ in range(draw.choice((0, 1, 3, 20))):
                 prompt = draw.choice((1, 30, 63, 64, 65, 200, 700))
                 born.append(
                     sim.add(
-                        job(
+                        sequence(
                             prompt=prompt, first=draw.randrange(60),
                             owner=str(draw.randrange(12)), priority=draw.choice((0, 0, 0, 1, -1)),
                             replaces=draw.choice(("", "", "", "x")),

@@ -173,11 +173,11 @@ def test_a_fault_outside_a_step(call: str, monkeypatch: pytest.MonkeyPatch) -> N
     whole = getattr(worker.engine.scheduler, "add" if call == "add" else "remove")
     faults = [1]
 
-    def broken(job: Any, *rest: Any) -> Any:
-        if job.progress.request.index == 7 and faults:
+    def broken(seq: Any, *rest: Any) -> Any:
+        if seq.request.index == 7 and faults:
             faults.pop()
             raise AssertionError("a count is wrong")
-        return whole(job, *rest)
+        return whole(seq, *rest)
 
     monkeypatch.setattr(worker.engine.scheduler, "add" if call == "add" else "remove", broken)
     good, bad = worker.submit(request(1)), worker.submit(request(7, **ENDLESS))

@@ -1,0 +1,218 @@
+"""One request in the engine: its ids and counts, its place in the schedule, its events.
+
+It must not know tensors (no torch): the canvas is an opaque `state`, see `dgemma.engine.step`.
+
+    encode -> denoise -> (commit) encode -> denoise -> ... -> done      diffusion
+    encode -> encode  -> ...                               -> done      autoregressive
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dgemma.engine.events import EventQueue
+from dgemma.engine.pages import BlockTable
+from dgemma.types import (
+    Constraint,
+    Event,
+    FinishReason,
+    Output,
+    Request,
+    StopReason,
+    TokenScore,
+    TraceStep,
+    Usage,
+)
+
+ShouldStop = Callable[[tuple[int, ...]], bool]
+"""Gets the ids of every commit in order; True ends the request with "stop"."""
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A live request.
+
+    Attributes:
+        request: resolved, see `resolve_request`.
+        width: positions that the next canvas takes (or the next token).
+        context_length: most positions.
+        should_stop: the caller's own end of the answer.
+        state: the sampler's part, a `CanvasState`.
+        context: ids to encode before the next canvas (or the next token) can begin: the prompt,
+            then all that was committed.
+        encoded: how many of them are encoded.
+        borders: lengths at which an encoding ended; a later encoding of the same ids is cut there.
+        committed: the answer's ids so far, without end ids.
+        emitted: how many of them are on the canvas that runs.
+        canvases, steps: finished canvases, denoising steps (or autoregressive passes) so far.
+        scores: of the committed tokens, if the request asks for them.
+        constraint: how the answer was kept in its grammar.
+        output: the finished answer, once it has ended.
+        number: order of arrival, from 0.
+        since: when it began to wait, in seconds on the engine's clock.
+        level: its priority, raised by the time it had waited when it was admitted.
+        block_table: its pages while it runs, else None.
+        last: number of the pass in which it last took part.
+        ticket: which of its places in the queue is the valid one.
+        faults: how often in a row a pass of it alone ran out of memory.
+    """
+
+    request: Request
+    width: int
+    context_length: int
+    should_stop: ShouldStop | None = None
+    state: Any = None
+    events: EventQueue = field(default_factory=EventQueue)
+
+    context: list[int] = field(default_factory=list)
+    encoded: int = 0
+    borders: list[int] = field(default_factory=list)
+    committed: list[int] = field(default_factory=list)
+    emitted: int = 0
+    canvases: int = 0
+    steps: int = 0
+    trace: list[TraceStep] = field(default_factory=list)
+    scores: list[TokenScore] = field(default_factory=list)
+    constraint: Constraint | None = None
+    output: Output | None = None
+
+    number: int = 0
+    since: float = 0.0
+    level: int = 0
+    block_table: BlockTable | None = None
+    last: int = -1
+    ticket: int = 0
+    waiting: bool = False
+    faults: int = 0
+
+    def __post_init__(self) -> None:
+        self.context += self.request.token_ids
+
+    # -- what the scheduler asks ---------------------------------------------------------------
+
+    @property
+    def priority(self) -> int:
+        """Of the request, without ageing."""
+        return self.request.priority
+
+    @property
+    def owner(self) -> str:
+        """Whose request it is."""
+        return self.request.owner
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """The sequence with the greatest is preempted first."""
+        return -self.priority, self.number
+
+    @property
+    def positions(self) -> int:
+        """Positions that the context and the canvas after it take."""
+        return len(self.context) + self.width
+
+    @property
+    def reuse(self) -> int:
+        """How many of the context's first tokens may come from an earlier request's pages."""
+        return self.request.score_from - 1 if self.request.mode == "score" else len(self.context)
+
+    # -- the answer ----------------------------------------------------------------------------
+
+    @property
+    def seed(self) -> int:
+        """The request's seed, given or drawn."""
+        assert self.request.params.seed is not None
+        return self.request.params.seed
+
+    @property
+    def room(self) -> int:
+        """Tokens that the answer may still have, the canvas that is next or runs included."""
+        whole = (self.context_length - len(self.context)) // self.width * self.width
+        most = self.request.params.max_tokens
+        return whole if most is None else min(whole, most - len(self.committed))
+
+    def report_status(self, state: Literal["queued", "encoding"]) -> None:
+        """Emit a "status" event before the first step, if the request asks for it."""
+        if self.request.status and not self.steps:
+            self.events.put(
+                Event(type="status", index=self.request.index, step=self.encoded, state=state)
+            )
+
+    def pending_ids(self, ids: list[int]) -> list[int]:
+        """Of the first ids of the running canvas, those not yet emitted, within `max_tokens`."""
+        most = self.request.params.max_tokens
+        room = None if most is None else most - len(self.committed)
+        return ids[self.emitted :][:room]
+
+    def commit(self, ids: list[int], ended: bool, steps: int, reason: StopReason = "") -> Event:
+        """Add a finished canvas: its ids before the first end id, whether one was there, its steps.
+
+        Without an end the answer goes on, unless `max_tokens` or the context is used up. Scores of
+        the ids, if the request asks for them, are there already.
+        """
+        most = self.request.params.max_tokens
+        cut = self.pending_ids(ids)
+        beyond = self.emitted + len(cut) < len(ids)
+        event = self._commit(cut, steps, reason=reason)
+        self.emitted = 0
+        self.canvases += 1
+        full = most is not None and len(self.committed) >= most
+        if beyond or (full and not ended):
+            self.finish("length")
+        elif ended:
+            self.finish("stop")
+        return event
+
+    def commit_prefix(self, ids: list[int], steps: int) -> Event:
+        """Add ids that follow the emitted ones, of a canvas that goes on after so many steps."""
+        self.emitted += len(ids)
+        return self._commit(ids, steps, whole=False)
+
+    def _commit(
+        self, ids: list[int], steps: int, *, whole: bool = True, reason: StopReason = ""
+    ) -> Event:
+        first = len(self.committed)
+        self.committed += ids
+        return Event(
+            type="commit", index=self.request.index, canvas=self.canvases, step=steps,
+            ids=tuple(ids), whole=whole, reason=reason,
+            scores=tuple(self.scores[first : len(self.committed)]),
+        )  # fmt: skip
+
+    def close_thought(self, close_id: int) -> Event:
+        """Put the end of a thought into the answer."""
+        params = self.request.params
+        if params.logprobs is not None or params.logprob_token_ids is not None:
+            self.scores.append(TokenScore(token_id=close_id, logprob=0.0))
+        return self._commit([close_id], 0)
+
+    def extend(self, ids: list[int]) -> None:
+        """Encode these ids next and then begin another canvas, if the context has room for one."""
+        if self.positions + len(ids) > self.context_length:
+            self.finish("length")
+        else:
+            self.context += ids
+
+    def finish(self, reason: FinishReason, error: str | None = None) -> None:
+        """End the request; only the first call counts."""
+        if self.output is not None:
+            return
+        diffusion = self.request.mode == "diffusion"
+        self.output = Output(
+            token_ids=tuple(self.committed),
+            seed=self.seed,
+            finish_reason=reason,
+            usage=Usage(
+                prompt_tokens=len(self.request.token_ids),
+                completion_tokens=len(self.committed),
+                canvases=self.canvases if diffusion else 0,
+                steps=self.steps,
+            ),
+            error=error,
+            trace=tuple(self.trace),
+            scores=tuple(self.scores[: len(self.committed)] if diffusion else self.scores),
+            constraint=self.constraint,
+            prompt_ids=self.request.token_ids,
+            index=self.request.index,
+        )

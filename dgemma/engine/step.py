@@ -1,0 +1,259 @@
+"""The effect of a pass on a sequence: begin a canvas, take in a step, commit, emit.
+
+Works on one sequence at a time. It must not know the others, their order, or threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dgemma.diffusion.canvas import Canvas, CanvasSpec, states, trace_step
+from dgemma.diffusion.constrained import ConstrainedAnswer
+from dgemma.diffusion.control import EMPTY_PREFIX, begin, controls_for
+from dgemma.diffusion.sampler import finish
+from dgemma.diffusion.schedule import Schedule
+from dgemma.diffusion.scores import token_scores
+from dgemma.diffusion.thought import budget_exceeded
+from dgemma.engine.scheduler import Scheduled
+from dgemma.engine.sequence import Sequence
+from dgemma.errors import DGemmaError
+from dgemma.kernels.vocabulary import Vocabulary
+from dgemma.model.cache import PagedMemory
+from dgemma.model.transformer import Part
+from dgemma.types import ENTROPY_PER_NAT, CanvasControl, Event, TokenScore
+
+NOT_FINITE = (
+    "the network gave numbers that are not finite; try another dtype, or check the weights with "
+    "`dgemma check`"
+)
+
+
+@dataclass(slots=True, eq=False)
+class CanvasState:
+    """The sampler's part of a sequence: `Sequence.state`.
+
+    Attributes:
+        spec: of the canvases.
+        vocabulary: for what is decided position by position.
+        constrained: keeps the answer in its grammar.
+        canvas: the one being denoised, None between two.
+    """
+
+    spec: CanvasSpec
+    schedule: Schedule
+    vocabulary: Vocabulary
+    constrained: ConstrainedAnswer | None = None
+    canvas: Canvas | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepResult:
+    """The result of a pass for one sequence.
+
+    Attributes:
+        canvas: after a denoising step, else None.
+        hidden: [C, D] of that step.
+        token: the next token of an autoregressive answer; None: nothing to choose.
+        finite: whether the encoded keys and values are.
+        scores: of the tokens after the encoded ones, if the request asks for them.
+    """
+
+    canvas: Canvas | None = None
+    hidden: Tensor | None = None
+    token: int | None = None
+    finite: bool = True
+    scores: tuple[float, ...] = ()
+
+
+def parts(scheduled: Scheduled, memory: PagedMemory) -> list[Part]:
+    """The input of a sequence to a pass: ids to encode, its canvas, or both in this order.
+
+    A canvas that is there already when ids are encoded was begun before a preemption.
+    """
+    seq = scheduled.sequence
+    state: CanvasState = seq.state
+    table, done, out = seq.block_table, seq.encoded, list[Part]()
+    assert table is not None
+    if scheduled.count:
+        cache = memory.row(done, table.full, table.sliding, seq.borders)
+        ids = seq.context[done : done + scheduled.count]
+        out.append((cache, torch.tensor(ids, device=state.spec.device), False, None))
+    if scheduled.denoise:
+        if state.canvas is None:
+            state.canvas = first_canvas(seq)
+        cache = memory.row(done + scheduled.count, table.full, table.sliding)
+        out.append((cache, state.canvas.ids, True, state.canvas.soft))
+    return out
+
+
+def first_canvas(seq: Sequence) -> Canvas:
+    """The next canvas before its first step.
+
+    Raises:
+        InvalidRequest: its controls contradict each other.
+    """
+    state: CanvasState = seq.state
+    spec, params, control, prefix = state.spec, seq.request.params, _control(seq), EMPTY_PREFIX
+    if state.constrained is not None:
+        prefix = state.constrained.prefix(spec.length, control)
+    controls = controls_for(params, spec, control, len(seq.committed), prefix)
+    return begin(seq.seed, seq.canvases, spec, state.schedule, controls, control)
+
+
+def _control(seq: Sequence) -> CanvasControl | None:
+    """The caller's control of the canvas that is next or runs."""
+    return None if seq.canvases else seq.request.canvas
+
+
+def apply(scheduled: Scheduled, result: StepResult) -> None:
+    """Take in the result of a pass; the scheduler knows already what was encoded."""
+    seq = scheduled.sequence
+    if scheduled.count:
+        _take_encoded(seq, result, scheduled.count)
+    if result.canvas is not None:
+        assert result.hidden is not None
+        _take_step(seq, result.canvas, result.hidden)
+
+
+def _take_encoded(seq: Sequence, result: StepResult, count: int) -> None:
+    scoring = seq.request.mode == "score"
+    if scoring:
+        first = seq.request.score_from
+        at = max(0, seq.encoded - count + 1 - first)
+        scores = zip(seq.context[first + at :], result.scores, strict=False)
+        seq.scores[at:] = [TokenScore(token_id=i, logprob=v) for i, v in scores]
+    if seq.encoded == len(seq.context):
+        if not seq.borders or seq.borders[-1] < seq.encoded:
+            seq.borders.append(seq.encoded)
+        if scoring:
+            seq.finish("stop")
+    if result.token is not None:
+        _take_token(seq, result.token)
+
+
+def _take_token(seq: Sequence, token: int) -> None:
+    """Commit the next token of an autoregressive answer."""
+    state: CanvasState = seq.state
+    seq.steps += 1
+    ended = token in state.spec.end_ids
+    ids = [] if ended else [token]
+    _emit(seq, seq.commit(ids, ended, 1))
+    go_on(seq, ids)
+
+
+def _take_step(seq: Sequence, after: Canvas, hidden: Tensor) -> None:
+    """Take in one denoising step; a finished canvas is resolved."""
+    state: CanvasState = seq.state
+    before = state.canvas
+    assert before is not None
+    if after.failed:
+        seq.finish("error", f"canvas {before.index}, step {before.step}: {NOT_FINITE}")
+        return
+    seq.steps += 1
+    state.canvas = after
+    if seq.request.trace:
+        seq.trace.append(trace_step(before, after, state.schedule))
+    if seq.request.frames:
+        seq.events.put(_frame(seq.request.index, before, after))
+    if after.reason:
+        resolve_canvas(seq, after, hidden)
+    elif after.stable:
+        _commit_prefix(seq, after, hidden)
+
+
+def _frame(index: int, before: Canvas, after: Canvas) -> Event:
+    assert after.argmax is not None and after.entropy is not None
+    entropy = (after.entropy * ENTROPY_PER_NAT).round().clamp(max=255)
+    return Event(
+        type="frame",
+        index=index,
+        canvas=before.index,
+        step=before.step,
+        ids=tuple(after.argmax.tolist()),
+        accepted=states(after),
+        entropy=bytes(entropy.to(torch.uint8).tolist()),
+    )
+
+
+def resolve_canvas(seq: Sequence, canvas: Canvas, hidden: Tensor) -> None:
+    """Commit a finished canvas, or denoise it further so that it fits its grammar."""
+    state: CanvasState = seq.state
+    control = _control(seq)
+    if control is not None and control.read_only:
+        assert canvas.argmax is not None
+        seq.committed = canvas.argmax.tolist()
+        seq.scores = _scores(seq, canvas, seq.committed, hidden)
+        seq.finish("stop")
+        return
+    if state.constrained is None:
+        commit = finish(canvas, state.spec)
+    else:
+        resolved = state.constrained.resolve(
+            canvas, hidden, state.vocabulary, state.spec, seq.room
+        )  # fmt: skip
+        seq.constraint = state.constrained.report
+        if isinstance(resolved, Canvas):
+            state.canvas = resolved
+            return
+        commit = resolved
+    state.canvas = None
+    ids = list(commit.token_ids)
+    seq.scores += _scores(seq, canvas, ids[seq.emitted :], hidden)
+    _emit(seq, seq.commit(ids, commit.ended, canvas.step - canvas.begun, canvas.reason))
+    go_on(seq, ids)
+
+
+def _commit_prefix(seq: Sequence, canvas: Canvas, hidden: Tensor) -> None:
+    """Commit the first ids of a canvas that goes on, which can no longer change.
+
+    There is no end id among them: a canvas that is settled up to an end id is finished.
+    """
+    assert canvas.argmax is not None
+    fresh = seq.pending_ids(canvas.argmax[: canvas.stable].tolist())
+    if fresh:
+        seq.scores += _scores(seq, canvas, fresh, hidden)
+        _emit(seq, seq.commit_prefix(fresh, canvas.step - canvas.begun))
+
+
+def _scores(seq: Sequence, canvas: Canvas, ids: list[int], hidden: Tensor) -> list[TokenScore]:
+    """Scores of the ids after the emitted ones, if the request asks for them."""
+    if canvas.logprobs is None:
+        return []
+    state: CanvasState = seq.state
+    asked = len(seq.request.params.logprob_token_ids or ())
+    return token_scores(canvas, ids, asked, hidden, state.vocabulary, seq.emitted)
+
+
+def _emit(seq: Sequence, event: Event) -> None:
+    """Emit a commit, after asking whether the answer ends with it."""
+    try:
+        if seq.should_stop is not None and seq.should_stop(event.ids):
+            if not event.whole:
+                seq.canvases += 1  # it ends with the answer
+            seq.finish("stop")
+    except DGemmaError as error:
+        seq.finish("error", str(error))
+    except Exception as error:  # the caller's code: this request's alone
+        seq.finish("error", f"{type(error).__name__}: {error}")
+    seq.events.put(event)
+
+
+def go_on(seq: Sequence, ids: list[int]) -> None:
+    """Close a thought that has outgrown its budget, and queue the ids to encode next.
+
+    Called without ids before the first canvas: a budget of no thought at all closes the prompt's
+    own thought.
+    """
+    if seq.output is not None:
+        return
+    state: CanvasState = seq.state
+    thought, budget = seq.request.thought, seq.request.params.thinking_budget
+    if thought is not None and budget_exceeded(seq.committed, thought, budget):
+        if state.constrained is not None:
+            state.constrained.force([thought.close_id])
+        _emit(seq, seq.close_thought(thought.close_id))
+        ids = [*ids, thought.close_id]
+    seq.extend(ids)
