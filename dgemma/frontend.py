@@ -1,73 +1,382 @@
-"""What a request needs of the text layer: a reader of its answer, and the language it is kept in.
+"""The text side of a model: prompts to requests, events to text, facts for plans.
 
-Knows a checkpoint's tokenizer and its markers. Knows nothing about engines or canvases.
+It must not know networks or engines (no torch), so that another process can load it from the
+checkpoint's directory and a few numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
 
 from dgemma.constrain.cache import Calls, GrammarCache
+from dgemma.errors import ContextOverflow, InvalidRequest, TemplateError, TokenizerError
+from dgemma.params import SamplingParams
 from dgemma.text.answer import AnswerReader
+from dgemma.text.chat import ChatTemplate
 from dgemma.text.parse import MarkerIds, thought_is_open
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import Matcher, Request, ThoughtIds
+from dgemma.types import Event, Matcher, Output, Request, ThoughtIds
+
+Prompt = str | Sequence[int]
+Messages = Sequence[Mapping[str, Any]]
+
+REFERENCE_SHARE = 4
+"""At most one part in that many of the context goes to text that is only shown for reference."""
+
+
+class Events(Protocol):
+    """The engine's events of one request."""
+
+    def __next__(self) -> Event:
+        """The next event; the last is "done"."""
+        ...
+
+    async def __anext__(self) -> Event:
+        """The same in an event loop."""
+        ...
+
+    def close(self) -> None:
+        """Cancel the request if it still runs."""
+        ...
+
+
+class TextStream:
+    """The events of one request with their text; iterate it with `for` or `async for`.
+
+    `close` works at any time. Before the end it cancels the request: nothing more is computed for
+    it, and the next (and last) event is "done" with finish reason "cancelled".
+    """
+
+    def __init__(self, events: Events, reader: AnswerReader | None) -> None:
+        """`reader` reads every commit before its event comes; None: events stay without text."""
+        self._events = events
+        self._reader = reader
+        self._output: Output | None = None
+
+    def __repr__(self) -> str:
+        return f"TextStream({'running' if self._output is None else self._output})"
+
+    def __iter__(self) -> TextStream:
+        return self
+
+    def __next__(self) -> Event:
+        if self._output is not None:
+            raise StopIteration
+        return self._with_text(next(self._events))
+
+    def __aiter__(self) -> TextStream:
+        return self
+
+    async def __anext__(self) -> Event:
+        if self._output is not None:
+            raise StopAsyncIteration
+        return self._with_text(await anext(self._events))
+
+    def _with_text(self, event: Event) -> Event:
+        reader = self._reader
+        if event.type == "done":
+            assert event.output is not None
+            tail = "" if reader is None else reader.finish()
+            self._output = event.output if reader is None else _read(reader, event.output)
+            return replace(event, text=tail, output=self._output)
+        if reader is not None and event.type == "frame":
+            return replace(event, text=reader.draft(event.ids))
+        if reader is not None and event.type == "commit":
+            return replace(event, text=reader.texts.popleft() if reader.texts else "")
+        return event
+
+    def close(self) -> None:
+        """Cancel the request if it still runs."""
+        self._events.close()
+
+    def result(self) -> Output:
+        """Run to the end and return the answer."""
+        for _ in self:
+            pass
+        assert self._output is not None
+        return self._output
+
+
+def _read(reader: AnswerReader, output: Output) -> Output:
+    """The engine's output with its text, cut at a stop string."""
+    ids = output.token_ids[: reader.kept] if reader.stopped else output.token_ids
+    return replace(
+        output,
+        token_ids=ids,
+        scores=output.scores[: len(ids)] if reader.stopped else output.scores,
+        usage=replace(output.usage, completion_tokens=len(ids)),
+        finish_reason="stop" if reader.stopped else output.finish_reason,
+        text=reader.text,
+        thinking=reader.thinking or None,
+        tool_calls=tuple(reader.tool_calls),
+        stopped_by=reader.stopped_by,
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
-    """A request, with the reader of its answer and (matcher, name) of its language if it has one.
+    """A request with the reader of its answer and (matcher, name) of its grammar, if it has one.
 
-    The request knows what a thought is where it is a chat's.
+    Attributes:
+        request: of a chat it knows the ids of a thought.
+        reader: None: the model has no tokenizer.
     """
 
     request: Request
-    reader: AnswerReader
-    constraint: tuple[Matcher, str] | None
+    reader: AnswerReader | None = None
+    constraint: tuple[Matcher, str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """The facts of a loaded model that a plan needs.
+
+    Attributes:
+        tokenizer: its vocabulary.
+        canvas: tokens of its canvas.
+        context: most positions of prompt and answer together.
+        end_id: ends the model's turn.
+        end_ids: all ids that end an answer.
+        fill_id: follows the end on a canvas.
+        ask: a user's message to prompt ids that end where the model's turn begins.
+        constraint: the matcher and name of the grammar that parameters ask for, if they do.
+    """
+
+    tokenizer: Tokenizer
+    canvas: int
+    context: int
+    end_id: int
+    end_ids: tuple[int, ...]
+    fill_id: int
+    ask: Callable[[str], list[int]]
+    constraint: Callable[[SamplingParams], tuple[Matcher, str] | None]
+
+    def prompt(self, message: str, head: Sequence[int], room: int) -> tuple[int, ...]:
+        """The prompt of a message and of the text that the answer has begun with.
+
+        If the text is too long, its beginning is left out.
+
+        Args:
+            message: the user's.
+            head: ids of the answer's text so far.
+            room: positions that stay free.
+
+        Raises:
+            ContextOverflow: the message alone is too long.
+        """
+        asked = self.ask(message)
+        left = self.context - room - len(asked)
+        if left < 0:
+            raise ContextOverflow(
+                f"a message of {len(asked)} tokens leaves no room for a canvas of {room} in the "
+                f"model's context of {self.context}; shorten the context or the instruction",
+                field="prompt",
+            )
+        kept = head[max(0, len(head) - left) :]
+        return (*asked, *kept)
+
+    def reference(self, text: str, *, last: bool = False) -> str:
+        """As much of a text's beginning (or end) as may be shown for reference."""
+        most = self.context // REFERENCE_SHARE
+        ids = self.tokenizer.encode(text)
+        if len(ids) <= most:
+            return text
+        return self.tokenizer.decode(ids[-most:] if last else ids[:most]).strip("\ufffd")
 
 
 class Frontend:
-    """Prepares requests of one checkpoint.
+    """Makes ids, requests and text for one checkpoint."""
 
-    Attributes:
-        grammars: over its ids.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, end_ids: Sequence[int]) -> None:
+    def __init__(
+        self, source: Path, tokenizer: Tokenizer | None, template: ChatTemplate | None, *,
+        end_ids: Sequence[int], canvas: int, context: int,
+    ) -> None:  # fmt: skip
         """
+        Args:
+            source: the checkpoint's directory, for messages.
+            tokenizer, template: None if the checkpoint has none.
+            end_ids: ids that end an answer.
+            canvas: tokens of the model's canvas.
+            context: most positions of prompt and answer together.
+
         Raises:
             TokenizerError: the vocabulary lacks the markers of a chat.
         """
+        self._source = source
         self._tokenizer = tokenizer
-        self.grammars = GrammarCache(tokenizer, end_ids)
-        self._markers = MarkerIds.of(tokenizer)
-        self._think_id = tokenizer.id_of("<|think|>")
+        self._template = template
+        self._end_ids = tuple(end_ids)
+        self._canvas = canvas
+        self._context = context
+        if tokenizer is not None:
+            self._grammars = GrammarCache(tokenizer, end_ids)
+            self._markers = MarkerIds.of(tokenizer)
 
-    def prepare(self, request: Request, *, chat: bool, calls: Calls | None) -> PreparedRequest:
+    @classmethod
+    def from_directory(
+        cls, directory: Path, *, end_ids: Sequence[int], canvas: int, context: int
+    ) -> Frontend:
+        """The frontend of a checkpoint, from its text files and the numbers of its model.
+
+        Raises:
+            TokenizerError, TemplateError: a file that cannot be used.
+        """
+        tokenizer, template = read_text_files(directory)
+        return cls(
+            directory, tokenizer, template, end_ids=end_ids, canvas=canvas, context=context
+        )  # fmt: skip
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer.
+
+        Raises:
+            TokenizerError: it has none.
+        """
+        if self._tokenizer is None:
+            raise TokenizerError(
+                f"{self._source} has no tokenizer.json, so text cannot be read or "
+                "written; prompt with a list of token ids, or add the file"
+            )
+        return self._tokenizer
+
+    # -- prompts -------------------------------------------------------------------------------
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Ids of a plain prompt: BOS and text without control tokens, or the ids given.
+
+        Raises:
+            InvalidRequest: it is empty, or neither text nor ids.
+            TokenizerError: text, but no tokenizer.
+        """
+        if isinstance(prompt, str):
+            if not prompt:
+                raise InvalidRequest("the prompt is empty; give some text", field="prompt")
+            return self.tokenizer.encode(prompt, bos=True)
+        try:
+            ids: list[int] = [*prompt]
+        except TypeError as error:
+            raise InvalidRequest(
+                "a prompt is a string or a list of token ids", field="prompt"
+            ) from error
+        if not ids:
+            raise InvalidRequest("the prompt is empty; give at least one token", field="prompt")
+        if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+            raise InvalidRequest(
+                "a prompt is a string or a list of token ids (integers)", field="prompt"
+            )
+        return ids
+
+    def chat_ids(
+        self,
+        messages: Messages,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool = False,
+    ) -> list[int]:
+        """Ids of a conversation under the checkpoint's chat template.
+
+        Raises:
+            InvalidRequest: no messages, or one that is malformed.
+            TemplateError: the checkpoint has no chat template.
+        """
+        if self._template is None:
+            _ = self.tokenizer  # if it is missing too, that is the error
+            raise TemplateError(
+                f"{self._source} has no chat template; use generate() with plain text"
+            )
+        return self._template.encode(messages, tools=tools, thinking=thinking)
+
+    def ids(
+        self,
+        prompt: Any,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool = False,
+    ) -> tuple[list[int], bool]:
+        """Ids of a prompt or a conversation, and whether it is a conversation.
+
+        Raises:
+            InvalidRequest, TokenizerError, TemplateError: as above.
+        """
+        if not isinstance(prompt, str) and prompt and isinstance(prompt[0], Mapping):
+            return self.chat_ids(prompt, tools, thinking), True
+        if tools or thinking:
+            raise InvalidRequest(
+                "tools and thinking need messages, not a plain prompt", field="tools"
+            )
+        return self.prompt_ids(prompt), False
+
+    def message_ids(self, message: str) -> list[int]:
+        """Ids of one user's message; plain text if there is no chat template."""
+        if self._template is None:
+            return self.prompt_ids(message + "\n\n")
+        return self.chat_ids([{"role": "user", "content": message}])
+
+    # -- requests ------------------------------------------------------------------------------
+
+    def prepare(
+        self, request: Request, *, chat: bool = False, calls: Calls | None = None
+    ) -> PreparedRequest:
         """See `PreparedRequest`.
 
         Args:
             chat: split thought, tool calls and text.
-            calls: that must be made, or kept to.
+            calls: tool calls that the answer must make, or keep to.
 
         Raises:
-            InvalidRequest: the language is broken, or two are asked for at once.
-            MissingExtra: a language is asked for, and llguidance is not installed.
+            InvalidRequest: the grammar is broken, or two are asked for at once.
+            MissingExtra: a grammar is asked for, and llguidance is not installed.
+            TokenizerError: it needs text, and the model has no tokenizer.
         """
-        is_open = may_think = False
+        params, is_open, may_think = request.params, False, False
+        if self._tokenizer is None and not (
+            params.stop or chat or calls or params.bad_words or params.constraint_field
+        ):
+            return PreparedRequest(request)
+        tokenizer = self.tokenizer
         if chat:
             markers = self._markers
             is_open = thought_is_open(markers, request.token_ids)
-            may_think = is_open or self._think_id in request.token_ids
+            may_think = is_open or tokenizer.id_of("<|think|>") in request.token_ids
             thought = ThoughtIds(markers.channel_open, markers.channel_close, is_open)
             request = replace(request, thought=thought)
-        params = request.params
         reader = AnswerReader(
-            self._tokenizer, stop=params.stop or (), chat=chat, thought_open=is_open,
+            tokenizer, stop=params.stop or (), chat=chat, thought_open=is_open,
             must_call=calls is not None and calls.must,
         )  # fmt: skip
-        constraint = self.grammars.of(
+        constraint = self._grammars.of(
             params, calls=calls, thought=request.thought if may_think else None
         )
         return PreparedRequest(request, reader, constraint)
+
+    @cached_property
+    def facts(self) -> ModelFacts:
+        """The facts of this model for plans.
+
+        Raises:
+            TokenizerError: it has no tokenizer.
+        """
+        tokenizer, end_ids = self.tokenizer, self._end_ids
+        turn = tokenizer.id_of("<turn|>")
+        return ModelFacts(
+            tokenizer=tokenizer, canvas=self._canvas, context=self._context,
+            end_id=turn if turn in end_ids else end_ids[0], end_ids=end_ids,
+            fill_id=tokenizer.eos_id, ask=self.message_ids, constraint=self._grammars.of,
+        )  # fmt: skip
+
+
+def read_text_files(directory: Path) -> tuple[Tokenizer | None, ChatTemplate | None]:
+    """The tokenizer and the chat template of a checkpoint; None for a file that is not there.
+
+    Raises:
+        TokenizerError, TemplateError: a file that cannot be used.
+    """
+    if not (directory / "tokenizer.json").exists():
+        return None, None
+    tokenizer = Tokenizer.from_directory(directory)
+    if not (directory / "chat_template.jinja").exists():
+        return tokenizer, None
+    return tokenizer, ChatTemplate.from_directory(directory, tokenizer)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +17,7 @@ from dgemma.compose.decide import Decision, decide
 from dgemma.compose.drafts import best, drafts
 from dgemma.compose.edit import Edited, edit
 from dgemma.compose.fill import Filled, Hole, fill, infill
-from dgemma.compose.plan import ModelFacts, Plan
+from dgemma.compose.plan import Plan
 from dgemma.compose.questions import Question
 from dgemma.compose.revise import Revised, repair, revise
 from dgemma.constrain.cache import Calls, calls_of, named_tool
@@ -28,13 +27,11 @@ from dgemma.engine.counters import Counters
 from dgemma.engine.engine import Engine
 from dgemma.engine.worker import Worker
 from dgemma.errors import InvalidRequest, Overloaded
-from dgemma.frontend import Frontend
+from dgemma.frontend import Frontend, Messages, ModelFacts, Prompt, TextStream, read_text_files
 from dgemma.model.config import ModelConfig
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import SamplingParams
 from dgemma.text.chat import ChatTemplate
-from dgemma.text.prompting import Messages, Prompt, Prompter
-from dgemma.text.stream import Stream
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import Mode, Output, Request
 from dgemma.weights.files import Checkpoint, find_model, open_checkpoint
@@ -54,7 +51,8 @@ class LLM:
         config: its sizes.
         choice: device and dtype with their reasons.
         engine: what runs requests; `worker` is the thread that drives it.
-        tokenizer, template: None where the checkpoint has none; `prompter` makes prompts of them.
+        frontend: makes requests from prompts and text from events.
+        tokenizer, template: None if the checkpoint has none.
         defaults: the checkpoint's own sampler.
     """
 
@@ -82,24 +80,32 @@ class LLM:
             max_running=max_running,
         )  # fmt: skip
         self.worker = Worker(self.engine)
-        self.prompter = Prompter(checkpoint.directory, tokenizer, template)
-        self._frontend = Frontend(tokenizer, self.engine.spec.end_ids) if tokenizer else None
+        spec = self.engine.spec
+        self.frontend = Frontend(
+            checkpoint.directory, tokenizer, template, end_ids=spec.end_ids, canvas=spec.length,
+            context=self.engine.limits.context,
+        )  # fmt: skip
 
     # -- prompts -------------------------------------------------------------------------------
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """See `Prompter.plain`."""
-        return self.prompter.plain(prompt)
+        """See `Frontend.prompt_ids`."""
+        return self.frontend.prompt_ids(prompt)
 
     def chat_ids(
-        self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None, thinking: bool
+        self,
+        messages: Messages,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool = False,
     ) -> list[int]:
-        """See `Prompter.chat`."""
-        return self.prompter.chat(messages, tools, thinking)
+        """See `Frontend.chat_ids`."""
+        return self.frontend.chat_ids(messages, tools, thinking)
 
     # -- running -------------------------------------------------------------------------------
 
-    def submit(self, request: Request, *, chat: bool = False, calls: Calls | None = None) -> Stream:
+    def submit(
+        self, request: Request, *, chat: bool = False, calls: Calls | None = None
+    ) -> TextStream:
         """Start a request, from any thread. Iterate the stream for its events, or close it.
 
         It runs whether or not the stream is read, beside all others, and its tokens are the same.
@@ -113,24 +119,13 @@ class LLM:
             InvalidRequest: the request cannot be honoured; nothing was started.
             Overloaded: too many requests wait.
         """
-        params = request.params
-        if params.stop or chat or calls or params.bad_words or params.constraint_field:
-            self.prompter.text()
-        reader = constrained = None
-        if self._frontend is not None:
-            found = self._frontend.prepare(request, chat=chat, calls=calls)
-            request, reader = found.request, found.reader
-            constrained = ConstrainedAnswer(*found.constraint) if found.constraint else None
-        texts: deque[str] = deque()
-
-        def should_stop(ids: Sequence[int]) -> bool:
-            if reader is None:
-                return False
-            texts.append(reader.push(ids))
-            return reader.stopped
-
-        events = self.worker.submit(request, should_stop, constrained)
-        return Stream(events, reader, texts, self._draft)
+        prepared = self.frontend.prepare(request, chat=chat, calls=calls)
+        reader, constraint = prepared.reader, prepared.constraint
+        constrained = None if constraint is None else ConstrainedAnswer(*constraint)
+        should_stop = None if reader is None else reader.should_stop
+        return TextStream(
+            self.worker.submit(prepared.request, should_stop, constrained), reader
+        )  # fmt: skip
 
     def counters(self) -> Counters:
         """What runs now and what has run, as plain numbers."""
@@ -139,9 +134,6 @@ class LLM:
     def close(self, *, finish: bool = False) -> None:
         """Cancel what runs, or wait until it is finished, and take no further request."""
         self.worker.close(finish=finish)
-
-    def _draft(self, ids: Sequence[int]) -> str:
-        return "" if self.tokenizer is None else self.tokenizer.decode(ids)
 
     def _run(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams | None, *,
@@ -158,7 +150,7 @@ class LLM:
         self, requests: Sequence[Request], *, chat: bool = False, calls: Calls | None = None
     ) -> list[Output]:
         """Run requests together and wait for all; see `submit`."""
-        streams: list[Stream] = []
+        streams: list[TextStream] = []
         outputs: list[Output] = []
         try:
             for request in requests:
@@ -251,13 +243,13 @@ class LLM:
     def stream(
         self, prompt: Prompt | Messages, params: SamplingParams | None = None, *,
         tools: Sequence[Mapping[str, Any]] | None = None, thinking: bool = False,
-    ) -> Stream:  # fmt: skip
+    ) -> TextStream:  # fmt: skip
         """The events of one answer as they happen: "frame" per step, "commit" per canvas, "done".
 
         Args:
             prompt: text or ids as in `generate`, or messages as in `chat`.
         """
-        ids, chat = self.prompter.either(prompt, tools, thinking)
+        ids, chat = self.frontend.ids(prompt, tools, thinking)
         request = Request(token_ids=tuple(ids), params=params or SamplingParams(), frames=True)
         return self.submit(request, chat=chat, calls=calls_of(tools, "auto", None))
 
@@ -270,27 +262,15 @@ class LLM:
         Raises:
             InvalidRequest: a parameter that only steers denoising.
         """
-        ids, chat = self.prompter.either(prompt, tools, thinking)
+        ids, chat = self.frontend.ids(prompt, tools, thinking)
         return self._run([ids], params, chat=chat, mode="autoregressive")[0]
 
     # -- on the canvas: see `dgemma.compose` ---------------------------------------------------
 
-    @cached_property
+    @property
     def facts(self) -> ModelFacts:
-        """What a plan must know of this model.
-
-        Raises:
-            TokenizerError: it has no tokenizer.
-        """
-        tokenizer = self.prompter.text()
-        spec, frontend = self.engine.spec, self._frontend
-        assert frontend is not None
-        turn = tokenizer.id_of("<turn|>")
-        return ModelFacts(
-            tokenizer=tokenizer, canvas=spec.length, context=self.engine.limits.context,
-            end_id=turn if turn in spec.end_ids else spec.end_ids[0], end_ids=spec.end_ids,
-            fill_id=tokenizer.eos_id, ask=self.prompter.asked, constraint=frontend.grammars.of,
-        )  # fmt: skip
+        """See `Frontend.facts`."""
+        return self.frontend.facts
 
     def fill(
         self, parts: Sequence[str | Hole], params: SamplingParams | None = None, *,
@@ -369,11 +349,7 @@ def load(
     """
     directory, _ = find_model(name)
     checkpoint = open_checkpoint(directory, strict=strict)
-    tokenizer = template = None
-    if (directory / "tokenizer.json").exists():
-        tokenizer = Tokenizer.from_directory(directory)
-        if (directory / "chat_template.jinja").exists():
-            template = ChatTemplate.from_directory(directory, tokenizer)
+    tokenizer, template = read_text_files(directory)
     with torch.device("meta"):
         model = DiffusionGemma(checkpoint.config)
     count = sum(p.numel() for p in model.parameters())

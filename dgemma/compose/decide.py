@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from dgemma.compose.calibration import Calibration, tempered
 from dgemma.compose.length import mean
-from dgemma.compose.plan import ModelFacts, Plan, run, total
+from dgemma.compose.plan import Plan, run, total
 from dgemma.compose.questions import (
     Kind,
     Labels,
@@ -25,6 +25,7 @@ from dgemma.compose.questions import (
     labels,
 )
 from dgemma.errors import InvalidRequest
+from dgemma.frontend import ModelFacts
 from dgemma.params import SamplingParams, canvas_width
 from dgemma.types import CanvasControl, Output, Request, Usage
 

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dgemma.compose.length import mean
-from dgemma.compose.plan import ModelFacts, Plan, checked, run
+from dgemma.compose.plan import Plan, checked, run
 from dgemma.errors import InvalidRequest
+from dgemma.frontend import ModelFacts
 from dgemma.params import SamplingParams
 from dgemma.types import Mode, Output, Request
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 
 from dgemma.compose.layout import Slot
 from dgemma.compose.length import Trial, mean
-from dgemma.compose.plan import ModelFacts, Plan, checked, refuse, total
+from dgemma.compose.plan import Plan, checked, refuse, total
 from dgemma.compose.windows import Windows
 from dgemma.compose.write import Written
 from dgemma.errors import InvalidRequest
+from dgemma.frontend import ModelFacts
 from dgemma.params import REFUSED_BY_FILL, SamplingParams
 from dgemma.text.prompts import WRITE
 from dgemma.text.tokenizer import Tokenizer

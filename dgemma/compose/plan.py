@@ -1,19 +1,14 @@
-"""What a plan is: a generator of requests, and what it must know of a loaded model.
-
-Knows how outputs are checked and their costs added up. Knows nothing about who runs the requests.
-"""
+"""A plan: a generator of requests that receives their outputs. It must not know who runs them."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Sequence
 from typing import TypeVar
 
-from dgemma.errors import ContextOverflow, EngineError, InvalidRequest
+from dgemma.errors import EngineError, InvalidRequest
 from dgemma.params import SamplingParams
-from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import Matcher, Output, Request, Usage
+from dgemma.types import Output, Request, Usage
 
 T = TypeVar("T")
 
@@ -22,65 +17,6 @@ Plan = Generator[Sequence[Request], Sequence[Output], T]
 
 MOST_TOGETHER = 24
 """Requests of one yield that only look for something (lengths, noise draws)."""
-REFERENCE_SHARE = 4
-"""At most one part in that many of the context goes to text that is only shown for reference."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFacts:
-    """What a plan must know of a loaded model.
-
-    Attributes:
-        tokenizer: its vocabulary.
-        canvas: tokens of its canvas.
-        context: most positions of prompt and answer together.
-        end_id: ends the model's turn.
-        end_ids: all ids that end an answer.
-        fill_id: what follows the end on a canvas.
-        ask: a user's message to prompt ids that end where the model's turn begins.
-        constraint: the walk through the language that parameters ask for, and its name, if they do.
-    """
-
-    tokenizer: Tokenizer
-    canvas: int
-    context: int
-    end_id: int
-    end_ids: tuple[int, ...]
-    fill_id: int
-    ask: Callable[[str], list[int]]
-    constraint: Callable[[SamplingParams], tuple[Matcher, str] | None]
-
-    def prompt(self, message: str, head: Sequence[int], room: int) -> tuple[int, ...]:
-        """The prompt of a message and of the text that the answer has begun with.
-
-        Where the text is too long, its beginning is left out.
-
-        Args:
-            message: the user's.
-            head: ids of the answer's text so far.
-            room: positions that stay free.
-
-        Raises:
-            ContextOverflow: the message alone is too long.
-        """
-        asked = self.ask(message)
-        left = self.context - room - len(asked)
-        if left < 0:
-            raise ContextOverflow(
-                f"a message of {len(asked)} tokens leaves no room for a canvas of {room} in the "
-                f"model's context of {self.context}; shorten the context or the instruction",
-                field="prompt",
-            )
-        kept = head[max(0, len(head) - left) :]
-        return (*asked, *kept)
-
-    def reference(self, text: str, *, last: bool = False) -> str:
-        """As much of a text's beginning (or end) as may be shown for reference."""
-        most = self.context // REFERENCE_SHARE
-        ids = self.tokenizer.encode(text)
-        if len(ids) <= most:
-            return text
-        return self.tokenizer.decode(ids[-most:] if last else ids[:most]).strip("\ufffd")
 
 
 def run(requests: Sequence[Request]) -> Plan[list[Output]]:

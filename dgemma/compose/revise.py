@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dgemma.compose.borders import text_tokens
-from dgemma.compose.plan import ModelFacts, Plan, checked, refuse, run, seed_of, share, total
+from dgemma.compose.plan import Plan, checked, refuse, run, seed_of, share, total
 from dgemma.errors import EngineError, InvalidRequest
+from dgemma.frontend import ModelFacts
 from dgemma.params import CONSTRAINT_FIELDS, REFUSED_BY_EDIT, SamplingParams, canvas_width
 from dgemma.text.answer import AnswerReader
 from dgemma.text.parse import MarkerIds, thought_is_open

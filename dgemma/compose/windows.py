@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from dgemma.compose.borders import TextTokens, text_tokens
 from dgemma.compose.layout import Gap, Slot, Window
 from dgemma.compose.length import Trial
-from dgemma.compose.plan import ModelFacts, Plan, seed_of
+from dgemma.compose.plan import Plan, seed_of
 from dgemma.compose.write import Writer, Written
 from dgemma.errors import InvalidRequest
+from dgemma.frontend import ModelFacts
 from dgemma.params import WIDTH_STEP, SamplingParams, canvas_width
 from dgemma.types import CanvasControl, Output, Request
 

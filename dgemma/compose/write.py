@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from dgemma.compose.borders import TextTokens
 from dgemma.compose.layout import Placed, Window
 from dgemma.compose.length import KEPT, Trial, between, grid, judge, mean, nearby
-from dgemma.compose.plan import MOST_TOGETHER, ModelFacts, Plan, run
+from dgemma.compose.plan import MOST_TOGETHER, Plan, run
 from dgemma.errors import EngineError
+from dgemma.frontend import ModelFacts
 from dgemma.params import SamplingParams
 from dgemma.types import Output, Request
 

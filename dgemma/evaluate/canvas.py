@@ -69,7 +69,7 @@ def _line(
 def sudoku(llm: LLM, n: int) -> Line:
     """Puzzles from the prompt, and as holes in a grid whose givens are pinned."""
     examples = [make_example("sudoku", "heldout", HELD_OUT_SEED, i) for i in range(n)]
-    tokenizer = llm.prompter.text()
+    tokenizer = llm.frontend.tokenizer
     digits = tuple(tokenizer.encode(d)[-1] for d in "123456789")
     hole = Hole(max_tokens=1, allowed_token_ids=digits)
 
@@ -96,7 +96,7 @@ def _gap(example: Example, part: str) -> str:
 def _continued(llm: LLM, example: Example, seed: int) -> str:
     """What a model writes that sees the text before the gap alone."""
     prefix = _gap(example, "prefix")
-    ids = tuple(llm.prompter.text().encode(prefix.rstrip(" ")))
+    ids = tuple(llm.frontend.tokenizer.encode(prefix.rstrip(" ")))
     control = CanvasControl(ids=ids, pinned=tuple(range(len(ids))))
     prompt = tuple(llm.chat_ids([{"role": "user", "content": WRITE}], None, False))
     request = Request(token_ids=prompt, params=SamplingParams(seed=seed), canvas=control)
@@ -123,7 +123,7 @@ def gaps(llm: LLM, n: int) -> list[Line]:
 
     def known(i: int) -> float:
         example = examples[i]
-        tokenizer = llm.prompter.text()
+        tokenizer = llm.frontend.tokenizer
         before, gap = _gap(example, "prefix"), _gap(example, "gap")
         size = len(tokenizer.encode(before + gap)) - len(tokenizer.encode(before.rstrip(" ")))
         filled = llm.infill(

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from dgemma.compose.plan import ModelFacts
+from dgemma.frontend import Frontend, ModelFacts, TextStream
 from dgemma.params import SamplingParams
-from dgemma.text.prompting import Prompter
-from dgemma.text.stream import Stream
 from dgemma.types import Output, Request
 
 
@@ -18,14 +16,14 @@ class Model(Protocol):
     """A loaded model with its engine."""
 
     defaults: SamplingParams
-    prompter: Prompter
+    frontend: Frontend
 
     @property
     def facts(self) -> ModelFacts:
         """Canvas, context, end ids, tokenizer."""
         ...
 
-    def submit(self, request: Request, *, chat: bool = False, calls: Any = None) -> Stream:
+    def submit(self, request: Request, *, chat: bool = False, calls: Any = None) -> TextStream:
         """Start a request; `async for` its stream, or `close` it."""
         ...
 
@@ -38,7 +36,7 @@ class Model(Protocol):
         ...
 
 
-async def result(stream: Stream) -> Output:
+async def result(stream: TextStream) -> Output:
     """Wait for a request's output; a cancelled task cancels the request."""
     try:
         async for event in stream:

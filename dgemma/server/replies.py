@@ -20,12 +20,11 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from dgemma.compose.plan import ModelFacts
 from dgemma.errors import EngineError
+from dgemma.frontend import ModelFacts, TextStream
 from dgemma.params import canvas_width
 from dgemma.server.errors import Refusal
 from dgemma.text.parse import Field, MarkerIds, Parsed, StreamParser, parse, thought_is_open
-from dgemma.text.stream import Stream
 from dgemma.types import ENTROPY_PER_NAT, Event, Output, Request, TokenScore, ToolCall
 
 _WORD = re.compile(r"\s*\S+|\s+$")
@@ -179,8 +178,8 @@ class PieceReader:
     """One request's stream as pieces."""
 
     def __init__(
-        self, facts: ModelFacts, request: Request, stream: Stream, *, chat: bool, every: int = 1,
-        must_call: bool = False,
+        self, facts: ModelFacts, request: Request, stream: TextStream, *, chat: bool,
+        every: int = 1, must_call: bool = False,
     ) -> None:  # fmt: skip
         """
         Args:

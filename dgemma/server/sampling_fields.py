@@ -12,8 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dgemma.compose.plan import ModelFacts
 from dgemma.errors import InvalidRequest
+from dgemma.frontend import ModelFacts
 from dgemma.params import (
     COLDEST,
     HOTTEST,

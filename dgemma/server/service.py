@@ -17,13 +17,12 @@ from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
-from dgemma.compose.plan import ModelFacts
 from dgemma.errors import ContextOverflow, EngineError, nearest
+from dgemma.frontend import ModelFacts, TextStream
 from dgemma.server.errors import Refusal, busy, closing
 from dgemma.server.metrics import Metrics
 from dgemma.server.model import Model
 from dgemma.server.settings import Settings
-from dgemma.text.stream import Stream
 from dgemma.types import Request
 
 T = TypeVar("T")
@@ -49,7 +48,7 @@ class Service:
         self.metrics = Metrics(model.counters)
         self.closing = False
         self._open: Counter[str] = Counter()
-        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        self._streams: weakref.WeakSet[TextStream] = weakref.WeakSet()
         self._threads = CapacityLimiter(THREADS)
         self._lock = threading.Lock()  # requests are started in threads
 
@@ -118,7 +117,7 @@ class Service:
 
     async def submit(
         self, requests: Sequence[Request], *, owner: str, chat: bool = False, calls: Any = None
-    ) -> list[Stream]:
+    ) -> list[TextStream]:
         """Start requests together, or none of them.
 
         Args:
@@ -138,8 +137,8 @@ class Service:
 
     def _start(
         self, requests: Sequence[Request], owner: str, chat: bool, calls: Any
-    ) -> list[Stream]:
-        streams: list[Stream] = []
+    ) -> list[TextStream]:
+        streams: list[TextStream] = []
         try:
             for request in requests:
                 asked = replace(request, owner=owner)
@@ -174,7 +173,7 @@ class Service:
         await to_thread.run_sync(self.model.close)
 
 
-def _close_all(work: asyncio.Future[list[Stream]]) -> None:
+def _close_all(work: asyncio.Future[list[TextStream]]) -> None:
     if not work.cancelled() and work.exception() is None:
         for stream in work.result():
             stream.close()

@@ -1,10 +1,8 @@
-"""From committed ids to an answer: text as it comes, thought and calls apart, stop strings.
-
-One reader folds one request. Knows nothing about canvases, engines or sampling.
-"""
+"""From committed ids to an answer: text as it comes, thought and calls apart, stop strings."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 from dgemma.text.parse import StreamParser
@@ -13,14 +11,15 @@ from dgemma.types import ToolCall
 
 
 class AnswerReader:
-    """Folds ids into text, thinking and tool calls, and ends at the first stop string.
+    """Folds the ids of one request into text, thinking and tool calls, up to a stop string.
 
     Attributes:
-        text: the answer so far, whatever was held back left out.
+        text: the answer so far, without the text that is held back.
         thinking: the thought so far.
         tool_calls: the calls so far.
         stopped_by: the stop string that was met, if any; `text` ends before it.
         kept: how many of the pushed ids belong to the answer (all, unless stopped).
+        texts: one for each commit that `should_stop` was shown, until the stream takes it.
     """
 
     def __init__(
@@ -34,11 +33,12 @@ class AnswerReader:
     ) -> None:
         """
         Args:
-            stop: strings that end the answer; looked for in its text, not in thoughts.
+            stop: strings that end the answer; the reader looks for them outside of thoughts.
             chat: split thought, calls and text; else all ids are text.
             thought_open: the prompt ended within a thought.
             must_call: a call is required, see `StreamParser`.
         """
+        self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._parser = (
             StreamParser(tokenizer, thought_open=thought_open, must_call=must_call)
@@ -53,6 +53,16 @@ class AnswerReader:
         self.tool_calls: list[ToolCall] = []
         self.stopped_by: str | None = None
         self.kept = 0
+        self.texts: deque[str] = deque()
+
+    def draft(self, ids: Sequence[int]) -> str:
+        """The text of a canvas that is not committed; changes nothing."""
+        return self._tokenizer.decode(ids)
+
+    def should_stop(self, ids: Sequence[int]) -> bool:
+        """Read the ids of a commit; True if a stop string ends the answer there."""
+        self.texts.append(self.push(ids))
+        return self.stopped
 
     @property
     def stopped(self) -> bool:
@@ -99,7 +109,7 @@ class AnswerReader:
 
     def _advance(self, final: bool) -> str:
         """Move `text` forward as far as no stop string can still reach back."""
-        start = len(self.text)  # no stop string begins before what was told
+        start = len(self.text)  # no stop string begins in text that was already returned
         found = first_stop(self._whole, self._stop, start)
         if found is not None:
             end, self.stopped_by = found
@@ -112,7 +122,7 @@ class AnswerReader:
 
 
 def first_stop(text: str, stop: Sequence[str], start: int = 0) -> tuple[int, str] | None:
-    """Where a text is cut, and the stop string that does it; None: none is in it.
+    """The position at which a text is cut, and its stop string; None: there is none.
 
     It is the one that is complete first, of several the longest: then it makes no difference in
     which pieces the text came.

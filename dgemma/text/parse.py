@@ -1,8 +1,7 @@
-"""The three things that a model's ids say: a thought, tool calls, and the answer's text.
+"""From a model's ids to its thought, its tool calls, and the text of its answer.
 
-Works on ids, so a look-alike of a marker that is spelt out in ordinary tokens stays text. One
-implementation: `parse` is the fold of `StreamParser`. Knows the markers of the Gemma 4 family;
-knows nothing about canvases, engines or HTTP.
+Works on ids, so a look-alike of a marker that is spelt out in ordinary tokens stays text. `parse`
+is the fold of `StreamParser`.
 Source: the Gemma 4 chat template.
 """
 
@@ -13,25 +12,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dgemma.errors import TokenizerError
-from dgemma.text.calls import NotACall, format_call, parse_call
+from dgemma.text.calls import NotACall, parse_call
 from dgemma.text.tokenizer import Detokenizer, Tokenizer
 from dgemma.types import ToolCall
 
-__all__ = [
-    "Delta", "MarkerIds", "NotACall", "Parsed", "StreamParser", "format_call", "parse",
-    "parse_call", "thought_is_open",
-]  # fmt: skip
-
 CHANNEL_HEAD = "thought\n"
-"""What a thought channel begins with."""
+"""The beginning of a thought channel."""
 BETWEEN_THOUGHTS = "\n"
-"""What stands between the texts of two thought channels."""
+"""The separator between the texts of two thought channels."""
 
 Delta = tuple[Literal["thinking", "text"], str] | tuple[Literal["tool_call"], ToolCall]
-"""What a push adds: a piece of text to one of two fields, or a whole call."""
+"""A push adds a piece of text to one of two fields, or a whole call."""
 
 Field = Literal["text", "thinking", "tool_call", ""]
-"""What an id belongs to."""
+"""The field that an id belongs to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +72,11 @@ class MarkerIds:
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """What a model said.
+    """The answer of a model.
 
     Attributes:
-        thinking: the thought without its channel's name; None where there was none or it is empty.
-        tool_calls: in the order in which they were written.
+        thinking: the thought without its channel's name; None if there was none or it is empty.
+        tool_calls: in the order of writing.
         text: the answer. A call that cannot be read is in it as it was written, markers included.
     """
 
@@ -95,10 +89,10 @@ def parse(
     tokenizer: Tokenizer, ids: Sequence[int], *, thought_open: bool = False,
     must_call: bool = False,
 ) -> Parsed:  # fmt: skip
-    """What a finished answer's ids say.
+    """Parse the ids of a finished answer.
 
     Args:
-        ids: committed ids; whatever follows the first end id is ignored.
+        ids: committed ids; those after the first end id are ignored.
         thought_open: the prompt ended within a thought, see `thought_is_open`.
         must_call: a call is required, see `StreamParser`.
 
@@ -126,15 +120,15 @@ def thought_is_open(markers: MarkerIds, ids: Sequence[int]) -> bool:
 
 
 class StreamParser:
-    """The same as ids come.
+    """Parses ids as they come.
 
-    Holds back what may still turn out otherwise: the bytes of an unfinished character, the name
-    of a channel, the newline before a thought's end, and a call until it is closed. A thought
-    ends at its marker, or where a call begins; a call also ends where the answer does.
+    It holds back text that may still change: the bytes of an unfinished character, the name of a
+    channel, the newline before a thought's end, and a call until it is closed. A thought ends at
+    its marker, or at the beginning of a call; a call also ends with the answer.
 
     Attributes:
-        fields: of each id so far, in order, the field that it belongs to; "": a marker, or what
-            follows the end. Ids of a call come when it is closed: one that cannot be read is text.
+        fields: of each id so far, in order, the field that it belongs to; "": a marker, or an id
+            after the end. Ids of a call come when it is closed: one that cannot be read is text.
     """
 
     def __init__(
@@ -143,8 +137,8 @@ class StreamParser:
         """
         Args:
             thought_open: as in `parse`.
-            must_call: the answer has to be a call, so one that its end cuts off is no text: it is
-                dropped.
+            must_call: the answer has to be a call, so one that its end cuts off is dropped, not
+                turned into text.
         """
         self._markers = MarkerIds.of(tokenizer)
         self._tokenizer = tokenizer
@@ -161,7 +155,9 @@ class StreamParser:
             self._state = "thinking"
 
     def push(self, ids: Sequence[int]) -> list[Delta]:
-        """What these ids add, neighbours of one field joined; nothing after the first end id.
+        """Read these ids and return what they add, neighbours of one field joined.
+
+        Nothing counts after the first end id.
 
         Raises:
             TokenizerError: an id is outside the vocabulary.
@@ -182,7 +178,7 @@ class StreamParser:
         return _joined(out)
 
     def finish(self) -> list[Delta]:
-        """What was held back; the answer ends here."""
+        """End the answer, and return what was held back."""
         out: list[Delta] = []
         self._end(out)
         return _joined(out)
@@ -196,7 +192,7 @@ class StreamParser:
             self._close_call(out, closed=token_id == markers.call_close)
             if token_id == markers.call_close:
                 return
-        if token_id != markers.call_open:  # of a call nothing is known until it is closed
+        if token_id != markers.call_open:  # a call is unknown until it is closed
             self.fields.append("")
         if token_id in markers.ends:
             self._end(out)
@@ -222,7 +218,7 @@ class StreamParser:
             self._emit(self._letters.push(ids), out)
 
     def _emit(self, text: str, out: list[Delta]) -> None:
-        """Adds text to the field that is open."""
+        """Add text to the open field."""
         if not text:
             return
         if self._state == "text":
@@ -244,7 +240,7 @@ class StreamParser:
             out.append(("thinking", kept))
 
     def _flush(self, out: list[Delta]) -> None:
-        """Ends the open text: an unfinished character is shown, a thought's last newline is not."""
+        """End the open text: show an unfinished character, drop a thought's last newline."""
         self._emit(self._letters.flush(), out)
         if self._state == "thinking" and self._head is not None:
             head, self._head = self._head, None
@@ -252,7 +248,7 @@ class StreamParser:
                 self._emit(head, out)
 
     def _close_call(self, out: list[Delta], *, closed: bool) -> None:
-        """Ends a call; what cannot be read as one becomes text."""
+        """End a call; if it cannot be parsed it becomes text."""
         markers, tokenizer = self._markers, self._tokenizer
         pieces: list[list[int]] = [[]]
         for token_id in self._call:
@@ -261,7 +257,7 @@ class StreamParser:
             else:
                 pieces[-1].append(token_id)
         ids = [markers.call_open, *self._call] + [markers.call_close] * closed
-        told: list[Field] = [
+        belongs: list[Field] = [
             "" if token_id in tokenizer.special_ids else "tool_call" for token_id in ids
         ]
         try:
@@ -269,8 +265,8 @@ class StreamParser:
         except NotACall:
             if closed or not self._must_call:
                 out.append(("text", tokenizer.decode(ids, control=True)))
-                told = ["text"] * len(ids)
-        self.fields += told
+                belongs = ["text"] * len(ids)
+        self.fields += belongs
         self._state, self._call = "text", []
 
     def _end(self, out: list[Delta]) -> None:
@@ -282,7 +278,7 @@ class StreamParser:
 
 
 def _joined(deltas: list[Delta]) -> list[Delta]:
-    """The same with neighbours of one text field made one."""
+    """The same with neighbours of one text field joined."""
     out: list[Delta] = []
     for delta in deltas:
         last = out[-1] if out else None

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dgemma.tasks.example import Example
+from dgemma.text.calls import format_call
 from dgemma.text.chat import ChatTemplate
-from dgemma.text.parse import format_call
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import ToolCall
 

@@ -186,7 +186,7 @@ class Timer(pydantic.BaseModel):
 def test_strict_tools_of_the_clients_own_making(client: OpenAI) -> None:
     """Catches `pydantic_function_tool`, which always says strict, refused under `auto`; and a call
     that the client's own parser cannot take."""
-    begun = nano().prompter.text().encode("<|tool_call>call:set_timer{", control=True)
+    begun = nano().frontend.tokenizer.encode("<|tool_call>call:set_timer{", control=True)
     asked: Any = SHORT | {
         "tools": [openai.pydantic_function_tool(Timer, name="set_timer")], "max_tokens": 64,
         "extra_body": {"diffusion_seed_canvas": begun, "diffusion_pinned": list(range(len(begun)))},

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from dgemma.errors import EngineError
+from dgemma.frontend import TextStream
 from dgemma.server import middleware
 from dgemma.server.keys import Keys
 from dgemma.server.settings import ServerLimits
-from dgemma.text.stream import Stream
 from dgemma.types import Request
 from tests.support.client import ASK, QUESTION, Client, Recorder, numbers, serve
 
@@ -61,7 +61,7 @@ def test_a_crash_leaves_no_text_of_users_in_the_log(caplog: pytest.LogCaptureFix
 
     texts = ["my secret", "what a user wrote"]
 
-    def crash(request: Request) -> Stream:
+    def crash(request: Request) -> TextStream:
         try:
             raise KeyError(texts[1])
         except KeyError as error:
@@ -78,7 +78,7 @@ def test_a_crash_leaves_no_text_of_users_in_the_log(caplog: pytest.LogCaptureFix
 def test_a_failing_engine_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     """Catches a 500 that says "see the log", where nothing is."""
 
-    def fail(request: Request) -> Stream:
+    def fail(request: Request) -> TextStream:
         raise EngineError("broken")
 
     with caplog.at_level(logging.INFO, "dgemma.server"):

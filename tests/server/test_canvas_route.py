@@ -21,7 +21,7 @@ SEEDED = [{"text": "Dear "}, {"text": "Mira", "role": "seed"}, {"text": ", this 
 
 
 def encode(text: str) -> list[int]:
-    return nano().prompter.text().encode(text)
+    return nano().frontend.tokenizer.encode(text)
 
 
 def test_text_with_holes_is_filled() -> None:

@@ -38,7 +38,7 @@ def call_ids() -> list[int]:
         f'<|tool_call>call:find{{city:<|"|>{city}<|"|>}}<tool_call|>' for city in ("Oslo", "Rome")
     )
     text = f"<|channel>thought\nhm<channel|>So: {calls}"
-    return nano().prompter.text().encode(text, control=True)
+    return nano().frontend.tokenizer.encode(text, control=True)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_thought_calls_and_text_stand_in_their_fields() -> None:
 
 def test_a_stream_without_text_folds_to_the_plain_content() -> None:
     """Catches an empty text where the plain reply has none, and none where it has an empty one."""
-    encode = nano().prompter.text().encode
+    encode = nano().frontend.tokenizer.encode
     call = encode('<|tool_call>call:find{city:<|"|>Oslo<|"|>}<tool_call|>', control=True)
     for ids, content in ((call, None), ([], ""), (encode("One"), "One")):
         client = serve(Recorder(lambda request, ids=ids: written(request, [ids])))
@@ -197,7 +197,7 @@ def test_strict_tools_may_be_called(client: Client) -> None:
     """Catches a strict tool that is refused where the model may choose, as the openai client sends
     it; a call outside its schema; and one that is forced where none was asked for."""
     pytest.importorskip("llguidance")
-    begun = nano().prompter.text().encode("<|tool_call>call:set_timer{minutes:", control=True)
+    begun = nano().frontend.tokenizer.encode("<|tool_call>call:set_timer{minutes:", control=True)
     pins = {"diffusion_seed_canvas": begun, "diffusion_pinned": list(range(len(begun)))}
     for tools in ([STRICT], [*TOOLS, STRICT]):
         reply = client.ask(**pins, tools=tools, max_tokens=64)
@@ -297,7 +297,7 @@ def test_logprobs(client: Client) -> None:
 def test_a_probability_of_zero_is_json() -> None:
     """Catches an infinite logarithm, which no JSON can hold: the reply would be a 500."""
     score = TokenScore(token_id=45, logprob=0.0, top=((46, float("-inf")),), asked=(-1.0,))
-    with_errors = logprobs([score], [47], nano().prompter.text(), as_ids=True)["content"][0]
+    with_errors = logprobs([score], [47], nano().frontend.tokenizer, as_ids=True)["content"][0]
     assert [one["logprob"] for one in with_errors["top_logprobs"]] == [LEAST, -1.0]
     assert with_errors["token"] == "token_id:45"
     json.dumps(with_errors, allow_nan=False)
@@ -305,7 +305,7 @@ def test_a_probability_of_zero_is_json() -> None:
 
 def test_a_read_only_canvas(client: Client) -> None:
     """Catches pins that move, or a canvas that is not reported position by position."""
-    ids = nano().prompter.text().encode("I am nano")
+    ids = nano().frontend.tokenizer.encode("I am nano")
     reply = client.ask(
         diffusion=None, diffusion_seed_canvas=ids, diffusion_pinned=list(range(len(ids))),
         diffusion_read_only=True, diffusion_canvas_length=16, logprobs=True,
@@ -322,7 +322,7 @@ def test_a_prediction_saves_steps_and_is_not_binding(client: Client) -> None:
     request: Request = recorder.asked[0][0]
     assert seeded.status_code == 200 and request.canvas is not None
     assert 0 < request.canvas.strength < 1 and not request.canvas.pinned
-    text = nano().prompter.text().decode(request.canvas.ids[:8])
+    text = nano().frontend.tokenizer.decode(request.canvas.ids[:8])
     assert text.startswith("I am nano.")
     half = client.ask(
         prediction={"type": "content", "content": "I am nano."},

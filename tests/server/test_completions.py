@@ -64,7 +64,7 @@ def test_logprobs_are_in_the_old_form() -> None:
     assert len(found["tokens"]) == len(found["top_logprobs"]) == len(found["text_offset"]) > 0
     for token, offset in zip(found["tokens"], found["text_offset"], strict=True):
         assert choice["text"][offset:].startswith(token)
-    name = nano().prompter.text().token_text(301)
+    name = nano().frontend.tokenizer.token_text(301)
     assert all(name in top for top in found["top_logprobs"])
 
 

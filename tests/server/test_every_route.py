@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from dgemma.frontend import TextStream
 from dgemma.server.app import create_app
 from dgemma.server.keys import Keys
 from dgemma.server.settings import Settings
-from dgemma.text.stream import Stream
 from dgemma.types import Event, Output, Request
 from tests.support.bodies import BODIES, STREAMED, TOOLS, USED
 from tests.support.client import Client, Recorder, Written, serve
@@ -132,10 +131,10 @@ def test_a_plan_that_is_shut_down_says_so(path: str) -> None:
     """Catches a 500 for what is no fault, where a client should try again elsewhere."""
     apps: list[Any] = []
 
-    def begin(request: Request) -> Stream:
+    def begin(request: Request) -> TextStream:
         apps[0].state.service.closing = True
         cancelled = Event(type="done", output=Output(finish_reason="cancelled"))
-        return Stream(Written([cancelled]), None, deque(), lambda ids: "")
+        return TextStream(Written([cancelled]), None)
 
     apps.append(create_app(Recorder(begin), Settings()))
     assert Client(apps[0]).post(path, BODIES[path]).status_code == 503
@@ -148,9 +147,9 @@ def test_when_the_client_is_gone_its_requests_end(path: str, stream: bool) -> No
     """Catches work that goes on for nobody, and a place that is never given back."""
     started: list[Waiting] = []
 
-    def begin(request: Request) -> Stream:
+    def begin(request: Request) -> TextStream:
         started.append(Waiting())
-        return Stream(started[-1], None, deque(), lambda ids: "")
+        return TextStream(started[-1], None)
 
     app = create_app(Recorder(begin), Settings())
     asyncio.run(hang_up(app, path, BODIES[path] | ({"stream": True} if stream else {}), started))

@@ -198,7 +198,7 @@ def test_a_field_changes_something(name: str) -> None:
 def check_parallel(base: dict[str, Any]) -> None:
     """Of two calls only the first is told."""
     call = '<|tool_call>call:find{a:<|"|>b<|"|>}<tool_call|>'
-    ids = nano().prompter.text().encode(call * 2, control=True)
+    ids = nano().frontend.tokenizer.encode(call * 2, control=True)
     client = serve(Recorder(lambda request: written(request, [ids])))
     for value, count in ((True, 2), (False, 1)):
         reply = client.post("/v1/chat/completions", {**base, "parallel_tool_calls": value})

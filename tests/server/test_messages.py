@@ -35,7 +35,7 @@ def parsed(text: str) -> list[dict[str, Any]]:
 
 
 def ids(text: str) -> list[int]:
-    return nano().prompter.text().encode(text, control=True)
+    return nano().frontend.tokenizer.encode(text, control=True)
 
 
 def answering(*canvases: str, reason: str = "stop") -> Recorder:
@@ -122,7 +122,7 @@ def test_a_conversation_with_tools_is_understood() -> None:
     assert (result["tool_call_id"], result["content"], user["content"]) == ("t1", "4", "Well?")
     model = Recorder()
     serve(model).post(PATH, ASK | {"messages": USED, "tools": TOOLS})
-    shown = nano().prompter.text().decode(model.asked[0][0].token_ids, control=True)
+    shown = nano().frontend.tokenizer.decode(model.asked[0][0].token_ids, control=True)
     assert "declaration:add" in shown and "I add." in shown and "Well?" in shown
 
 

@@ -71,7 +71,7 @@ def test_tokenize_and_back(client: Client) -> None:
         found = client.post("/tokenize", {name: text}).json()
         assert found["count"] == len(found["tokens"])
         assert client.post("/detokenize", {"tokens": found["tokens"]}).json() == {"content": text}
-    tokenizer = nano().prompter.text()
+    tokenizer = nano().frontend.tokenizer
     assert tokenizer.id_of("<turn|>") not in found["tokens"]
     headed = client.post("/tokenize", {"content": text, "add_special": True}).json()["tokens"]
     assert headed == [tokenizer.bos_id, *found["tokens"]]
@@ -92,7 +92,7 @@ def test_a_conversation_as_the_model_reads_it(client: Client) -> None:
     ):
         assert client.post("/tokenize", body | more).json()["tokens"] == expected
         prompt = client.post("/apply-template", body | more).json()["prompt"]
-        assert prompt == nano().prompter.text().decode(expected, control=True)
+        assert prompt == nano().frontend.tokenizer.decode(expected, control=True)
 
 
 @pytest.mark.parametrize(("path", "body", "said"), [

@@ -134,7 +134,7 @@ def with_control_tokens(value: Any, field: str = "") -> Any:
 @pytest.mark.parametrize("path", BODIES)
 def test_control_tokens_stay_text(client: Client, path: str) -> None:
     """Catches a user who ends his own turn, on any path."""
-    special = set(nano().prompter.text().special_ids)
+    special = set(nano().frontend.tokenizer.special_ids)
     seen = []
     for body in (ALL[path], with_control_tokens(copy.deepcopy(ALL[path]))):
         asked = len(MODEL.asked)

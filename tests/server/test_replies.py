@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import deque
 from collections.abc import AsyncGenerator
 
 import pytest
 
+from dgemma.frontend import TextStream
 from dgemma.params import SamplingParams
 from dgemma.server import sse
 from dgemma.server.replies import Call, End, Folded, Piece, PieceReader, Text, Thought, fold, words
 from dgemma.text.answer import AnswerReader
-from dgemma.text.stream import Stream
 from dgemma.types import Event, Output, Request, TokenScore
 from tests.support.client import QUESTION, Recorder, Written, collected, serve, written
 from tests.support.nano import nano
@@ -55,7 +54,7 @@ def check_fold(pieces: list[Piece]) -> Output:
 
 def test_one_canvas_with_thought_call_and_answer_comes_apart_in_order() -> None:
     """Catches a thought in the content, a call as text, or an order that is not the model's."""
-    ids = nano().prompter.text().encode(ANSWER, control=True)
+    ids = nano().frontend.tokenizer.encode(ANSWER, control=True)
     pieces = asyncio.run(collected(reading_of(ids, [])))
     output = check_fold(pieces)
     assert output.text.startswith("Let me see — é 漢. ") and "Oslo" not in output.text
@@ -68,7 +67,7 @@ def test_one_canvas_with_thought_call_and_answer_comes_apart_in_order() -> None:
 def test_any_cut_into_canvases_folds_to_the_same(stop: tuple[str, ...]) -> None:
     """Catches text lost, doubled or in a wrong field where a canvas ends within a marker's text,
     a character or a stop string, and text behind a stop string that was already sent."""
-    ids = nano().prompter.text().encode(ANSWER, control=True)
+    ids = nano().frontend.tokenizer.encode(ANSWER, control=True)
     draw = random.Random(repr(stop))
     whole = output_of(asyncio.run(collected(reading_of(ids, [], stop))))
     for _ in range(20):
@@ -88,19 +87,19 @@ def test_words_are_the_text() -> None:
 
 def scored(text: str, *, size: int, must_call: bool = False) -> tuple[Folded, str]:
     """A folded answer whose every token has a score, and the text of the scored tokens."""
-    tokenizer = nano().prompter.text()
+    tokenizer = nano().frontend.tokenizer
     ids = tokenizer.encode(text, control=True)
     reader = AnswerReader(tokenizer, chat=True, must_call=must_call)
-    with_errors, texts, scores = list[Event](), deque[str](), list[TokenScore]()
+    with_errors, scores = list[Event](), list[TokenScore]()
     for canvas, low in enumerate(range(0, len(ids), size)):
         piece = ids[low : low + size]
-        texts.append(reader.push(piece))
+        reader.should_stop(piece)
         own = tuple(TokenScore(token_id=token_id, logprob=-1.0) for token_id in piece)
         scores += own
         with_errors.append(Event(type="commit", canvas=canvas, ids=tuple(piece), scores=own))
     output = Output(token_ids=tuple(ids), scores=tuple(scores), finish_reason="length")
     with_errors.append(Event(type="done", output=output))
-    stream = Stream(Written(with_errors), reader, texts, tokenizer.decode)
+    stream = TextStream(Written(with_errors), reader)
     request = Request(token_ids=(2, 300), params=SamplingParams(logprobs=0))
     reader = PieceReader(nano().facts, request, stream, chat=True, must_call=must_call)
     folded = asyncio.run(fold(reader.pieces()))
@@ -121,7 +120,7 @@ def test_scores_are_those_of_the_text(text: str, thought: str, size: int) -> Non
     without any, and a thought that is counted otherwise than it is told."""
     folded, shown = scored(text, size=size)
     assert shown == folded.text and folded.thinking == thought
-    tokenizer = nano().prompter.text()
+    tokenizer = nano().frontend.tokenizer
     _, _, inside = text.partition("<|channel>")
     inside, _, _ = inside.partition("<channel|>")
     count = sum(1 for i in tokenizer.encode(inside, control=True) if i not in tokenizer.special_ids)
@@ -143,7 +142,7 @@ TOOL = {"name": "f", "parameters": {"type": "object", "properties": {"n": {"type
 def test_a_call_that_is_cut_off_in_every_api(must: bool) -> None:
     """Catches a route that does not say that the call was required."""
     begun = "<|tool_call>call:f{n:4399"
-    ids = nano().prompter.text().encode(begun, control=True)
+    ids = nano().frontend.tokenizer.encode(begun, control=True)
     model = Recorder(lambda request: written(request, [ids], reason="length"))
     tools = [{"type": "function", "function": TOOL}]
     choice = "required" if must else "auto"
@@ -161,7 +160,7 @@ def test_a_call_that_is_cut_off_in_every_api(must: bool) -> None:
 
 def test_closing_ends_the_request() -> None:
     """Catches a reader that goes away and leaves its request running."""
-    reader = reading_of(nano().prompter.text().encode("one two three"), [])
+    reader = reading_of(nano().frontend.tokenizer.encode("one two three"), [])
 
     async def leave() -> None:
         source = reader.pieces()

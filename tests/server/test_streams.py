@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from dgemma.frontend import TextStream
 from dgemma.params import SamplingParams
 from dgemma.server.replies import Frame, Piece, PieceReader, Scores, Text, fold
 from dgemma.server.service import Service
 from dgemma.server.settings import Settings
 from dgemma.tasks import make_example
 from dgemma.text.answer import AnswerReader
-from dgemma.text.stream import Stream
 from dgemma.types import Event, Output, Request, TokenScore
 from tests.support.client import (
     Client,
@@ -46,14 +45,13 @@ def client() -> Client:
     return serve()
 
 
-def stream_of(with_errors: Sequence[Event], *, chat: bool, stop: Sequence[str] = ()) -> Stream:
+def stream_of(with_errors: Sequence[Event], *, chat: bool, stop: Sequence[str] = ()) -> TextStream:
     """A model's stream of these events, and the end that they lead to."""
-    reader = AnswerReader(nano().prompter.text(), stop=stop, chat=chat)
-    texts: deque[str] = deque()
+    reader = AnswerReader(nano().frontend.tokenizer, stop=stop, chat=chat)
     kept: list[Event] = []
     for event in with_errors:
         if event.type == "commit":
-            texts.append(reader.push(event.ids))
+            reader.should_stop(event.ids)
         kept.append(event)
         if reader.stopped:
             break
@@ -63,7 +61,7 @@ def stream_of(with_errors: Sequence[Event], *, chat: bool, stop: Sequence[str] =
         scores=tuple(score for event in commits for score in event.scores),
     )
     kept.append(Event(type="done", output=output))
-    return Stream(Written(kept), reader, texts, nano().prompter.text().decode)
+    return TextStream(Written(kept), reader)
 
 
 def pieces_of(with_errors: Sequence[Event], *, chat: bool, **params: Any) -> list[Piece]:
@@ -90,7 +88,7 @@ def commit(canvas: int, ids: Sequence[int], *, whole: bool = True, scored: bool 
 @pytest.mark.parametrize("chat", [False, True])
 def test_a_draft_stands_behind_what_was_committed(chat: bool) -> None:
     """Earlier canvases lost from the whole, or the told part of the running one shown twice."""
-    encode = nano().prompter.text().encode
+    encode = nano().frontend.tokenizer.encode
     one, two, three = (encode(text) for text in ("One two ", "three four", " five six"))
     ids = [*two, *three]
     with_errors = [draft(0, one), commit(0, one), draft(1, ids), commit(1, two, whole=False),
@@ -105,7 +103,7 @@ def test_a_draft_stands_behind_what_was_committed(chat: bool) -> None:
 
 def test_scores_follow_their_text() -> None:
     """Scores of a thought, all of them at the end, or told of text that a stop string cut off."""
-    encode = nano().prompter.text().encode
+    encode = nano().frontend.tokenizer.encode
     parts = [encode(text, control=True) for text in
              ("<|channel>thought\nhm", "<channel|>One", " two", " STOP three")]  # fmt: skip
     with_errors = [commit(0, ids, whole=k > 2, scored=True) for k, ids in enumerate(parts)]
@@ -113,13 +111,13 @@ def test_scores_follow_their_text() -> None:
     kinds = [type(piece).__name__ for piece in pieces if isinstance(piece, (Text, Scores))]
     assert kinds[:4] == ["Text", "Scores", "Text", "Scores"]
     scores = [s.token_id for piece in pieces if isinstance(piece, Scores) for s in piece.scores]
-    text = nano().prompter.text().decode(scores)
+    text = nano().frontend.tokenizer.decode(scores)
     assert text == "One two STOP three"
     pieces = pieces_of(with_errors, chat=True, logprobs=0, stop=["STOP"])
     assert "".join(piece.text for piece in pieces if isinstance(piece, Text)) == "One two "
     found = [piece for piece in pieces if isinstance(piece, Scores)]
     assert len(found) == 1 and isinstance(pieces[-2], Scores)
-    assert nano().prompter.text().decode([s.token_id for s in found[0].scores]) in (
+    assert nano().frontend.tokenizer.decode([s.token_id for s in found[0].scores]) in (
         "One two", "One two "
     )  # fmt: skip
 
@@ -131,7 +129,7 @@ async def _replay(pieces: Sequence[Piece]) -> Any:
 
 def test_the_fold_has_every_score() -> None:
     """A plain reply that lacks the scores its stream has."""
-    ids = nano().prompter.text().encode("One two three")
+    ids = nano().frontend.tokenizer.encode("One two three")
     with_errors = [commit(0, ids[:2], whole=False, scored=True), commit(0, ids[2:], scored=True)]
     folded = asyncio.run(fold(_replay(pieces_of(with_errors, chat=True, logprobs=0))))
     assert [score.token_id for score in folded.scores] == list(ids)
@@ -250,9 +248,9 @@ def test_a_client_that_leaves_before_the_start(
 
 def test_requests_that_were_started_for_nobody_are_ended() -> None:
     """Catches a request that a thread has started while its client left: it would run on."""
-    begun, go, streams = threading.Event(), threading.Event(), list[Stream]()
+    begun, go, streams = threading.Event(), threading.Event(), list[TextStream]()
 
-    def submit(request: Request) -> Stream:
+    def submit(request: Request) -> TextStream:
         begun.set()
         go.wait(10)
         streams.append(written(request, []))

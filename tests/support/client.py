@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,13 +14,13 @@ import httpx
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
+from dgemma.frontend import TextStream
 from dgemma.llm import LLM
 from dgemma.server.app import create_app
 from dgemma.server.replies import Piece, PieceReader
 from dgemma.server.settings import Settings
 from dgemma.text.answer import AnswerReader
 from dgemma.text.parse import MarkerIds, thought_is_open
-from dgemma.text.stream import Stream
 from dgemma.types import Event, Output, Request
 from tests.support.nano import nano
 
@@ -86,14 +85,14 @@ def deltas(found: Sequence[dict[str, Any]], field: str, number: int = 0) -> list
 class Recorder:
     """A model that keeps what it is asked, and may answer by itself."""
 
-    def __init__(self, answer: Callable[[Request], Stream] | None = None) -> None:
+    def __init__(self, answer: Callable[[Request], TextStream] | None = None) -> None:
         llm: LLM = nano()
         self.asked: list[tuple[Request, bool, Any]] = []
-        self.defaults, self.prompter, self.facts = llm.defaults, llm.prompter, llm.facts
+        self.defaults, self.frontend, self.facts = llm.defaults, llm.frontend, llm.facts
         self.counters, self.close = llm.counters, llm.close
         self._answer = answer
 
-    def submit(self, request: Request, *, chat: bool = False, calls: Any = None) -> Stream:
+    def submit(self, request: Request, *, chat: bool = False, calls: Any = None) -> TextStream:
         """As `LLM.submit`."""
         self.asked.append((request, chat, calls))
         if self._answer is not None:
@@ -123,25 +122,24 @@ class Written:
 def written(
     request: Request, commits: Sequence[Sequence[int]], *, chat: bool = True,
     reason: Any = "stop", error: str | None = None,
-) -> Stream:  # fmt: skip
+) -> TextStream:  # fmt: skip
     """The stream of a request whose canvases are given."""
-    tokenizer = nano().prompter.text()
+    tokenizer = nano().frontend.tokenizer
     is_open = chat and thought_is_open(MarkerIds.of(tokenizer), request.token_ids)
     reader = AnswerReader(
         tokenizer, stop=request.params.stop or (), chat=chat, thought_open=is_open
     )
     emitted: list[Event] = []
-    texts: deque[str] = deque()
     ids: list[int] = []
     for canvas, commit in enumerate(commits):
         if reader.stopped:
             break
-        texts.append(reader.push(commit))
+        reader.should_stop(commit)
         ids += commit
         emitted.append(Event(type="commit", canvas=canvas, step=3, ids=tuple(commit)))
     output = Output(token_ids=tuple(ids), finish_reason=reason, error=error)
     emitted.append(Event(type="done", output=output))
-    return Stream(Written(emitted), reader, texts, tokenizer.decode)
+    return TextStream(Written(emitted), reader)
 
 
 async def collected(reader: PieceReader) -> list[Piece]:

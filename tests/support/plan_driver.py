@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from dgemma.compose.plan import ModelFacts, Plan
+from dgemma.compose.plan import Plan
 from dgemma.constrain.cache import GrammarCache
+from dgemma.frontend import ModelFacts
 from dgemma.params import canvas_width
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import CanvasControl, Output, Request, TokenScore, Usage

@@ -17,8 +17,9 @@ from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 
 from dgemma.compose.fill import Filled, fill, writing
-from dgemma.compose.plan import ModelFacts, Plan, refuse, run, seed_of
+from dgemma.compose.plan import Plan, refuse, run, seed_of
 from dgemma.errors import InvalidRequest
+from dgemma.frontend import ModelFacts
 from dgemma.params import REFUSED_BY_EDIT, SamplingParams
 from dgemma.server.access import Owner, TheService
 from dgemma.server.apis.canvas.reply import CanvasReply
@@ -114,14 +115,14 @@ def _within(body: CanvasRequest, most: int | None, *, bounded: bool) -> None:
 
 def _following(service: Service, body: CanvasRequest) -> tuple[ModelFacts, str | None]:
     """Facts whose prompt is what the canvas shall follow, and text for the user's message."""
-    facts, prompter = service.facts, service.model.prompter
+    facts, frontend = service.facts, service.model.frontend
     if body.messages is not None and body.prompt is not None:
         raise InvalidRequest(
             "messages and prompt are two ways to say one thing; drop one", field="messages"
         )
     if body.messages is None and (body.prompt is None or isinstance(body.prompt, str)):
         return facts, body.prompt
-    ids = prompter.plain(body.prompt or []) if body.messages is None else prompter.chat(
+    ids = frontend.prompt_ids(body.prompt or []) if body.messages is None else frontend.chat_ids(
         body.messages
     )  # fmt: skip
     return replace(facts, ask=lambda message: ids), None

@@ -14,8 +14,8 @@ from pydantic import Field
 
 from dgemma.compose.borders import text_tokens
 from dgemma.compose.fill import Hole
-from dgemma.compose.plan import ModelFacts
 from dgemma.errors import InvalidRequest
+from dgemma.frontend import ModelFacts
 from dgemma.params import SamplingParams, canvas_width
 from dgemma.server.request_body import Body
 from dgemma.server.sampling_fields import SamplingFields

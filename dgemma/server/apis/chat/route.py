@@ -110,7 +110,7 @@ def prepare(asked: ChatRequest, service: Service) -> tuple[list[Request], Calls 
         raise InvalidRequest(
             "response_format and a required tool call cannot be combined", field="response_format"
         )
-    ids = service.model.prompter.chat(asked.messages, shown, asked.thinking.asked)
+    ids = service.model.frontend.chat_ids(asked.messages, shown, asked.thinking.asked)
     control = asked.canvas(service.facts, params)
     requests = [
         replace(request, frames=asked.drafts, status=asked.drafts, canvas=control)

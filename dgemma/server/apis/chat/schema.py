@@ -10,9 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema, model_validator
 
-from dgemma.compose.plan import ModelFacts
 from dgemma.constrain.cache import Calls, calls_of, named_tool
 from dgemma.errors import InvalidRequest
+from dgemma.frontend import ModelFacts
 from dgemma.params import SamplingParams, canvas_width
 from dgemma.server.reply_schema import DiffusionUsage, Timings, Usage
 from dgemma.server.request_body import Body, neutral, refuse

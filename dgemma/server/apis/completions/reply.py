@@ -15,11 +15,11 @@ from typing import Any
 
 from starlette.requests import Request
 
+from dgemma.frontend import TextStream
 from dgemma.server import sse
 from dgemma.server.apis.chat.reply import LEAST
 from dgemma.server.errors import Refusal, body_of, crash, dialect_of, refusal
 from dgemma.server.service import Service
-from dgemma.text.stream import Stream
 from dgemma.text.tokenizer import Detokenizer, Tokenizer
 from dgemma.types import TokenScore
 
@@ -82,7 +82,7 @@ def logprobs(
 
 
 @contextmanager
-def ending(streams: Sequence[Stream]) -> Iterator[None]:
+def ending(streams: Sequence[TextStream]) -> Iterator[None]:
     """Ends what still runs when the block is left: a client may be gone before its reply began."""
     try:
         yield
@@ -90,7 +90,7 @@ def ending(streams: Sequence[Stream]) -> Iterator[None]:
         end(streams)
 
 
-def end(streams: Sequence[Stream]) -> None:
+def end(streams: Sequence[TextStream]) -> None:
     """End what still runs."""
     for stream in streams:
         stream.close()

@@ -18,6 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from dgemma.compose.drafts import best, drafts
 from dgemma.errors import InvalidRequest
+from dgemma.frontend import TextStream
 from dgemma.params import SamplingParams
 from dgemma.server import sse
 from dgemma.server.access import Owner, TheService
@@ -53,7 +54,6 @@ from dgemma.server.replies import (
 )
 from dgemma.server.reply_schema import ERRORS, TextReply
 from dgemma.server.service import Service
-from dgemma.text.stream import Stream
 from dgemma.types import Output, Request, TokenScore
 
 router = APIRouter(tags=["completions"])
@@ -128,7 +128,7 @@ async def completions(
         return JSONResponse(await sse.unless_gone(http, _reply(job, readers)))
 
 
-async def _begun(job: CompletionCall) -> tuple[list[PieceReader], list[Stream]]:
+async def _begun(job: CompletionCall) -> tuple[list[PieceReader], list[TextStream]]:
     """The requests at work."""
     asked, service = job.asked, job.service
     requests = await service.aside(_requests, asked, service)
@@ -146,7 +146,7 @@ def _events(
     job: CompletionCall,
     http: HTTPRequest,
     source: AsyncGenerator[bytes, None],
-    streams: Sequence[Stream],
+    streams: Sequence[TextStream],
 ) -> Response:
     source = with_errors(source, http, job.service, done=True)
     return sse.EventStreamResponse(source, job.service.settings.heartbeat_s, partial(end, streams))
@@ -176,7 +176,7 @@ def _within(asked: CompletionRequest, service: Service) -> None:
 def _requests(asked: CompletionRequest, service: Service) -> list[Request]:
     """The requests to the model, the choices of one prompt side by side."""
     params = asked.params(service.settings.limits)
-    prompts = [service.model.prompter.plain(prompt) for prompt in asked.prompts()]
+    prompts = [service.model.frontend.prompt_ids(prompt) for prompt in asked.prompts()]
     control = asked.canvas(service.facts, params)
     return [
         replace(request, frames=asked.drafts, status=asked.drafts, canvas=control)

@@ -15,9 +15,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from dgemma.compose.decide import Decision, decide, labels_of
-from dgemma.compose.plan import ModelFacts
 from dgemma.compose.questions import Question, options
 from dgemma.errors import InvalidRequest
+from dgemma.frontend import Messages, ModelFacts
 from dgemma.server.access import Owner, TheService
 from dgemma.server.apis.completions.reply import logged
 from dgemma.server.apis.decisions.schema import (
@@ -36,7 +36,6 @@ from dgemma.server.reply_schema import ERRORS
 from dgemma.server.service import Service
 from dgemma.server.sse import unless_gone
 from dgemma.text.messages import clean_messages
-from dgemma.text.prompting import Messages
 
 router = APIRouter(tags=["decisions"])
 State = str | Sequence[int]
@@ -135,9 +134,9 @@ def _about(
     if isinstance(given, str):
         return service.facts, given
     messages = clean_messages(given)
-    prompter = service.model.prompter
+    frontend = service.model.frontend
     if not joint and not any(question.instructions for question in questions):
-        return service.facts, prompter.chat(messages)
+        return service.facts, frontend.chat_ids(messages)
     last = messages[-1]
     if last["role"] != "user":
         raise InvalidRequest(
@@ -146,7 +145,7 @@ def _about(
     history: Messages = messages[:-1]
 
     def ask(message: str) -> list[int]:
-        return prompter.chat([*history, {"role": "user", "content": message}])
+        return frontend.chat_ids([*history, {"role": "user", "content": message}])
 
     content = last["content"]
     text = content if isinstance(content, str) else "".join(part["text"] for part in content)

@@ -90,7 +90,7 @@ async def apply_completions(
     began = time.perf_counter()
 
     async def applied() -> tuple[Sequence[Output], int]:
-        prompt = await service.aside(service.model.prompter.asked, merging(found))
+        prompt = await service.aside(service.model.frontend.message_ids, merging(found))
         return await run_plan(service, run(drafts([prompt], params, 1)), owner, chat=True)
 
     (output,), width = await unless_gone(request, applied())

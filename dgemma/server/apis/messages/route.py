@@ -13,6 +13,7 @@ from fastapi import APIRouter
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 
+from dgemma.frontend import TextStream
 from dgemma.server import sse
 from dgemma.server.access import Owner, TheService
 from dgemma.server.apis.chat import reply as chat_reply
@@ -39,7 +40,6 @@ from dgemma.server.reply_schema import ANTHROPIC_ERRORS
 from dgemma.server.sampling_fields import check_schema
 from dgemma.server.service import Service
 from dgemma.text.parse import Delta
-from dgemma.text.stream import Stream
 from dgemma.types import Request
 
 router = APIRouter(tags=["messages"])
@@ -57,7 +57,7 @@ async def messages(
     found = conversation(asked)
     logged(http, service, messages=found.messages)
 
-    async def begun() -> tuple[Request, Stream]:
+    async def begun() -> tuple[Request, TextStream]:
         request = await service.aside(_request, asked, found, service)
         [stream] = await service.submit([request], owner=owner, chat=True, calls=found.calls)
         return request, stream
@@ -84,7 +84,7 @@ async def count_tokens(asked: CountRequest, service: TheService) -> dict[str, in
 def _prompt(found: Conversation, service: Service) -> list[int]:
     if found.tools:
         check_schema(found.tools, "tools", service.settings.limits)
-    ids = service.model.prompter.chat(found.messages, found.tools, found.thinking)
+    ids = service.model.frontend.chat_ids(found.messages, found.tools, found.thinking)
     return ids + (service.facts.tokenizer.encode(found.begun) if found.begun else [])
 
 

@@ -110,7 +110,7 @@ def _chat_ids(
     if tools:
         check_schema(tools, "tools", service.settings.limits)
     thinking = bool(options and options.enable_thinking)
-    return service.model.prompter.chat(messages, tools, thinking)
+    return service.model.frontend.chat_ids(messages, tools, thinking)
 
 
 @router.post("/detokenize", response_model=Content, responses=PLAIN_ERRORS)

@@ -1,0 +1,90 @@
+"""The text side of a model by itself: what another process must be able to do without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from dgemma.errors import TokenizerError
+from dgemma.frontend import Frontend, TextStream
+from dgemma.params import SamplingParams
+from dgemma.text.answer import AnswerReader
+from dgemma.types import Event, Output, Request
+from dgemma.weights.files import bundled_models
+from tests.support.client import Written
+from tests.support.nano import nano
+
+HELLO = [{"role": "user", "content": "Hello!"}]
+
+
+def frontend() -> Frontend:
+    """Nano's, made from its directory."""
+    facts = nano().facts
+    return Frontend.from_directory(
+        bundled_models()["nano"], end_ids=facts.end_ids, canvas=facts.canvas, context=facts.context
+    )
+
+
+def test_another_process_needs_no_torch() -> None:
+    """A server process that loads the network's library only to make prompts."""
+    facts = nano().facts
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from dgemma.frontend import Frontend\n"
+        "from dgemma.params import SamplingParams\n"
+        "from dgemma.types import Request\n"
+        f"made = Frontend.from_directory(Path({str(bundled_models()['nano'])!r}),\n"
+        f"    end_ids={facts.end_ids}, canvas={facts.canvas}, context={facts.context})\n"
+        f"ids = made.chat_ids({HELLO})\n"
+        "request = Request(token_ids=tuple(ids), params=SamplingParams(regex='[0-9]+'))\n"
+        "prepared = made.prepare(request, chat=True)\n"
+        "print(ids, prepared.constraint[1], made.facts.end_id, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"{nano().chat_ids(HELLO)} regex {facts.end_id} False"
+
+
+def test_it_equals_the_loaded_models() -> None:
+    """Two processes that make different requests of one prompt."""
+    here, there = nano().frontend, frontend()
+    request = Request(token_ids=tuple(here.chat_ids(HELLO, thinking=True)))
+    assert here.prepare(request, chat=True).request == there.prepare(request, chat=True).request
+    for name in ("canvas", "context", "end_id", "end_ids", "fill_id"):
+        assert getattr(here.facts, name) == getattr(there.facts, name)
+    assert here.facts.ask("Hi") == there.facts.ask("Hi") == here.message_ids("Hi")
+
+
+def test_without_a_tokenizer() -> None:
+    """Ids alone need no tokenizer; text fails late, or without saying which file is missing."""
+    source = bundled_models()["nano"]
+    bare = Frontend(source, None, None, end_ids=(1,), canvas=8, context=64)
+    request = Request(token_ids=(5, 6))
+    assert bare.prepare(request).request is request and bare.prepare(request).reader is None
+    stopping = Request(token_ids=(5, 6), params=SamplingParams(stop=["x"]))
+    for call in (
+        lambda: bare.prepare(stopping),
+        lambda: bare.prepare(request, chat=True),
+        lambda: bare.chat_ids(HELLO),
+        lambda: bare.facts,
+    ):
+        with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
+            call()
+
+
+def test_a_stream_gives_its_result_again() -> None:
+    """A stream that was iterated to its end, and has then lost the answer."""
+    tokenizer = nano().frontend.tokenizer
+    reader, ids = AnswerReader(tokenizer), tokenizer.encode("Hi there")
+    reader.should_stop(ids)
+    events = [
+        Event(type="commit", ids=tuple(ids)),
+        Event(type="done", output=Output(token_ids=tuple(ids))),
+    ]
+    stream = TextStream(Written(events), reader)
+    assert repr(stream) == "TextStream(running)"
+    assert "".join(event.text for event in stream) == "Hi there"
+    assert stream.result() is stream.result() and stream.result().text == "Hi there"
+    assert "Hi there" in repr(stream)
