@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dgemma.compose.borders import TextTokens
+from dgemma.text.token_table import TokenTable
 from dgemma.types import CanvasControl, TokenScore
 
 MERGED, RIGHT_ALONE, NONE_BETWEEN = -2, -1, 0
@@ -56,7 +56,7 @@ class Gap:
     right: bytes = b""
     seeds: tuple[int, ...] = ()
 
-    def masks(self, tokens: TextTokens, length: int) -> tuple[tuple[int, ...], ...] | None:
+    def masks(self, tokens: TokenTable, length: int) -> tuple[tuple[int, ...], ...] | None:
         """The allowed ids of each free position, None if no token fits one of them."""
         left, right, slot = self.left, self.right, self.slot
         if length == MERGED:
@@ -64,7 +64,7 @@ class Gap:
         elif length == RIGHT_ALONE:
             found = [tokens.exactly(left), tokens.between(b"", right, 1)]
         else:
-            text = tokens.ids if slot.allowed is None else slot.allowed
+            text = tokens.text_ids if slot.allowed is None else slot.allowed
             # with nothing between, one of the healed tokens must bring some text
             strict = int(length == NONE_BETWEEN and slot.least > 0)
             found = [text] * length
@@ -100,9 +100,9 @@ class Gap:
             ids[-1] = self.seeds[-1]
         return [i if _held(i, mask) else -1 for i, mask in zip(ids, masks, strict=True)]
 
-    def raw(self, tokens: TextTokens, ids: Sequence[int]) -> bytes:
+    def raw(self, tokens: TokenTable, ids: Sequence[int]) -> bytes:
         """The bytes of the slot's ids without those that belong to its neighbours."""
-        whole = b"".join(tokens.tokenizer.token_bytes(i) for i in ids)
+        whole = b"".join(tokens.table[i] for i in ids)
         assert whole.startswith(self.left) and whole.endswith(self.right)
         return whole[len(self.left) : len(whole) - len(self.right)]
 
@@ -143,7 +143,7 @@ class Window:
         taken = sum(g.positions(n) for g, n in zip(self.gaps, lengths, strict=True))
         return self.width - self.pinned - taken
 
-    def place(self, tokens: TextTokens, lengths: Sequence[int]) -> Placed | None:
+    def place(self, tokens: TokenTable, lengths: Sequence[int]) -> Placed | None:
         """The canvas at these lengths, None where they do not fit or no token could stand."""
         if self.room(lengths) < 0:
             return None

@@ -9,13 +9,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from dgemma.compose.borders import text_tokens
 from dgemma.compose.plan import Plan, checked, refuse, run, seed_of, share, total
 from dgemma.errors import EngineError, InvalidRequest
 from dgemma.frontend import ModelFacts
 from dgemma.params import CONSTRAINT_FIELDS, REFUSED_BY_EDIT, SamplingParams, canvas_width
 from dgemma.text.answer import AnswerReader
 from dgemma.text.parse import MarkerIds, thought_is_open
+from dgemma.text.token_table import token_table_of
 from dgemma.types import CanvasControl, Constraint, Output, Request, TokenScore
 
 BELOW = 0.5
@@ -125,7 +125,7 @@ class _Revision:
             ids.append(self.facts.end_id)
             ids += [self.facts.fill_id] * (width - len(ids))
         masks = tuple(0 if i < 0 else -1 for i in ids)
-        allowed = (text_tokens(self.facts.tokenizer).ids,) if shaky else ()
+        allowed = (token_table_of(self.facts.tokenizer).text_ids,) if shaky else ()
         pinned = tuple(at for at, i in enumerate(ids) if i >= 0)
         return CanvasControl(
             ids=tuple(ids), pinned=pinned, allowed=allowed, masks=masks if shaky else ()

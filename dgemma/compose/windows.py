@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from dgemma.compose.borders import TextTokens, text_tokens
+from dgemma.compose.borders import begun, ended
 from dgemma.compose.layout import Gap, Slot, Window
 from dgemma.compose.length import Trial
 from dgemma.compose.plan import Plan, seed_of
@@ -19,6 +19,7 @@ from dgemma.compose.write import Writer, Written
 from dgemma.errors import InvalidRequest
 from dgemma.frontend import ModelFacts
 from dgemma.params import WIDTH_STEP, SamplingParams, canvas_width
+from dgemma.text.token_table import token_table_of
 from dgemma.types import CanvasControl, Output, Request
 
 TAIL = 32
@@ -66,7 +67,7 @@ class Windows:
                 field="canvas_length",
             )
         self.auto = auto
-        self.tokens: TextTokens = text_tokens(facts.tokenizer)
+        self.tokens = token_table_of(facts.tokenizer)
         params = replace(params, seed=seed_of(params), canvas_length=self.width)
         self.writer = Writer(facts, self.tokens, params, search)
 
@@ -135,9 +136,9 @@ class Windows:
         for number, slot in enumerate(slots):
             left = right = b""
             if slot.allowed is None:
-                if left := self.tokens.begun(texts[number]):
+                if left := begun(self.tokens, texts[number]):
                     texts[number] = texts[number][:-1]
-                if right := self.tokens.ended(texts[number + 1]):
+                if right := ended(self.tokens, texts[number + 1]):
                     texts[number + 1] = texts[number + 1][1:]
             seeds = self._seeds(left, slot.old, right) if slot.old else ()
             gaps.append(Gap(slot=slot, left=left, right=right, seeds=seeds))
@@ -213,7 +214,7 @@ class Windows:
     ) -> Plan[Output]:  # fmt: skip
         """A canvas of text with nothing pinned; the end is allowed or not."""
         reference = self._reference(after, slots[1:])
-        ids = self.tokens.ids
+        ids = self.tokens.text_ids
         if end:
             ids = tuple(sorted((*ids, self.facts.end_id)))
         params = replace(

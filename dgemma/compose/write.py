@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from dgemma.compose.borders import TextTokens
 from dgemma.compose.layout import Placed, Window
 from dgemma.compose.length import KEPT, Trial, between, grid, judge, mean, nearby
 from dgemma.compose.plan import MOST_TOGETHER, Plan, run
 from dgemma.errors import EngineError
 from dgemma.frontend import ModelFacts
 from dgemma.params import SamplingParams
+from dgemma.text.token_table import TokenTable
 from dgemma.types import Output, Request
 
 Lengths = tuple[int, ...]
@@ -56,7 +56,7 @@ class Writer:
     """
 
     facts: ModelFacts
-    tokens: TextTokens
+    tokens: TokenTable
     params: SamplingParams
     search: bool = True
     outputs: list[Output] = field(default_factory=list)

@@ -1,7 +1,7 @@
-"""What grammars need to know of a vocabulary: bitsets of ids, tokens by their bytes, single bytes.
+"""The tokens of a vocabulary by their bytes, and bitsets of ids.
 
-A bitset is int32 [ceil(V / 32)]: bit j of word w stands for id 32 w + j, the layout of the masks
-in the vocabulary operation. Built once per tokenizer. Knows nothing about grammars.
+A bitset is int32 [ceil(V / 32)]: bit j of word w is id 32 w + j, the layout of the masks in the
+vocabulary operation. Built once per tokenizer. Knows nothing about grammars or canvases.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ from dgemma.text.tokenizer import Tokenizer
 
 WORD = 32
 """Ids in one word of a bitset."""
+SEPARATOR = b"\xff"
+"""A byte that UTF-8 does not have: it follows every token, so no text is found across two."""
+MOST_KNOWN = 256
+"""Answers of `between` that are kept."""
 
 Bits = NDArray[np.int32]
 
@@ -31,7 +35,8 @@ class TokenTable:
         size: number of ids.
         table: the bytes of every id; b"" for control tokens.
         special_ids: ids of control tokens, sorted.
-        text: bitset of every id that stands for text.
+        text_ids: all other ids, sorted.
+        text: the bitset of `text_ids`.
         byte_ids: an id for each of the 256 bytes, an ordinary token where there is one.
     """
 
@@ -40,7 +45,9 @@ class TokenTable:
         self.size = tokenizer.vocab_size
         self.table = [tokenizer.token_bytes(token_id) for token_id in range(self.size)]
         self.special_ids = sorted(tokenizer.special_ids)
-        self.text = self.bits(i for i, text in enumerate(self.table) if text)
+        self.text_ids = tuple(i for i, text in enumerate(self.table) if text)
+        self.text = self.bits(self.text_ids)
+        self._known: dict[tuple[bytes, bytes, int], tuple[int, ...]] = {}
         self.byte_ids = [0] * 256
         for byte in range(256):  # every vocabulary of the family has the token <0xNN>
             token_id = tokenizer.id_of(f"<0x{byte:02X}>")
@@ -84,7 +91,10 @@ class TokenTable:
         return order[low:high]
 
     def holding(self, part: bytes) -> NDArray[np.int64]:
-        """Ids of the tokens that have these bytes, of valid UTF-8, somewhere."""
+        """Ids of the tokens that have these bytes, of valid UTF-8, somewhere.
+
+        With a `SEPARATOR` behind the bytes: of the tokens that end with them.
+        """
         blob, starts = self._joined
         found: list[int] = []
         at = blob.find(part)
@@ -93,6 +103,35 @@ class TokenTable:
             found.append(token_id)
             at = blob.find(part, starts[token_id + 1]) if token_id + 1 < self.size else -1
         return np.asarray(found, dtype=np.int64)
+
+    def exactly(self, text: bytes) -> tuple[int, ...]:
+        """Ids of the tokens with these very bytes."""
+        order, texts = self._sorted
+        return tuple(order[bisect.bisect_left(texts, text) : bisect.bisect_right(texts, text)])
+
+    def between(self, left: bytes, right: bytes, least: int = 0) -> tuple[int, ...]:
+        """Ids of the tokens that begin with `left` and end with `right`, which do not overlap.
+
+        Args:
+            left, right: bytes of valid UTF-8; empty ones are not a condition.
+            least: bytes between the two.
+
+        Returns:
+            Sorted ids, the same object for the same question.
+        """
+        if not left and not right and least <= 1:
+            return self.text_ids
+        key = (left, right, least)
+        if key not in self._known:
+            size = len(left) + len(right) + least
+            found = self.starting(left) if left else self.holding(right + SEPARATOR)
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            self._known[key] = tuple(sorted(
+                i for i in found.tolist()
+                if len(self.table[i]) >= size and self.table[i].endswith(right)
+            ))  # fmt: skip
+        return self._known[key]
 
     def inside(self, texts: Sequence[bytes]) -> Bits:
         """Bitset of the tokens that are part of one of these texts."""
@@ -111,12 +150,9 @@ class TokenTable:
 
     @cached_property
     def _joined(self) -> tuple[bytes, list[int]]:
-        """The bytes of all tokens behind one another, and where each begins.
-
-        A byte that UTF-8 does not have stands between them, so no text is found across.
-        """
+        """The bytes of all tokens after one another, and where each begins."""
         starts = [0, *itertools.accumulate(len(text) + 1 for text in self.table)][: self.size]
-        return b"\xff".join(self.table), starts
+        return SEPARATOR.join([*self.table, b""]), starts
 
     @cached_property
     def _sorted(self) -> tuple[NDArray[np.int64], list[bytes]]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dgemma.compose.fill import Hole, fill, infill
 from dgemma.params import SamplingParams
+from dgemma.text.token_table import token_table_of
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import Request
 from tests.support.plan_driver import Driver, facts_of, fits
@@ -68,9 +70,19 @@ def test_the_real_vocabulary(fixtures_dir: Path, monkeypatch: pytest.MonkeyPatch
     assert len(hello) == 1
     driver = Driver(facts, prefer=frozenset(hello), belief=fits(1))
     driver.drive(infill(facts, "Dear ", ", hi", SamplingParams(seed=1)))  # makes the tables
-    looked: list[int] = []
-    inner = tokenizer.token_bytes
-    monkeypatch.setattr(Tokenizer, "token_bytes", lambda _, i: looked.append(i) or inner(i))
+    looked: list[object] = []
+
+    class Looked(list[bytes]):
+        def __getitem__(self, at: Any) -> Any:
+            looked.append(at)
+            return super().__getitem__(at)
+
+        def __iter__(self) -> Iterator[bytes]:
+            looked.extend(range(len(self)))
+            return super().__iter__()
+
+    table = token_table_of(tokenizer)
+    monkeypatch.setattr(table, "table", Looked(table.table))
     result = driver.drive(infill(facts, "Dear ", ", hi", SamplingParams(seed=1)))
     assert result.text == "Dear Anna, hi"
     assert 0 < len(looked) < 1000

@@ -12,13 +12,13 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from dgemma.compose.borders import text_tokens
 from dgemma.compose.fill import Hole
 from dgemma.errors import InvalidRequest
 from dgemma.frontend import ModelFacts
 from dgemma.params import SamplingParams, canvas_width
 from dgemma.server.request_body import Body
 from dgemma.server.sampling_fields import SamplingFields
+from dgemma.text.token_table import token_table_of
 from dgemma.types import CanvasControl
 
 MOST_SEGMENTS = 256
@@ -188,7 +188,7 @@ def place(
     Raises:
         InvalidRequest: a hole without one length, or more than a canvas holds.
     """
-    text = text_tokens(facts.tokenizer).ids
+    text = token_table_of(facts.tokenizer).text_ids
     ids: list[int] = []
     masks: list[int] = []
     lists: dict[tuple[int, ...], int] = {}
