@@ -63,13 +63,13 @@ ACCEPTANCE: dict[str, tuple[str, ...]] = {
     ),
     "8 what nano can do": ("tests/evaluate/test_scores.py",),
     "fast paths equal the reference": (
-        "tests/kernels/test_vocabulary_tiles.py",
+        "tests/kernels/test_head_tiles.py",
         "tests/kernels/test_controls.py",
         "tests/kernels/test_experts.py",
         "tests/kernels/test_attention.py",
     ),
     "Triton kernels in the interpreter": (
-        "tests/kernels/test_triton_vocabulary.py",
+        "tests/kernels/test_triton_head.py",
         "tests/kernels/test_triton_experts.py",
         "tests/kernels/test_triton_attention.py",
     ),

@@ -37,7 +37,7 @@ def facts(model: str, device: str, dtype: str, strict: bool) -> list[tuple[str, 
     from dgemma.device import choose
     from dgemma.kernels.attention import choose_attention
     from dgemma.kernels.experts import choose_experts
-    from dgemma.kernels.vocabulary import choose_vocabulary
+    from dgemma.kernels.head import choose_head
     from dgemma.model.size import measure
     from dgemma.weights.files import find_model, open_checkpoint
 
@@ -55,7 +55,7 @@ def facts(model: str, device: str, dtype: str, strict: bool) -> list[tuple[str, 
         ("dtype", str(choice.dtype).removeprefix("torch."), choice.dtype_reason),
         ("threads", str(torch.get_num_threads()), "torch's own choice; OMP_NUM_THREADS changes it"),
         ("experts", *experts),
-        ("vocabulary", *choose_vocabulary(config.vocab_size, choice.device)),
+        ("head", *choose_head(config.vocab_size, choice.device)),
         ("attention", *choose_attention(choice.dtype, choice.device)),
     ]
     for name in PACKAGES:

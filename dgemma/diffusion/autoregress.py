@@ -46,7 +46,7 @@ def autoregress(
         params: as the user gave them. `stop` strings are the caller's.
         spec: of the checkpoint; the canvas length plays no part.
         encode: the causal mode of the network.
-        greedy: `Vocabulary.greedy`.
+        greedy: `Head.greedy`.
 
     Returns:
         A `Generation` without canvases; `steps` is one number, the passes of the network: one a

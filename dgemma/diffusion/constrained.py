@@ -22,7 +22,7 @@ from torch import Tensor
 from dgemma.diffusion.canvas import Canvas, CanvasSpec, Commit
 from dgemma.diffusion.control import CanvasPrefix, barred, is_set
 from dgemma.errors import EngineError, InvalidRequest
-from dgemma.kernels.vocabulary import Vocabulary
+from dgemma.kernels.head import Head
 from dgemma.types import CanvasControl, Constraint, Matcher
 
 ROUNDS, STEPS = 2, 3
@@ -127,7 +127,7 @@ class ConstrainedAnswer:
         return CanvasPrefix((*pinned, *forced), first, matcher.alphabet())
 
     def resolve(
-        self, canvas: Canvas, hidden: Tensor, vocabulary: Vocabulary, spec: CanvasSpec, room: int
+        self, canvas: Canvas, hidden: Tensor, head: Head, spec: CanvasSpec, room: int
     ) -> Canvas | Commit:
         """What becomes of a finished canvas: denoised further, or committed.
 
@@ -136,7 +136,7 @@ class ConstrainedAnswer:
             room: tokens that the answer may still have.
         """
         assert canvas.argmax is not None
-        logits = _logits_of(canvas, hidden, vocabulary, spec, masked=not self._whole)
+        logits = _logits_of(canvas, hidden, head, spec, masked=not self._whole)
         projection = self._project(canvas.argmax.tolist(), logits, spec)
         rounds = self._round
         if (
@@ -148,7 +148,7 @@ class ConstrainedAnswer:
             pins = self._stem(projection)
             self._round += 1
             self._shaky |= set(projection.changed)
-            return reopened(canvas, pins, vocabulary)
+            return reopened(canvas, pins, head)
         if self._whole:
             self._close(projection, room)
         _pad(projection, spec)
@@ -268,7 +268,7 @@ def _pad(projection: Projection, spec: CanvasSpec) -> None:
 
 
 def _logits_of(
-    canvas: Canvas, hidden: Tensor, vocabulary: Vocabulary, spec: CanvasSpec, *, masked: bool
+    canvas: Canvas, hidden: Tensor, head: Head, spec: CanvasSpec, *, masked: bool
 ) -> Logits:
     """The logits of any position, with bias; masks made from a language say less than itself."""
     controls = replace(
@@ -285,19 +285,19 @@ def _logits_of(
         low = position // ROWS * ROWS
         if low not in made:
             rows = torch.arange(low, min(low + ROWS, len(hidden)), device=hidden.device)
-            made[low] = vocabulary.logits(hidden[rows], controls.rows(rows))
+            made[low] = head.logits(hidden[rows], controls.rows(rows))
         return made[low][position - low]
 
     return logits
 
 
-def reopened(canvas: Canvas, pins: Sequence[int], vocabulary: Vocabulary) -> Canvas:
+def reopened(canvas: Canvas, pins: Sequence[int], head: Head) -> Canvas:
     """A finished canvas with more of it pinned, for a few steps more; the rest is its argmax."""
     assert canvas.argmax is not None and canvas.soft is not None
     held = torch.full_like(canvas.argmax, -1)
     held[: len(pins)] = torch.tensor(pins, device=held.device)
     free = held < 0
-    soft = torch.where(free[:, None], canvas.soft, vocabulary.embed(held.clamp(min=0)))
+    soft = torch.where(free[:, None], canvas.soft, head.embed(held.clamp(min=0)))
     return replace(
         canvas,
         ids=torch.where(free, canvas.argmax, held),

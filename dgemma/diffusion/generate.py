@@ -22,8 +22,8 @@ from dgemma.diffusion.stable import pin_prefix
 from dgemma.diffusion.thought import budget_exceeded
 from dgemma.errors import EngineError
 from dgemma.kernels.controls import Controls
+from dgemma.kernels.head import Head
 from dgemma.kernels.head_output import HeadOutput
-from dgemma.kernels.vocabulary import Vocabulary
 from dgemma.params import SamplingParams
 from dgemma.types import CanvasControl, ThoughtIds, TraceStep
 
@@ -43,13 +43,13 @@ def generate(
     thought: ThoughtIds | None = None,
     control: CanvasControl | None = None,
     constrained: ConstrainedAnswer | None = None,
-    vocabulary: Vocabulary | None = None,
+    head: Head | None = None,
 ) -> Generation:
     """Canvas after canvas until an end id, `max_tokens` or the end of the context.
 
     Fields of `params` that are None take the released values, but the seed must be set.
     `thought` is needed for a thinking budget; `control` holds on the first canvas; `constrained`
-    keeps the answer in its grammar and needs the whole `vocabulary`, as does `stable_prefix`. See
+    keeps the answer in its grammar and needs the whole `head`, as does `stable_prefix`. See
     `CanvasSpec` for `spec`.
 
     Raises:
@@ -60,7 +60,7 @@ def generate(
     spec.check_room(prompt, spec.length)
     assert params.seed is not None and (thought or params.thinking_budget is None)
     schedule, limit = Schedule.of(params), params.max_tokens or spec.context_length
-    assert vocabulary or not schedule.stable_prefix
+    assert head or not schedule.stable_prefix
     pending, answer = list(prompt), list[int]()  # ids to encode next, ids of the answer so far
     commits, trace = list[Commit](), list[TraceStep]()
     while len(answer) < limit and not (commits and commits[-1].ended):
@@ -77,12 +77,12 @@ def generate(
         while len(commits) == canvas.index:
             before = canvas
             canvas, hidden = denoise(canvas, schedule, spec, predict, read)
-            if vocabulary:
-                canvas = pin_prefix(before, canvas, schedule, spec, vocabulary.embed)
+            if head:
+                canvas = pin_prefix(before, canvas, schedule, spec, head.embed)
             trace.append(trace_step(before, canvas, schedule))
             room = min(limit - len(answer), left // spec.length * spec.length)
-            if canvas.reason and constrained and vocabulary:
-                resolved = constrained.resolve(canvas, hidden, vocabulary, spec, room)
+            if canvas.reason and constrained and head:
+                resolved = constrained.resolve(canvas, hidden, head, spec, room)
                 if isinstance(resolved, Canvas):
                     canvas = resolved  # to be repaired
                 else:

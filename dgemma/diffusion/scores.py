@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from dgemma.diffusion.canvas import Canvas
-from dgemma.kernels.vocabulary import Vocabulary
+from dgemma.kernels.head import Head
 from dgemma.types import TokenScore
 
 
 def token_scores(
-    canvas: Canvas, ids: Sequence[int], asked: int, hidden: Tensor, vocabulary: Vocabulary,
+    canvas: Canvas, ids: Sequence[int], asked: int, hidden: Tensor, head: Head,
     first: int = 0,
 ) -> list[TokenScore]:  # fmt: skip
     """Scores of len(ids) positions after a step that was asked for log-probabilities.
@@ -41,7 +41,7 @@ def token_scores(
     if missing:
         rows = torch.tensor(missing, device=hidden.device) + first
         wanted = torch.tensor([ids[p] for p in missing], device=hidden.device)
-        made = vocabulary.scores(hidden[rows], wanted).tolist()
+        made = head.scores(hidden[rows], wanted).tolist()
         for position, value in zip(missing, made, strict=True):
             values[position] = value
     return [

@@ -19,7 +19,7 @@ from dgemma.engine.scheduler import Scheduled
 from dgemma.engine.sequence import Sequence
 from dgemma.engine.step import CanvasState, StepResult, parts
 from dgemma.kernels.controls import Controls
-from dgemma.kernels.vocabulary import Vocabulary
+from dgemma.kernels.head import Head
 from dgemma.model.cache import PagedMemory
 from dgemma.model.transformer import DiffusionGemma
 
@@ -28,10 +28,10 @@ class ModelRunner:
     """Runs passes on one model."""
 
     def __init__(
-        self, model: DiffusionGemma, vocabulary: Vocabulary, memory: PagedMemory, counted: Counters
+        self, model: DiffusionGemma, head: Head, memory: PagedMemory, counted: Counters
     ) -> None:
         self.model = model
-        self.vocabulary = vocabulary
+        self.head = head
         self.memory = memory
         self.counted = counted
 
@@ -69,7 +69,7 @@ class ModelRunner:
         if not ids:
             return ()
         wanted = torch.tensor(ids, device=hidden.device)
-        found: list[float] = self.vocabulary.scores(hidden[skip : skip + len(ids)], wanted).tolist()
+        found: list[float] = self.head.scores(hidden[skip : skip + len(ids)], wanted).tolist()
         return tuple(found)
 
     def _denoised(self, hidden: dict[Sequence, Tensor], spec: CanvasSpec) -> dict[Sequence, Canvas]:
@@ -92,9 +92,9 @@ class ModelRunner:
         schedules = [state.schedule for state in states]
         sizes = [(canvas.controls, len(canvas.ids)) for canvas in canvases]
         controls = Controls.join(sizes, spec.suppress_ids)
-        head_output = self.vocabulary.read(hidden, *sampling_inputs(canvases, schedules), controls)
+        head_output = self.head.read(hidden, *sampling_inputs(canvases, schedules), controls)
         after = [
-            pin_prefix(canvas, stepped, schedule, spec, self.vocabulary.embed)
+            pin_prefix(canvas, stepped, schedule, spec, self.head.embed)
             for canvas, stepped, schedule in zip(
                 canvases, step_all(canvases, head_output, schedules, spec), schedules, strict=True
             )
@@ -121,7 +121,7 @@ class ModelRunner:
         if not last:
             return finite, {}
         rows, controls = torch.cat(list(last.values())), Controls(suppress_ids=spec.suppress_ids)
-        tokens: list[int] = self.vocabulary.greedy(rows, controls).tolist()
+        tokens: list[int] = self.head.greedy(rows, controls).tolist()
         chosen = dict(zip(last, tokens, strict=True))
         return finite | {seq: finite[seq] and token >= 0 for seq, token in chosen.items()}, chosen
 

@@ -20,7 +20,7 @@ from dgemma.diffusion.thought import budget_exceeded
 from dgemma.engine.scheduler import Scheduled
 from dgemma.engine.sequence import Sequence
 from dgemma.errors import DGemmaError
-from dgemma.kernels.vocabulary import Vocabulary
+from dgemma.kernels.head import Head
 from dgemma.model.cache import PagedMemory
 from dgemma.model.transformer import Part
 from dgemma.types import ENTROPY_PER_NAT, CanvasControl, Event, TokenScore
@@ -37,14 +37,14 @@ class CanvasState:
 
     Attributes:
         spec: of the canvases.
-        vocabulary: for what is decided position by position.
+        head: for what is decided position by position.
         constrained: keeps the answer in its grammar.
         canvas: the one being denoised, None between two.
     """
 
     spec: CanvasSpec
     schedule: Schedule
-    vocabulary: Vocabulary
+    head: Head
     constrained: ConstrainedAnswer | None = None
     canvas: Canvas | None = None
 
@@ -192,7 +192,7 @@ def resolve_canvas(seq: Sequence, canvas: Canvas, hidden: Tensor) -> None:
         commit = finish(canvas, state.spec)
     else:
         resolved = state.constrained.resolve(
-            canvas, hidden, state.vocabulary, state.spec, seq.room
+            canvas, hidden, state.head, state.spec, seq.room
         )  # fmt: skip
         seq.constraint = state.constrained.report
         if isinstance(resolved, Canvas):
@@ -224,7 +224,7 @@ def _scores(seq: Sequence, canvas: Canvas, ids: list[int], hidden: Tensor) -> li
         return []
     state: CanvasState = seq.state
     asked = len(seq.request.params.logprob_token_ids or ())
-    return token_scores(canvas, ids, asked, hidden, state.vocabulary, seq.emitted)
+    return token_scores(canvas, ids, asked, hidden, state.head, seq.emitted)
 
 
 def _emit(seq: Sequence, event: Event) -> None:

@@ -85,7 +85,7 @@ class Draws:
         return uniform_ids(self._keys(Purpose.START, device), size[1], high)
 
     def multinomial(self, probs: Tensor, num_samples: int) -> Tensor:
-        """Plain inverse CDF in fp64, written without the blocks of `kernels/vocabulary`."""
+        """Plain inverse CDF in fp64, written without the blocks of `kernels/head`."""
         assert num_samples == 1 and not self.sampled
         self.sampled = True
         keys = uniforms(self._keys(Purpose.SAMPLE, probs.device), len(probs) // len(self.seeds))
@@ -201,7 +201,7 @@ def our_generate(
         spec,
         lambda ids: model.encode(ids, cache),
         lambda ids, soft: model.denoise(ids, cache, soft),
-        llm.engine.vocabulary.read,
+        llm.engine.head.read,
     )
 
 

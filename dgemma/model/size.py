@@ -12,8 +12,8 @@ import torch
 
 from dgemma.errors import InvalidRequest
 from dgemma.kernels.attention import FEWEST, SCORES
+from dgemma.kernels.head_tiles import TILE_ELEMENTS
 from dgemma.kernels.sampling import BLOCK
-from dgemma.kernels.vocabulary_tiles import TILE_ELEMENTS
 from dgemma.model.attention import QUERY_BLOCK
 from dgemma.model.config import LayerType, ModelConfig
 from dgemma.model.transformer import DiffusionGemma

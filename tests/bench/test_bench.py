@@ -152,7 +152,7 @@ def test_parts_add_up(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.parts_ms["rest"] == (found.watched_ms + 1e3) / 2
     assert found.parts_ms["attention"] == 1e3 * len(llm.model.layers)
     assert found.total_ms == prefill == 1e3
-    assert "read" not in vars(llm.engine.vocabulary)
+    assert "read" not in vars(llm.engine.head)
 
 
 def test_products_are_those_of_the_step(llm: LLM) -> None:

@@ -19,7 +19,7 @@ from dgemma.diffusion.canvas import CanvasSpec, Generation
 from dgemma.diffusion.generate import generate
 from dgemma.diffusion.schedule import Schedule
 from dgemma.evaluate.parity import ReferenceRun, reference_generate
-from dgemma.kernels.vocabulary import Vocabulary
+from dgemma.kernels.head import Head
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import SamplingParams
 from tests.support.oracle import tiny_pair
@@ -73,7 +73,7 @@ def ours(
     )  # suppress_ids empty: the oracle draws image placeholders like any other id
     cache = model.new_cache(1, spec.context_length)
     cap = config.final_logit_softcapping
-    vocabulary = Vocabulary(model.embed.weight, cap, model.embed_scale())
+    head = Head(model.embed.weight, cap, model.embed_scale())
     limit = SamplingParams(max_tokens=canvases * spec.length)
     return generate(
         prompt,
@@ -81,7 +81,7 @@ def ours(
         spec,
         lambda ids: model.encode(ids, cache),
         lambda ids, soft: model.denoise(ids, cache, soft),
-        vocabulary.read,
+        head.read,
     )
 
 

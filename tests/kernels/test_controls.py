@@ -12,18 +12,18 @@ from torch import Tensor
 
 from dgemma.errors import InvalidRequest
 from dgemma.kernels.controls import Bias, Controls, Filters, Masks
-from dgemma.kernels.vocabulary import Vocabulary
+from dgemma.kernels.head import Head
 from tests.support.random_vocabulary import hidden_rows, make, random_keys
 
 ROWS = 7
 KERNELS = ("rows", "tiles")  # the kernels of "triton" have tests of their own
 
 
-def with_kernel(words: Vocabulary, kernel: str) -> Vocabulary:
-    return Vocabulary(words.table, words.softcap, words.embed_scale, kernel)
+def with_kernel(words: Head, kernel: str) -> Head:
+    return Head(words.table, words.softcap, words.embed_scale, kernel)
 
 
-def belief(words: Vocabulary, hidden: Tensor, bias: Bias | None = None) -> Tensor:
+def belief(words: Head, hidden: Tensor, bias: Bias | None = None) -> Tensor:
     """fp64 [N, V] capped logits, straight from the definition."""
     logits = torch.tanh(hidden.double() @ words.table.double().T / 30) * 30
     if bias is not None:

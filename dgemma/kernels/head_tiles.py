@@ -101,8 +101,8 @@ class TiledReader:
 
     Args:
         table: [V, D].
-        softcap, embed_scale: see `Vocabulary`.
-        triton: use the kernels of `vocabulary_triton`.
+        softcap, embed_scale: see `Head`.
+        triton: use the kernels of `head_triton`.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class TiledReader:
     def read(
         self, hidden: Tensor, temperature: Tensor, uniforms: Tensor, controls: Controls
     ) -> HeadOutput:
-        """See `Vocabulary.read`; filters are not for tiles."""
+        """See `Head.read`; filters are not for tiles."""
         assert controls.filters is None
         rows, width = hidden.shape
         size = self.table.shape[0]
@@ -271,12 +271,12 @@ def _triton() -> ModuleType:
         MissingExtra: the triton package is not installed.
     """
     try:
-        from dgemma.kernels import vocabulary_triton
+        from dgemma.kernels import head_triton
     except ModuleNotFoundError as error:
         raise MissingExtra(
             "the CUDA kernels need the triton package; pip install 'dgemma[cuda]'"
         ) from error
-    return vocabulary_triton
+    return head_triton
 
 
 def _fields(sums: BlockSums) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """The vocabulary operation: hidden states in, one token's worth of answers a position out.
 
-Everything that needs all V logits of a position happens here and in `vocabulary_tiles` and nowhere
+Everything that needs all V logits of a position happens here and in `head_tiles` and nowhere
 else: the soft cap, the temperature, the argmax, the sample, the entropy, the soft embedding. The
 plain reference is here: it makes the logits of a few rows at a time and never those of a whole
 batch. `blocks` says how one uniform picks a token, `controls` what else can be asked.
@@ -22,8 +22,8 @@ from dgemma.errors import InvalidRequest
 from dgemma.kernels.controls import Controls
 from dgemma.kernels.experts import ROW_TILE, rows_linear
 from dgemma.kernels.head_output import HeadLogprobs, HeadOutput, joined
+from dgemma.kernels.head_tiles import TiledReader
 from dgemma.kernels.sampling import block_sums, entropy, log_total, pick
-from dgemma.kernels.vocabulary_tiles import TiledReader
 
 CHUNK_ELEMENTS = 1 << 23
 """Most logits made at a time: 32 MiB in fp32, about five such temporaries live at once."""
@@ -34,7 +34,7 @@ ROWS_LIMIT = 1 << 12
 KERNELS = ("rows", "tiles", "triton")
 
 
-def choose_vocabulary(size: int, device: torch.device) -> tuple[str, str]:
+def choose_head(size: int, device: torch.device) -> tuple[str, str]:
     """The name of the faster way for a vocabulary of `size` ids, and the reason as text."""
     if size <= ROWS_LIMIT:
         return "rows", f"{size} ids <= {ROWS_LIMIT}: whole rows of logits stay in cache"
@@ -44,7 +44,7 @@ def choose_vocabulary(size: int, device: torch.device) -> tuple[str, str]:
     return "tiles", why
 
 
-class Vocabulary:
+class Head:
     """The operation bound to a tied embedding table.
 
     Args:
@@ -59,12 +59,12 @@ class Vocabulary:
         self, table: Tensor, softcap: float, embed_scale: Tensor, kernel: str = "auto"
     ) -> None:
         if kernel not in (*KERNELS, "auto"):
-            raise InvalidRequest(f"unknown vocabulary kernel {kernel!r}; known: {KERNELS}")
+            raise InvalidRequest(f"unknown head kernel {kernel!r}; known: {KERNELS}")
         self.table = table
         self.softcap = softcap
         self.embed_scale = embed_scale
         self.rows_at_a_time = max(ROW_TILE, CHUNK_ELEMENTS // table.shape[0])
-        self.kernel, self.reason = choose_vocabulary(table.shape[0], table.device)
+        self.kernel, self.reason = choose_head(table.shape[0], table.device)
         if kernel != "auto":
             self.kernel, self.reason = kernel, "asked for"
         self.tiles = TiledReader(table, softcap, embed_scale, triton=self.kernel == "triton")

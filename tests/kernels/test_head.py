@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dgemma.errors import InvalidRequest
-from dgemma.kernels import vocabulary
+from dgemma.kernels import head
 from dgemma.kernels.controls import Controls
+from dgemma.kernels.head import Head
 from dgemma.kernels.sampling import BLOCK
-from dgemma.kernels.vocabulary import Vocabulary
 from dgemma.model.transformer import DiffusionGemma
 from tests.support.chance import chi_square, chi_square_limit
 from tests.support.oracle import tiny_pair
@@ -27,7 +27,7 @@ def grid_keys(count: int) -> Tensor:
     return (torch.arange(count, dtype=torch.float64) / count).float()
 
 
-def distribution(words: Vocabulary, hidden: Tensor, temperature: float) -> Tensor:
+def distribution(words: Head, hidden: Tensor, temperature: float) -> Tensor:
     """fp64 [N, V], straight from the definition."""
     logits = hidden.double() @ words.table.double().T
     return (torch.tanh(logits / 30) * 30 / temperature).softmax(-1)
@@ -149,15 +149,15 @@ def test_never_more_logits_at_a_time_than_stated(monkeypatch: pytest.MonkeyPatch
     Seen to fail with all rows read in one piece.
     """
     made: list[int] = []
-    original = Vocabulary.logits
+    original = Head.logits
 
-    def watched(self: Vocabulary, hidden: Tensor, controls: Controls) -> Tensor:
+    def watched(self: Head, hidden: Tensor, controls: Controls) -> Tensor:
         out = original(self, hidden, controls)
         made.append(out.numel())
         return out
 
-    monkeypatch.setattr(Vocabulary, "logits", watched)
-    monkeypatch.setattr(vocabulary, "CHUNK_ELEMENTS", 1 << 18)
+    monkeypatch.setattr(Head, "logits", watched)
+    monkeypatch.setattr(head, "CHUNK_ELEMENTS", 1 << 18)
     words = make(1 << 12)
     words.read(hidden_rows(100), torch.ones(100), random_keys(100), PLAIN)
     words.greedy(hidden_rows(100), PLAIN)
@@ -189,7 +189,7 @@ def test_extreme_temperatures() -> None:
 
 def test_equal_logits_give_the_lowest_id() -> None:
     """Ties are real: the cap makes equals of all logits far beyond it."""
-    words = Vocabulary(torch.ones(600, WIDTH), 30.0, torch.tensor(1.0))
+    words = Head(torch.ones(600, WIDTH), 30.0, torch.tensor(1.0))
     got = words.read(torch.ones(2, WIDTH), torch.ones(2), torch.tensor([0.0, 0.5]), PLAIN)
     assert got.argmax.tolist() == [0, 0] and got.sample.tolist() == [0, 300]
 
@@ -277,7 +277,7 @@ def test_is_the_models_own_head_and_belief() -> None:
     """Two places know the cap and the soft embedding: they must agree bit for bit."""
     _, model = tiny_pair(1)
     assert isinstance(model, DiffusionGemma)
-    words = Vocabulary(model.embed.weight, 30.0, model.embed_scale())
+    words = Head(model.embed.weight, 30.0, model.embed_scale())
     hidden = torch.randn(20, 64, generator=torch.Generator().manual_seed(0))
     logits = model.logits(hidden)
     assert torch.equal(words.logits(hidden, PLAIN), logits)
@@ -295,7 +295,7 @@ def test_cuda_reads_the_same() -> None:
     """Rounding differs between devices; ids may, one in a thousand at most."""
     words, rows = make(4096, 3.0), 2048
     hidden, uniforms = hidden_rows(rows), random_keys(rows)
-    there = Vocabulary(words.table.cuda(), 30.0, words.embed_scale.cuda())
+    there = Head(words.table.cuda(), 30.0, words.embed_scale.cuda())
     warm = torch.full((rows,), 0.6)
     a = words.read(hidden, warm, uniforms, PLAIN)
     b = there.read(hidden.cuda(), warm.cuda(), uniforms.cuda(), PLAIN)

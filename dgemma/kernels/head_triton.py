@@ -5,7 +5,7 @@
 
 The large products around them stay cuBLAS's. Needs the `triton` package; with TRITON_INTERPRET=1
 set before this module is imported it runs on the CPU, for tests, in fp32 and fp16. Knows nothing
-about controls: what is barred comes as -inf. The plain reference is `vocabulary_tiles`.
+about controls: what is barred comes as -inf. The plain reference is `head_tiles`.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def absorb(
     best: Tensor,
     sums: BlockSums,
 ) -> Tensor:
-    """Take a tile of raw products into account; see `vocabulary_tiles.epilogue`.
+    """Take a tile of raw products into account; see `head_tiles.epilogue`.
 
     Args:
         raw: [N, T] contiguous, T a multiple of 256; -inf where barred.

@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from dgemma.errors import InvalidRequest
-from dgemma.kernels import vocabulary_tiles
+from dgemma.kernels import head_tiles
 from dgemma.kernels.controls import Controls
-from dgemma.kernels.vocabulary import Vocabulary, choose_vocabulary
+from dgemma.kernels.head import Head, choose_head
 from dgemma.kernels.workspace import Workspace
 from tests.support.random_vocabulary import hidden_rows, make, random_keys, rows_of, same
 
 
-def both(size: int, dtype: torch.dtype = torch.float32) -> tuple[Vocabulary, Vocabulary]:
+def both(size: int, dtype: torch.dtype = torch.float32) -> tuple[Head, Head]:
     words = make(size, 4.0, dtype)
     rows, tiles = (
-        Vocabulary(words.table, 30.0, words.embed_scale, kernel) for kernel in ("rows", "tiles")
+        Head(words.table, 30.0, words.embed_scale, kernel) for kernel in ("rows", "tiles")
     )
     return rows, tiles
 
@@ -75,7 +75,7 @@ def test_rows_do_not_depend_on_each_other() -> None:
 def test_no_tensor_of_rows_times_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trap 7: what a step may hold is one tile, and the same one at the next step."""
     scratch = Workspace()
-    monkeypatch.setattr(vocabulary_tiles, "WORKSPACE", scratch)
+    monkeypatch.setattr(head_tiles, "WORKSPACE", scratch)
     _, tiles = both(1 << 15)
     tiles.tiles.tile_elements = 64 * 1024
     hidden, uniforms, temperature = hidden_rows(64), random_keys(64), torch.full((64,), 0.6)
@@ -103,7 +103,7 @@ def test_not_finite_rows_are_told() -> None:
 def test_the_choice_has_a_reason() -> None:
     """Small vocabularies are read row by row; an unknown kernel is refused, not ignored."""
     cpu = torch.device("cpu")
-    assert choose_vocabulary(1024, cpu)[0] == "rows" and "1024" in choose_vocabulary(1024, cpu)[1]
-    assert choose_vocabulary(262_144, cpu)[0] == "tiles"
+    assert choose_head(1024, cpu)[0] == "rows" and "1024" in choose_head(1024, cpu)[1]
+    assert choose_head(262_144, cpu)[0] == "tiles"
     with pytest.raises(InvalidRequest, match="rows"):
-        Vocabulary(torch.ones(300, 8), 30.0, torch.tensor(1.0), "cuda")
+        Head(torch.ones(300, 8), 30.0, torch.tensor(1.0), "cuda")
