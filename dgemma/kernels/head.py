@@ -20,9 +20,9 @@ from torch import Tensor
 
 from dgemma.errors import InvalidRequest
 from dgemma.kernels.controls import Controls
-from dgemma.kernels.experts import ROW_TILE, rows_linear
 from dgemma.kernels.head_output import HeadLogprobs, HeadOutput, joined
 from dgemma.kernels.head_tiles import TiledReader
+from dgemma.kernels.linear import ROW_TILE, rows_linear
 from dgemma.kernels.sampling import block_sums, entropy, log_total, pick
 
 CHUNK_ELEMENTS = 1 << 23

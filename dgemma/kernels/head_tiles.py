@@ -21,8 +21,8 @@ from torch import Tensor
 
 from dgemma.errors import MissingExtra
 from dgemma.kernels.controls import Controls
-from dgemma.kernels.experts import ROW_TILE, rows_linear
 from dgemma.kernels.head_output import HeadLogprobs, HeadOutput
+from dgemma.kernels.linear import ROW_TILE, rows_linear
 from dgemma.kernels.sampling import (
     BLOCK,
     LOWEST,

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgemma.kernels.experts import EXPERTS, choose_experts, rows_linear
+from dgemma.kernels.experts import EXPERTS, choose_experts
+from dgemma.kernels.linear import rows_linear
 from dgemma.kernels.norm import rms_norm
 from dgemma.model.config import AttentionShape, ModelConfig
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dgemma.errors import InvalidRequest
 from dgemma.kernels.attention import choose_attention
-from dgemma.kernels.experts import rows_linear
+from dgemma.kernels.linear import rows_linear
 from dgemma.model.attention import Attention, AttentionContext, AttentionSpan, CachedContext
 from dgemma.model.cache import Cache, CacheRow, RowCache
 from dgemma.model.config import AttentionShape, ModelConfig
