@@ -63,7 +63,7 @@ performance: $(STAMP) $(REAL)/config.json $(MINI)/config.json  ## measure at rea
 	cp "$$new" docs/performance.md
 
 nano: $(STAMP)  ## train the bundled model from scratch into runs/nano; stop and go on at will
-	$(BIN)/python -m dgemma.train.recipes.nano
+	$(BIN)/python -m recipes.nano
 
 evaluate: $(STAMP)  ## score the bundled model on held-out examples
 	$(BIN)/dgemma evaluate nano

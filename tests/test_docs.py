@@ -26,7 +26,7 @@ from dgemma.cli.main import COMMANDS
 from dgemma.params import RELEASED, SamplingParams
 from dgemma.server.reply_schema import ERRORS
 from dgemma.server.settings import ServerLimits
-from dgemma.train.recipes.nano import PLAN
+from recipes.nano.recipe import PLAN
 from tests.support import field_table
 from tests.support.client_environments import environment
 from tests.support.live import KEY, Live, running
@@ -107,7 +107,7 @@ def test_commands_and_options_exist(page: Path) -> None:
 def test_options_of_the_recipe_exist() -> None:
     """Catches an option of `make nano` that docs/training.md made up or kept too long."""
     page = text_of(ROOT / "docs/training.md")
-    source = text_of(ROOT / "dgemma/train/recipes/nano.py")
+    source = text_of(ROOT / "recipes/nano/__main__.py")
     named = set(re.findall(r"(?<!\w)--[a-z][a-z-]*", page))
     assert named
     assert named <= set(re.findall(r'"(--[a-z-]+)"', source))

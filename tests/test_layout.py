@@ -11,6 +11,7 @@ import graphlib
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 
 import pytest
@@ -35,6 +36,11 @@ from tests.support.sources import (
 
 # -- the rules as data ---------------------------------------------------------------------------
 
+OUTSIDE = ("recipes",)
+"""Programs of the checkout that the wheel leaves out. They import the package, never each other."""
+CHECKED = ("dgemma", *OUTSIDE, "tests", "examples")
+"""Folders whose files and functions have a limit."""
+
 BASE = {"params", "types", "errors", "device"}
 JOINED = {"engine", "compose", "diffusion", "weights", "quant", "text", "constrain", "frontend"}
 TRAINING = {"model", "weights", "quant", "diffusion", "text", "tasks"} | BASE
@@ -56,7 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compose": {"frontend", "text", "params", "types", "errors"},
     "server": {"compose", "frontend", "constrain", "text", "params", "types", "errors"},
     "llm": JOINED | {"model.config", "model.transformer"} | BASE,
-    "train": TRAINING | {"constrain"},
+    "train": {"model", "tasks", "text"} | BASE,
     "evaluate": TRAINING | {"llm", "compose"},
     "bench": TRAINING | {"llm", "evaluate"},
     "cli": {"dgemma", "llm", "train", "evaluate", "bench", "server", "kernels"} | JOINED | TRAINING,
@@ -162,6 +168,34 @@ def test_extras_stay_optional() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def outside() -> list[Module]:
+    """The modules of `OUTSIDE`."""
+    found = []
+    for path in python_files(*OUTSIDE):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        found.append(Module(name.removesuffix(".__init__"), path, parse(path)))
+    return found
+
+
+def test_the_wheel_stands_alone() -> None:
+    """Catches a wheel with a program in it that is not for users, or a program it cannot run."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    assert settings["setuptools"]["packages"]["find"]["include"] == ["dgemma*"]
+    assert set(settings["mypy"]["packages"]) == {"dgemma", *OUTSIDE}
+    known = declared(extras=False) | declared(extras=True) | set(sys.stdlib_module_names)
+    wrong = []
+    for module in outside():
+        allowed = known | {"dgemma", module.name.split(".")[0]}
+        for found in imports(module):
+            if found.target.split(".")[0] not in allowed:
+                wrong.append(f"{module.at(found.line)} may not import {found.target}")
+    for module in modules().values():
+        for found in imports(module):
+            if found.target.split(".")[0] in OUTSIDE:
+                wrong.append(f"{module.at(found.line)}: {found.target} is not in the wheel")
+    assert not wrong, "\n".join(wrong)
+
+
 def test_torch_free_rooms() -> None:
     """Catches bookkeeping that drags in torch: slow to import, slow to test, no use to a client."""
     wrong = []
@@ -210,7 +244,7 @@ def length(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 def test_sizes() -> None:
     """Catches the hub file that grows without a moment of decision, and a stale exception."""
     sizes = {}
-    for path in python_files("dgemma", "tests", "bench", "examples"):
+    for path in python_files(*CHECKED):
         name = path.relative_to(ROOT).as_posix()
         sizes[name] = (len(path.read_text(encoding="utf-8").splitlines()), FILE_LINES)
         for node in functions(parse(path)):
@@ -221,19 +255,20 @@ def test_sizes() -> None:
 
 def test_no_vague_files() -> None:
     """Catches the drawer that everything ends in, because its name fits everything."""
-    files = python_files("dgemma", "tests", "bench", "examples")
+    files = python_files(*CHECKED)
     assert not [path for path in files if VAGUE & set(path.with_suffix("").parts)]
 
 
 def test_every_folder_is_a_package() -> None:
     """Catches a room without `__init__.py`: found in the checkout, missing from the wheel."""
-    folders = {path.parent for path in python_files("dgemma")}
+    folders = {path.parent for path in python_files("dgemma", *OUTSIDE)}
     assert not [folder for folder in folders if not (folder / "__init__.py").is_file()]
 
 
 def test_every_module_says_what_it_is() -> None:
     """Catches a module whose job the next reader has to guess."""
-    assert not [m.name for m in modules().values() if not ast.get_docstring(m.tree)]
+    every = [*modules().values(), *outside()]
+    assert not [m.name for m in every if not ast.get_docstring(m.tree)]
 
 
 # -- safety --------------------------------------------------------------------------------------
@@ -261,7 +296,8 @@ def unsafe(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 def test_no_code_from_data() -> None:
     """Catches pickle and its kin: a model file must never be able to run anything."""
-    wrong = [f"{m.at(line)} {name}" for m in modules().values() for line, name in unsafe(m.tree)]
+    every = [*modules().values(), *outside()]
+    wrong = [f"{m.at(line)} {name}" for m in every for line, name in unsafe(m.tree)]
     assert not wrong, "\n".join(wrong)
 
 
@@ -344,7 +380,10 @@ def test_documents_name_what_exists() -> None:
     missing = []
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         text = page.read_text(encoding="utf-8")
-        quoted = [ROOT / path for path in re.findall(r"`((?:dgemma|tests|docs)/[\w./-]+)`", text)]
+        quoted = [
+            ROOT / path
+            for path in re.findall(r"`((?:dgemma|tests|docs|bench|recipes)/[\w./-]+)`", text)
+        ]
         links = [page.parent / path for path in re.findall(r"\]\(([^)#:]+)\)", text)]
         missing += [f"{page.name}: {p}" for p in quoted + links if not p.exists()]
         missing += [

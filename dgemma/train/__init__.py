@@ -1,1 +1,1 @@
-"""Training: data, noise, objective, optimiser, loop; recipes are short files that join them."""
+"""Training: data, noise, objective, optimiser, loop; `recipes/` joins them."""

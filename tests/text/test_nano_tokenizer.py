@@ -9,7 +9,7 @@ import pytest
 
 from dgemma.tasks import TASKS, make_example
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.train.tokenizer import (
+from recipes.nano.tokenizer import (
     FRAME_WORDS,
     VOCAB_SIZE,
     build_nano_tokenizer,

@@ -1,11 +1,10 @@
-"""Builds the bundled model's tokenizer: 1,024 tokens, byte fallback, Gemma 4's control ids.
+"""Builds nano's tokenizer: 1,024 tokens, byte fallback, Gemma 4's control ids.
 
-Knows which ids are fixed (control tokens, the newline and the byte tokens stand where Gemma 4 has
-them), how text is cut into pieces, and how merges are counted: plain byte-pair encoding whose
-ties are settled by text order, so the same texts always give the same file. TokenTable merge only
-with letters. A space, a digit, a point, a newline and every other mark stay single tokens, so a
-Sudoku row is nine tokens, JSON is regular, and a name has the same tokens after a space as after
-a quote. Knows nothing about models or training runs.
+Control tokens, the newline and the byte tokens have the ids of Gemma 4. The rest is plain byte-pair
+encoding whose ties are settled by text order, so the same texts always give the same file. Letters
+merge only with letters. A space, a digit, a point, a newline and every other mark stay single
+tokens, so a Sudoku row is nine tokens, JSON is regular, and a name has the same tokens after a
+space as after a quote.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from dgemma.constrain.schema_proofs import strings_in
 from dgemma.tasks import TASKS, make_example
+from dgemma.weights.files import bundled_models
 
 VOCAB_SIZE = 1024
 SPACE = "\u2581"
@@ -182,6 +182,4 @@ def write_nano_tokenizer(directory: Path, tokenizer: Tokenizer) -> None:
 
 
 if __name__ == "__main__":
-    write_nano_tokenizer(
-        Path(__file__).parents[1] / "assets" / "nano", build_nano_tokenizer(task_texts())
-    )
+    write_nano_tokenizer(bundled_models()["nano"], build_nano_tokenizer(task_texts()))

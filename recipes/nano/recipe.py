@@ -1,13 +1,12 @@
-"""nano: the small DiffusionGemma in the box, trained from scratch on the project's own tasks.
+"""The run that makes nano: sizes, batches of each step, numbers of the plan, the exported files.
 
-Every part of the released architecture in small: five sliding layers and a full one, value-from-key
-on the full layer, experts beside a dense MLP, self-conditioning, one scalar per mode and layer,
-chat tokens. Knows the sizes, the mix of tasks and the numbers of the run; the loop knows the rest.
+nano has every part of the released architecture in small: five sliding layers and a full one,
+value-from-key on the full layer, experts beside a dense MLP, self-conditioning, one scalar per mode
+and layer, chat tokens. The loop itself is `dgemma.train.loop`.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -26,64 +25,15 @@ from dgemma.text.chat import ChatTemplate
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.train.checkpoint import load_average
 from dgemma.train.data import Sample, TrainingBatch, make_batch, to_sample
-from dgemma.train.loop import TrainingPlan, train
-from dgemma.weights.files import open_checkpoint
-from dgemma.weights.load import load_weights
+from dgemma.train.loop import TrainingPlan
+from dgemma.weights.files import bundled_models
 from dgemma.weights.save import save_weights
+from recipes.nano.mix import mix_at
 
 STRIDE = 32
 """Indices a step may use of each task, so that no example is ever seen twice."""
 
 
-@dataclass(frozen=True, slots=True)
-class TaskMix:
-    """What a step is made of.
-
-    Attributes:
-        grids: Sudoku rows whose prompt alone is encoded.
-        encoded_grids: Sudoku rows whose answer is encoded too, for the autoregressive mode.
-        long: tasks with long prompts, beside `encoded_grids` in one batch.
-        short: tasks with short prompts, in a batch of their own.
-        written_grids: solved grids to be written without a question.
-        written: tasks whose texts are to be written without a question.
-        written_canvases: noisy canvases of each such text; None: as many as of all others.
-    """
-
-    grids: int
-    encoded_grids: int
-    long: tuple[str, ...]
-    short: tuple[str, ...]
-    written_grids: int = 0
-    written: tuple[str, ...] = ()
-    written_canvases: int | None = None
-
-
-_FIRST = TaskMix(22, 2, ("tools",), ("json", "json", "json", "thought", "gaps", "labels", "chat"))
-_SECOND = TaskMix(
-    10, 2, ("tools", "tools"),
-    ("json",) * 13 + ("thought", "gaps", "gaps", "labels", "chat"),
-)  # fmt: skip
-_THIRD = TaskMix(
-    8, 1, ("tools",), ("json",) * 6 + ("thought", "gaps", "labels", "chat"), 8, ("gaps",) * 6
-)
-_FOURTH = TaskMix(
-    6, 1, ("tools",), ("json",) * 4 + ("thought", "gaps", "labels", "chat"), 8, ("gaps",) * 16
-)
-_FIFTH = TaskMix(
-    6, 1, ("tools",), ("json",) * 12 + ("thought", "gaps", "labels", "chat"), 4, ("gaps",) * 4
-)
-_SIXTH = TaskMix(
-    6, 1, ("tools",), ("json",) * 8 + ("thought", "gaps", "labels", "chat"), 24, ("gaps",) * 6
-)
-_SEVENTH = TaskMix(
-    4, 1, ("tools",), ("json",) * 6 + ("thought", "gaps", "labels", "chat"), 48, ("gaps",) * 8, 2
-)
-MIXES = (
-    (0, _FIRST), (1750, _SECOND), (5050, _THIRD), (6050, _FOURTH), (6800, _FIFTH), (7200, _SIXTH),
-    (10_000, _SEVENTH),
-)  # fmt: skip
-"""(first step, mix): Sudoku comes first, copying names into JSON takes longer and comes later,
-writing without a question (for what is pinned on the canvas) comes last."""
 WHOLE, RANDOM = 0.2, 0.3
 """Of the texts to be written, from step 6,050 on: the share whose whole canvas is noised, and the
 share with a hole at a random place; the others have the hole of their task."""
@@ -105,7 +55,7 @@ short thoughts, gaps, labels and a little small talk. It has every part of the r
 architecture and is saved in its layout. It knows nothing of the world and is no assistant: it is
 there to show, to test and to measure the engine.
 
-* Made by `make nano` (`dgemma/train/recipes/nano.py`), averaged weights after step {step}.
+* Made by `make nano` (`recipes/nano`), averaged weights after step {step}.
 * Figures: `dgemma evaluate nano`; the table in the project's README is that output.
 * License: Apache 2.0. Data: none but what the generators in `dgemma/tasks` write.
 """
@@ -178,7 +128,7 @@ class NanoBatches:
         ]
 
     def __call__(self, step: int) -> list[TrainingBatch]:
-        mix = next(mix for start, mix in reversed(MIXES) if step >= start)
+        mix = mix_at(step)
         grids = [self.grid(step, row) for row in range(mix.grids + mix.encoded_grids)]
         long = grids[mix.grids :] + self.texts(step, 0, mix.long)
         short = self.texts(step, len(mix.long), mix.short)
@@ -229,19 +179,13 @@ def written(directory: str, seed: int, step: int, task: str, row: int) -> Sample
     return replace(sample, open=tuple(found))
 
 
-def tokenizer_directory() -> Path:
-    """Where nano's tokenizer and template are."""
-    return Path(__file__).parents[2] / "assets" / "nano"
-
-
 def export(directory: Path, target: Path) -> Path:
     """Write the averaged weights of a run as a checkpoint in the released layout, in bf16."""
-    tokenizer = Tokenizer.from_directory(tokenizer_directory())
-    config = nano_config(tokenizer)
+    source = bundled_models()["nano"]
+    config = nano_config(Tokenizer.from_directory(source))
     model = DiffusionGemma(config)
     average = model.state_dict()
     step = load_average(directory / "run.safetensors", average)
-    source = tokenizer_directory()
     files: dict[str, Path | str | bytes] = {
         path.name: path.read_bytes() for path in source.iterdir() if path.name in TEXT_FILES
     }
@@ -252,44 +196,3 @@ def export(directory: Path, target: Path) -> Path:
     return save_weights(
         model, target, config=config, generation=generation, files=files, dtype=torch.bfloat16
     )
-
-
-def main() -> None:
-    """`python -m dgemma.train.recipes.nano`: train, or go on with a run that was stopped."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--directory", type=Path, default=Path("runs/nano"))
-    parser.add_argument("--steps", type=int, default=PLAN.steps, help="length of the whole run")
-    parser.add_argument(
-        "--decay", type=float, default=PLAN.decay, help="share of the run in which the rate falls"
-    )
-    parser.add_argument("--until", type=int, help="stop before this step; resume later")
-    parser.add_argument(
-        "--begin", type=int, default=0, help="begin with this step, from the bundled weights"
-    )
-    parser.add_argument("--rate", type=float, default=1.0, help="factor of both learning rates")
-    parser.add_argument("--eager", action="store_true", help="do not use torch.compile")
-    parser.add_argument(
-        "--export", type=Path, help="write the run's weights as a checkpoint, no training"
-    )
-    arguments = parser.parse_args()
-    if arguments.export:
-        print(f"exported to {export(arguments.directory, arguments.export)}")
-        return
-    tokenizer = Tokenizer.from_directory(tokenizer_directory())
-    config = nano_config(tokenizer)
-    model = DiffusionGemma(config)
-    if arguments.begin:
-        bundled = open_checkpoint(tokenizer_directory())
-        load_weights(model, bundled, device=torch.device("cpu"), dtype=torch.float32)
-    else:
-        model.reset_parameters(PLAN.seed)
-    plan = replace(PLAN, steps=arguments.steps, decay=arguments.decay, compile=not arguments.eager,
-                   begin=arguments.begin, muon_lr=PLAN.muon_lr * arguments.rate,
-                   adam_lr=PLAN.adam_lr * arguments.rate)  # fmt: skip
-    make = NanoBatches(str(tokenizer_directory()), config.canvas_length, plan.seed)
-    report = partial(print, flush=True)
-    train(model, make, plan, arguments.directory, report, arguments.until)
-
-
-if __name__ == "__main__":
-    main()

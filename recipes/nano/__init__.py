@@ -1,0 +1,1 @@
+"""nano, the bundled model: its tokenizer, its mix of tasks, its run."""

@@ -1,0 +1,68 @@
+"""`python -m recipes.nano`: train nano, or go on with a run that was stopped."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from dgemma.model.transformer import DiffusionGemma
+from dgemma.text.tokenizer import Tokenizer
+from dgemma.train.loop import train
+from dgemma.weights.files import bundled_models, open_checkpoint
+from dgemma.weights.load import load_weights
+from recipes.nano.recipe import PLAN, NanoBatches, export, nano_config
+
+
+def build() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(prog="python -m recipes.nano", description=__doc__)
+    parser.add_argument(
+        "--directory", type=Path, default=Path("runs/nano"), help="of the run (runs/nano)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=PLAN.steps, help=f"length of the whole run ({PLAN.steps})"
+    )
+    parser.add_argument(
+        "--decay", type=float, default=PLAN.decay,
+        help=f"share of the run at its end over which the rate falls ({PLAN.decay})",
+    )  # fmt: skip
+    parser.add_argument("--until", type=int, help="stop before this step; resume later")
+    parser.add_argument(
+        "--begin", type=int, default=0, help="begin with this step, from the bundled weights"
+    )
+    parser.add_argument("--rate", type=float, default=1.0, help="factor of both learning rates (1)")
+    parser.add_argument("--eager", action="store_true", help="do not use torch.compile")
+    parser.add_argument(
+        "--export", type=Path, help="write the run's weights as a checkpoint, no training"
+    )
+    return parser
+
+
+def main() -> None:
+    """Train or export."""
+    arguments = build().parse_args()
+    if arguments.export:
+        print(f"exported to {export(arguments.directory, arguments.export)}")
+        return
+    source = bundled_models()["nano"]
+    config = nano_config(Tokenizer.from_directory(source))
+    model = DiffusionGemma(config)
+    if arguments.begin:
+        bundled = open_checkpoint(source)
+        load_weights(model, bundled, device=torch.device("cpu"), dtype=torch.float32)
+    else:
+        model.reset_parameters(PLAN.seed)
+    plan = replace(PLAN, steps=arguments.steps, decay=arguments.decay, compile=not arguments.eager,
+                   begin=arguments.begin, muon_lr=PLAN.muon_lr * arguments.rate,
+                   adam_lr=PLAN.adam_lr * arguments.rate)  # fmt: skip
+    make = NanoBatches(str(source), config.canvas_length, plan.seed)
+    report = partial(print, flush=True)
+    train(model, make, plan, arguments.directory, report, arguments.until)
+
+
+if __name__ == "__main__":
+    main()
