@@ -56,10 +56,10 @@ performance: $(STAMP) $(REAL)/config.json $(MINI)/config.json  ## measure at rea
 	for prompt in 64 1024; do $(BIN)/dgemma bench compare $(REAL) --prompt $$prompt --steps 4; done; \
 	$(BIN)/dgemma bench compare $(MINI) --dtype bfloat16; \
 	for prompt in 64 1024; do $(BIN)/dgemma bench step $(REAL) --prompt $$prompt; done; \
-	$(BIN)/dgemma bench scale $(REAL) --prompts 64,512,1024,1536,2048,4096,8192,16384,32768; \
+	$(BIN)/python -m bench.scale $(REAL) --prompts 64,512,1024,1536,2048,4096,8192,16384,32768; \
 	$(BIN)/dgemma bench generate nano; \
-	$(BIN)/dgemma bench offline nano; \
-	$(BIN)/dgemma bench serving nano; \
+	$(BIN)/python -m bench.offline nano; \
+	$(BIN)/python -m bench.serving nano; \
 	cp "$$new" docs/performance.md
 
 nano: $(STAMP)  ## train the bundled model from scratch into runs/nano; stop and go on at will

@@ -58,6 +58,25 @@ def options_of(command: str) -> set[str]:
     return {word for action in parser._actions for word in action.option_strings}
 
 
+def options_of_program(name: str) -> set[str]:
+    """Every option of `python -m bench.NAME`, from its own help."""
+    command = [sys.executable, "-m", f"bench.{name}", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", done.stdout))
+
+
+def test_benchmarks_of_the_pages_exist() -> None:
+    """Catches a benchmark or an option that the program would refuse."""
+    found = 0
+    for page in PAGES:
+        for name, rest in re.findall(r"python -m bench\.([a-z]+)(?: ([^`\n]*))?", text_of(page)):
+            given = {word for word in shlex.split(rest) if word.startswith("-")}
+            assert not given - options_of_program(name) - {"--help"}, f"{page.name}: {name} {rest}"
+            found += 1
+    assert found > 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if blocks(p, "python") and p != SERVING], ids=lambda p: p.name

@@ -36,7 +36,7 @@ from tests.support.sources import (
 
 # -- the rules as data ---------------------------------------------------------------------------
 
-OUTSIDE = ("recipes",)
+OUTSIDE = ("bench", "recipes")
 """Programs of the checkout that the wheel leaves out. They import the package, never each other."""
 CHECKED = ("dgemma", *OUTSIDE, "tests", "examples")
 """Folders whose files and functions have a limit."""

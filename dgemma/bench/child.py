@@ -1,23 +1,23 @@
 """One program on one model, measured in a process of its own; prints one JSON line.
 
-`python -m dgemma.bench.child ours|transformers ...`, started by `compare`. Both programs make one
-canvas of the same size from the same ids with the same number of steps, and neither may stop early.
-Knows how `transformers` is loaded and where its steps are. Knows nothing about pairs or medians.
+`python -m dgemma.bench.child ours|transformers JOB`, started by `compare`; JOB is a `CompareRun` as
+JSON. Both programs make one canvas of the same size from the same ids with the same number of
+steps, and neither may stop early.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dgemma.bench.clock import now_ms, status_bytes
-from dgemma.bench.drive import open_llm, prompt_ids, run
+from dgemma.bench.compare import CompareRun
+from dgemma.bench.drive import Where, prompt_ids, run
 from dgemma.errors import DGemmaError, MissingExtra
 from dgemma.evaluate.parity import TINY_VISION
 from dgemma.params import RELEASED
@@ -27,14 +27,12 @@ NEVER = 1e-30
 """Mean entropy in nats that no canvas falls below: the reference refuses zero."""
 
 
-def ours(arguments: argparse.Namespace) -> dict[str, Any]:
+def ours(job: CompareRun) -> dict[str, Any]:
     """Prefill and steps of the engine."""
-    llm = open_llm(
-        arguments.model, arguments.device, arguments.dtype, arguments.threads, strict=False
-    )
-    prompts = [prompt_ids(llm.config, arguments.prompt)]
+    llm = Where(job.directory, job.device, job.dtype, job.threads, strict=False).open()
+    prompts = [prompt_ids(llm.config, job.prompt)]
     run(llm, prompts, 1)  # reads the weights from the disk
-    timeline = run(llm, prompts, arguments.steps)
+    timeline = run(llm, prompts, job.steps)
     return {
         "prefill_ms": timeline.prefill_ms,
         "first_frame_ms": timeline.first_frame_ms,
@@ -81,15 +79,14 @@ def timed(owner: Any, function: str, device: torch.device, into: list[float]) ->
 
 
 @torch.inference_mode()
-def theirs(arguments: argparse.Namespace) -> dict[str, Any]:
+def theirs(job: CompareRun) -> dict[str, Any]:
     """Prefill and steps of the reference's own `generate`."""
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    directory, device = Path(arguments.model), torch.device(arguments.device)
-    model = load_reference(directory, getattr(torch, arguments.dtype), device)
+    torch.set_num_threads(job.threads)
+    directory, device = Path(job.directory), torch.device(job.device)
+    model = load_reference(directory, getattr(torch, job.dtype), device)
     from transformers.models.diffusion_gemma import generation_diffusion_gemma as reference
 
-    ids = prompt_ids(load_config(directory, strict=False), arguments.prompt)
+    ids = prompt_ids(load_config(directory, strict=False), job.prompt)
     make: Any = reference.DiffusionGemmaGenerationConfig
     sampler: Any = reference.EntropyBoundSamplerConfig
     settings: dict[str, Any] = dict(
@@ -106,36 +103,26 @@ def theirs(arguments: argparse.Namespace) -> dict[str, Any]:
     timed(model, "_denoising_step", device, steps)
     torch.manual_seed(0)
     tokens = torch.tensor([ids], device=device)
-    if arguments.cache == "static":
+    if job.cache == "static":
         settings["cache_implementation"] = "static"
     # Reads the weights from the disk; compiled, the first step and the others are two programs.
-    warm = 3 if arguments.cache == "static" else 1
-    for count in (warm, arguments.steps):
+    warm = 3 if job.cache == "static" else 1
+    for count in (warm, job.steps):
         prefill.clear()
         steps.clear()
         config = make(**settings, max_denoising_steps=count)
         model.generate(tokens, generation_config=config)
-    assert len(steps) == arguments.steps, "it stopped early"
+    assert len(steps) == job.steps, "it stopped early"
     return {"prefill_ms": prefill[0], "first_frame_ms": prefill[0] + steps[0], "step_ms": steps}
 
 
 PROGRAMS = {"ours": ours, "transformers": theirs}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(program: str, job: str) -> int:
     """Measure, print a JSON line; 2 and one line of text where that failed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("program", choices=PROGRAMS)
-    parser.add_argument("model", help="a directory")
-    parser.add_argument("--prompt", type=int, required=True)
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--device", required=True)
-    parser.add_argument("--dtype", required=True)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--cache", choices=("dynamic", "static"), default="dynamic")
-    arguments = parser.parse_args(argv)
     try:
-        found = PROGRAMS[arguments.program](arguments)
+        found = PROGRAMS[program](CompareRun(**json.loads(job)))
     except DGemmaError as error:
         print(str(error), file=sys.stderr)
         return 2
@@ -144,4 +131,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))

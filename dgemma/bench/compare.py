@@ -1,27 +1,28 @@
-"""`bench compare`: ours beside `transformers`, and beside a llama.cpp diffusion binary.
+"""`bench compare`: ours beside `transformers`.
 
 Each run is a process of its own that loads, measures and ends, in the order A B A B: a machine that
 warms up or slows down does so for both, no program inherits the other's memory, and only one model
-is in memory at a time. Knows processes and environments. Knows nothing about models.
+is in memory at a time.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shlex
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dgemma.bench.chart import Bars
-from dgemma.bench.llama import LlamaTiming, parse
-from dgemma.bench.report import Table
+import torch
+
+from dgemma.bench.drive import Where, prompt_ids
+from dgemma.bench.report import Cell, Report, Table
 from dgemma.bench.stats import median, ratio
-from dgemma.errors import EngineError, InvalidRequest
+from dgemma.errors import EngineError
+from dgemma.weights.files import load_config
 
 PROGRAMS = ("ours", "transformers")
 TUNED = {
@@ -31,7 +32,7 @@ TUNED = {
 }
 """glibc keeps what is freed, so temporaries are not filled with fresh pages again and again."""
 
-MODES: Mapping[str, Mapping[str, str]] = {"as it comes": {}, "tuned": TUNED}
+MODES: Mapping[str, Mapping[str, str]] = {"plain": {}, "tuned": TUNED}
 NOTES = (
     "Each run is a process of its own (load, measure, end), in the order A B A B; only one model "
     "is in memory at a time. One step warms up. Same checkpoint, ids, dtype, threads, "
@@ -47,27 +48,20 @@ NOTES = (
 
 @dataclass(frozen=True)
 class CompareRun:
-    """What both programs are asked for.
+    """One run of either program; see `child`.
 
     Attributes:
+        directory: of the checkpoint.
         cache: of the reference: "dynamic", or "static", with which it compiles its step.
     """
 
-    directory: Path
+    directory: str
     prompt: int
     steps: int
     device: str
     dtype: str
     threads: int
     cache: str = "dynamic"
-
-    def words(self) -> list[str]:
-        """As a command line of `child`."""
-        return [
-            str(self.directory), "--prompt", str(self.prompt), "--steps", str(self.steps),
-            "--device", self.device, "--dtype", self.dtype, "--threads", str(self.threads),
-            "--cache", self.cache,
-        ]  # fmt: skip
 
 
 @dataclass
@@ -93,7 +87,7 @@ Results = dict[tuple[str, str], Runs]
 """(mode, program) -> runs."""
 
 
-def start(program: str, job: CompareRun, extra: Mapping[str, str]) -> dict[str, Any]:
+def start_child(program: str, job: CompareRun, extra: Mapping[str, str]) -> dict[str, Any]:
     """Run a child and read its line.
 
     Raises:
@@ -101,7 +95,7 @@ def start(program: str, job: CompareRun, extra: Mapping[str, str]) -> dict[str, 
     """
     environment = {k: v for k, v in os.environ.items() if k not in TUNED}
     environment |= {"OMP_NUM_THREADS": str(job.threads), **extra}
-    command = [sys.executable, "-m", "dgemma.bench.child", program, *job.words()]
+    command = [sys.executable, "-m", "dgemma.bench.child", program, json.dumps(asdict(job))]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
@@ -113,7 +107,7 @@ def start(program: str, job: CompareRun, extra: Mapping[str, str]) -> dict[str, 
 
 def measure(
     job: CompareRun, pairs: int, modes: Sequence[str], say: Callable[[str], None],
-    begin: Callable[[str, CompareRun, Mapping[str, str]], dict[str, Any]] = start,
+    begin: Callable[[str, CompareRun, Mapping[str, str]], dict[str, Any]] = start_child,
 ) -> Results:  # fmt: skip
     """All runs: ours, theirs, ours, theirs, ... in each mode.
 
@@ -121,7 +115,7 @@ def measure(
         job: see `CompareRun`.
         pairs: of runs in each mode.
         modes: of `MODES`.
-        say: told of each run.
+        say: gets a line after each run.
         begin: makes a run.
     """
     results: Results = {(mode, program): Runs() for mode in modes for program in PROGRAMS}
@@ -137,85 +131,64 @@ def measure(
     return results
 
 
-def measure_llama(binary: Path, words: str, threads: int, pairs: int) -> list[LlamaTiming]:
-    """Run a llama.cpp diffusion binary as often as the pairs.
-
-    Args:
-        binary: the program.
-        words: its arguments, as in a shell.
-        threads: given as OMP_NUM_THREADS; the binary's own option is among `words`.
-
-    Raises:
-        InvalidRequest: there is no such program.
-        EngineError: it failed, or printed no timing that is known.
-    """
-    if not (binary.is_file() and os.access(binary, os.X_OK)):
-        raise InvalidRequest(f"--llama {binary}: no such program; build llama.cpp with diffusion")
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    found = []
-    for _ in range(pairs):
-        done = subprocess.run(
-            [str(binary), *shlex.split(words)], env=environment, capture_output=True, text=True,
-            stdin=subprocess.DEVNULL, errors="replace",
-        )  # fmt: skip
-        output = f"{done.stdout}\n{done.stderr}"
-        if done.returncode:
-            last = (output.strip().splitlines() or ["nothing"])[-1]
-            raise EngineError(f"{binary.name} ended with code {done.returncode}: {last.strip()}")
-        found.append(parse(output, binary.name))
-    return found
+def ratios(results: Results, mode: str) -> dict[str, float]:
+    """Ours over theirs in one mode, by what was timed."""
+    ours, theirs = (results[mode, program] for program in PROGRAMS)
+    return {
+        "step_ratio": ratio(ours.step_ms, theirs.step_ms),
+        "prefill_ratio": ratio(ours.prefill_ms, theirs.prefill_ms),
+        "first_frame_ratio": ratio(ours.first_frame_ms, theirs.first_frame_ms),
+    }
 
 
-def values(results: Results, llama: Sequence[LlamaTiming]) -> dict[str, Any]:
+def values(results: Results) -> dict[str, Any]:
     """Every number, for programs."""
-    out: dict[str, Any] = {}
-    for mode in dict.fromkeys(mode for mode, _ in results):
-        ours, theirs = (results[mode, program] for program in PROGRAMS)
-        out[mode] = {
-            **{program: vars(results[mode, program]) for program in PROGRAMS},
-            "step_ratio": ratio(ours.step_ms, theirs.step_ms),
-            "prefill_ratio": ratio(ours.prefill_ms, theirs.prefill_ms),
-            "first_frame_ratio": ratio(ours.first_frame_ms, theirs.first_frame_ms),
-        }
-    if llama:
-        out["llama.cpp"] = {"step_ms": [timing.step_ms for timing in llama]}
-    return out
+    modes = dict.fromkeys(mode for mode, _ in results)
+    return {
+        mode: {program: results[mode, program] for program in PROGRAMS} | ratios(results, mode)
+        for mode in modes
+    }
 
 
-def tables(
-    results: Results, llama: Sequence[LlamaTiming], prompt: int
-) -> tuple[list[Table], list[Bars]]:
+def table(results: Results, prompt: int) -> Table:
     """The results for people."""
-    rows: list[list[Any]] = []
-    modes = list(dict.fromkeys(mode for mode, _ in results))
-    for mode in modes:
-        theirs = results[mode, "transformers"]
-        for program in PROGRAMS:
-            runs = results[mode, program]
-            peak = median(runs.peak_bytes) / 1e9
-            spread = f"{min(runs.step_ms):.4g} to {max(runs.step_ms):.4g}"
-            own = program == "ours"
-            rows.append(
-                [
-                    mode, program, len(runs.step_ms), median(runs.step_ms), spread,
-                    ratio(runs.step_ms, theirs.step_ms) if own else None,
-                    median(runs.prefill_ms),
-                    ratio(runs.prefill_ms, theirs.prefill_ms) if own else None,
-                    median(runs.first_frame_ms),
-                    ratio(runs.first_frame_ms, theirs.first_frame_ms) if own else None, peak,
-                ]
-            )  # fmt: skip
-    if llama:
-        steps = [timing.step_ms for timing in llama]
-        spread = f"{min(steps):.4g} to {max(steps):.4g}"
-        row = ["as given", "llama.cpp", len(steps), median(steps), spread]
-        rows.append([*row, None, None, None, None, None, None])
+    rows: list[list[Cell]] = []
+    for (mode, program), runs in results.items():
+        found: list[float | None] = [None] * 3
+        if program == "ours":
+            found = list(ratios(results, mode).values())
+        spread = f"{min(runs.step_ms):.4g} to {max(runs.step_ms):.4g}"
+        rows.append(
+            [
+                mode, program, len(runs.step_ms), median(runs.step_ms), spread, found[0],
+                median(runs.prefill_ms), found[1], median(runs.first_frame_ms), found[2],
+                median(runs.peak_bytes) / 1e9,
+            ]
+        )  # fmt: skip
     head = (
         "mode", "program", "runs", "step, ms", "runs' steps, ms", "ratio", "prefill, ms",
         "prefill ratio", "first frame, ms", "first frame ratio", "peak memory, GB",
     )  # fmt: skip
-    series = {
-        program: [median(results[mode, program].step_ms) for mode in modes] for program in PROGRAMS
-    }
-    chart = Bars(f"Median denoising step, prompt {prompt}", "ms", modes, series, stacked=False)
-    return [Table(f"Denoising steps at a prompt of {prompt} tokens", head, rows)], [chart]
+    return Table(f"Denoising steps at a prompt of {prompt} tokens", head, rows)
+
+
+def report(where: Where, options: Namespace, say: Callable[[str], None]) -> Report:
+    """Measure and lay out."""
+    where.set_threads()
+    directory, device, dtype = where.resolved()
+    config = load_config(directory, where.strict)
+    prompt_ids(config, options.prompt)  # refused before anything is run
+    job = CompareRun(
+        str(directory), options.prompt, options.steps, device, dtype, torch.get_num_threads(),
+        options.cache,
+    )  # fmt: skip
+    modes = list(MODES) if options.modes == "both" else [options.modes]
+    results = measure(job, options.pairs, modes, say)
+    return Report(
+        "Ours and transformers",
+        where.command,
+        where.subject(config, device, dtype),
+        [table(results, options.prompt)],
+        values(results),
+        NOTES,
+    )

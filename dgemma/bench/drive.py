@@ -1,30 +1,28 @@
 """Runs requests step by step on the engine that users run, and times every step.
 
-Knows which steps encode and which denoise: all requests have prompts of one length, so they are in
-one phase together. Knows nothing about reports or about other programs.
+All requests have prompts of one length, so they encode together and denoise together.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from dgemma.bench.clock import now_ms
 from dgemma.bench.stats import median
 from dgemma.device import choose
 from dgemma.errors import EngineError, InvalidRequest
 from dgemma.llm import LLM, load
-from dgemma.model.config import LayerType, ModelConfig
+from dgemma.model.config import ModelConfig
 from dgemma.model.size import measure
 from dgemma.params import SamplingParams
-from dgemma.types import Request
+from dgemma.tasks import TASKS, make_example
+from dgemma.types import Output, Request
 from dgemma.weights.files import find_model, open_checkpoint
 
 Around = Callable[[int], Any]
@@ -60,19 +58,58 @@ class Timeline:
         return self.step_ms[1:] or self.step_ms
 
 
-def open_llm(model: str, device: str, dtype: str, threads: int | None, strict: bool) -> LLM:
-    """Load a model with a number of threads (None: torch's own)."""
-    if threads is not None:
-        torch.set_num_threads(threads)
-    return load(model, device=device, dtype=dtype, strict=strict)
+@dataclass(frozen=True)
+class Where:
+    """Which model is measured, and where and how it runs; see `dgemma.llm.load`.
 
+    Attributes:
+        threads: None: torch's own choice.
+        command: the command that asks for the measurement.
+    """
 
-def resolved(model: str, device: str, dtype: str, strict: bool) -> tuple[Path, str, str]:
-    """Directory, device and dtype that loading would choose; no weights are read."""
-    directory, _ = find_model(model)
-    checkpoint = open_checkpoint(directory, strict=strict)
-    choice = choose(device, dtype, measure(checkpoint.config).parameters, checkpoint.dtype)
-    return directory, str(choice.device), str(choice.dtype).removeprefix("torch.")
+    model: str
+    device: str
+    dtype: str
+    threads: int | None
+    strict: bool
+    command: str = ""
+
+    def open(self) -> LLM:
+        """Load it."""
+        self.set_threads()
+        return load(self.model, device=self.device, dtype=self.dtype, strict=self.strict)
+
+    def set_threads(self) -> None:
+        """Give this process the number of threads."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+
+    def resolved(self) -> tuple[Path, str, str]:
+        """Directory, device and dtype that loading would choose; no weights are read."""
+        directory, _ = find_model(self.model)
+        checkpoint = open_checkpoint(directory, strict=self.strict)
+        parameters = measure(checkpoint.config).parameters
+        choice = choose(self.device, self.dtype, parameters, checkpoint.dtype)
+        return directory, str(choice.device), str(choice.dtype).removeprefix("torch.")
+
+    def subject(self, config: ModelConfig, device: object, dtype: object) -> dict[str, str]:
+        """The model, its sizes, device and dtype, for a report."""
+        full = config.layer_types.count("full_attention")
+        return {
+            "model": self.model,
+            "sizes": (
+                f"hidden {config.hidden_size}, {config.num_layers} layers ({full} full), "
+                f"{config.num_experts} experts x {config.moe_intermediate_size} top "
+                f"{config.top_k_experts}, vocabulary {config.vocab_size:,}, "
+                f"canvas {config.canvas_length}, window {config.sliding_window}"
+            ),
+            "device": str(device),
+            "dtype": str(dtype).removeprefix("torch."),
+        }
+
+    def subject_of(self, llm: LLM) -> dict[str, str]:
+        """The same of a loaded model."""
+        return self.subject(llm.config, llm.choice.device, llm.choice.dtype)
 
 
 def prompt_ids(config: ModelConfig, length: int, seed: int = 0) -> tuple[int, ...]:
@@ -88,6 +125,25 @@ def prompt_ids(config: ModelConfig, length: int, seed: int = 0) -> tuple[int, ..
     ids = torch.randint(3, config.vocab_size, (length,), generator=generator)
     ids[ids == (-1 if config.image_token_id is None else config.image_token_id)] = 3
     return tuple(ids.tolist())
+
+
+def example_ids(llm: LLM, number: int) -> tuple[int, ...]:
+    """A held-out example under the chat template; random ids where the model has none."""
+    if llm.template is None:
+        return prompt_ids(llm.config, 64, number)
+    example = make_example(TASKS[number % len(TASKS)], "heldout", 1, number)
+    return tuple(llm.chat_ids(example.messages, list(example.tools) or None, False))
+
+
+def finished(output: Output) -> Output:
+    """The output of a request that was not broken off by a fault.
+
+    Raises:
+        EngineError: it was.
+    """
+    if output.error:
+        raise EngineError(f"the run failed: {output.error}")
+    return output
 
 
 def run(
@@ -124,59 +180,10 @@ def run(
                 start = now_ms(device)
                 engine.step()
                 step_ms.append(now_ms(device) - start)
-        outputs = [event.output for stream in streams for event in stream if event.output]
+        outputs = [finished(event.output) for stream in streams for event in stream if event.output]
     finally:
         for stream in streams:
             stream.close()
-    for output in outputs:
-        if output.error:
-            raise EngineError(f"the run failed: {output.error}")
     # One step more or less would mean that phases are not what this file takes them for.
     assert [output.usage.steps for output in outputs] == [steps] * len(prompts)
     return Timeline(encode_ms, step_ms)
-
-
-def kinds(model: Any) -> dict[LayerType, nn.Module]:
-    """The last layer of each kind that a network has."""
-    return dict(zip(model.config.layer_types, model.layers, strict=True))
-
-
-def stacked(llm: LLM, layer_types: Sequence[LayerType]) -> LLM:
-    """The model with other layers: those of its own, each as often as asked for, weights shared.
-
-    Raises:
-        InvalidRequest: it has no layer of a kind.
-    """
-    have = kinds(llm.model)
-    model = copy.copy(llm.model)
-    model._modules = dict(llm.model._modules)
-    layers = []
-    for number, kind in enumerate(layer_types):
-        if kind not in have:
-            raise InvalidRequest(f"the model has no {kind} layer to be repeated")
-        layer = copy.copy(have[kind])
-        attention: Any = copy.copy(layer.attention)
-        attention.layer = number
-        layer._modules = {**layer._modules, "attention": attention}
-        layers.append(layer)
-    model.layers = nn.ModuleList(layers)
-    model.config = replace(llm.config, layer_types=tuple(layer_types))
-    return _with_model(llm, model)
-
-
-def narrowed(llm: LLM, canvas: int) -> LLM:
-    """The model with canvases of another length.
-
-    Raises:
-        InvalidRequest: it is not positive, or wider than the context.
-    """
-    if not 1 <= canvas < llm.config.max_position_embeddings:
-        raise InvalidRequest(f"a canvas of {canvas} tokens: the model has no room for it")
-    model = copy.copy(llm.model)
-    model.config = replace(llm.config, canvas_length=canvas)
-    return _with_model(llm, model)
-
-
-def _with_model(llm: LLM, model: Any) -> LLM:
-    checkpoint = replace(llm.checkpoint, config=model.config)
-    return LLM(model, checkpoint, llm.choice, llm.tokenizer, llm.template)

@@ -1,23 +1,20 @@
-"""`bench generate`: what a user waits for, and three rates that are never to be mixed up.
+"""`bench generate`: how long a user waits, and three rates that must not be mixed up.
 
-    committed tokens   those of the answer, end ids and padding not counted
-    canvas tokens      whole canvases, padding included
-    step tokens        positions denoised: steps x canvas length
-
-Knows the events of a stream. Knows nothing about parts of a step.
+committed tokens   those of the answer, end ids and padding not counted
+canvas tokens      whole canvases, padding included
+step tokens        positions denoised: steps x canvas length
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from dgemma.bench.chart import Bars
 from dgemma.bench.clock import now_ms
-from dgemma.bench.report import Table
+from dgemma.bench.drive import Where, example_ids, finished, prompt_ids
+from dgemma.bench.report import Cell, Report, Table
 from dgemma.bench.stats import median
-from dgemma.errors import EngineError
 from dgemma.llm import LLM
 from dgemma.params import SamplingParams
 from dgemma.types import Request, Usage
@@ -47,6 +44,7 @@ class TimedAnswer:
     first_frame_ms: float
     first_commit_ms: float
 
+    @property
     def rates(self) -> dict[str, float]:
         """Tokens per second of the three kinds, and committed tokens per step."""
         seconds = self.total_ms / 1e3
@@ -59,7 +57,7 @@ class TimedAnswer:
 
 
 def answer(llm: LLM, prompt: Sequence[int], params: SamplingParams) -> TimedAnswer:
-    """Run one request and note when what was seen.
+    """Run one request and note the times of its events.
 
     Raises:
         EngineError: it failed.
@@ -72,9 +70,7 @@ def answer(llm: LLM, prompt: Sequence[int], params: SamplingParams) -> TimedAnsw
     for event in llm.submit(Request(token_ids=tuple(prompt), params=params, frames=True)):
         seen.setdefault(event.type, now_ms(device) - start)
         if event.output is not None:
-            usage = event.output.usage
-            if event.output.error:
-                raise EngineError(f"the run failed: {event.output.error}")
+            usage = finished(event.output).usage
     assert usage is not None, "a stream ends with an output"
     nan = float("nan")
     return TimedAnswer(
@@ -91,43 +87,26 @@ def measure(llm: LLM, prompt: Sequence[int], max_tokens: int, runs: int) -> list
     ]
 
 
-def values(answers: Sequence[TimedAnswer]) -> dict[str, Any]:
-    """Every number, for programs."""
-    return {
-        "runs": [
-            {
-                "prompt_tokens": one.usage.prompt_tokens,
-                "committed_tokens": one.usage.completion_tokens,
-                "canvases": one.usage.canvases,
-                "steps": one.usage.steps,
-                "total_ms": one.total_ms,
-                "first_frame_ms": one.first_frame_ms,
-                "first_commit_ms": one.first_commit_ms,
-                **one.rates(),
-            }
-            for one in answers
-        ],
-        **medians(answers),
-    }
-
-
 def medians(answers: Sequence[TimedAnswer]) -> dict[str, float]:
     """The middle of every rate and time."""
-    rates = [one.rates() for one in answers]
-    out = {name: median([rate[name] for rate in rates]) for name in rates[0]}
-    out["first_frame_ms"] = median([one.first_frame_ms for one in answers])
-    out["first_commit_ms"] = median([one.first_commit_ms for one in answers])
-    out["total_ms"] = median([one.total_ms for one in answers])
+    out = {name: median([one.rates[name] for one in answers]) for name in answers[0].rates}
+    for name in ("first_frame_ms", "first_commit_ms", "total_ms"):
+        out[name] = median([getattr(one, name) for one in answers])
     out["steps_per_canvas"] = median(
         [one.usage.steps / max(1, one.usage.canvases) for one in answers]
     )
     return out
 
 
-def tables(answers: Sequence[TimedAnswer]) -> tuple[list[Table], list[Bars]]:
-    """The results for people."""
+def report(where: Where, options: Namespace, say: Callable[[str], None]) -> Report:
+    """Measure and lay out."""
+    llm = where.open()
+    prompt = example_ids(llm, 0)
+    if options.prompt is not None:
+        prompt = prompt_ids(llm.config, options.prompt)
+    answers = measure(llm, prompt, options.max_tokens, options.runs)
     middle = medians(answers)
-    rows: list[list[Any]] = [
+    rows: list[list[Cell]] = [
         ["committed tokens", middle["committed_tokens_per_s"], "per second"],
         ["canvas tokens", middle["canvas_tokens_per_s"], "per second"],
         ["step tokens", middle["step_tokens_per_s"], "per second"],
@@ -137,7 +116,7 @@ def tables(answers: Sequence[TimedAnswer]) -> tuple[list[Table], list[Bars]]:
         ["time to first commit", middle["first_commit_ms"], "ms"],
         ["whole request", middle["total_ms"], "ms"],
     ]
-    each: list[list[Any]] = [
+    each: list[list[Cell]] = [
         [
             str(seed), one.usage.prompt_tokens, one.usage.completion_tokens, one.usage.canvases,
             one.usage.steps, one.first_frame_ms, one.first_commit_ms, one.total_ms,
@@ -148,8 +127,14 @@ def tables(answers: Sequence[TimedAnswer]) -> tuple[list[Table], list[Bars]]:
         "seed", "prompt tokens", "committed tokens", "canvases", "steps", "first frame, ms",
         "first commit, ms", "total, ms",
     )  # fmt: skip
-    names = ("committed", "canvas", "step")
-    series = {"tokens per second": [middle[f"{name}_tokens_per_s"] for name in names]}
-    chart = Bars("Rates of generation", "tokens per second", list(names), series, stacked=False)
-    first = Table(f"Medians of {len(answers)} answers", ("what", "value", "unit"), rows)
-    return [first, Table("Each answer", head, each)], [chart]
+    return Report(
+        f"Generation, prompt {len(prompt)}, at most {options.max_tokens} tokens",
+        where.command,
+        where.subject_of(llm),
+        [
+            Table(f"Medians of {len(answers)} answers", ("what", "value", "unit"), rows),
+            Table("Each answer", head, each),
+        ],
+        {"runs": answers, **middle},
+        NOTES,
+    )

@@ -1,16 +1,13 @@
-"""A finished measurement: tables, charts, and what it takes to repeat it.
-
-Knows layout: Markdown, plain values. Knows nothing about what was measured.
-"""
+"""A finished measurement: tables for people, values for programs, and how to repeat it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
-from dgemma.bench.chart import Chart
+from dgemma.bench.machine import facts
 
 Cell = str | int | float | None
 
@@ -26,26 +23,25 @@ class Table:
 
 @dataclass(frozen=True)
 class Report:
-    """What a benchmark found.
+    """The result of a benchmark.
 
     Attributes:
         title: what was measured.
         command: how to measure it again.
         subject: the model, its sizes, device and dtype.
-        machine: see `machine.facts`.
-        tables, charts: for people.
-        values: for programs: every number, by name, unit in the name.
+        tables: for people.
+        values: for programs: every number, by name, unit in the name; see `plain`.
         notes: how to read it.
+        machine: see `machine.facts`.
     """
 
     title: str
     command: str
     subject: Mapping[str, str]
-    machine: Mapping[str, str]
     tables: Sequence[Table]
     values: Mapping[str, Any]
-    charts: Sequence[Chart] = ()
-    notes: Sequence[str] = field(default_factory=tuple)
+    notes: Sequence[str] = ()
+    machine: Mapping[str, str] = field(default_factory=facts)
 
     def as_markdown(self) -> str:
         """Heading, tables, notes, then command, model and machine."""
@@ -57,25 +53,6 @@ class Report:
         about = {"command": f"`{self.command}`", **self.subject, **self.machine}
         lines += [f"{name}: {value}  " for name, value in about.items()]
         return "\n".join(lines).rstrip()
-
-    def as_values(self) -> dict[str, Any]:
-        """Everything but the charts, for JSON; NaN and infinity become null."""
-        tables = [
-            {"title": table.title, "head": list(table.head), "rows": [list(r) for r in table.rows]}
-            for table in self.tables
-        ]
-        values: dict[str, Any] = finite(
-            {
-                "title": self.title,
-                "command": self.command,
-                "subject": dict(self.subject),
-                "machine": dict(self.machine),
-                "values": dict(self.values),
-                "tables": tables,
-                "notes": list(self.notes),
-            }
-        )
-        return values
 
 
 def as_table(table: Table) -> list[str]:
@@ -100,12 +77,16 @@ def as_cell(cell: Cell) -> str:
     return f"{cell:,}" if isinstance(cell, int) else cell
 
 
-def finite(value: Any) -> Any:
-    """The same value with NaN and infinity as None, which JSON knows."""
+def plain(value: Any) -> Any:
+    """The same value for JSON: dataclasses with their properties, NaN and infinity as None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if is_dataclass(value):
+        names = [one.name for one in fields(value)]
+        names += [name for name, one in vars(type(value)).items() if isinstance(one, property)]
+        return {name: plain(getattr(value, name)) for name in names}
     if isinstance(value, Mapping):
-        return {str(key): finite(inner) for key, inner in value.items()}
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [finite(inner) for inner in value]
+        return [plain(inner) for inner in value]
     return value

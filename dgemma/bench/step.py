@@ -1,12 +1,9 @@
-"""`bench step`: one denoising step in parts, beside what the machine could do at most.
-
-Knows which module belongs to which part. Knows nothing about other programs or about prompts of
-several lengths.
-"""
+"""`bench step`: one denoising step in parts, beside what the machine could do at most."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +12,9 @@ import torch
 from torch import Tensor
 
 from dgemma.bench.ceilings import Product, copy_rate, matrix_rate, products
-from dgemma.bench.chart import Bars
 from dgemma.bench.clock import Growth, Watch
-from dgemma.bench.drive import prompt_ids, run
-from dgemma.bench.report import Table
+from dgemma.bench.drive import Where, prompt_ids, run
+from dgemma.bench.report import Cell, Report, Table, plain
 from dgemma.bench.stats import median, shares
 from dgemma.llm import LLM
 
@@ -139,36 +135,21 @@ class StepTimes:
 
     split: Split
     prefill_ms: float
-    growth: Growth
+    growth_bytes: int | None
+    device_growth_bytes: int | None
     products: list[Product]
-    copy_gbs: float
-    rate_gflops: dict[str, float]
+    copy_gb_s: float
+    matrix_gflop_s: dict[str, float]
 
     @property
     def products_ms(self) -> dict[str, float]:
         """Milliseconds of the products of each part."""
         return {part: sum(p.ms for p in self.products if p.part == part) for part in PARTS}
 
-    def values(self) -> dict[str, Any]:
-        """Every number, for programs."""
-        total = sum(self.products_ms.values())
-        return {
-            "step_ms": self.split.total_ms,
-            "watched_step_ms": self.split.watched_ms,
-            "parts_ms": self.split.parts_ms,
-            "prefill_ms": self.prefill_ms,
-            "products_ms": self.products_ms,
-            "all_products_ms": total,
-            "step_over_products": self.split.total_ms / total,
-            "memory_growth_bytes": self.growth.growth_bytes,
-            "device_memory_growth_bytes": self.growth.device_growth_bytes,
-            "copy_gb_s": self.copy_gbs,
-            "matrix_gflop_s": self.rate_gflops,
-            "products": [
-                {"part": p.part, "name": p.name, "ms": p.ms, "gflop": p.flop / 1e9, "way": p.way}
-                for p in self.products
-            ],
-        }
+    @property
+    def step_over_products(self) -> float:
+        """The whole step over its products alone."""
+        return self.split.total_ms / sum(self.products_ms.values())
 
 
 def measure_step(llm: LLM, prompt: int, steps: int) -> StepTimes:
@@ -186,13 +167,15 @@ def measure_step(llm: LLM, prompt: int, steps: int) -> StepTimes:
             for dtype in (torch.bfloat16, torch.float32)
         }
         copied = copy_rate(device)
-    return StepTimes(parts, prefill, grown, found, copied, rates)
+    return StepTimes(
+        parts, prefill, grown.growth_bytes, grown.device_growth_bytes, found, copied, rates
+    )
 
 
-def tables(result: StepTimes) -> tuple[list[Table], list[Bars]]:
+def tables(result: StepTimes) -> list[Table]:
     """The result for people."""
     alone = result.products_ms
-    rows: list[list[Any]] = []
+    rows: list[list[Cell]] = []
     for part, ms in result.split.parts_ms.items():
         base = alone.get(part)
         flop = sum(p.flop for p in result.products if p.part == part) / 1e9
@@ -201,22 +184,28 @@ def tables(result: StepTimes) -> tuple[list[Table], list[Bars]]:
     total = sum(alone.values())
     flop = sum(p.flop for p in result.products) / 1e9
     whole = result.split.total_ms
-    rows.append(["whole step, unwatched", whole, "", total, whole / total, flop])
-    step = Table(
-        "A denoising step",
-        ("part", "ms", "share", "products, ms", "step / products", "GFLOP"),
-        rows,
-    )
-    grown, device = result.growth.growth_bytes, result.growth.device_growth_bytes
-    machine: list[list[Any]] = [
-        ["copy bandwidth, read and write", result.copy_gbs, "GB/s"],
-        *[[f"matrix rate, {name}", rate, "GFLOP/s"] for name, rate in result.rate_gflops.items()],
+    rows.append(["whole step, unwatched", whole, "", total, result.step_over_products, flop])
+    head = ("part", "ms", "share", "products, ms", "step / products", "GFLOP")
+    grown, device = result.growth_bytes, result.device_growth_bytes
+    machine: list[list[Cell]] = [["copy bandwidth, read and write", result.copy_gb_s, "GB/s"]]
+    for name, rate in result.matrix_gflop_s.items():
+        machine.append([f"matrix rate, {name}", rate, "GFLOP/s"])
+    machine += [
         ["rate of the step's products", flop / total * 1e3, "GFLOP/s"],
         ["prefill", result.prefill_ms, "ms"],
         ["growth of anonymous memory", None if grown is None else grown / 1e6, "MB"],
     ]
     if device is not None:
         machine.append(["growth of device memory", device / 1e6, "MB"])
-    series = {part: [ms, alone.get(part, 0.0)] for part, ms in result.split.parts_ms.items()}
-    chart = Bars("A denoising step and its products alone", "ms", ["step", "products"], series)
-    return [step, Table("Ceilings and memory", ("what", "value", "unit"), machine)], [chart]
+    return [
+        Table("A denoising step", head, rows),
+        Table("Ceilings and memory", ("what", "value", "unit"), machine),
+    ]
+
+
+def report(where: Where, options: Namespace, say: Callable[[str], None]) -> Report:
+    """Measure and lay out."""
+    llm = where.open()
+    found = measure_step(llm, options.prompt, options.steps)
+    title = f"Denoising step, prompt {options.prompt}"
+    return Report(title, where.command, where.subject_of(llm), tables(found), plain(found), NOTES)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import logging
 import re
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -45,7 +46,9 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         known = [option for action in self._actions for option in action.option_strings]
         wrong = re.search(r"unrecognized arguments: (--?[\w-]+)", message)
-        hint = nearest(wrong.group(1), known) if wrong else ""
+        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        hint = nearest(wrong[1], known) if wrong else ""
+        hint += nearest(choice[1], re.findall(r"[\w-]+", choice[2])) if choice else ""
         self.exit(2, f"{self.prog}: error: {message}{hint}\n")
 
 
@@ -82,9 +85,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     module = import_module(f"dgemma.cli.{arguments.command}")
     own = Parser(prog=f"dgemma {arguments.command}", description=COMMANDS[arguments.command])
     module.configure(own)
-    try:
-        code: int = module.run(own.parse_args(given[1:]))
+
+    def run() -> int:
+        parsed = own.parse_args(given[1:])
+        parsed.command_line = shlex.join(["dgemma", *given])
+        code: int = module.run(parsed)
         return code
+
+    return ending(run)
+
+
+def ending(run: Callable[[], int]) -> int:
+    """The exit code of a command; an error becomes one message for people."""
+    try:
+        return run()
     except DGemmaError as error:
         print(f"dgemma: error: {error}", file=sys.stderr)
         return 2

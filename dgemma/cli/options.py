@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from dgemma.llm import LLM
 
 
+def positive(text: str) -> int:
+    """A whole number from 1 on."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
+
+
+positive.__name__ = "number"  # what argparse calls it in an error
+
+
 def _width(text: str) -> int | str:
     return text if text == "auto" else int(text)
 

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+import bench.chart
+import bench.llama
+import bench.offline
+import bench.run
+import bench.scale
+import bench.serving
 from dgemma.bench import machine
 from dgemma.bench.make import make
 from dgemma.bench.shapes import shape
-from dgemma.cli import main as cli
 from dgemma.llm import LLM, load
+from tests.support.commands import Ran, run_command
 
-Ran = tuple[int, str, str]
+FRAMED = {"offline": bench.offline, "scale": bench.scale, "serving": bench.serving}
+"""Programs that share the frame of `bench.run`."""
 
 
 @pytest.fixture(scope="session")
@@ -45,16 +53,18 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """Runs `dgemma bench` in this process: exit code, standard output, standard error."""
+    """Runs `dgemma bench` or `python -m bench.NAME`: exit code, standard output and error."""
 
     def go(*words: str) -> Ran:
-        capsys.readouterr()
-        try:
-            code = cli.main(["bench", *words])
-        except SystemExit as end:
-            assert isinstance(end.code, int)
-            code = end.code
-        out, err = capsys.readouterr()
-        return code, out, err
+        name = words[0] if words else ""
+        if name in FRAMED:
+            program = FRAMED[name]
+            main = partial(
+                bench.run.main, name, program.__doc__, program.configure, program.measure
+            )
+            return run_command(words[1:], capsys, main)
+        if name in ("llama", "chart"):
+            return run_command(words[1:], capsys, getattr(bench, name).main)
+        return run_command(["bench", *words], capsys)
 
     return go

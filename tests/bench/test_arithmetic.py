@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 import torch
 
-from dgemma.bench import compare, generate, machine, scale
-from dgemma.bench.chart import Bars, Lines, as_svg, ticks
+from bench import offline, run, scale
+from bench.chart import Bars, Lines, as_svg, ticks
+from bench.llama import parse
+from bench.stats import fit
+from dgemma.bench import child, compare, generate, machine
 from dgemma.bench.clock import Growth, Watch, status_bytes, timed_ms
-from dgemma.bench.llama import parse
 from dgemma.bench.machine import load
-from dgemma.bench.report import Report, Table, as_cell, finite
-from dgemma.bench.stats import fit, median, ratio, shares
-from dgemma.errors import EngineError, InvalidRequest
+from dgemma.bench.report import Report, Table, as_cell, plain
+from dgemma.bench.stats import median, ratio, shares
+from dgemma.errors import EngineError
 from dgemma.types import Usage
 
 CPU = torch.device("cpu")
@@ -58,7 +62,7 @@ def test_shares_add_up() -> None:
 def test_sliding_layers_are_fitted_beyond_the_window() -> None:
     """The rise up to the window is taken for a slope behind it."""
     points = [(64.0, 1.0), (512.0, 2.0), (1024.0, 3.0), (2048.0, 3.0), (4096.0, 3.0)]
-    series = scale.Series("prompt", "token", "sliding layer", points, beyond=1024)
+    series = scale.Series("prompt", "token", "sliding layer", points, fitted_from=1024)
     assert series.line is not None
     assert series.line.slope == pytest.approx(0) and series.change == pytest.approx(0)
     whole = scale.Series("prompt", "token", "full layer", [(100, 2.0), (300, 3.0)])
@@ -68,13 +72,13 @@ def test_sliding_layers_are_fitted_beyond_the_window() -> None:
 @pytest.mark.parametrize("text", ["", "1,,2", "0", "-3", "4,x", "1.5"])
 def test_wrong_sizes(text: str) -> None:
     """A list that cannot be read is measured in part."""
-    with pytest.raises(InvalidRequest, match="--prompts"):
-        scale.sizes(text, "--prompts")
+    with pytest.raises(argparse.ArgumentTypeError, match="positive numbers"):
+        run.sizes(text)
 
 
 def test_sizes_are_sorted() -> None:
     """A prompt is lengthened, never shortened."""
-    assert scale.sizes("64, 16,16", "--prompts") == [16, 64]
+    assert run.sizes("64, 16,16") == [16, 64]
 
 
 def test_pairs_take_turns(tmp_path: Path) -> None:
@@ -87,27 +91,40 @@ def test_pairs_take_turns(tmp_path: Path) -> None:
         return {"prefill_ms": 10 * slow, "first_frame_ms": 10 * slow + 99,
                 "step_ms": [99.0, slow, slow, 5.0], "peak_bytes": 1e9}  # fmt: skip
 
-    job = compare.CompareRun(tmp_path, 64, 4, "cpu", "bfloat16", 2)
+    job = compare.CompareRun(str(tmp_path), 64, 4, "cpu", "bfloat16", 2)
     said: list[str] = []
     results = compare.measure(job, 2, list(compare.MODES), said.append, begin)
     once = [(p, tuned) for tuned in (False, True) for p in ("ours", "transformers")]
     assert order == 2 * once and len(said) == len(order)
-    found = compare.values(results, [])
+    found = plain(compare.values(results))
     for mode in compare.MODES:
         assert found[mode]["step_ratio"] == 0.5 and found[mode]["prefill_ratio"] == 0.5
         assert found[mode]["ours"]["step_ms"] == [1.0, 1.0]
         assert found[mode]["ours"]["first_frame_ms"] == [109.0, 109.0]
-    (table,), charts = compare.tables(results, [], 64)
-    assert len(table.rows) == 4 and len(charts) == 1
+    assert len(compare.table(results, 64).rows) == 4
 
 
-def test_the_child_gets_what_is_asked(tmp_path: Path) -> None:
+def test_the_child_gets_what_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The two programs run at different sizes."""
-    words = compare.CompareRun(tmp_path, 64, 4, "cpu", "bfloat16", 2).words()
-    assert words[0] == str(tmp_path) and words[1:] == [
-        "--prompt", "64", "--steps", "4", "--device", "cpu", "--dtype", "bfloat16",
-        "--threads", "2", "--cache", "dynamic",
-    ]  # fmt: skip
+    job = compare.CompareRun(str(tmp_path), 64, 4, "cpu", "bfloat16", 2)
+    asked: list[compare.CompareRun] = []
+
+    def measured(job: compare.CompareRun) -> dict[str, object]:
+        asked.append(job)
+        return {"step_ms": [1.0]}
+
+    monkeypatch.setattr(child, "PROGRAMS", dict.fromkeys(compare.PROGRAMS, measured))
+
+    def in_this_process(command: list[str], **_: object) -> SimpleNamespace:
+        code = child.main(*command[3:])
+        return SimpleNamespace(returncode=code, stdout=capsys.readouterr().out, stderr="")
+
+    monkeypatch.setattr(compare.subprocess, "run", in_this_process)
+    for program in compare.PROGRAMS:
+        assert compare.start_child(program, job, {})["step_ms"] == [1.0]
+    assert asked == [job, job]
 
 
 def test_llama_lines() -> None:
@@ -124,7 +141,7 @@ def test_llama_lines() -> None:
 def test_rates_are_told_apart() -> None:
     """Canvas or step tokens sold as tokens of the answer."""
     usage = Usage(prompt_tokens=5, completion_tokens=30, canvases=2, steps=12)
-    rates = generate.TimedAnswer(usage, 256, 2000.0, 100.0, 900.0).rates()
+    rates = generate.TimedAnswer(usage, 256, 2000.0, 100.0, 900.0).rates
     assert rates == {
         "committed_tokens_per_s": 15,
         "canvas_tokens_per_s": 256,
@@ -191,12 +208,12 @@ def test_charts_are_xml_with_names_and_units() -> None:
 def test_report_has_what_repeats_it() -> None:
     """A figure without command, machine or commit; JSON that is no JSON."""
     table = Table("T", ("what", "ms"), [["a", 1.2345], ["b", float("nan")], ["c", None]])
-    report = Report("R", "dgemma bench x", {"model": "m"}, {"commit": "abc"}, [table],
-                    {"x": float("inf"), "y": [1.0]}, notes=["why"])  # fmt: skip
+    report = Report("R", "dgemma bench x", {"model": "m"}, [table],
+                    {"x": float("inf"), "y": [1.0]}, ["why"], {"commit": "abc"})  # fmt: skip
     text = report.as_markdown()
     for part in ("`dgemma bench x`", "commit: abc", "model: m", "| a | 1.23 |", "| b | - |", "why"):
         assert part in text
-    values = json.loads(json.dumps(report.as_values(), allow_nan=False))
+    values = json.loads(json.dumps(plain(report), allow_nan=False))
     assert values["values"] == {"x": None, "y": [1.0]} and values["machine"] == {"commit": "abc"}
 
 
@@ -221,8 +238,17 @@ def test_other_programs_are_seen() -> None:
         loop.wait()
 
 
+def test_values_for_programs() -> None:
+    """A number that is worked out, and so is in no field, is missing in the JSON."""
+    wait = offline.Wait(2, [1.0], [7.0], [3.0])
+    assert plain(wait) == {
+        "concurrency": 2, "alone_ms": [1.0], "loaded_ms": [7.0], "step_ms": [3.0],
+        "extra_steps": [2.0],
+    }  # fmt: skip
+
+
 def test_cells() -> None:
     """Numbers that lose, or pretend to, digits."""
     shown = [as_cell(v) for v in (0.0, 0.01234, 1.0, 12.345, 123.4, 9007.4, 7, "x", None)]
     assert shown == ["0", "0.0123", "1.00", "12.3", "123", "9,007", "7", "x", "-"]
-    assert finite({"a": [float("nan"), (1.0,)]}) == {"a": [None, [1.0]]}
+    assert plain({"a": [float("nan"), (1.0,)]}) == {"a": [None, [1.0]]}

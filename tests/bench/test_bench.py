@@ -1,10 +1,11 @@
-"""`dgemma bench` as a user meets it, on a model too small for its times to mean anything."""
+"""`dgemma bench` and `python -m bench.NAME` as a user meets them, on a model too small to time."""
 
 from __future__ import annotations
 
 import json
 import stat
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,25 +15,27 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from bench.stretch import narrowed, stacked
 from dgemma.bench import ceilings, clock, step
-from dgemma.bench.drive import narrowed, prompt_ids, stacked
+from dgemma.bench.drive import prompt_ids
 from dgemma.bench.drive import run as drive
 from dgemma.bench.make import make
 from dgemma.bench.shapes import MINI, REAL, pattern, shape
+from dgemma.cli.bench import IN_A_CHECKOUT
 from dgemma.errors import CheckpointError, InvalidRequest
 from dgemma.llm import LLM, load
 from dgemma.model.size import measure
 from dgemma.params import SamplingParams
 from dgemma.weights.files import open_checkpoint
+from tests.support.commands import Ran, run_command
 
-Ran = tuple[int, str, str]
 Run = Callable[..., Ran]
 COPY_BYTES = 1 << 20
 
 
 @pytest.fixture(autouse=True)
 def small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ceilings of a machine take seconds; here only that they are told matters."""
+    """Ceilings of a machine take seconds; here only that they are there matters."""
     monkeypatch.setattr(ceilings, "COPY_BYTES", COPY_BYTES)
     monkeypatch.setattr(ceilings, "RATE_SHAPE", (16, 64, 64))
 
@@ -183,7 +186,8 @@ def test_products_are_those_of_the_step(llm: LLM) -> None:
 
 def checked(report: dict[str, Any], measure_: str, model: Path) -> dict[str, Any]:
     """What every report must carry; its values."""
-    assert report["command"].startswith(f"dgemma bench {measure_} {model}")
+    program = "python -m bench." if measure_ == "scale" else "dgemma bench "
+    assert report["command"].startswith(f"{program}{measure_} {model}")
     assert {
         "processor",
         "cores",
@@ -218,18 +222,21 @@ def test_reports(
 ) -> None:
     """A report without what repeats it, or a number that only people can read."""
     json_, svg = tmp_path / "r.json", tmp_path / "r.svg"
-    code, out, err = run(measure_, str(tiny), *words, "--json", str(json_), "--svg", str(svg))
+    draw = ("--svg", str(svg)) if measure_ == "scale" else ()
+    code, out, err = run(measure_, str(tiny), *words, "--json", str(json_), *draw)
     assert code == 0, err
-    assert "command: `dgemma bench" in out and "| --" not in out and "\n|---|" in out
+    if not draw:
+        assert run("chart", str(json_), str(svg)) == (0, "", "")
+    assert "command: `" in out and "| --" not in out and "\n|---|" in out
     values = checked(json.loads(json_.read_text()), measure_, tiny)
     ElementTree.fromstring(svg.read_text())
     if measure_ == "step":
         assert values["step_over_products"] > 0 and values["copy_gb_s"] > 0
         assert set(values["matrix_gflop_s"]) == {"bfloat16", "float32"}
-        assert set(values["parts_ms"]) == {*step.PARTS, "rest"}
+        assert set(values["split"]["parts_ms"]) == {*step.PARTS, "rest"}
     elif measure_ == "generate":
-        assert values["runs"][0]["committed_tokens"] <= 16
         first = values["runs"][0]
+        assert first["usage"]["completion_tokens"] <= 16
         assert 0 < first["first_frame_ms"] <= first["first_commit_ms"] <= first["total_ms"]
     else:
         axes = {series["axis"] for series in values["series"]}
@@ -240,25 +247,46 @@ def test_reports(
 
 @pytest.mark.slow
 def test_compare(tiny: Path, tmp_path: Path, run: Run) -> None:
-    """Two programs that cannot be run beside each other; a llama.cpp that is not read."""
+    """Two programs that cannot be run beside each other."""
     pytest.importorskip("transformers")
-    llama = tmp_path / "llama"
+    json_ = tmp_path / "r.json"
+    code, out, err = run(
+        "compare", str(tiny), "--prompt", "20", "--pairs", "1", "--steps", "3", "--modes", "plain",
+        "--threads", "1", "--json", str(json_),
+    )  # fmt: skip
+    assert code == 0, err
+    values = checked(json.loads(json_.read_text()), "compare", tiny)
+    assert values["plain"]["step_ratio"] > 0 and values["plain"]["prefill_ratio"] >= 0
+    assert err.count("pair 1 of 1") == 2
+    svg = tmp_path / "r.svg"
+    assert run("chart", str(json_), str(svg)) == (0, "", "")
+    assert svg.read_text().count("<title>") == 2
+
+
+def test_llama(tmp_path: Path, run: Run) -> None:
+    """A llama.cpp that is not read, or whose arguments are taken for ours."""
+    llama, json_ = tmp_path / "llama", tmp_path / "r.json"
     llama.write_text(
         "#!/bin/sh\n[ \"$2\" = 'two words' ] || exit 3\n"
         'echo "total time: 60.0ms, time per step: 20.00ms (3 steps over 1 blocks)" >&2\n'
     )
     llama.chmod(llama.stat().st_mode | stat.S_IXUSR)
-    json_ = tmp_path / "r.json"
     code, out, err = run(
-        "compare", str(tiny), "--prompt", "20", "--pairs", "1", "--steps", "3", "--modes", "plain",
-        "--threads", "1", "--llama", str(llama), "--llama-args", "-p 'two words'",
-        "--json", str(json_),
-    )  # fmt: skip
+        "llama", "--runs", "2", "--json", str(json_), str(llama), "-p", "two words"
+    )
     assert code == 0, err
-    values = checked(json.loads(json_.read_text()), "compare", tiny)
-    assert values["as it comes"]["step_ratio"] > 0 and values["as it comes"]["prefill_ratio"] >= 0
-    assert values["llama.cpp"]["step_ms"] == [20.0]
-    assert err.count("pair 1 of 1") == 2
+    values = json.loads(json_.read_text())["values"]
+    assert [one["step_ms"] for one in values["runs"]] == [20.0, 20.0]
+    assert run("llama", str(llama), "-p", "one")[2].endswith("ended with code 3: nothing\n")
+
+
+def test_not_a_report(tmp_path: Path, run: Run) -> None:
+    """A chart of another file ends in a traceback."""
+    file = tmp_path / "r.json"
+    for content in ("", "[]", '{"values": {}}', '{"values": {"x": 1}}'):
+        file.write_text(content)
+        code, _, err = run("chart", str(file), str(tmp_path / "r.svg"))
+        assert code == 2 and "dgemma bench --json" in err and len(err.splitlines()) == 1
 
 
 def test_make(tmp_path: Path, run: Run) -> None:
@@ -282,8 +310,9 @@ def test_make(tmp_path: Path, run: Run) -> None:
         (("step", "nano", "--stepz", "3"), "did you mean '--steps'"),
         (("step", "nano", "--json", "/no/such/place/x.json"), "no directory"),
         (("compare", "nano", "--modes", "tunned"), "did you mean 'tuned'"),
-        (("compare", "nano", "--llama", "/no/such/llama", "--llama-args", "x"), "no such program"),
-        (("compare", "nano", "--llama", "/no/such/llama"), "go together"),
+        (("llama", "/no/such/llama"), "no such program"),
+        (("serving", "nano", "--svg", "/no/such/place/x.svg"), "no directory"),
+        (("scalr", "nano"), "unknown measurement"),
         (("compare", "nano", "--cache", "statik"), "did you mean 'static'"),
         (("compare", "nano", "--prompt", "999999"), "takes 1 to"),
         (("scale", "nano", "--axes", "promt"), "did you mean 'prompt'"),
@@ -301,3 +330,13 @@ def test_wrong_use(words: tuple[str, ...], remedy: str, run: Run) -> None:
     assert code == 2 and out == ""
     assert err.count("error:") == 1 and remedy in err and "Traceback" not in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_programs_that_are_not_in_the_wheel(capsys: pytest.CaptureFixture[str]) -> None:
+    """A user of the wheel meets a benchmark that is gone, without a word on where it is."""
+    code, out, err = run_command(("bench", "scale", "nano"), capsys)
+    assert (code, out) == (2, "") and "in a checkout run: python -m bench.scale --help" in err
+    _, out, _ = run_command(("bench", "--help"), capsys)
+    assert "scale: " not in out and "python -m bench.NAME" in out
+    for name in IN_A_CHECKOUT:
+        assert find_spec(f"bench.{name}") is not None

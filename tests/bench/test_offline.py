@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from dgemma.bench import offline
+from bench import offline
 from dgemma.bench.stats import median
 from dgemma.errors import EngineError
 from dgemma.types import Output
@@ -29,9 +29,9 @@ def test_served_and_offline_do_the_same_work(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(offline, "tokens", counted)
         point = offline.throughput(nano(), many, many, runs)
-    assert len(point.offline) == len(point.served) == runs
+    assert len(point.offline_tokens_per_s) == len(point.served_tokens_per_s) == runs
     assert len(set(made)) == 1 and made[0] > 0
-    assert point.ratio == median(point.served) / median(point.offline)
+    assert point.ratio == median(point.served_tokens_per_s) / median(point.offline_tokens_per_s)
     record(f"nano: tokens per second, {many} requests served / offline", point.ratio)
 
 
@@ -41,9 +41,12 @@ def test_a_newcomer_under_load(
     """A load that is over before the newcomer comes; requests that are left running."""
     llm, many, runs = nano(), count(2, 16), count(1, 5)
     wait = offline.newcomer(llm, many, runs)
-    assert len(wait.steps) == runs and min(wait.step_ms) > 0 and min(wait.alone_ms) > 0
+    assert len(wait.extra_steps) == runs and min(wait.step_ms) > 0 and min(wait.alone_ms) > 0
     assert llm.engine.running == 0
-    record(f"nano: steps of {many} others that a newcomer's first frame waits", median(wait.steps))
+    record(
+        f"nano: steps of {many} others that a newcomer's first frame waits",
+        median(wait.extra_steps),
+    )
 
 
 def test_a_cached_prompt(count: Callable[[int, int], int], record: Callable[..., None]) -> None:

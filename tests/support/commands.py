@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import pytest
 
 from dgemma.cli import main as cli
@@ -10,11 +12,15 @@ Ran = tuple[int, str, str]
 """Exit code, standard output, standard error."""
 
 
-def run_command(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> Ran:
-    """What `dgemma` with these words leaves."""
+def run_command(
+    words: Sequence[str],
+    capsys: pytest.CaptureFixture[str],
+    main: Callable[[Sequence[str]], int] = cli.main,
+) -> Ran:
+    """The outcome of `dgemma`, or another program, with these words."""
     capsys.readouterr()
     try:
-        code = cli.main(list(words))
+        code = main(list(words))
     except SystemExit as end:
         assert isinstance(end.code, int)
         code = end.code

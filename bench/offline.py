@@ -1,29 +1,28 @@
-"""`bench offline`: throughput against concurrency, and what a newcomer waits for under load.
+"""`python -m bench.offline`: throughput against concurrency, and a newcomer's wait under load.
 
-    offline   the engine stepped in a loop, nobody reading: the best there is
-    served    the same requests through `LLM.submit`, read by as many callers as run at once
-    newcomer  one more request, of a higher priority, that arrives while the others run
-    cached    a prompt of which nine tenths are in the pages already
-
-Knows requests and clocks. Knows nothing about how requests share a pass.
+offline   the engine stepped in a loop, nobody reading: the best there is
+served    the same requests through `LLM.submit`, read by as many callers as run at once
+newcomer  one more request, of a higher priority, that arrives while the others run
+cached    a prompt of which nine tenths are in the pages already
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from dgemma.bench.chart import Lines
-from dgemma.bench.drive import prompt_ids
-from dgemma.bench.report import Table
-from dgemma.bench.stats import median
-from dgemma.errors import EngineError
+from bench.chart import Chart, Lines
+from bench.run import Say, main, sizes
+from dgemma.bench.drive import Where, example_ids, finished, prompt_ids
+from dgemma.bench.report import Report, Table
+from dgemma.bench.stats import median, ratio
+from dgemma.cli.options import positive
 from dgemma.llm import LLM
 from dgemma.params import SamplingParams
-from dgemma.tasks import TASKS, make_example
 from dgemma.types import Output, Request
 
 NOTES = (
@@ -42,16 +41,16 @@ MAX_TOKENS = 64
 
 @dataclass(frozen=True)
 class OfflinePoint:
-    """What was measured with so many requests at once; each list has one entry a run."""
+    """Throughput with so many requests at once; each list has one entry a run."""
 
     concurrency: int
-    offline: list[float]
-    served: list[float]
+    offline_tokens_per_s: list[float]
+    served_tokens_per_s: list[float]
 
     @property
     def ratio(self) -> float:
         """Served over offline."""
-        return median(self.served) / median(self.offline)
+        return ratio(self.served_tokens_per_s, self.offline_tokens_per_s)
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Wait:
     step_ms: list[float]
 
     @property
-    def steps(self) -> list[float]:
+    def extra_steps(self) -> list[float]:
         """How many of the load's steps the load has cost it, each time."""
         idle = median(self.alone_ms)
         return [(ms - idle) / step for ms, step in zip(self.loaded_ms, self.step_ms, strict=True)]
@@ -72,17 +71,15 @@ class Wait:
 
 def requests(llm: LLM, count: int) -> list[Request]:
     """Different requests, none with a beginning of more than the template's in common."""
-    out = []
-    for number in range(count):
-        if llm.template is not None:
-            example = make_example(TASKS[number % len(TASKS)], "heldout", 1, number)
-            ids = llm.chat_ids(example.messages, list(example.tools) or None, False)
-        else:
-            size = llm.config.vocab_size
-            ids = [3 + (number * 7919 + k * 104_729) % (size - 3) for k in range(64)]
-        params = SamplingParams(seed=number, max_tokens=MAX_TOKENS)
-        out.append(Request(token_ids=tuple(ids), params=params, index=number, frames=True))
-    return out
+    return [
+        Request(
+            token_ids=example_ids(llm, number),
+            params=SamplingParams(seed=number, max_tokens=MAX_TOKENS),
+            index=number,
+            frames=True,
+        )
+        for number in range(count)
+    ]
 
 
 def tokens(outputs: Sequence[Output]) -> int:
@@ -91,10 +88,7 @@ def tokens(outputs: Sequence[Output]) -> int:
     Raises:
         EngineError: a request failed.
     """
-    for output in outputs:
-        if output.error:
-            raise EngineError(f"the run failed: {output.error}")
-    return sum(output.usage.completion_tokens for output in outputs)
+    return sum(finished(output).usage.completion_tokens for output in outputs)
 
 
 def offline(llm: LLM, work: Sequence[Request], concurrency: int) -> float:
@@ -139,8 +133,8 @@ def throughput(llm: LLM, concurrency: int, total: int, runs: int) -> OfflinePoin
     for run in range(runs + 1):
         found = offline(llm, work, concurrency), served(llm, work, concurrency)
         if run:  # the first warms up
-            point.offline.append(found[0])
-            point.served.append(found[1])
+            point.offline_tokens_per_s.append(found[0])
+            point.served_tokens_per_s.append(found[1])
     return point
 
 
@@ -203,7 +197,7 @@ class Prefill:
     @property
     def ratio(self) -> float:
         """Cached over cold."""
-        return median(self.cached_ms) / median(self.cold_ms)
+        return ratio(self.cached_ms, self.cold_ms)
 
 
 def prefill_ms(llm: LLM, ids: Sequence[int]) -> float:
@@ -234,47 +228,15 @@ def cached(llm: LLM, length: int, runs: int) -> Prefill:
     return found
 
 
-def values(
-    points: Sequence[OfflinePoint], waits: Sequence[Wait], prefill: Prefill
-) -> dict[str, Any]:
-    """Every number, for programs."""
-    return {
-        "cached": {
-            "prompt": prefill.prompt,
-            "cold_ms": prefill.cold_ms,
-            "cached_ms": prefill.cached_ms,
-            "ratio": prefill.ratio,
-        },
-        "throughput": [
-            {
-                "concurrency": p.concurrency,
-                "offline_tokens_per_s": p.offline,
-                "served_tokens_per_s": p.served,
-                "ratio": p.ratio,
-            }
-            for p in points
-        ],
-        "newcomer": [
-            {
-                "concurrency": w.concurrency,
-                "alone_ms": w.alone_ms,
-                "loaded_ms": w.loaded_ms,
-                "step_ms": w.step_ms,
-                "extra_steps": w.steps,
-            }
-            for w in waits
-        ],
-    }
-
-
-def tables(
-    points: Sequence[OfflinePoint], waits: Sequence[Wait], prefill: Prefill
-) -> tuple[list[Table], list[Lines]]:
+def tables(points: Sequence[OfflinePoint], waits: Sequence[Wait], prefill: Prefill) -> list[Table]:
     """The results for people."""
     first = Table(
         "Committed tokens per second",
         ("requests at once", "offline", "served", "served / offline"),
-        [[p.concurrency, median(p.offline), median(p.served), p.ratio] for p in points],
+        [
+            [p.concurrency, median(p.offline_tokens_per_s), median(p.served_tokens_per_s), p.ratio]
+            for p in points
+        ],
     )
     second = Table(
         "A newcomer's first frame",
@@ -282,22 +244,58 @@ def tables(
          "extra steps, most"),
         [
             [w.concurrency, median(w.alone_ms), median(w.loaded_ms), median(w.step_ms),
-             median(w.steps), max(w.steps)]
+             median(w.extra_steps), max(w.extra_steps)]
             for w in waits
         ],
-    )  # fmt: skip
-    x = [float(p.concurrency) for p in points]
-    chart = Lines(
-        "Throughput", "requests at once", "committed tokens per second",
-        {
-            "offline": list(zip(x, [median(p.offline) for p in points], strict=True)),
-            "served": list(zip(x, [median(p.served) for p in points], strict=True)),
-        },
-        {},
     )  # fmt: skip
     third = Table(
         "Encoding a prompt",
         ("prompt", "nothing cached, ms", "nine tenths cached, ms", "ratio"),
         [[prefill.prompt, median(prefill.cold_ms), median(prefill.cached_ms), prefill.ratio]],
     )
-    return [first, second, third], [chart]
+    return [first, second, third]
+
+
+def chart(points: Sequence[OfflinePoint]) -> Chart:
+    """Throughput against requests at once."""
+    series = {
+        "offline": [(float(p.concurrency), median(p.offline_tokens_per_s)) for p in points],
+        "served": [(float(p.concurrency), median(p.served_tokens_per_s)) for p in points],
+    }
+    return Lines("Throughput", "requests at once", "committed tokens per second", series, {})
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of the program."""
+    parser.add_argument(
+        "--concurrency", type=sizes, default="1,2,4,8,16", help="requests at once (1,2,4,8,16)"
+    )
+    parser.add_argument("--runs", type=positive, default=5, help="runs of each kind (5)")
+    parser.add_argument(
+        "--prompt", type=positive, default=4000, help="tokens of the cached prompt (4000)"
+    )
+
+
+def measure(where: Where, options: argparse.Namespace, say: Say) -> tuple[Report, Sequence[Chart]]:
+    """Every number of requests, then the cached prompt."""
+    llm, sizes, runs = where.open(), options.concurrency, options.runs
+    prompt_ids(llm.config, options.prompt)  # refused before anything is run
+    points, waits = [], []
+    for size in sizes:
+        points.append(throughput(llm, size, max(sizes), runs))
+        waits.append(newcomer(llm, size, runs))
+        say(f"{size} at once: served / offline {points[-1].ratio:.3f}")
+    prefill = cached(llm, options.prompt, runs)
+    report = Report(
+        "Many requests at once",
+        where.command,
+        where.subject_of(llm),
+        tables(points, waits, prefill),
+        {"throughput": points, "newcomer": waits, "cached": prefill},
+        NOTES,
+    )
+    return report, [chart(points)]
+
+
+if __name__ == "__main__":
+    sys.exit(main("offline", __doc__, configure, measure))

@@ -1,7 +1,6 @@
 """A client of OpenAI's chat API that keeps the time: closed and open loops of streamed requests.
 
-httpx does HTTP: TLS, chunked bodies and a pool of connections are its job, and it comes with the
-extra `[hub]`. Knows sockets and clocks. Knows nothing about what is sent or how it is summed up.
+httpx comes with the extra `[hub]`.
 """
 
 from __future__ import annotations
@@ -14,11 +13,11 @@ from time import perf_counter
 
 import httpx
 
-from dgemma.bench.traffic import Ask, Drafts, EventReader, TrafficSample
+from bench.traffic import Ask, Drafts, EventReader, TrafficSample
 from dgemma.errors import InvalidRequest
 
 Send = Callable[[Ask, float], Awaitable[TrafficSample]]
-"""From a request and the clock's time at which it is due to what became of it."""
+"""From a request and the clock's time at which it is due to its sample."""
 
 
 @asynccontextmanager

@@ -1,15 +1,14 @@
-"""What a load generator sends, when it sends it, and what one answer was like.
-
-Knows conversations, arrival times and OpenAI's server-sent events. Knows nothing about sockets.
-"""
+"""The requests of a load generator, their arrival times, and a sample of each answer."""
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import random
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +20,6 @@ DRAFTS: dict[Drafts, dict[str, Any]] = {
     "off": {}, "text": {"diffusion": {"stream": "text"}}, "mercury": {"diffusing": True},
 }  # fmt: skip
 """Fields by which a server is asked for drafts; a server without them refuses or ignores them."""
-
-_BREAK = re.compile(rb"\r\n|\r|\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +41,7 @@ class Ask:
 
 @dataclass(slots=True, kw_only=True)
 class TrafficSample:
-    """What became of one request. Times are seconds since it was due; None: it did not come to it.
+    """The course of one request. Times are seconds since it was due; None: it did not get there.
 
     Attributes:
         due_s: when it was due, seconds since the run began. In an open loop that is its arrival,
@@ -93,22 +90,20 @@ def has_text(choice: Mapping[str, Any]) -> bool:
     return any(delta.get(name) for name in names)
 
 
-@dataclass(slots=True)
 class EventReader:
     """Server-sent events out of bytes that may be cut anywhere."""
 
-    _rest: bytes = b""
-    _data: list[str] = field(default_factory=list)
-    _after_return: bool = False
+    def __init__(self) -> None:
+        utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
+        self._rest = ""
+        self._data: list[str] = []
 
     def feed(self, piece: bytes) -> Iterator[str]:
         """The data of each event that is whole now."""
-        if self._after_return:  # a line break of two bytes that was cut between them
-            piece, self._after_return = piece.removeprefix(b"\n"), not piece
-        self._after_return |= piece.endswith(b"\r")
-        *lines, self._rest = _BREAK.split(self._rest + piece)
+        *lines, self._rest = (self._rest + self._decoder.decode(piece)).split("\n")
         for line in lines:
-            name, _, value = line.decode("utf-8", "replace").partition(":")
+            name, _, value = line.partition(":")
             if name == "data":
                 self._data.append(value.removeprefix(" "))
             elif not line and self._data:
@@ -118,11 +113,8 @@ class EventReader:
 
 def arrivals(rate: float, count: int, seed: int) -> list[float]:
     """Seconds at which requests come at random, `rate` a second on average (Poisson)."""
-    draw, at, out = random.Random(f"arrivals {seed} {rate}"), 0.0, []
-    for _ in range(count):
-        at += draw.expovariate(rate)
-        out.append(at)
-    return out
+    draw = random.Random(f"arrivals {seed} {rate}")
+    return list(accumulate(draw.expovariate(rate) for _ in range(count)))
 
 
 class TrafficMix:
@@ -134,14 +126,14 @@ class TrafficMix:
     """
 
     def __init__(
-        self, seed: int, lengths: Sequence[int], told: Sequence[Sequence[Mapping[str, Any]]] = ()
+        self, seed: int, lengths: Sequence[int], given: Sequence[Sequence[Mapping[str, Any]]] = ()
     ) -> None:
         """
         Args:
             lengths: most tokens of an answer, one of which is drawn for each.
-            told: conversations; none: held-out examples of nano's tasks, those without tools.
+            given: conversations; none: held-out examples of nano's tasks, those without tools.
         """
-        self._seed, self._lengths, self._told = seed, lengths, told
+        self._seed, self._lengths, self._given = seed, lengths, given
         self._next = 0
 
     def take(self, count: int) -> list[Ask]:
@@ -152,8 +144,8 @@ class TrafficMix:
     def _ask(self, place: int, number: int) -> Ask:
         draw = random.Random(f"request {self._seed} {place}")
         length = draw.choice(self._lengths)
-        if self._told:
-            return Ask(self._told[number % len(self._told)], length, number)
+        if self._given:
+            return Ask(self._given[number % len(self._given)], length, number)
         tasks = [task for task in TASKS if task != "tools"]
         example = make_example(draw.choice(tasks), "heldout", self._seed, number)
         return Ask(example.messages, length, number)
@@ -176,7 +168,7 @@ def conversations(path: Path) -> list[list[dict[str, Any]]]:
         try:
             found = json.loads(line)
         except ValueError as error:
-            raise InvalidRequest(f"{path}, line {number} is no JSON: {error}") from error
+            raise InvalidRequest(f"{path}, line {number} is not valid JSON: {error}") from error
         match found:
             case {"messages": [*messages]}:
                 out.append(messages)

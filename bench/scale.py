@@ -1,25 +1,29 @@
-"""`bench scale`: how the cost of a step grows with prompt, canvas, batch and layers.
+"""`python -m bench.scale`: how the cost of a step grows with prompt, canvas, batch and layers.
 
-Each is measured alone, the others held, and a straight line is fitted. Layers of the two kinds are
-told apart: sliding ones must not care about a prompt beyond their window. Knows how a network is
-stretched; knows nothing about other programs.
+Each is measured alone, the others held, and a straight line is fitted. Sliding and full layers are
+measured apart: sliding ones must not care about a prompt beyond their window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import argparse
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 
-from dgemma.bench.chart import Lines
+from bench.chart import Chart, Lines
+from bench.run import Say, main, sizes
+from bench.stats import Fit, fit
+from bench.stretch import narrowed, stacked
 from dgemma.bench.clock import Watch, now_ms
-from dgemma.bench.drive import narrowed, prompt_ids, run, stacked
-from dgemma.bench.report import Table
-from dgemma.bench.stats import Fit, fit, median
-from dgemma.errors import InvalidRequest
+from dgemma.bench.drive import Where, prompt_ids, run
+from dgemma.bench.report import Cell, Report, Table
+from dgemma.bench.stats import median
+from dgemma.cli.options import positive
+from dgemma.errors import InvalidRequest, nearest
 from dgemma.llm import LLM
 from dgemma.model.config import LayerType
 from dgemma.model.size import peak
@@ -32,7 +36,7 @@ KINDS: dict[LayerType, str] = {
 }
 TURNS = 3
 """How often each width, batch and stack is measured; one turn goes up, the next down."""
-Say = Callable[[str], None]
+AXES = ("prompt", "canvas", "batch", "layers")
 NOTES = (
     "Prompt: the network alone, the time of one layer of each kind and its attention alone, with "
     "the prompt encoded once and lengthened; layers of a kind are averaged. The line of sliding "
@@ -51,24 +55,23 @@ class Series:
         axis, unit: what was changed, and of what it is a number.
         name: what was timed.
         points: (x, milliseconds).
-        beyond: only points from this x on are fitted.
+        fitted_from: only points from this x on are fitted.
     """
 
     axis: str
     unit: str
     name: str
     points: list[tuple[float, float]] = field(default_factory=list)
-    beyond: float = 0.0
+    fitted_from: float = 0.0
 
-    @property
     def fitted(self) -> list[tuple[float, float]]:
         """The points that the line is fitted to."""
-        return [(x, y) for x, y in self.points if x >= self.beyond]
+        return [(x, y) for x, y in self.points if x >= self.fitted_from]
 
     @property
     def line(self) -> Fit | None:
         """The fitted line; None with fewer than two points."""
-        return fit([x for x, _ in self.fitted], [y for _, y in self.fitted])
+        return fit([x for x, _ in self.fitted()], [y for _, y in self.fitted()])
 
     @property
     def change(self) -> float | None:
@@ -76,7 +79,7 @@ class Series:
         line = self.line
         if line is None:
             return None
-        xs = [x for x, _ in self.fitted]
+        xs = [x for x, _ in self.fitted()]
         first = line.at(min(xs))
         return line.slope * (max(xs) - min(xs)) / first if first else None
 
@@ -86,20 +89,8 @@ class CacheSize:
     """Bytes of keys and values at a prompt length: as the config predicts, and as allocated."""
 
     prompt: int
-    predicted: int
-    allocated: int
-
-
-def sizes(text: str, name: str) -> list[int]:
-    """Numbers separated by commas, in ascending order.
-
-    Raises:
-        InvalidRequest: something else, or a number below 1.
-    """
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() and int(word) >= 1 for word in words):
-        raise InvalidRequest(f"{name} {text!r}: give positive numbers with commas between them")
-    return sorted({int(word) for word in words})
+    predicted_bytes: int
+    allocated_bytes: int
 
 
 @torch.inference_mode()
@@ -186,119 +177,143 @@ def _network(
 
 def by_canvas(llm: LLM, canvases: Sequence[int], prompt: int, steps: int, say: Say) -> Series:
     """A step against the width of the canvas."""
-    points = _swept(canvases, lambda width: _steps(narrowed(llm, width), 1, prompt, steps))
-    for canvas, ms in points:
-        say(f"canvas {canvas}: step {ms:.1f} ms")
-    return Series("canvas", "position", "step", points)
+    return _swept(
+        Series("canvas", "position", "step"), canvases,
+        lambda width: _steps(narrowed(llm, width), 1, prompt, steps), say,
+    )  # fmt: skip
 
 
 def by_batch(llm: LLM, batches: Sequence[int], prompt: int, steps: int, say: Say) -> Series:
     """A step against how many requests share it."""
-    points = _swept(batches, lambda count: _steps(llm, count, prompt, steps))
-    for batch, ms in points:
-        say(f"batch {batch}: step {ms:.1f} ms")
-    return Series("batch", "request", "step", points)
+    return _swept(
+        Series("batch", "request", "step"), batches,
+        lambda count: _steps(llm, count, prompt, steps), say,
+    )  # fmt: skip
 
 
-def by_layers(llm: LLM, layers: Sequence[int], prompt: int, steps: int, say: Say) -> list[Series]:
-    """A step against how many layers of each kind there are."""
-    out = []
-    for kind in KINDS:
-        if kind not in llm.config.layer_types:
-            continue
-        last: tuple[LayerType, ...] = ("full_attention",) if kind != "full_attention" else ()
-        name = "sliding layers before a full one" if last else "full layers"
-        stacks = {count: (*[kind] * count, *last) for count in layers}
-        measure = partial(_stacked_steps, llm, stacks, prompt, steps)
-        points = _swept(layers, measure)
-        for count, ms in points:
-            say(f"{count} {name}: step {ms:.1f} ms")
-        out.append(Series("layers", "layer", name, points))
-    return out
-
-
-def _stacked_steps(
-    llm: LLM, stacks: Mapping[int, tuple[LayerType, ...]], prompt: int, steps: int, count: int
-) -> Sequence[float]:
-    return _steps(stacked(llm, stacks[count]), 1, prompt, steps)
+def by_layers(
+    llm: LLM, kind: LayerType, layers: Sequence[int], prompt: int, steps: int, say: Say
+) -> Series:
+    """A step against how many layers of a kind there are; the last one is always full."""
+    last: tuple[LayerType, ...] = ("full_attention",) if kind != "full_attention" else ()
+    name = "sliding layers before a full one" if last else "full layers"
+    return _swept(
+        Series("layers", "layer", name), layers,
+        lambda count: _steps(stacked(llm, (*[kind] * count, *last)), 1, prompt, steps), say,
+    )  # fmt: skip
 
 
 def _swept(
-    places: Sequence[int], measure: Callable[[int], Sequence[float]]
-) -> list[tuple[float, float]]:
-    """(place, median of its steps): forth and back, so that no place has the slow minutes alone."""
+    series: Series, places: Sequence[int], measure: Callable[[int], Sequence[float]], say: Say
+) -> Series:
+    """The median step at each place, forth and back: no place has the slow minutes alone."""
     found: dict[int, list[float]] = {place: [] for place in places}
     for turn in range(TURNS):
         for place in places if turn % 2 == 0 else reversed(places):
             found[place] += measure(place)
-    return [(place, median(found[place])) for place in places]
+    for place, times in found.items():
+        series.points.append((place, median(times)))
+        say(f"{series.axis} {place}, {series.name}: {median(times):.1f} ms")
+    return series
 
 
 def _steps(llm: LLM, batch: int, prompt: int, steps: int) -> Sequence[float]:
-    """The steps behind the first, each request with ids of its own."""
+    """The steps after the first, each request with ids of its own."""
     prompts = [prompt_ids(llm.config, prompt, seed) for seed in range(batch)]
     return run(llm, prompts, steps + 1).steady_ms
 
 
-def values(series: Sequence[Series], caches: Sequence[CacheSize]) -> dict[str, Any]:
-    """Every number, for programs."""
-    rows = []
-    for one in series:
-        line = one.line
-        rows.append(
-            {
-                "axis": one.axis,
-                "name": one.name,
-                "points": [list(point) for point in one.points],
-                "fitted_from": one.beyond,
-                "slope_ms": None if line is None else line.slope,
-                "intercept_ms": None if line is None else line.intercept,
-                "r2": None if line is None else line.r2,
-                "change": one.change,
-            }
-        )
-    held = [
-        {"prompt": c.prompt, "predicted_bytes": c.predicted, "allocated_bytes": c.allocated}
-        for c in caches
-    ]
-    return {"series": rows, "cache": held}
-
-
-def tables(
-    series: Sequence[Series], caches: Sequence[CacheSize]
-) -> tuple[list[Table], list[Lines]]:
+def tables(series: Sequence[Series], caches: Sequence[CacheSize]) -> list[Table]:
     """The results for people."""
-    lines: list[list[Any]] = []
+    lines: list[list[Cell]] = []
     for one in series:
         line = one.line
         numbers = [None] * 3 if line is None else [line.slope, line.intercept, line.r2]
         change = None if one.change is None else f"{one.change:+.1%}"
-        xs = [x for x, _ in one.fitted or one.points]
-        span = f"{min(xs):g} to {max(xs):g}"
-        lines.append([one.axis, span, one.name, *numbers, change])
+        xs = [x for x, _ in one.fitted() or one.points]
+        lines.append([one.axis, f"{min(xs):g} to {max(xs):g}", one.name, *numbers, change])
     head = ("axis", "fitted", "what", "slope, ms each", "at zero, ms", "R²", "change")
     out = [Table("Fitted lines", head, lines)]
-    charts = []
-    for axis in dict.fromkeys(one.axis for one in series):
-        own = [one for one in series if one.axis == axis]
+    for axis, own in by_axis(series).items():
         places = sorted({x for one in own for x, _ in one.points})
         held = [dict(one.points) for one in own]
         rows = [[f"{x:g}", *[points.get(x) for points in held]] for x in places]
-        names = [f"{one.name}, ms" for one in own]
-        out.append(Table(f"By {axis}", (axis, *names), rows))
-        # The prefill would flatten all else.
-        shown = [one for one in own if one.name != "prefill"]
-        charts.append(
-            Lines(
-                f"Cost by {axis}", f"{axis}, {own[0].unit}s", "ms",
-                {one.name: one.points for one in shown}, {one.name: one.line for one in shown},
-            )
-        )  # fmt: skip
+        out.append(Table(f"By {axis}", (axis, *[f"{one.name}, ms" for one in own]), rows))
     if caches:
-        cells: list[list[Any]] = [
-            [f"{c.prompt}", c.predicted / 1e6, c.allocated / 1e6, c.allocated / c.predicted]
+        cells: list[list[Cell]] = [
+            [str(c.prompt), c.predicted_bytes / 1e6, c.allocated_bytes / 1e6,
+             c.allocated_bytes / c.predicted_bytes]
             for c in caches
-        ]
+        ]  # fmt: skip
         columns = ("prompt", "predicted, MB", "in its pages, MB", "ratio")
         out.append(Table("Keys and values of one request", columns, cells))
-    return out, charts
+    return out
+
+
+def charts(series: Sequence[Series]) -> list[Chart]:
+    """A chart for each axis; the prefill would flatten all else."""
+    out: list[Chart] = []
+    for axis, own in by_axis(series).items():
+        shown = [one for one in own if one.name != "prefill"]
+        points = {one.name: one.points for one in shown}
+        lines = {one.name: one.line for one in shown}
+        out.append(Lines(f"Cost by {axis}", f"{axis}, {own[0].unit}s", "ms", points, lines))
+    return out
+
+
+def by_axis(series: Sequence[Series]) -> dict[str, list[Series]]:
+    """The series of each axis."""
+    axes = dict.fromkeys(one.axis for one in series)
+    return {axis: [one for one in series if one.axis == axis] for axis in axes}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of the program."""
+    parser.add_argument(
+        "--axes", default=",".join(AXES), help="which of prompt,canvas,batch,layers (all)"
+    )
+    parser.add_argument(
+        "--prompt", type=positive, default=64, help="prompt tokens on the other axes (64)"
+    )
+    parser.add_argument("--steps", type=positive, default=4, help="denoising steps of a run (4)")
+    for name, values, about in (
+        ("--prompts", "64,256,512,1024,1536,2048,4096,8192,16384,32768", "prompt lengths"),
+        ("--canvases", "16,32,64,128,256", "canvas widths"),
+        ("--batches", "1,2,4,8", "requests at once"),
+        ("--layers", "1,2,3,4,5,6", "numbers of layers"),
+    ):
+        parser.add_argument(name, type=sizes, default=values, help=f"{about} ({values})")
+
+
+def measure(where: Where, options: argparse.Namespace, say: Say) -> tuple[Report, Sequence[Chart]]:
+    """All axes that were asked for."""
+    axes = [axis.strip() for axis in options.axes.split(",")]
+    for axis in axes:
+        if axis not in AXES:
+            known = ", ".join(AXES)
+            raise InvalidRequest(f"unknown axis {axis!r}{nearest(axis, AXES)}; known: {known}")
+    llm, prompt, steps = where.open(), options.prompt, options.steps
+    series: list[Series] = []
+    caches: list[CacheSize] = []
+    if "prompt" in axes:
+        series, caches = by_prompt(llm, options.prompts, steps, say)
+    if "canvas" in axes:
+        series.append(by_canvas(llm, options.canvases, prompt, steps, say))
+    if "batch" in axes:
+        series.append(by_batch(llm, options.batches, prompt, steps, say))
+    if "layers" in axes:
+        for kind in filter(llm.config.layer_types.count, KINDS):
+            series.append(by_layers(llm, kind, options.layers, prompt, steps, say))
+    report = Report(
+        "How the cost of a step grows",
+        where.command,
+        where.subject_of(llm),
+        tables(series, caches),
+        {"series": series, "cache": caches},
+        NOTES,
+    )
+    return report, charts(series)
+
+
+if __name__ == "__main__":
+    sys.exit(main("scale", __doc__, configure, measure))

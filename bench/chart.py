@@ -1,22 +1,29 @@
 """Charts as SVG text: bars, stacked or side by side, and points with their fitted lines.
 
-Knows coordinates and colours. Knows nothing about what the numbers mean: names and units are
-handed in.
+`python -m bench.chart REPORT.json PICTURE.svg` draws a report of `dgemma bench --json`.
 """
 
 from __future__ import annotations
 
+import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 from xml.sax.saxutils import escape
 
-from dgemma.bench.stats import Fit
+from bench.stats import Fit
+from dgemma.bench.stats import median
+from dgemma.cli.bench import written
+from dgemma.cli.main import Parser, ending
+from dgemma.errors import InvalidRequest
 
 WIDTH, HEIGHT = 840, 360
 LEFT, RIGHT, TOP, BOTTOM = 80, 240, 46, 56
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999", "#000000")
-"""Okabe and Ito's palette: told apart also by the colour-blind."""
+"""Okabe and Ito's palette, which the colour-blind can read too."""
 
 
 @dataclass(frozen=True)
@@ -193,3 +200,53 @@ def legend(names: Sequence[str]) -> list[str]:
         out.append(f'<rect x="{x}" y="{y}" width="11" height="11" fill="{colour(k)}"/>')
         out.append(text(x + 17, y + 10, name, "start"))
     return out
+
+
+def bars_of(values: Mapping[str, Any]) -> Bars:
+    """The chart of a report of `dgemma bench`, from its values."""
+    if "split" in values:
+        alone = values["products_ms"]
+        series = {
+            part: [ms, alone.get(part, 0.0)] for part, ms in values["split"]["parts_ms"].items()
+        }
+        return Bars("A denoising step and its products alone", "ms", ["step", "products"], series)
+    if "runs" in values:
+        names = ("committed", "canvas", "step")
+        series = {"tokens per second": [values[f"{name}_tokens_per_s"] for name in names]}
+        return Bars("Rates of generation", "tokens per second", names, series, stacked=False)
+    series = {
+        program: [median(values[mode][program]["step_ms"]) for mode in values]
+        for program in ("ours", "transformers")
+    }
+    return Bars("Median denoising step", "ms", list(values), series, stacked=False)
+
+
+def caption(report: Mapping[str, Any]) -> list[str]:
+    """The lines below the charts of a report."""
+    machine = ", ".join(report["machine"][name] for name in ("processor", "GPU", "commit"))
+    return [report["command"], ", ".join(report["subject"].values()), machine]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw a report of `dgemma bench --json`."""
+    parser = Parser(prog="python -m bench.chart", description=main.__doc__)
+    parser.add_argument("report", type=Path, metavar="REPORT.json")
+    parser.add_argument("picture", type=Path, metavar="PICTURE.svg")
+
+    def run() -> int:
+        options = parser.parse_args(argv)
+        try:
+            report = json.loads(options.report.read_text(encoding="utf-8"))
+            drawn = as_svg([bars_of(report["values"])], caption(report))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise InvalidRequest(
+                f"{options.report} is not a report that `dgemma bench --json` wrote: {error!r}"
+            ) from error
+        written(options.picture, drawn)
+        return 0
+
+    return ending(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Benchmarks that the wheel leaves out: `python -m bench.NAME` from a checkout."""
