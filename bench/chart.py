@@ -1,76 +1,18 @@
-"""Charts as SVG text: bars, stacked or side by side, and points with their fitted lines.
-
-`python -m bench.chart REPORT.json PICTURE.svg` draws a report of `dgemma bench --json`.
-"""
+"""Charts as SVG text: points of several series with their fitted lines."""
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 from xml.sax.saxutils import escape
 
 from bench.stats import Fit
-from dgemma.bench.stats import median
-from dgemma.cli.bench import written
-from dgemma.cli.main import Parser, ending
-from dgemma.errors import InvalidRequest
 
 WIDTH, HEIGHT = 840, 360
 LEFT, RIGHT, TOP, BOTTOM = 80, 240, 46, 56
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999", "#000000")
 """Okabe and Ito's palette, which the colour-blind can read too."""
-
-
-@dataclass(frozen=True)
-class Bars:
-    """A bar, or a group of bars, for each label.
-
-    Attributes:
-        title, unit: unit is that of the values.
-        labels: below the bars.
-        series: name -> one value per label.
-        stacked: on each other, or side by side.
-    """
-
-    title: str
-    unit: str
-    labels: Sequence[str]
-    series: Mapping[str, Sequence[float]]
-    stacked: bool = True
-
-    def draw(self) -> list[str]:
-        """SVG elements in a box of WIDTH x HEIGHT."""
-        columns = list(zip(*self.series.values(), strict=True))
-        heights = [sum(c) if self.stacked else max(c) for c in columns]
-        scale = ticks(max([v for v in heights if math.isfinite(v)], default=1.0))
-        out = [*frame(self.title, "", self.unit), *y_axis(scale), *legend(list(self.series))]
-        slot = (WIDTH - LEFT - RIGHT) / len(self.labels)
-        wide = slot * 0.7 / (1 if self.stacked else len(self.series))
-        for i, label in enumerate(self.labels):
-            middle = LEFT + slot * (i + 0.5)
-            out.append(text(middle, HEIGHT - BOTTOM + 18, label, "middle"))
-            low = 0.0
-            for k, (name, values) in enumerate(self.series.items()):
-                value = values[i] if math.isfinite(values[i]) else 0.0
-                x = middle - slot * 0.35 + (0 if self.stacked else k * wide)
-                y, foot = y_at(low + value, scale), y_at(low, scale)
-                out.append(
-                    f'<rect x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" height="{foot - y:.1f}" '
-                    f'fill="{colour(k)}"><title>{escape(f"{name}, {label}")}: {value:.4g} '
-                    f"{escape(self.unit)}</title></rect>"
-                )
-                low += value if self.stacked else 0.0
-                if not self.stacked:
-                    out.append(text(x + wide / 2, y - 5, number(values[i]), "middle"))
-            if self.stacked:
-                top = y_at(low, scale)
-                out.append(text(middle, top - 5, number(heights[i]), "middle"))
-        return out
 
 
 @dataclass(frozen=True)
@@ -113,10 +55,7 @@ class Lines:
         return out
 
 
-Chart = Bars | Lines
-
-
-def as_svg(charts: Sequence[Chart], caption: Sequence[str]) -> str:
+def as_svg(charts: Sequence[Lines], caption: Sequence[str]) -> str:
     """One document with the charts below each other and lines of a caption at the foot."""
     foot = HEIGHT * len(charts)
     height = foot + 10 + 14 * len(caption)
@@ -144,11 +83,6 @@ def ticks(top: float) -> list[float]:
     base = 10.0 ** math.floor(math.log10(raw))
     step = next(base * m for m in (1, 2, 2.5, 5, 10) if base * m >= raw * 0.999)
     return [step * i for i in range(math.ceil(top / step * 0.999) + 1)]
-
-
-def number(value: float) -> str:
-    """A number above a bar; a dash for what is missing."""
-    return f"{value:.4g}" if math.isfinite(value) else "-"
 
 
 def x_at(value: float, scale: Sequence[float]) -> float:
@@ -200,53 +134,3 @@ def legend(names: Sequence[str]) -> list[str]:
         out.append(f'<rect x="{x}" y="{y}" width="11" height="11" fill="{colour(k)}"/>')
         out.append(text(x + 17, y + 10, name, "start"))
     return out
-
-
-def bars_of(values: Mapping[str, Any]) -> Bars:
-    """The chart of a report of `dgemma bench`, from its values."""
-    if "split" in values:
-        alone = values["products_ms"]
-        series = {
-            part: [ms, alone.get(part, 0.0)] for part, ms in values["split"]["parts_ms"].items()
-        }
-        return Bars("A denoising step and its products alone", "ms", ["step", "products"], series)
-    if "runs" in values:
-        names = ("committed", "canvas", "step")
-        series = {"tokens per second": [values[f"{name}_tokens_per_s"] for name in names]}
-        return Bars("Rates of generation", "tokens per second", names, series, stacked=False)
-    series = {
-        program: [median(values[mode][program]["step_ms"]) for mode in values]
-        for program in ("ours", "transformers")
-    }
-    return Bars("Median denoising step", "ms", list(values), series, stacked=False)
-
-
-def caption(report: Mapping[str, Any]) -> list[str]:
-    """The lines below the charts of a report."""
-    machine = ", ".join(report["machine"][name] for name in ("processor", "GPU", "commit"))
-    return [report["command"], ", ".join(report["subject"].values()), machine]
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Draw a report of `dgemma bench --json`."""
-    parser = Parser(prog="python -m bench.chart", description=main.__doc__)
-    parser.add_argument("report", type=Path, metavar="REPORT.json")
-    parser.add_argument("picture", type=Path, metavar="PICTURE.svg")
-
-    def run() -> int:
-        options = parser.parse_args(argv)
-        try:
-            report = json.loads(options.report.read_text(encoding="utf-8"))
-            drawn = as_svg([bars_of(report["values"])], caption(report))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise InvalidRequest(
-                f"{options.report} is not a report that `dgemma bench --json` wrote: {error!r}"
-            ) from error
-        written(options.picture, drawn)
-        return 0
-
-    return ending(run)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

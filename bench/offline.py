@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.chart import Chart, Lines
+from bench.chart import Lines
 from bench.run import Say, main, sizes
 from dgemma.bench.drive import Where, example_ids, finished, prompt_ids
 from dgemma.bench.report import Report, Table
@@ -256,7 +256,7 @@ def tables(points: Sequence[OfflinePoint], waits: Sequence[Wait], prefill: Prefi
     return [first, second, third]
 
 
-def chart(points: Sequence[OfflinePoint]) -> Chart:
+def chart(points: Sequence[OfflinePoint]) -> Lines:
     """Throughput against requests at once."""
     series = {
         "offline": [(float(p.concurrency), median(p.offline_tokens_per_s)) for p in points],
@@ -276,7 +276,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def measure(where: Where, options: argparse.Namespace, say: Say) -> tuple[Report, Sequence[Chart]]:
+def measure(where: Where, options: argparse.Namespace, say: Say) -> tuple[Report, Sequence[Lines]]:
     """Every number of requests, then the cached prompt."""
     llm, sizes, runs = where.open(), options.concurrency, options.runs
     prompt_ids(llm.config, options.prompt)  # refused before anything is run

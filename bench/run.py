@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from bench.chart import Chart, as_svg, caption
+from bench.chart import Lines, as_svg
 from dgemma.bench.drive import Where
 from dgemma.bench.machine import busy
-from dgemma.bench.report import Report, plain
+from dgemma.bench.report import Report
 from dgemma.cli.bench import add_where, check_writable, deliver, say, where_of, written
 from dgemma.cli.main import Parser, ending
 
 Say = Callable[[str], None]
-Measure = Callable[[Where, argparse.Namespace, Say], tuple[Report, Sequence[Chart]]]
+Number = TypeVar("Number", int, float)
+Measure = Callable[[Where, argparse.Namespace, Say], tuple[Report, Sequence[Lines]]]
 
 
 def main(
@@ -50,17 +53,29 @@ def main(
         report, charts = measure(where, arguments, say)
         deliver(report, arguments.json)
         if arguments.svg is not None:
-            written(arguments.svg, as_svg(charts, caption(plain(report))))
+            machine = ", ".join(report.machine[name] for name in ("processor", "GPU", "commit"))
+            caption = [report.command, ", ".join(report.subject.values()), machine]
+            written(arguments.svg, as_svg(charts, caption))
         return 0
 
     return ending(run)
 
 
-def sizes(text: str) -> list[int]:
-    """An option's value: positive numbers with commas between them, in ascending order."""
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() and int(word) >= 1 for word in words):
-        raise argparse.ArgumentTypeError(
-            f"give positive numbers with commas between them, not {text!r}"
-        )
-    return sorted({int(word) for word in words})
+def ascending(kind: type[Number]) -> Callable[[str], list[Number]]:
+    """An option's value: numbers above 0 with commas between them, in ascending order."""
+
+    def parse(text: str) -> list[Number]:
+        try:
+            found = sorted({kind(word) for word in text.split(",")})
+        except ValueError:
+            found = []
+        if not found or not all(0 < number < math.inf for number in found):
+            raise argparse.ArgumentTypeError(
+                f"give numbers above 0 with commas between them, not {text!r}"
+            )
+        return found
+
+    return parse
+
+
+sizes, rates = ascending(int), ascending(float)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from bench.chart import Chart, Lines
+from bench.chart import Lines
 from bench.run import Say, main, sizes
 from bench.stats import Fit, fit
 from bench.stretch import narrowed, stacked
@@ -250,9 +250,9 @@ def tables(series: Sequence[Series], caches: Sequence[CacheSize]) -> list[Table]
     return out
 
 
-def charts(series: Sequence[Series]) -> list[Chart]:
+def charts(series: Sequence[Series]) -> list[Lines]:
     """A chart for each axis; the prefill would flatten all else."""
-    out: list[Chart] = []
+    out: list[Lines] = []
     for axis, own in by_axis(series).items():
         shown = [one for one in own if one.name != "prefill"]
         points = {one.name: one.points for one in shown}
@@ -285,7 +285,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(name, type=sizes, default=values, help=f"{about} ({values})")
 
 
-def measure(where: Where, options: argparse.Namespace, say: Say) -> tuple[Report, Sequence[Chart]]:
+def measure(where: Where, options: argparse.Namespace, say: Say) -> tuple[Report, Sequence[Lines]]:
     """All axes that were asked for."""
     axes = [axis.strip() for axis in options.axes.split(",")]
     for axis in axes:

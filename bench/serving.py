@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
-from bench.chart import Chart, Lines
+from bench.chart import Lines
 from bench.client import closed, open_loop, opened
-from bench.run import Say, main, sizes
+from bench.run import Say, main, rates, sizes
 from bench.stats import percentile
 from bench.traffic import DRAFTS, Drafts, TrafficMix, TrafficSample, arrivals, conversations
 from dgemma.bench.drive import Where
@@ -139,19 +139,6 @@ def base_url(text: str) -> str:
     return text.rstrip("/").removesuffix("/v1")
 
 
-def rates(text: str) -> list[float]:
-    """An option's value: requests a second, separated by commas, in ascending order."""
-    try:
-        found = sorted({float(word) for word in text.split(",")})
-    except ValueError:
-        found = [0.0]
-    if not all(0 < rate < math.inf for rate in found):
-        raise argparse.ArgumentTypeError(
-            f"give numbers above 0 with commas between them, not {text!r}"
-        )
-    return found
-
-
 @contextmanager
 def serving(model: str, options: Sequence[str], threads: int | None) -> Iterator[Target]:
     """`dgemma serve` on a free port, as a process of its own, with a key of its own.
@@ -238,9 +225,9 @@ def tables(points: Sequence[LoadPoint]) -> list[Table]:
     return [*out, Table("What failed", ("load", "how", "requests"), failed)] if failed else out
 
 
-def charts(points: Sequence[LoadPoint]) -> list[Chart]:
+def charts(points: Sequence[LoadPoint]) -> list[Lines]:
     """Throughput and waiting against the load, closed and open loops apart."""
-    out: list[Chart] = []
+    out: list[Lines] = []
     for is_open, axis in ((False, "requests at once"), (True, "requests a second, at random")):
         own = [p for p in points if (p.load.rate_per_s is not None) == is_open]
         if not own:
@@ -297,7 +284,7 @@ def target_of(where: Where, options: argparse.Namespace) -> Target | None:
     return Target(options.url, os.environ[key] if key else None, where.model)
 
 
-def measure(where: Where, options: argparse.Namespace, say: Say) -> tuple[Report, Sequence[Chart]]:
+def measure(where: Where, options: argparse.Namespace, say: Say) -> tuple[Report, Sequence[Lines]]:
     """All loads, on a server of our own or another one."""
     at_once = options.concurrency or ([] if options.rates else [1, 2, 4, 8])
     loads = [Load(number, None) for number in at_once]

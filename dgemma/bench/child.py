@@ -18,10 +18,10 @@ import torch
 from dgemma.bench.clock import now_ms, status_bytes
 from dgemma.bench.compare import CompareRun
 from dgemma.bench.drive import Where, prompt_ids, run
-from dgemma.errors import DGemmaError, MissingExtra
-from dgemma.evaluate.parity import TINY_VISION
+from dgemma.errors import DGemmaError
+from dgemma.evaluate.parity import reference_model
 from dgemma.params import RELEASED
-from dgemma.weights.files import load_config, read_json
+from dgemma.weights.files import load_config
 
 NEVER = 1e-30
 """Mean entropy in nats that no canvas falls below: the reference refuses zero."""
@@ -38,31 +38,6 @@ def ours(job: CompareRun) -> dict[str, Any]:
         "first_frame_ms": timeline.first_frame_ms,
         "step_ms": timeline.step_ms,
     }
-
-
-def load_reference(directory: Path, dtype: torch.dtype, device: torch.device) -> Any:
-    """The checkpoint loaded by `transformers` with its own choice of kernels.
-
-    Raises:
-        MissingExtra: `transformers` is not installed.
-    """
-    try:
-        from transformers import DiffusionGemmaConfig
-        from transformers.models.diffusion_gemma.modeling_diffusion_gemma import (
-            DiffusionGemmaForBlockDiffusion,
-        )
-    except ImportError as error:
-        raise MissingExtra(
-            "the comparison needs transformers 5.17: pip install 'dgemma[check]'"
-        ) from error
-    values = read_json(directory / "config.json")
-    if values.get("vision_config") is None:
-        values["vision_config"] = dict(TINY_VISION)
-    config = DiffusionGemmaConfig.from_dict(values)
-    model: Any = DiffusionGemmaForBlockDiffusion.from_pretrained(
-        str(directory), config=config, dtype=dtype, local_files_only=True
-    )
-    return model.to(device).eval()
 
 
 def timed(owner: Any, function: str, device: torch.device, into: list[float]) -> None:
@@ -83,7 +58,7 @@ def theirs(job: CompareRun) -> dict[str, Any]:
     """Prefill and steps of the reference's own `generate`."""
     torch.set_num_threads(job.threads)
     directory, device = Path(job.directory), torch.device(job.device)
-    model = load_reference(directory, getattr(torch, job.dtype), device)
+    model = reference_model(directory, getattr(torch, job.dtype), device, eager=False)
     from transformers.models.diffusion_gemma import generation_diffusion_gemma as reference
 
     ids = prompt_ids(load_config(directory, strict=False), job.prompt)

@@ -2,7 +2,6 @@
 
 `Watch` puts a timer around functions of objects for a while and takes it away again: no file of the
 model knows of it. On CUDA parts are timed by events, so watching adds no waits.
-Knows nothing about models, steps or reports.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -25,7 +23,7 @@ SHORTEST_MS = 1.0
 
 
 def now_ms(device: torch.device) -> float:
-    """A clock in milliseconds; on CUDA when all that was asked for is done."""
+    """A clock in milliseconds; on CUDA it waits until all that was asked for is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() * 1e3
@@ -34,7 +32,7 @@ def now_ms(device: torch.device) -> float:
 def timed_ms(action: Callable[[], Any], device: torch.device, repeats: int) -> list[float]:
     """Milliseconds of each repetition, after two that are not counted.
 
-    What is over in less than `SHORTEST_MS` is done several times at once, and shared out.
+    An action shorter than `SHORTEST_MS` is done several times at once, and the time is shared out.
     """
     action()
     start = now_ms(device)
@@ -68,10 +66,7 @@ class Watch:
     def __enter__(self) -> Watch:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    def __exit__(self, *_: object) -> None:
         for owner, function in self._watched:
             delattr(owner, function)
         self._watched.clear()
@@ -109,22 +104,33 @@ class Watch:
         return spent
 
 
-def status_bytes(field: str) -> int | None:
-    """A size of this process from Linux ("RssAnon", "VmHWM"); None where there is none."""
+def proc_field(path: str, key: str) -> str | None:
+    """The value of the first `key: value` line of a file of Linux; None where there is none."""
     try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
-    found = (line.split() for line in lines if line.startswith(f"{field}:"))
-    return next((int(words[1]) * 1024 for words in found), None)
+    found = (line.partition(":") for line in lines)
+    return next((value.strip() for name, _, value in found if name.strip() == key), None)
+
+
+def proc_bytes(path: str, key: str) -> int | None:
+    """The same for a size, which Linux writes in kB."""
+    text = proc_field(path, key)
+    return None if text is None else int(text.split()[0]) * 1024
+
+
+def status_bytes(field: str) -> int | None:
+    """A size of this process from Linux ("RssAnon", "VmHWM"); None where there is none."""
+    return proc_bytes("/proc/self/status", field)
 
 
 class Growth:
-    """How far memory rose above where it stood when the block began.
+    """The rise of memory within a block.
 
     Attributes:
         growth_bytes: of anonymous resident memory, sampled every millisecond in a thread; None
-            where the system does not tell.
+            where the system does not say.
         device_growth_bytes: of CUDA memory; None on a CPU.
     """
 
@@ -152,10 +158,7 @@ class Growth:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    def __exit__(self, *_: object) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
             peak = torch.cuda.max_memory_allocated(self.device)

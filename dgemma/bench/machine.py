@@ -1,7 +1,4 @@
-"""What a measurement ran on: processor, memory, GPU, versions, commit.
-
-Knows where Linux keeps these facts; what is not there is "unknown". Knows nothing about models.
-"""
+"""The machine of a measurement: processor, memory, GPU, versions, commit."""
 
 from __future__ import annotations
 
@@ -15,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from dgemma.bench.clock import proc_bytes, proc_field
+
 PACKAGES = ("dgemma", "torch", "transformers", "safetensors", "triton")
 LOOK_S = 0.5
 """How long `load` looks."""
@@ -25,35 +24,12 @@ QUIET = 0.4
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _field(path: str, key: str) -> str | None:
-    """The value of the first `key : value` line of a file."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    found = (line.partition(":") for line in lines)
-    return next((value.strip() for name, _, value in found if name.strip() == key), None)
-
-
 def processor() -> str:
     """The CPU's model name and its extensions that matter here."""
-    name = _field("/proc/cpuinfo", "model name") or platform.processor() or "unknown"
-    flags = (_field("/proc/cpuinfo", "flags") or "").split()
+    name = proc_field("/proc/cpuinfo", "model name") or platform.processor() or "unknown"
+    flags = (proc_field("/proc/cpuinfo", "flags") or "").split()
     wanted = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
     return f"{name} ({', '.join(wanted)})" if wanted else name
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def memory() -> str:
-    """The machine's memory in GB."""
-    text = _field("/proc/meminfo", "MemTotal")
-    return "unknown" if text is None else f"{int(text.split()[0]) * 1024 / 1e9:.1f} GB"
 
 
 def gpu() -> str:
@@ -123,12 +99,14 @@ def busy() -> str:
 
 def facts() -> dict[str, str]:
     """Every fact of a report, as text."""
+    usable = hasattr(os, "sched_getaffinity")
+    memory = proc_bytes("/proc/meminfo", "MemTotal")
     return {
         "processor": processor(),
-        "cores": str(cores()),
+        "cores": str(len(os.sched_getaffinity(0)) if usable else os.cpu_count()),
         "threads": str(torch.get_num_threads()),
         "cores busy before": "unknown" if load() is None else f"{load():.1f}",
-        "memory": memory(),
+        "memory": f"{memory / 1e9:.1f} GB" if memory else "unknown",
         "GPU": gpu(),
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
         "commit": commit(),

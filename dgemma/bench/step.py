@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dgemma.bench.ceilings import Product, copy_rate, matrix_rate, products
 from dgemma.bench.clock import Growth, Watch
@@ -64,14 +64,13 @@ def split(llm: LLM, prompt: Sequence[int], steps: int) -> tuple[Split, float]:
     with Watch(llm.choice.device) as watch:
         watch_parts(watch, llm)
 
-        class Around:
-            def __enter__(self) -> None:
-                watch.take()
+        @contextmanager
+        def around(number: int) -> Iterator[None]:
+            watch.take()
+            yield
+            rows.append(watch.take())
 
-            def __exit__(self, *_: object) -> None:
-                rows.append(watch.take())
-
-        watched = run(llm, [prompt], steps, lambda number: Around())
+        watched = run(llm, [prompt], steps, around)
     first = 1 if len(rows) > 1 else 0
     each = [
         shares(total, {part: row.get(part, 0.0) for part in PARTS})
@@ -84,28 +83,19 @@ def split(llm: LLM, prompt: Sequence[int], steps: int) -> tuple[Split, float]:
 
 def routed_rows(llm: LLM, prompt: Sequence[int]) -> list[list[int]]:
     """Rows that each expert of each layer gets in the second step of a canvas."""
-    count = llm.config.num_experts
-    seen: list[list[int]] = [[] for _ in llm.model.layers]
-    kept: list[tuple[Any, Any]] = []
+    config = llm.config
+    experts: list[Any] = [layer.experts for layer in llm.model.layers]
+    seen: dict[nn.Module, list[int]] = {}
 
-    def record(number: int, inner: Any) -> Any:
-        def outer(x: Tensor, index: Tensor, *rest: Tensor) -> Any:
-            own = index[: llm.config.canvas_length]  # fp32 forwards are filled up with rows
-            seen[number] = torch.bincount(own.flatten(), minlength=count).tolist()
-            return inner(x, index, *rest)
+    def record(part: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        index = arguments[1][: config.canvas_length]  # fp32 forwards are filled up with rows
+        seen[part] = torch.bincount(index.flatten(), minlength=config.num_experts).tolist()
 
-        return outer
-
-    for number, layer in enumerate(llm.model.layers):
-        experts: Any = layer.experts
-        kept.append((experts, experts.forward))
-        experts.forward = record(number, experts.forward)
-    try:
+    with ExitStack() as stack:
+        for part in experts:
+            stack.callback(part.register_forward_pre_hook(record).remove)
         run(llm, [prompt], 2)
-    finally:
-        for experts, _ in kept:
-            del experts.forward
-    return seen
+    return [seen[part] for part in experts]
 
 
 def visible_keys(llm: LLM, prompt: int) -> dict[int, int]:

@@ -20,7 +20,7 @@ MEASURES = {
     "compare": "ours and transformers on the same checkpoint, in turns",
     "generate": "tokens per second, time to the first frame and commit",
 }
-IN_A_CHECKOUT = ("scale", "offline", "serving", "llama", "chart")
+IN_A_CHECKOUT = ("scale", "offline", "serving", "llama")
 """Programs that are not in the wheel."""
 
 

@@ -35,8 +35,13 @@ TINY_VISION = {
 """The reference insists on a vision part; a checkpoint without one gets this, unused."""
 
 
-def reference_model(directory: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    """The checkpoint loaded by `transformers` itself, eager attention and experts.
+def reference_model(
+    directory: Any, dtype: torch.dtype, device: torch.device, *, eager: bool = True
+) -> Any:
+    """The checkpoint loaded by `transformers` itself.
+
+    Args:
+        eager: with plain attention and experts, or with the kernels that it chooses itself.
 
     Raises:
         MissingExtra: `transformers` is not installed.
@@ -47,15 +52,17 @@ def reference_model(directory: Any, dtype: torch.dtype, device: torch.device) ->
             DiffusionGemmaForBlockDiffusion,
         )
     except ImportError as error:
-        raise MissingExtra("parity needs transformers 5.17: pip install 'dgemma[check]'") from error
+        raise MissingExtra("transformers 5.17 is needed: pip install 'dgemma[check]'") from error
     values = read_json(directory / "config.json")
     if values.get("vision_config") is None:
         values["vision_config"] = dict(TINY_VISION)
     config = DiffusionGemmaConfig.from_dict(values)
+    kernels: Any = (
+        {"attn_implementation": "eager", "experts_implementation": "eager"} if eager else {}
+    )
     model: Any = DiffusionGemmaForBlockDiffusion.from_pretrained(
-        str(directory), config=config, dtype=dtype, local_files_only=True,
-        attn_implementation="eager", experts_implementation="eager",
-    )  # fmt: skip
+        str(directory), config=config, dtype=dtype, local_files_only=True, **kernels
+    )
     return model.to(device).eval()
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import bench.chart
 import bench.llama
 import bench.offline
 import bench.run
@@ -63,8 +62,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
                 bench.run.main, name, program.__doc__, program.configure, program.measure
             )
             return run_command(words[1:], capsys, main)
-        if name in ("llama", "chart"):
-            return run_command(words[1:], capsys, getattr(bench, name).main)
+        if name == "llama":
+            return run_command(words[1:], capsys, bench.llama.main)
         return run_command(["bench", *words], capsys)
 
     return go

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from bench import offline, run, scale
-from bench.chart import Bars, Lines, as_svg, ticks
+from bench.chart import Lines, as_svg, ticks
 from bench.llama import parse
 from bench.stats import fit
 from dgemma.bench import child, compare, generate, machine
@@ -72,7 +72,7 @@ def test_sliding_layers_are_fitted_beyond_the_window() -> None:
 @pytest.mark.parametrize("text", ["", "1,,2", "0", "-3", "4,x", "1.5"])
 def test_wrong_sizes(text: str) -> None:
     """A list that cannot be read is measured in part."""
-    with pytest.raises(argparse.ArgumentTypeError, match="positive numbers"):
+    with pytest.raises(argparse.ArgumentTypeError, match="numbers above 0"):
         run.sizes(text)
 
 
@@ -191,18 +191,18 @@ def test_ticks_are_round() -> None:
 
 def test_charts_are_xml_with_names_and_units() -> None:
     """A chart that no browser draws, or nobody can read."""
-    bars = Bars("Steps <now>", "ms", ["a & b", "c"], {"x": [1.0, float("nan")], "y": [2.0, 3.0]})
-    line = fit([1, 2], [1, 2])
-    lines = Lines("Growth", "prompt, tokens", "ms", {"s": [(1, 1), (2, 2)]}, {"s": line})
-    text = as_svg([bars, lines], ["dgemma bench", "a machine"])
+    points: list[tuple[float, float]] = [(1, 1), (2, 2)]
+    fitted = Lines("Growth", "prompt, tokens", "ms", {"s": points}, {"s": fit([1, 2], [1, 2])})
+    joined = Lines("Steps <now>", "x", "y", {"a & b": points}, {})
+    text = as_svg([joined, fitted], ["dgemma bench", "a machine"])
     root = ElementTree.fromstring(text)
     words = {node.text for node in root.iter("{http://www.w3.org/2000/svg}text")}
     assert {"Steps <now>", "a machine", "a & b", "ms", "prompt, tokens", "x", "y", "s"} <= words
     assert "nan" not in text
     circles = list(root.iter("{http://www.w3.org/2000/svg}circle"))
-    assert len(circles) == 2
-    joined = root.find(".//{http://www.w3.org/2000/svg}polyline")
-    assert joined is not None and len(joined.attrib["points"].split()) == 2
+    assert len(circles) == 4
+    paths = list(root.iter("{http://www.w3.org/2000/svg}polyline"))
+    assert [len(path.attrib["points"].split()) for path in paths] == [2, 2]
 
 
 def test_report_has_what_repeats_it() -> None:
