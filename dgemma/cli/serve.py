@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dgemma.cli.options import add_model, open_model
 from dgemma.errors import InvalidRequest, MissingExtra
-from dgemma.server.keys import Keys
+from dgemma.server.auth import Keys
 from dgemma.server.settings import ServerLimits, Settings
 
 PER_LIMIT = {

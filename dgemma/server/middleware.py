@@ -21,8 +21,8 @@ from typing import Any, NoReturn
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dgemma.server.auth import key_of
 from dgemma.server.errors import Refusal, crash, dialect_of, refusal, respond
-from dgemma.server.keys import key_of
 from dgemma.server.service import Service
 from dgemma.server.sse import ClientGone
 

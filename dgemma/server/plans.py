@@ -18,7 +18,7 @@ from dgemma.errors import InvalidRequest
 from dgemma.params import REFUSED_BY_FILL, SamplingParams, canvas_width
 from dgemma.server.errors import closing
 from dgemma.server.model import result
-from dgemma.server.replies import End, Times
+from dgemma.server.pieces import End, Times
 from dgemma.server.sampling_fields import SamplingFields
 from dgemma.server.service import Service
 from dgemma.text.answer import first_stop

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dgemma.errors import InvalidRequest
-from dgemma.server.keys import Keys
+from dgemma.server.auth import Keys
 
 MIB = 1 << 20
 

@@ -13,7 +13,7 @@ import pytest
 from dgemma.errors import EngineError
 from dgemma.frontend import TextStream
 from dgemma.server import middleware
-from dgemma.server.keys import Keys
+from dgemma.server.auth import Keys
 from dgemma.server.settings import ServerLimits
 from dgemma.types import Request
 from tests.support.client import ASK, QUESTION, Client, Recorder, numbers, serve

@@ -13,8 +13,8 @@ import pytest
 from dgemma.errors import InvalidRequest, Overloaded
 from dgemma.frontend import TextStream
 from dgemma.server import middleware
+from dgemma.server.auth import VARIABLE, Keys, key_of
 from dgemma.server.errors import DIALECTS, Refusal, body_of, dialect_of, refusal, renamed, respond
-from dgemma.server.keys import VARIABLE, Keys, key_of
 from dgemma.server.settings import ServerLimits, Settings
 from dgemma.types import Request
 from tests.support.client import ASK, QUESTION, Client, Recorder, serve

@@ -12,7 +12,7 @@ import pytest
 
 from dgemma.frontend import TextStream
 from dgemma.server.app import create_app
-from dgemma.server.keys import Keys
+from dgemma.server.auth import Keys
 from dgemma.server.settings import Settings
 from dgemma.types import Event, Output, Request
 from tests.support.bodies import BODIES, STREAMED, TOOLS, USED

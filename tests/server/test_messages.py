@@ -10,7 +10,7 @@ import pytest
 from dgemma.params import SamplingParams
 from dgemma.server.apis.messages.reply import ContentBlocks, folded
 from dgemma.server.apis.messages.schema import MessagesRequest, conversation
-from dgemma.server.keys import Keys
+from dgemma.server.auth import Keys
 from dgemma.types import Output, Request, ToolCall
 from tests.support.bodies import TOOLS, USED
 from tests.support.client import Recorder, serve, written

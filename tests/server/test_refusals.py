@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from dgemma.server.app import create_app
+from dgemma.server.auth import Keys
 from dgemma.server.errors import dialect_of
-from dgemma.server.keys import Keys
 from dgemma.server.settings import ServerLimits, Settings
 from tests.support.bodies import ALL, BODIES
 from tests.support.client import Client, Recorder, serve

@@ -11,7 +11,7 @@ import pytest
 from dgemma.frontend import TextStream
 from dgemma.params import SamplingParams
 from dgemma.server import sse
-from dgemma.server.replies import Call, End, Folded, Piece, PieceReader, Text, Thought, fold, words
+from dgemma.server.pieces import Call, End, Folded, Piece, PieceReader, Text, Thought, fold, words
 from dgemma.text.answer import AnswerReader
 from dgemma.types import Event, Output, Request, TokenScore
 from tests.support.client import QUESTION, Recorder, Written, collected, serve, written

@@ -12,7 +12,7 @@ import pytest
 
 from dgemma.frontend import TextStream
 from dgemma.params import SamplingParams
-from dgemma.server.replies import Frame, Piece, PieceReader, Scores, Text, fold
+from dgemma.server.pieces import Frame, Piece, PieceReader, Scores, Text, fold
 from dgemma.server.service import Service
 from dgemma.server.settings import Settings
 from dgemma.tasks import make_example

@@ -37,8 +37,8 @@ from dgemma.server.apis.chat.reply import LEAST, costs
 from dgemma.server.apis.chat.route import count
 from dgemma.server.apis.completions.reply import logged
 from dgemma.server.errors import Refusal
+from dgemma.server.pieces import End, Times
 from dgemma.server.plans import ended, plan_params, run_plan
-from dgemma.server.replies import End, Times
 from dgemma.server.reply_schema import ERRORS
 from dgemma.server.service import Service
 from dgemma.server.sse import unless_gone

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from dgemma.server.replies import Call, Committed, End, Folded, Frame, StatusPiece
+from dgemma.server.pieces import Call, Committed, End, Folded, Frame, StatusPiece
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import ENTROPY_PER_NAT, TokenScore
 

@@ -27,7 +27,7 @@ from dgemma.server.apis.chat.reply import costs, costs_beside
 from dgemma.server.apis.chat.schema import ChatReply, ChatRequest
 from dgemma.server.apis.completions.reply import STREAMED, logged, with_errors
 from dgemma.server.errors import Refusal
-from dgemma.server.replies import (
+from dgemma.server.pieces import (
     Call,
     Committed,
     End,

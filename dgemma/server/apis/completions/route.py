@@ -37,8 +37,7 @@ from dgemma.server.apis.completions.reply import (
 )
 from dgemma.server.apis.completions.schema import CompletionRequest
 from dgemma.server.errors import Refusal
-from dgemma.server.plans import Infilled, infilled, plan_params, run_plan
-from dgemma.server.replies import (
+from dgemma.server.pieces import (
     Committed,
     End,
     Folded,
@@ -52,6 +51,7 @@ from dgemma.server.replies import (
     fold,
     words,
 )
+from dgemma.server.plans import Infilled, infilled, plan_params, run_plan
 from dgemma.server.reply_schema import ERRORS, TextReply
 from dgemma.server.service import Service
 from dgemma.types import Output, Request, TokenScore

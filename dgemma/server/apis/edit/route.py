@@ -32,8 +32,8 @@ from dgemma.server.apis.edit.schema import (
     unfenced,
 )
 from dgemma.server.apis.edit.sections import next_edit, update
+from dgemma.server.pieces import End
 from dgemma.server.plans import ended, plan_params, run_plan
-from dgemma.server.replies import End
 from dgemma.server.reply_schema import ERRORS
 from dgemma.server.service import Service
 from dgemma.server.sse import unless_gone

@@ -29,8 +29,8 @@ from dgemma.server.apis.fim.schema import (
     picked,
     reference,
 )
+from dgemma.server.pieces import words
 from dgemma.server.plans import Infilled, infilled, plan_params
-from dgemma.server.replies import words
 from dgemma.server.reply_schema import ERRORS, PLAIN_ERRORS, TextReply
 from dgemma.server.service import Service
 

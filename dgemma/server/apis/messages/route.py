@@ -35,7 +35,7 @@ from dgemma.server.apis.messages.schema import (
     MessagesRequest,
     conversation,
 )
-from dgemma.server.replies import Call, End, PieceReader, Text, Thought
+from dgemma.server.pieces import Call, End, PieceReader, Text, Thought
 from dgemma.server.reply_schema import ANTHROPIC_ERRORS
 from dgemma.server.sampling_fields import check_schema
 from dgemma.server.service import Service
