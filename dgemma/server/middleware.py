@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dgemma.server.auth import key_of
 from dgemma.server.errors import Refusal, crash, dialect_of, refusal, respond
+from dgemma.server.limits import walk
 from dgemma.server.service import Service
 from dgemma.server.sse import ClientGone
 
@@ -275,16 +276,10 @@ def check_json(body: bytes, depth: int) -> None:
         ) from error
     except ValueError as error:  # a number of thousands of digits
         raise Refusal(400, "the body holds too long a number", code="invalid_json") from error
-    waiting: list[tuple[Any, int]] = [(value, 1)]
-    while waiting:
-        one, level = waiting.pop()
-        if isinstance(one, dict):
-            waiting += [(key, level) for key in one] + [(v, level + 1) for v in one.values()]
-        elif isinstance(one, list):
-            waiting += [(v, level + 1) for v in one]
-        elif isinstance(one, str) and not one.isascii() and _SURROGATE.search(one):
+    for one, level in walk(value):
+        if isinstance(one, str) and not one.isascii() and _SURROGATE.search(one):
             raise Refusal(
-                400, "the body holds a lone surrogate, which is no text; send valid Unicode",
+                400, "the body holds a lone surrogate, which is not text; send valid Unicode",
                 code="invalid_json",
             )  # fmt: skip
         if level > depth + 1:

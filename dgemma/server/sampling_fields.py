@@ -5,9 +5,8 @@ Knows OpenAI's, vLLM's and our own names for them. Knows nothing about prompts o
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -16,6 +15,7 @@ from dgemma.errors import InvalidRequest
 from dgemma.frontend import ModelFacts
 from dgemma.params import (
     COLDEST,
+    CONSTRAINT_FIELDS,
     HOTTEST,
     LONGEST_STRING,
     MOST_STRINGS,
@@ -24,6 +24,7 @@ from dgemma.params import (
     canvas_width,
 )
 from dgemma.server.errors import Refusal
+from dgemma.server.limits import check_limit, check_schema
 from dgemma.server.request_body import Body, Ignorable, neutral, refuse
 from dgemma.server.settings import ServerLimits
 from dgemma.types import CanvasControl
@@ -36,11 +37,24 @@ EFFORTS: dict[str, int | None] = {
 }  # fmt: skip
 """`reasoning_effort` -> most thought tokens; 0: no thought at all, None: no bound."""
 
-_PENALTY = "penalties are not built in: a canvas is drawn at once, not token by token"
+VLLM_NAMES = dict(zip(CONSTRAINT_FIELDS, ("json", "regex", "grammar", "choice"), strict=True))
+"""Fields of `SamplingParams` that constrain an answer -> vLLM's names for them."""
+_PARAMS = [field.name for field in fields(SamplingParams)]
+_NO_PENALTY = "penalties are not built in: a canvas is drawn at once, not token by token"
 _SAME = ("max_steps", "canvas_length")
+Penalty = Annotated[float | None, neutral(0, why=_NO_PENALTY)]
+RepetitionPenalty = Annotated[float | None, neutral(1, why=_NO_PENALTY)]
+OneAnswer = Annotated[
+    int | None, neutral(1, why="one text is made at a time; send several requests")
+]
 Ids = list[int]
 SetOfIds = Annotated[list[int], AfterValidator(lambda ids: list(dict.fromkeys(ids)))]
-"""Ids of which a second one of a kind says nothing."""
+"""Ids without repetition."""
+TopK = Annotated[
+    int | None,
+    Field(ge=-1, le=bounds("top_k")[1], description="0 or -1: all"),
+    AfterValidator(lambda value: 0 if value == -1 else value),
+]
 Stops = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=LONGEST_STRING)]],
     Field(max_length=MOST_STRINGS["stop"]),
@@ -123,8 +137,7 @@ class SamplingFields(Ignorable):
             name: (f"diffusion.{name}", f"diffusion_{name}", f"vllm_xargs.diffusion_{name}")
             for name in _SAME
         },
-        "json_schema": ("guided_json",), "regex": ("guided_regex",),
-        "grammar": ("guided_grammar",), "choices": ("guided_choice",),
+        **{name: (f"guided_{short}",) for name, short in VLLM_NAMES.items()},
         "ids": ("diffusion_seed_canvas", "vllm_xargs.diffusion_seed_canvas"),
         "pinned": ("diffusion_pinned", "vllm_xargs.diffusion_pinned"),
         "logprob_token_ids": ("logprob_token_ids", "vllm_xargs.logprob_token_ids"),
@@ -137,9 +150,7 @@ class SamplingFields(Ignorable):
         description=f"factor of the schedule's temperatures, {_WARMTH}; 0: the likeliest ids",
     )
     top_p: float | None = bounded("top_p")
-    top_k: int | None = Field(
-        default=None, ge=-1, le=bounds("top_k")[1], description="0 or -1: all"
-    )
+    top_k: TopK = None
     min_p: float | None = bounded("min_p")
     stop: str | list[str] | None = Field(
         default=None,
@@ -157,9 +168,9 @@ class SamplingFields(Ignorable):
     guided_regex: str | None = None
     guided_grammar: str | None = None
     guided_choice: list[str] | None = None
-    presence_penalty: Annotated[float | None, neutral(0, why=_PENALTY)] = None
-    frequency_penalty: Annotated[float | None, neutral(0, why=_PENALTY)] = None
-    repetition_penalty: Annotated[float | None, neutral(1, why=_PENALTY)] = None
+    presence_penalty: Penalty = None
+    frequency_penalty: Penalty = None
+    repetition_penalty: RepetitionPenalty = None
     diffusion: Diffusion | None = None
     diffusion_max_steps: int | None = bounded("max_steps")
     diffusion_canvas_length: int | Literal["auto"] | None = None
@@ -200,7 +211,7 @@ class SamplingFields(Ignorable):
         if self.logit_bias is not None:
             for key in self.logit_bias:
                 if not (key.isascii() and key.isdigit()):
-                    raise refuse("logit_bias", f"{key!r} is no token id; see /tokenize")
+                    raise refuse("logit_bias", f"{key!r} is not a token id; see /tokenize")
         return self
 
     def _outer(self, name: str) -> Any:
@@ -212,34 +223,19 @@ class SamplingFields(Ignorable):
         return self.diffusion or Diffusion()
 
     def constraint(self) -> dict[str, Any]:
-        """The fields of `SamplingParams` that say what the answer as a whole must be."""
-        asked = {
-            "json_schema": self.guided_json, "regex": self.guided_regex,
-            "grammar": self.guided_grammar, "choices": self.guided_choice,
-        }  # fmt: skip
+        """The fields of `SamplingParams` that constrain the answer as a whole."""
+        asked = {name: getattr(self, f"guided_{short}") for name, short in VLLM_NAMES.items()}
         return {name: value for name, value in asked.items() if value is not None}
-
-    def source(self, name: str) -> str:
-        """Which field of the request gave a field of `constraint`."""
-        return {"json_schema": "guided_json", "choices": "guided_choice"}.get(
-            name, f"guided_{name}"
-        )
 
     def values(self) -> dict[str, Any]:
         """Fields of `SamplingParams`; None where the request is silent."""
-        found = {
-            name: getattr(self, name)
-            for name in ("max_tokens", "seed", "temperature", "top_p", "min_p", "stop",
-                         "min_tokens", "bad_words", "allowed_token_ids", "logprob_token_ids")
-        }  # fmt: skip
-        found["top_k"] = 0 if self.top_k == -1 else self.top_k
-        if self.logit_bias is not None:
-            found["logit_bias"] = {int(key): value for key, value in self.logit_bias.items()}
         own = self.shown
-        for name in ("max_steps", "entropy_bound", "t_min", "t_max", "confidence_threshold",
-                     "stability_threshold", "ignore_tail", "stable_prefix",
-                     "canvas_length"):  # fmt: skip
-            found[name] = getattr(own, name)
+        found = {
+            name: getattr(source, name)
+            for source in (self, own)
+            for name in _PARAMS
+            if name in type(source).model_fields
+        }
         for name in _SAME:
             if found[name] is None:
                 found[name] = self._outer(name)
@@ -249,28 +245,16 @@ class SamplingFields(Ignorable):
         """How to draw, within the server's limits.
 
         Raises:
-            InvalidRequest: what cannot be honoured; the message names the field.
+            InvalidRequest: a value that cannot be honoured; the message names the field.
             Refusal: a limit is passed.
         """
         values = self.values()
-        most = limits.max_tokens
-        if most is not None:
-            if (values["max_tokens"] or 0) > most:
-                raise Refusal(
-                    400, f"max_tokens {values['max_tokens']} is above this server's {most}; "
-                    "ask for less", param="max_tokens", code="limit",
-                )  # fmt: skip
-            values["max_tokens"] = values["max_tokens"] or most
-        steps = limits.max_steps
-        if steps is not None and (values["max_steps"] or 0) > steps:
-            raise Refusal(
-                400, f"max_steps {values['max_steps']} is above this server's {steps}; "
-                "ask for fewer", param="max_steps", code="limit",
-            )  # fmt: skip
-        for name in ("json_schema", "regex", "grammar", "choices"):
+        check_limit("max_tokens", values["max_tokens"], limits.max_tokens)
+        check_limit("max_steps", values["max_steps"], limits.max_steps)
+        for name in CONSTRAINT_FIELDS:
             if values.get(name) is not None:
-                check_schema(values[name], self.source(name), limits)
-        return SamplingParams(**values)
+                check_schema(values[name], name, limits)
+        return SamplingParams(**values | {"max_tokens": values["max_tokens"] or limits.max_tokens})
 
     def canvas(self, facts: ModelFacts, params: SamplingParams) -> CanvasControl | None:
         """What is fixed on the first canvas; None: nothing.
@@ -304,8 +288,8 @@ class SamplingFields(Ignorable):
                 ids=tuple(seeds), pinned=pinned, read_only=read_only, strength=strength
             )
         except InvalidRequest as error:
-            with_errors = f"diffusion_pinned: {error}"
-            raise Refusal(400, with_errors, param="diffusion_pinned") from error
+            message = f"diffusion_pinned: {error}"
+            raise Refusal(400, message, param="diffusion_pinned") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,13 +308,13 @@ def thinking_of(
     Raises:
         InvalidRequest: they contradict one another.
     """
-    with_errors = {
+    asked = {
         where: None if effort is None else EFFORTS[effort] != 0,
         "thinking_token_budget": None if budget is None else budget > 0,
         "enable_thinking": enabled,
     }
-    on = [name for name, value in with_errors.items() if value]
-    off = [name for name, value in with_errors.items() if value is False]
+    on = [name for name, value in asked.items() if value]
+    off = [name for name, value in asked.items() if value is False]
     if on and off:
         raise InvalidRequest(
             f"{on[0]} asks for a thought and {off[0]} for none; drop one", field=on[0]
@@ -338,37 +322,6 @@ def thinking_of(
     if not on:
         return ThinkingOptions()
     return ThinkingOptions(True, budget if budget else EFFORTS[effort] if effort else None)
-
-
-def check_schema(value: Any, name: str, limits: ServerLimits) -> None:
-    """Refuse a schema (or grammar, or tools) that is too large or too deep.
-
-    Raises:
-        Refusal: a limit is passed.
-    """
-    text = value if isinstance(value, str) else json.dumps(value)
-    if len(text) > limits.schema_bytes:
-        raise Refusal(
-            400, f"{name} has {len(text)} characters, more than this server's "
-            f"{limits.schema_bytes}; shorten it", param=name, code="limit",
-        )  # fmt: skip
-    if not isinstance(value, str) and depth_of(value) > limits.schema_depth:
-        raise Refusal(
-            400, f"{name} is nested deeper than this server's {limits.schema_depth} levels",
-            param=name, code="limit",
-        )  # fmt: skip
-
-
-def depth_of(value: Any) -> int:
-    """Levels of objects and lists, without recursion."""
-    deepest, waiting = 0, [(value, 0)]
-    while waiting:
-        one, level = waiting.pop()
-        if isinstance(one, (dict, list)):
-            deepest = max(deepest, level + 1)
-            inner = one.values() if isinstance(one, dict) else one
-            waiting += [(part, level + 1) for part in inner]
-    return deepest
 
 
 Prediction.model_rebuild()

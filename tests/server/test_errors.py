@@ -123,7 +123,7 @@ def test_a_body_must_come_in_time(client: Client, monkeypatch: pytest.MonkeyPatc
     ({"n": 10**30}, "n", "this server's 2"),
     ({"stop": [""]}, "stop", "not empty"),
     ({"stop": ["x"] * 33}, "stop", "more than 32"),
-    ({"logit_bias": {"x": 1}}, "logit_bias", "no token id"),
+    ({"logit_bias": {"x": 1}}, "logit_bias", "not a token id"),
     ({"logit_bias": {"99999": 1}}, "logit_bias", "outside the vocabulary"),
     ({"messages": []}, "messages", "empty"),
     ({"messages": "hi"}, "messages", "valid list"),

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from dgemma.frontend import TextStream
 from dgemma.llm import LLM
 from dgemma.server.app import create_app
-from dgemma.server.replies import Piece, PieceReader
+from dgemma.server.pieces import Piece, PieceReader
 from dgemma.server.settings import Settings
 from dgemma.text.answer import AnswerReader
 from dgemma.text.parse import MarkerIds, thought_is_open

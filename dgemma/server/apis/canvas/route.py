@@ -36,7 +36,7 @@ from dgemma.server.apis.canvas.schema import (
 from dgemma.server.apis.chat.reply import LEAST, costs
 from dgemma.server.apis.chat.route import count
 from dgemma.server.apis.completions.reply import logged
-from dgemma.server.errors import Refusal
+from dgemma.server.limits import limited
 from dgemma.server.pieces import End, Times
 from dgemma.server.plans import ended, plan_params, run_plan
 from dgemma.server.reply_schema import ERRORS
@@ -104,8 +104,8 @@ def _within(body: CanvasRequest, most: int | None, *, bounded: bool) -> None:
     holes = [one for one in body.segments if role_of(one) == "hole"]
     longest = max((one.max_length or 0 for one in holes), default=0)
     if most is not None and longest > most:
-        raise Refusal(400, f"segments: a max_length of {longest} is above this server's {most}; "
-                      "ask for less", param="segments", code="limit")  # fmt: skip
+        message = f"segments: a max_length of {longest} is above this server's {most}; ask for less"
+        raise limited("segments", message)
     free = [one for one in holes if one.max_length is None and one.choices is None]
     if body.max_tokens is not None and (bounded or not free):
         raise InvalidRequest(

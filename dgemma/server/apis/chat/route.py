@@ -26,7 +26,7 @@ from dgemma.server.apis.chat import reply as shapes
 from dgemma.server.apis.chat.reply import costs, costs_beside
 from dgemma.server.apis.chat.schema import ChatReply, ChatRequest
 from dgemma.server.apis.completions.reply import STREAMED, logged, with_errors
-from dgemma.server.errors import Refusal
+from dgemma.server.limits import check_limit
 from dgemma.server.pieces import (
     Call,
     Committed,
@@ -101,9 +101,7 @@ def prepare(asked: ChatRequest, service: Service) -> tuple[list[Request], Calls 
     """
     limits = service.settings.limits
     count = asked.n or 1
-    if count > limits.n:
-        raise Refusal(400, f"n {count} is above this server's {limits.n}; ask for fewer",
-                      param="n", code="limit")  # fmt: skip
+    check_limit("n", count, limits.n)
     params = asked.params(limits)
     shown, calls = asked.called(limits)
     if calls is not None and calls.must and params.constraint_field is not None:

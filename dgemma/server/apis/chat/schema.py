@@ -13,15 +13,16 @@ from pydantic import BaseModel, Field, WithJsonSchema, model_validator
 from dgemma.constrain.cache import Calls, calls_of, named_tool
 from dgemma.errors import InvalidRequest
 from dgemma.frontend import ModelFacts
-from dgemma.params import SamplingParams, canvas_width
+from dgemma.params import CONSTRAINT_FIELDS, SamplingParams, canvas_width
+from dgemma.server.limits import check_schema
 from dgemma.server.reply_schema import DiffusionUsage, Timings, Usage
 from dgemma.server.request_body import Body, neutral, refuse
 from dgemma.server.sampling_fields import (
     PREDICTION_STRENGTH,
+    VLLM_NAMES,
     Prediction,
     SamplingFields,
     ThinkingOptions,
-    check_schema,
     thinking_of,
 )
 from dgemma.server.settings import ServerLimits
@@ -152,10 +153,7 @@ class ChatRequest(SamplingFields):
         "ids": (*SamplingFields.NAMES["ids"], "prediction"),
         **{
             name: (f"guided_{short}", f"structured_outputs.{short}", "response_format")
-            for name, short in (
-                ("json_schema", "json"), ("regex", "regex"), ("grammar", "grammar"),
-                ("choices", "choice"),
-            )
+            for name, short in VLLM_NAMES.items()
         },
     }  # fmt: skip
 
@@ -239,11 +237,10 @@ class ChatRequest(SamplingFields):
             found.append({"json_schema": OBJECT if inner is None else inner.schema_})
         own = self.structured_outputs
         if own is not None:
-            asked = {
-                "json_schema": OBJECT if own.json_object else own.json_, "regex": own.regex,
-                "choices": own.choice, "grammar": own.grammar,
-            }  # fmt: skip
-            found.append({name: value for name, value in asked.items() if value is not None})
+            schema = OBJECT if own.json_object else own.json_
+            asked = (schema, own.regex, own.grammar, own.choice)
+            pairs = zip(CONSTRAINT_FIELDS, asked, strict=True)
+            found.append({name: value for name, value in pairs if value is not None})
         if sum(map(bool, found)) > 1:
             raise InvalidRequest(
                 "response_format, structured_outputs and guided_* cannot be combined; choose one",
@@ -251,19 +248,12 @@ class ChatRequest(SamplingFields):
             )
         return {name: value for one in found for name, value in one.items()}
 
-    def source(self, name: str) -> str:
-        """See `SamplingFields.source`."""
-        if name in super().constraint():
-            return super().source(name)
-        return "response_format" if self.structured_outputs is None else "structured_outputs"
-
     def values(self) -> dict[str, Any]:
         """See `SamplingFields.values`."""
         found = super().values()
         if found["max_tokens"] is None:
             found["max_tokens"] = self.max_completion_tokens
-        if self.logprobs:
-            found["logprobs"] = self.top_logprobs or 0
+        found["logprobs"] = (self.top_logprobs or 0) if self.logprobs else None
         found["thinking_budget"] = self.thinking.budget
         return found
 

@@ -36,7 +36,7 @@ from dgemma.server.apis.completions.reply import (
     with_errors,
 )
 from dgemma.server.apis.completions.schema import CompletionRequest
-from dgemma.server.errors import Refusal
+from dgemma.server.limits import check_limit, limited
 from dgemma.server.pieces import (
     Committed,
     End,
@@ -162,14 +162,11 @@ def _within(asked: CompletionRequest, service: Service) -> None:
         raise InvalidRequest("prompt holds no text; give at least one", field="prompt")
     for name in ("n", "best_of"):
         each = getattr(asked, name) or 1
-        if each > most:
-            raise Refusal(400, f"{name} {each} is above this server's {most}; ask for fewer",
-                          param=name, code="limit")  # fmt: skip
+        check_limit(name, each, most)
         if prompts * each > most:
-            raise Refusal(
-                400, f"prompt holds {prompts} texts with {name} {each}, {prompts * each} answers, "
-                f"more than this server's {most} of one request; send several requests",
-                param="prompt", code="limit",
+            raise limited(
+                "prompt", f"prompt holds {prompts} texts with {name} {each}, {prompts * each} "
+                f"answers, more than this server's {most} of one request; send several requests",
             )  # fmt: skip
 
 

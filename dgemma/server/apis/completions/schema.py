@@ -6,7 +6,7 @@ Knows the fields and how prompts may be given. Knows nothing about HTTP or model
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -84,7 +84,3 @@ class CompletionRequest(SamplingFields):
         if given and all(isinstance(one, int) for one in given):
             return [[one for one in given if isinstance(one, int)]]
         return [one for one in given if not isinstance(one, int)]
-
-    def values(self) -> dict[str, Any]:
-        """See `SamplingFields.values`."""
-        return super().values() | {"logprobs": self.logprobs}

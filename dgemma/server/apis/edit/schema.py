@@ -14,9 +14,7 @@ from dgemma.compose.edit import STRENGTH
 from dgemma.server.apis.edit.sections import NextEdit, Update
 from dgemma.server.reply_schema import Costs
 from dgemma.server.request_body import Body, neutral
-from dgemma.server.sampling_fields import SamplingFields
-
-_ONE = "one text is made at a time; send several requests"
+from dgemma.server.sampling_fields import OneAnswer, SamplingFields
 
 
 class SectionsMessage(Body):
@@ -38,7 +36,7 @@ class EditRequest(SamplingFields):
 
     model: str | None = None
     messages: list[SectionsMessage] = Field(min_length=1, max_length=1)
-    n: Annotated[int | None, neutral(1, why=_ONE)] = None
+    n: OneAnswer = None
     stream: Annotated[
         bool | None, neutral(False, why="an edit comes as a whole, as it does from Mercury")
     ] = None

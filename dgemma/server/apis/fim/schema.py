@@ -6,14 +6,23 @@ Knows their fields and how they become `SamplingFields`. Knows nothing about HTT
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from dgemma.params import bounds
 from dgemma.server.reply_schema import DiffusionUsage, Timings
-from dgemma.server.request_body import Body, neutral
-from dgemma.server.sampling_fields import Diffusion, SamplingFields, Stops, bounded
+from dgemma.server.request_body import Body
+from dgemma.server.sampling_fields import (
+    Diffusion,
+    OneAnswer,
+    Penalty,
+    RepetitionPenalty,
+    SamplingFields,
+    Stops,
+    TopK,
+    bounded,
+)
 
 DEFAULT_TOKENS = 512
 """Mercury's own; what fits on a canvas is the bound where that is less."""
@@ -23,8 +32,6 @@ Sampler = Literal["top_k", "top_p", "min_p", "temperature",
                   "infill", "penalties", "dry", "typ_p", "top_n_sigma", "xtc"]  # fmt: skip
 """llama.cpp's steps; those of the second line have nothing to do here, since their own parameters
 are refused."""
-_ONE = "one text is made at a time; send several requests"
-_PENALTY = "penalties are not built in: a canvas is drawn at once, not token by token"
 
 
 class FimRequest(SamplingFields):
@@ -40,7 +47,7 @@ class FimRequest(SamplingFields):
     prompt: str
     suffix: str = ""
     stream: bool = False
-    n: Annotated[int | None, neutral(1, why=_ONE)] = None
+    n: OneAnswer = None
 
 
 class Extra(Body):
@@ -86,13 +93,13 @@ class InfillRequest(Body):
     stream: bool = False
     seed: int | None = Field(default=None, ge=-1, le=bounds("seed")[1])
     temperature: float | None = bounded("temperature")
-    top_k: int | None = Field(default=None, ge=-1, le=bounds("top_k")[1])
+    top_k: TopK = None
     top_p: float | None = bounded("top_p")
     min_p: float | None = bounded("min_p")
     samplers: list[Sampler] | None = None
-    repeat_penalty: Annotated[float | None, neutral(1, why=_PENALTY)] = None
-    presence_penalty: Annotated[float | None, neutral(0, why=_PENALTY)] = None
-    frequency_penalty: Annotated[float | None, neutral(0, why=_PENALTY)] = None
+    repeat_penalty: RepetitionPenalty = None
+    presence_penalty: Penalty = None
+    frequency_penalty: Penalty = None
     t_max_prompt_ms: int | None = Field(default=None, ge=0)
     t_max_predict_ms: int | None = Field(default=None, ge=0)
     response_fields: list[str] | None = None

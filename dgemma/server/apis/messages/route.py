@@ -35,9 +35,9 @@ from dgemma.server.apis.messages.schema import (
     MessagesRequest,
     conversation,
 )
+from dgemma.server.limits import check_schema
 from dgemma.server.pieces import Call, End, PieceReader, Text, Thought
 from dgemma.server.reply_schema import ANTHROPIC_ERRORS
-from dgemma.server.sampling_fields import check_schema
 from dgemma.server.service import Service
 from dgemma.text.parse import Delta
 from dgemma.types import Request

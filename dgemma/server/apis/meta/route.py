@@ -26,9 +26,9 @@ from dgemma.server.apis.meta.schema import (
     Tokens,
 )
 from dgemma.server.errors import Refusal, closing
+from dgemma.server.limits import check_schema
 from dgemma.server.metrics import CONTENT_TYPE
 from dgemma.server.reply_schema import ERRORS, PLAIN_ERRORS
-from dgemma.server.sampling_fields import check_schema
 from dgemma.server.service import Service
 
 router = APIRouter(tags=["service"])

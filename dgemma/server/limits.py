@@ -1,0 +1,67 @@
+"""Refuses requests that pass a limit of this server.
+
+Knows the limits' errors. Knows nothing about which request has which limit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from dgemma.server.errors import Refusal
+from dgemma.server.settings import ServerLimits
+
+
+def check_limit(name: str, value: int | None, most: int | None) -> None:
+    """Refuse a number of a field that is above the server's own; None: nothing is asked, or bound.
+
+    Raises:
+        Refusal: 400.
+    """
+    if value is not None and most is not None and value > most:
+        raise limited(name, f"{name} {value} is above this server's {most}; ask for less")
+
+
+def check_schema(value: Any, name: str, limits: ServerLimits) -> None:
+    """Refuse a schema (or grammar, or tools) that is too large or too deep.
+
+    Raises:
+        Refusal: 400.
+    """
+    text = value if isinstance(value, str) else json.dumps(value)
+    most = limits.schema_bytes
+    if len(text) > most:
+        raise limited(
+            name, f"{name} has {len(text)} characters, more than this server's {most}; shorten it"
+        )
+    if not isinstance(value, str) and depth_of(value) > limits.schema_depth:
+        raise limited(
+            name, f"{name} is nested deeper than this server's {limits.schema_depth} levels"
+        )
+
+
+def limited(name: str, message: str) -> Refusal:
+    """The error of a field that passes a limit."""
+    return Refusal(400, message, param=name, code="limit")
+
+
+def walk(value: Any) -> Iterator[tuple[Any, int]]:
+    """All values in a JSON value, and the names of fields, with their depth; without recursion.
+
+    The value itself has depth 1, a name that of its object.
+    """
+    waiting = [(value, 1)]
+    while waiting:
+        one, depth = waiting.pop()
+        yield one, depth
+        if isinstance(one, dict):
+            waiting += [(name, depth) for name in one]
+            waiting += [(inner, depth + 1) for inner in one.values()]
+        elif isinstance(one, list):
+            waiting += [(inner, depth + 1) for inner in one]
+
+
+def depth_of(value: Any) -> int:
+    """Levels of objects and lists in a JSON value."""
+    return max((depth for one, depth in walk(value) if isinstance(one, (dict, list))), default=0)
