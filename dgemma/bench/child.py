@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import torch
 from dgemma.bench.clock import now_ms, status_bytes
 from dgemma.bench.compare import CompareRun
 from dgemma.bench.drive import Where, prompt_ids, run
+from dgemma.diffusion.schedule import Schedule
 from dgemma.errors import DGemmaError
-from dgemma.evaluate.parity import reference_model
+from dgemma.evaluate.parity import reference_config, reference_model
 from dgemma.params import RELEASED
 from dgemma.weights.files import load_config
 
@@ -59,33 +61,21 @@ def theirs(job: CompareRun) -> dict[str, Any]:
     torch.set_num_threads(job.threads)
     directory, device = Path(job.directory), torch.device(job.device)
     model = reference_model(directory, getattr(torch, job.dtype), device, eager=False)
-    from transformers.models.diffusion_gemma import generation_diffusion_gemma as reference
-
-    ids = prompt_ids(load_config(directory, strict=False), job.prompt)
-    make: Any = reference.DiffusionGemmaGenerationConfig
-    sampler: Any = reference.EntropyBoundSamplerConfig
-    settings: dict[str, Any] = dict(
-        max_new_tokens=model.config.canvas_length,
-        sampler_config=sampler(entropy_bound=RELEASED.entropy_bound),
-        t_min=RELEASED.t_min,
-        t_max=RELEASED.t_max,
-        stability_threshold=RELEASED.stability_threshold,
-        confidence_threshold=NEVER,
-    )
     prefill: list[float] = []
     steps: list[float] = []
     timed(model.model.encoder, "forward", device, prefill)
     timed(model, "_denoising_step", device, steps)
     torch.manual_seed(0)
+    ids = prompt_ids(load_config(directory, strict=False), job.prompt)
     tokens = torch.tensor([ids], device=device)
-    if job.cache == "static":
-        settings["cache_implementation"] = "static"
+    more = {"cache_implementation": "static"} if job.cache == "static" else {}
     # Reads the weights from the disk; compiled, the first step and the others are two programs.
     warm = 3 if job.cache == "static" else 1
     for count in (warm, job.steps):
         prefill.clear()
         steps.clear()
-        config = make(**settings, max_denoising_steps=count)
+        schedule = Schedule.of(replace(RELEASED, max_steps=count, confidence_threshold=NEVER))
+        config = reference_config(schedule, model.config.canvas_length, **more)
         model.generate(tokens, generation_config=config)
     assert len(steps) == job.steps, "it stopped early"
     return {"prefill_ms": prefill[0], "first_frame_ms": prefill[0] + steps[0], "step_ms": steps}

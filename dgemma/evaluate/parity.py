@@ -137,6 +137,23 @@ class ReferenceRun:
         return tuple(len(drafts) for drafts in self.drafts)
 
 
+def reference_config(schedule: Schedule, max_new_tokens: int, **more: Any) -> Any:
+    """The generation config of the reference for a schedule of ours."""
+    from transformers.models.diffusion_gemma import generation_diffusion_gemma as reference
+
+    make: Any = reference.DiffusionGemmaGenerationConfig
+    return make(
+        max_new_tokens=max_new_tokens,
+        max_denoising_steps=schedule.max_steps,
+        sampler_config=reference.EntropyBoundSamplerConfig(entropy_bound=schedule.entropy_bound),
+        t_min=schedule.t_min,
+        t_max=schedule.t_max,
+        stability_threshold=schedule.stability_threshold,
+        confidence_threshold=schedule.confidence_threshold,
+        **more,
+    )
+
+
 def reference_generate(
     model: Any,
     prompt: Tensor,
@@ -148,8 +165,6 @@ def reference_generate(
     pad_id: int = 0,
 ) -> ReferenceRun:
     """The reference's own `generate` on prompts [B, T] with our draws for `seeds`, one a row."""
-    from transformers.models.diffusion_gemma import generation_diffusion_gemma as reference
-
     draws, streamer = Draws(seeds, model.config.text_config.vocab_size), _Drafts()
     inputs: list[Tensor] = []
     forward = model.forward
@@ -158,15 +173,9 @@ def reference_generate(
         inputs.append(kwargs["decoder_input_ids"].clone())
         return forward(*args, **kwargs)
 
-    make: Any = reference.DiffusionGemmaGenerationConfig
-    config = make(
-        max_new_tokens=canvases * model.config.canvas_length,
-        max_denoising_steps=schedule.max_steps,
-        sampler_config=reference.EntropyBoundSamplerConfig(entropy_bound=schedule.entropy_bound),
-        t_min=schedule.t_min,
-        t_max=schedule.t_max,
-        stability_threshold=schedule.stability_threshold,
-        confidence_threshold=schedule.confidence_threshold,
+    config = reference_config(
+        schedule,
+        canvases * model.config.canvas_length,
         # None would fall back to the checkpoint's end ids; this one is in no canvas.
         eos_token_id=list(end_ids) or [draws.vocab_size],
         pad_token_id=pad_id,
