@@ -1,4 +1,4 @@
-"""A batch with seeds: two prompts, two drafts of each; a draft alone gives the same."""
+"""A batch with seeds: two prompts, two drafts of each. A draft alone is the same."""
 
 import dgemma
 
@@ -7,7 +7,7 @@ questions = ("Topic: Vuval played a tune.", "JSON: An order of 75 robots came fr
 prompts = [llm.chat_ids([{"role": "user", "content": q}], None, False) for q in questions]
 
 drafts = llm.generate(prompts, dgemma.SamplingParams(seed=7, max_tokens=64), n=2)
-for number, draft in enumerate(drafts):  # drafts of one prompt stand side by side
+for number, draft in enumerate(drafts):  # the drafts of a prompt are adjacent
     print(f"{questions[number // 2]} [seed {draft.seed}] {draft.text}")
 
 alone = llm.generate(prompts[1], dgemma.SamplingParams(seed=8, max_tokens=64))

@@ -1,16 +1,17 @@
-"""Ask the bundled model for JSON and print what the answer cost."""
+"""Ask the bundled model for JSON and print the cost of the answer."""
 
 import dgemma
 
 llm = dgemma.load("nano")
 question = "JSON: An order of 75 robots came from Mafit Gupir."
-answer = llm.chat([{"role": "user", "content": question}], dgemma.SamplingParams(seed=0))
+messages = [{"role": "user", "content": question}]
+params = dgemma.SamplingParams(seed=0, max_tokens=64)
 
-print(question)
+answer = llm.chat(messages, params)
 print(answer.text)
-print(f"seed {answer.seed}, ended with {answer.finish_reason!r}")
 print(f"{answer.usage.completion_tokens} tokens in {answer.usage.steps} denoising steps")
+print(f"seed {answer.seed}, ended with {answer.finish_reason!r}")
 
-# generate() is the same without the chat template: plain text in, its continuation out.
-plain = llm.generate("JSON:", dgemma.SamplingParams(seed=0, max_tokens=8))
-print(f"without a template: {plain.text!r}, {plain.finish_reason}")
+# generate() has no chat template: it takes plain text or token ids, here those of the same chat.
+ids = llm.chat_ids(messages, tools=None, thinking=False)
+assert llm.generate(ids, params).text == answer.text

@@ -1,19 +1,21 @@
-"""Holes in a text, filled so that both sides fit; then one span of it written anew."""
+"""Fill gaps so that both sides fit; then rewrite one word in place."""
 
 import dgemma
 
 llm = dgemma.load("nano")
 params = dgemma.SamplingParams(seed=1)
 
-filled = llm.infill("Dear ", ", this is for you, Mira.", params)
-hole = filled.holes[0]
-print(filled.text, f"(hole: {hole.text!r}, confidence {hole.confidence:.2f})")
-print("lengths tried:", [(trial.tokens, round(trial.score, 2)) for trial in hole.lengths])
+for before, after in (("Mira has a ", " that lays eggs."), ("Mira ate ", " apple.")):
+    filled = llm.infill(before, after, params)
+    hole = filled.holes[0]
+    print(f"{filled.text}  ({hole.text!r}, confidence {hole.confidence:.2f})")
 
-several = llm.fill(["The ", dgemma.Hole(), " of Mira gives ", dgemma.Hole(), "."], params)
-print(several.text)
+# A search finds the length of each hole.
+hole = llm.fill(["Dear ", dgemma.Hole(), ", this is for you, Mira."], params).holes[0]
+tokens = next(trial.tokens for trial in hole.lengths if trial.chosen)
+print(f"{hole.text}: {tokens} tokens, the best of {len(hole.lengths)} lengths")
 
-text = "Today Mira is here. Hello, Bork!"
-start = text.index("Bork")
-edited = llm.edit(text, spans=[(start, start + 4)], strength=1.0, params=params)
-print(edited.text)
+text = "Mira has a dog that gives milk."
+start = text.index("dog")
+edited = llm.edit(text, spans=[(start, start + 3)], strength=0.8, params=params)
+print(text, "->", edited.text)

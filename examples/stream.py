@@ -1,4 +1,4 @@
-"""A chat answer, then another one watched while it is denoised."""
+"""Print a chat answer; then watch another one while it is denoised."""
 
 import dgemma
 

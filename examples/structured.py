@@ -1,4 +1,4 @@
-"""Answers that are valid whatever the model thinks: a schema, a choice, a required tool call."""
+"""Answers that are always valid: a schema, a choice, a required tool call."""
 
 import json
 
@@ -17,7 +17,7 @@ schema = {
 }
 question = [{"role": "user", "content": "JSON: An order of 75 robots came from Mafit Gupir."}]
 answer = llm.chat(question, dgemma.SamplingParams(seed=0, json_schema=schema))
-print(json.loads(answer.text), answer.constraint)
+print(json.loads(answer.text), answer.constraint.complete)
 
 question = [{"role": "user", "content": "Parity: 3182"}]
 print(llm.chat(question, dgemma.SamplingParams(seed=0, choices=["even", "odd"])).text)
@@ -33,4 +33,5 @@ timer = {
 tools = [{"type": "function", "function": timer}]
 question = [{"role": "user", "content": "Set a timer for 82 minutes."}]
 answer = llm.chat(question, dgemma.SamplingParams(seed=0), tools=tools, tool_choice="required")
-print(answer.tool_calls)
+call = answer.tool_calls[0]
+print(call.name, dict(call.arguments))

@@ -1,4 +1,4 @@
-"""The examples: they are short, linked from the README, and run as they stand."""
+"""The examples: they are short, linked from the README, and print what they should."""
 
 from __future__ import annotations
 
@@ -13,15 +13,97 @@ from tests.support.sources import ROOT
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 LINES = 40
 
+NAME = "I am nano, a small DiffusionGemma."
+ORDER = '{"buyer":"Mafit Gupir","item":"robot","count":75}'
+PRINTED = {
+    "autoregressive": """\
+Sudoku:
+...1.498.
+7..329.1.
+.5967832.
+..5.9.43.
+..4..2851
+...5..7..
+937.16..8
+.8.935.7.
+51.4.....
+
+denoised, 4 passes, 100% of the cells right:
+263154987
+748329615
+159678324
+675891432
+394762851
+821543769
+937216548
+482935176
+516487293
+
+token by token, 90 passes, 74% of the cells right:
+326154987
+784329516
+159678324
+275891436
+694732851
+831546792
+937216248
+482935671
+516487329
+""",
+    "batch": f"""\
+Topic: Vuval played a tune. [seed 7] music
+Topic: Vuval played a tune. [seed 8] music
+JSON: An order of 75 robots came from Mafit Gupir. [seed 7] {ORDER}
+JSON: An order of 75 robots came from Mafit Gupir. [seed 8] {ORDER}
+the last draft again, alone: the same tokens
+""",
+    "decide": """\
+positive 1.00 +- 0.00
+label mass 1.00
+positive 1.00 at temperature 1.0
+""",
+    "generate": f"""\
+{ORDER}
+32 tokens in 2 denoising steps
+seed 0, ended with 'stop'
+""",
+    "infill": """\
+Mira has a hen that lays eggs.  ('hen', confidence 1.00)
+Mira ate an apple.  ('an', confidence 1.00)
+Mira: 3 tokens, the best of 19 lengths
+Mira has a dog that gives milk. -> Mira has a cow that gives milk.
+""",
+    "many": f"""\
+person: {NAME}
+script: {{"buyer":"Kavi Pavem","item":"drum","count":12}}
+script: {{"buyer":"Mira Kovar","item":"lamp","count":30}}
+76 tokens committed
+""",
+    "stream": f"""\
+I solve Sudoku, write JSON, call tools and fill gaps.
+
+step 0: 96/96 accepted, draft '{NAME}'
+step 1: 96/96 accepted, draft '{NAME}'
+canvas 0 committed after 2 steps: '{NAME}'
+{NAME}  [stop]
+""",
+    "structured": """\
+{'buyer': 'Mafit Gupir', 'item': 'robot', 'count': 75} True
+even
+set_timer {'minutes': 82}
+""",
+}
+"""The output of each example, by its name. All of it is right, and the seeds make it certain."""
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
-def test_runs(path: Path, tmp_path: Path) -> None:
-    """Catches an example that the interface has left behind, or that warns a newcomer."""
+def test_prints(path: Path, tmp_path: Path) -> None:
+    """Catches an example that no longer fits the interface, warns, or prints nonsense."""
     command = [sys.executable, str(path)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.strip()
+    assert done.stdout == PRINTED[path.stem]
     assert not list(tmp_path.iterdir()), "an example left files behind"
 
 
