@@ -1,13 +1,13 @@
 """DiffusionGemma: a language model that writes by diffusion, on a laptop CPU or one big GPU.
 
-Only what `__all__` lists is public. Names are loaded when they are first used, so `import dgemma`
-does not import torch.
+Only the names in `__all__` are public. Each is loaded when it is first used, so that
+`import dgemma` does not import torch.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dgemma.compose.calibration import Calibration
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         TemplateError,
         TokenizerError,
     )
+    from dgemma.frontend import TextStream
     from dgemma.llm import LLM, load, save
     from dgemma.params import SamplingParams
     from dgemma.types import (
@@ -40,23 +41,9 @@ if TYPE_CHECKING:
         Usage,
     )
 
-_HOMES = {
-    "dgemma.compose.calibration": ("Calibration",),
-    "dgemma.compose.fill": ("Hole",),
-    "dgemma.compose.questions": ("Choice", "Predicate", "Score"),
-    "dgemma.errors": (
-        "CheckpointError", "ConfigError", "ContextOverflow", "DGemmaError", "DeviceError",
-        "EngineError", "InvalidRequest", "MissingExtra", "ModelNotFound", "Overloaded",
-        "TemplateError", "TokenizerError",
-    ),
-    "dgemma.llm": ("LLM", "load", "save"),
-    "dgemma.params": ("SamplingParams",),
-    "dgemma.types": (
-        "CanvasControl", "Constraint", "Event", "Output", "Request", "TokenScore", "ToolCall",
-        "Usage",
-    ),
-}  # fmt: skip
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
+_HOMES = ("errors", "params", "types", "frontend", "compose.questions", "compose.fill",
+          "compose.calibration", "llm")  # fmt: skip
+"""Modules that define the public names, the cheapest to import first."""
 
 __version__ = "0.1.0"
 __all__ = [
@@ -83,6 +70,7 @@ __all__ = [
     "SamplingParams",
     "Score",
     "TemplateError",
+    "TextStream",
     "TokenScore",
     "TokenizerError",
     "ToolCall",
@@ -91,11 +79,15 @@ __all__ = [
     "save",
 ]
 
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for one of `__getattr__`
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    def __getattr__(name: str) -> object:
+        if name in __all__:
+            for home in _HOMES:
+                module = import_module(f"dgemma.{home}")
+                if hasattr(module, name):
+                    return getattr(module, name)
         raise AttributeError(f"module 'dgemma' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

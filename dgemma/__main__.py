@@ -1,4 +1,4 @@
-"""`python -m dgemma`: the command line."""
+"""`python -m dgemma` is the command `dgemma`."""
 
 import sys
 

@@ -283,6 +283,12 @@ class Frontend:
             InvalidRequest: no messages, or one that is malformed.
             TemplateError: the checkpoint has no chat template.
         """
+        if isinstance(messages, str):
+            raise InvalidRequest(
+                "messages must be a list, not text; did you mean "
+                "[{'role': 'user', 'content': ...}]?",
+                field="messages",
+            )
         if self._template is None:
             _ = self.tokenizer  # if it is missing too, that is the error
             raise TemplateError(
@@ -366,6 +372,13 @@ class Frontend:
             end_id=turn if turn in end_ids else end_ids[0], end_ids=end_ids,
             fill_id=tokenizer.eos_id, ask=self.message_ids, constraint=self._grammars.of,
         )  # fmt: skip
+
+
+def batch_of(given: Any) -> Sequence[Any] | None:
+    """The members of a batch of prompts or conversations; None: it is a single one."""
+    if not isinstance(given, Sequence) or isinstance(given, str) or not given:
+        return None
+    return given if isinstance(given[0], Sequence) else None
 
 
 def read_text_files(directory: Path) -> tuple[Tokenizer | None, ChatTemplate | None]:

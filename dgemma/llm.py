@@ -1,39 +1,44 @@
-"""LLM: the friendly face. Joins weights, text and engine; every answer goes through the engine.
-
-Knows how prompts become ids and events become text. Knows nothing about how a step is computed.
-"""
+"""LLM: the Python interface. It joins weights, text and engine; the engine makes every answer."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, Unpack, overload
 
 import torch
 
 from dgemma.compose.calibration import Calibration
 from dgemma.compose.decide import Decision, decide
-from dgemma.compose.drafts import best, drafts
 from dgemma.compose.edit import Edited, edit
 from dgemma.compose.fill import Filled, Hole, fill, infill
 from dgemma.compose.plan import Plan
 from dgemma.compose.questions import Question
 from dgemma.compose.revise import Revised, repair, revise
-from dgemma.constrain.cache import Calls, calls_of, named_tool
+from dgemma.compose.run import run_drafts, run_plan, run_requests
+from dgemma.constrain.cache import Calls, Tools, calls_of, choose_tools
 from dgemma.device import DeviceChoice, choose
 from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.engine.counters import Counters
 from dgemma.engine.engine import Engine
 from dgemma.engine.worker import Worker
-from dgemma.errors import InvalidRequest, Overloaded
-from dgemma.frontend import Frontend, Messages, ModelFacts, Prompt, TextStream, read_text_files
+from dgemma.errors import InvalidRequest
+from dgemma.frontend import (
+    Frontend,
+    Messages,
+    ModelFacts,
+    Prompt,
+    TextStream,
+    batch_of,
+    read_text_files,
+)
 from dgemma.model.config import ModelConfig
 from dgemma.model.transformer import DiffusionGemma
-from dgemma.params import SamplingParams
+from dgemma.params import Params, SamplingKeywords, SamplingParams
 from dgemma.text.chat import ChatTemplate
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import Mode, Output, Request
+from dgemma.types import Output, Request
 from dgemma.weights.files import Checkpoint, find_model, open_checkpoint
 from dgemma.weights.load import load_weights
 from dgemma.weights.save import save_weights
@@ -46,15 +51,23 @@ TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.jso
 class LLM:
     """A loaded model with its text layer and its engine. Made by `load`.
 
+    As a context manager it closes at the end. `params` say how to draw: `SamplingParams`, or a
+    dict of its fields; the same fields as keywords replace those of `params`.
+
     Attributes:
-        model: the network, a `torch.nn.Module`.
-        config: its sizes.
+        model: the network, a `torch.nn.Module`; `config` has its sizes.
         choice: device and dtype with their reasons.
-        engine: what runs requests; `worker` is the thread that drives it.
+        engine: runs the requests; `worker` is the thread that drives it.
         frontend: makes requests from prompts and text from events.
         tokenizer, template: None if the checkpoint has none.
         defaults: the checkpoint's own sampler.
     """
+
+    def __new__(cls, *given: Any, **more: Any) -> LLM:
+        """Refuses a name with a hint, before `__init__` misses its arguments."""
+        if not isinstance(more.get("model", *given[:1]), DiffusionGemma):
+            raise InvalidRequest('use dgemma.load("nano") to load a model; it returns an LLM')
+        return object.__new__(cls)
 
     def __init__(
         self,
@@ -86,17 +99,32 @@ class LLM:
             context=self.engine.limits.context,
         )  # fmt: skip
 
-    # -- prompts -------------------------------------------------------------------------------
+    def __repr__(self) -> str:
+        name, dtype = self.checkpoint.directory.name, str(self.choice.dtype).removeprefix("torch.")
+        return f"LLM({name!r}, {self.device}, {dtype}, context {self.engine.limits.context})"
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the network is on."""
+        return self.choice.device
+
+    @property
+    def facts(self) -> ModelFacts:
+        """See `Frontend.facts`."""
+        return self.frontend.facts
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """See `Frontend.prompt_ids`."""
         return self.frontend.prompt_ids(prompt)
 
     def chat_ids(
-        self,
-        messages: Messages,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        thinking: bool = False,
+        self, messages: Messages, tools: Tools | None = None, thinking: bool = False
     ) -> list[int]:
         """See `Frontend.chat_ids`."""
         return self.frontend.chat_ids(messages, tools, thinking)
@@ -113,7 +141,7 @@ class LLM:
         Args:
             request: ids and parameters.
             chat: split thought, tool calls and text in the output.
-            calls: tool calls that must be made, or kept to.
+            calls: tool calls that the answer must make, or keep to.
 
         Raises:
             InvalidRequest: the request cannot be honoured; nothing was started.
@@ -123,73 +151,49 @@ class LLM:
         reader, constraint = prepared.reader, prepared.constraint
         constrained = None if constraint is None else ConstrainedAnswer(*constraint)
         should_stop = None if reader is None else reader.should_stop
-        return TextStream(
-            self.worker.submit(prepared.request, should_stop, constrained), reader
-        )  # fmt: skip
+        events = self.worker.submit(prepared.request, should_stop, constrained)
+        return TextStream(events, reader)
 
     def counters(self) -> Counters:
-        """What runs now and what has run, as plain numbers."""
+        """The state of the engine and its work so far, as plain numbers."""
         return self.engine.counters()
 
     def close(self, *, finish: bool = False) -> None:
         """Cancel what runs, or wait until it is finished, and take no further request."""
         self.worker.close(finish=finish)
 
-    def _run(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams | None, *,
-        n: int = 1, best_of: int | None = None, chat: bool = False, calls: Calls | None = None,
-        mode: Mode = "diffusion", trace: bool = False,
-    ) -> list[Output]:  # fmt: skip
-        """All answers to all prompts, n each, computed together."""
-        requests = drafts(prompts, params, best_of or n, mode=mode, trace=trace)
-        if best_of is None:
-            return self.run(requests, chat=chat, calls=calls)
-        return self.run_plan(best(self.facts, requests, n, best_of), chat=chat, calls=calls)
-
     def run(
         self, requests: Sequence[Request], *, chat: bool = False, calls: Calls | None = None
     ) -> list[Output]:
         """Run requests together and wait for all; see `submit`."""
-        streams: list[TextStream] = []
-        outputs: list[Output] = []
-        try:
-            for request in requests:
-                while True:
-                    try:
-                        streams.append(self.submit(request, chat=chat, calls=calls))
-                        break
-                    except Overloaded:  # more than may wait: first let some be finished
-                        if len(outputs) == len(streams):
-                            raise
-                        outputs.append(streams[len(outputs)].result())
-            return outputs + [stream.result() for stream in streams[len(outputs) :]]
-        finally:
-            for stream in streams:
-                stream.close()
-            for stream in streams:  # after an error: nothing of the call runs on behind it
-                deque(stream, maxlen=0)
+        return run_requests(partial(self.submit, chat=chat, calls=calls), requests)
 
     def run_plan(self, plan: Plan[T], *, chat: bool = False, calls: Calls | None = None) -> T:
         """Run a plan of `dgemma.compose` to its end; its requests run beside all others."""
-        try:
-            requests = next(plan)
-            while True:
-                requests = plan.send(self.run(requests, chat=chat, calls=calls))
-        except StopIteration as done:
-            found: T = done.value
-            return found
-        finally:
-            plan.close()
+        return run_plan(partial(self.submit, chat=chat, calls=calls), plan)
+
+    # -- answers -------------------------------------------------------------------------------
+
+    @overload
+    def generate(  # type: ignore[overload-overlap]  # a str is a sequence of str: the first one wins
+        self, prompt: Prompt, params: Params = None, *, n: Literal[1] = 1,
+        best_of: int | None = None, trace: bool = False, **sampling: Unpack[SamplingKeywords],
+    ) -> Output: ...  # fmt: skip
+
+    @overload
+    def generate(
+        self, prompt: Prompt | Sequence[Prompt], params: Params = None, *, n: int = 1,
+        best_of: int | None = None, trace: bool = False, **sampling: Unpack[SamplingKeywords],
+    ) -> list[Output]: ...  # fmt: skip
 
     def generate(
-        self, prompt: Any, params: SamplingParams | None = None, *, n: int = 1,
-        best_of: int | None = None, trace: bool = False,
-    ) -> Any:  # fmt: skip
+        self, prompt: Prompt | Sequence[Prompt], params: Params = None, *, n: int = 1,
+        best_of: int | None = None, trace: bool = False, **sampling: Unpack[SamplingKeywords],
+    ) -> Output | list[Output]:  # fmt: skip
         """Continue plain text or ids: no chat template, no control tokens from text.
 
         Args:
             prompt: a string, a list of ids, or a list of either (a batch).
-            params: how to draw.
             n: drafts per prompt, with seeds seed, seed + 1, ...
             best_of: make so many drafts and return the n that the encoder itself finds likeliest,
                 the best first.
@@ -203,25 +207,43 @@ class LLM:
             ContextOverflow: a prompt too long for the model.
             TokenizerError: text, but the checkpoint has no tokenizer.
         """
-        many = isinstance(prompt, Sequence) and not isinstance(prompt, str) and bool(prompt)
-        batch = many and isinstance(prompt[0], Sequence)
-        prompts = [self.prompt_ids(p) for p in (prompt if batch else [prompt])]
-        outputs = self._run(prompts, params, n=n, best_of=best_of, trace=trace)
-        return outputs if batch or n > 1 else outputs[0]
+        batch = batch_of(prompt)
+        prompts = [self.prompt_ids(one) for one in batch or [prompt]]
+        drawn = SamplingParams.of(params, **sampling)
+        outputs = run_drafts(
+            self.submit, self.frontend, prompts, drawn, n=n, best_of=best_of, trace=trace
+        )  # fmt: skip
+        return outputs if batch is not None or n > 1 else outputs[0]
+
+    @overload
+    def chat(  # type: ignore[overload-overlap]  # an empty list may be either: it is refused
+        self, messages: Messages, params: Params = None, *, tools: Tools | None = None,
+        thinking: bool = False, n: Literal[1] = 1, best_of: int | None = None,
+        tool_choice: str | Mapping[str, Any] = "auto", **sampling: Unpack[SamplingKeywords],
+    ) -> Output: ...  # fmt: skip
+
+    @overload
+    def chat(
+        self, messages: Messages | Sequence[Messages], params: Params = None, *,
+        tools: Tools | None = None, thinking: bool = False, n: int = 1,
+        best_of: int | None = None, tool_choice: str | Mapping[str, Any] = "auto",
+        **sampling: Unpack[SamplingKeywords],
+    ) -> list[Output]: ...  # fmt: skip
 
     def chat(
-        self, messages: Messages, params: SamplingParams | None = None, *,
-        tools: Sequence[Mapping[str, Any]] | None = None, thinking: bool = False, n: int = 1,
+        self, messages: Messages | Sequence[Messages], params: Params = None, *,
+        tools: Tools | None = None, thinking: bool = False, n: int = 1,
         best_of: int | None = None, tool_choice: str | Mapping[str, Any] = "auto",
-    ) -> Any:  # fmt: skip
+        **sampling: Unpack[SamplingKeywords],
+    ) -> Output | list[Output]:  # fmt: skip
         """Answer a conversation; the output's thought, tool calls and text are apart.
 
         Args:
-            messages: {"role": ..., "content": ...} in order; see `dgemma.text.messages`.
-            params: how to draw.
+            messages: {"role": ..., "content": ...} in order, see `dgemma.text.messages`; or a list
+                of conversations (a batch).
             tools: OpenAI-style function declarations; calls of strict ones keep to their schema.
             thinking: ask for a thought before the answer.
-            n, best_of: drafts, as in `generate`; with n above 1 a list is returned.
+            n, best_of: drafts, as in `generate`; a batch or n > 1 gives a list.
             tool_choice: "auto", "none" (the tools are not shown), "required" (one of them is
                 called for certain), or the one to call in OpenAI's form.
 
@@ -229,33 +251,30 @@ class LLM:
             InvalidRequest: malformed messages, tools or parameters.
             TemplateError: no chat template, or it refused the conversation.
         """
-        choice, tool = named_tool(tool_choice)
-        if choice == "required" and not tools:
-            raise InvalidRequest(
-                "tool_choice needs tools; give some, or leave it out", field="tool_choice"
-            )
-        shown = None if choice == "none" else tools
-        calls = calls_of(tools, choice, tool)
-        prompts = [self.chat_ids(messages, shown, thinking)]
-        outputs = self._run(prompts, params, n=n, best_of=best_of, chat=True, calls=calls)
-        return outputs if n > 1 else outputs[0]
+        shown, calls = choose_tools(tools, tool_choice)
+        batch = batch_of(messages)
+        prompts = [self.chat_ids(one, shown, thinking) for one in batch or [messages]]
+        drawn = SamplingParams.of(params, **sampling)
+        submit = partial(self.submit, chat=True, calls=calls)
+        outputs = run_drafts(submit, self.frontend, prompts, drawn, n=n, best_of=best_of)
+        return outputs if batch is not None or n > 1 else outputs[0]
 
     def stream(
-        self, prompt: Prompt | Messages, params: SamplingParams | None = None, *,
-        tools: Sequence[Mapping[str, Any]] | None = None, thinking: bool = False,
+        self, prompt: Prompt | Messages, params: Params = None, *, tools: Tools | None = None,
+        thinking: bool = False, **sampling: Unpack[SamplingKeywords],
     ) -> TextStream:  # fmt: skip
         """The events of one answer as they happen: "frame" per step, "commit" per canvas, "done".
 
-        Args:
-            prompt: text or ids as in `generate`, or messages as in `chat`.
+        The prompt is text or ids as in `generate`, or messages as in `chat`.
         """
         ids, chat = self.frontend.ids(prompt, tools, thinking)
-        request = Request(token_ids=tuple(ids), params=params or SamplingParams(), frames=True)
+        drawn = SamplingParams.of(params, **sampling)
+        request = Request(token_ids=tuple(ids), params=drawn, frames=True)
         return self.submit(request, chat=chat, calls=calls_of(tools, "auto", None))
 
     def autoregress(
-        self, prompt: Prompt | Messages, params: SamplingParams | None = None, *,
-        tools: Sequence[Mapping[str, Any]] | None = None, thinking: bool = False,
+        self, prompt: Prompt | Messages, params: Params = None, *, tools: Tools | None = None,
+        thinking: bool = False, **sampling: Unpack[SamplingKeywords],
     ) -> Output:  # fmt: skip
         """The same weights as an ordinary greedy autoregressive model: the baseline.
 
@@ -263,51 +282,57 @@ class LLM:
             InvalidRequest: a parameter that only steers denoising.
         """
         ids, chat = self.frontend.ids(prompt, tools, thinking)
-        return self._run([ids], params, chat=chat, mode="autoregressive")[0]
+        drawn = SamplingParams.of(params, **sampling)
+        request = Request(token_ids=tuple(ids), params=drawn, mode="autoregressive")
+        return self.run([request], chat=chat)[0]
 
     # -- on the canvas: see `dgemma.compose` ---------------------------------------------------
 
-    @property
-    def facts(self) -> ModelFacts:
-        """See `Frontend.facts`."""
-        return self.frontend.facts
-
     def fill(
-        self, parts: Sequence[str | Hole], params: SamplingParams | None = None, *,
-        context: str | None = None, search: bool = True,
+        self, parts: Sequence[str | Hole], params: Params = None, *, context: str | None = None,
+        search: bool = True, **sampling: Unpack[SamplingKeywords],
     ) -> Filled:  # fmt: skip
         """Fill the holes between texts; see `dgemma.compose.fill.fill`."""
-        return self.run_plan(fill(self.facts, parts, params, context=context, search=search))
+        drawn = SamplingParams.of(params, **sampling)
+        return self.run_plan(fill(self.facts, parts, drawn, context=context, search=search))
 
     def infill(
-        self, prefix: str, suffix: str, params: SamplingParams | None = None, *,
-        context: str | None = None, max_hole: int | None = None, search: bool = True,
+        self, prefix: str, suffix: str, params: Params = None, *, context: str | None = None,
+        max_hole: int | None = None, search: bool = True, **sampling: Unpack[SamplingKeywords],
     ) -> Filled:  # fmt: skip
-        """Write what stands between two texts; see `dgemma.compose.fill.infill`."""
+        """Write the text between two others; see `dgemma.compose.fill.infill`."""
+        drawn = SamplingParams.of(params, **sampling)
         return self.run_plan(
-            infill(self.facts, prefix, suffix, params, context=context, max_hole=max_hole,
+            infill(self.facts, prefix, suffix, drawn, context=context, max_hole=max_hole,
                    search=search)
         )  # fmt: skip
 
     def edit(
         self, text: str, instruction: str | None = None,
         spans: Sequence[tuple[int, int]] | None = None, strength: float = 0.6,
-        params: SamplingParams | None = None, *, context: str | None = None,
+        params: Params = None, *, context: str | None = None, **sampling: Unpack[SamplingKeywords],
     ) -> Edited:  # fmt: skip
         """Write spans of a text anew, in place; see `dgemma.compose.edit.edit`."""
+        drawn = SamplingParams.of(params, **sampling)
         return self.run_plan(
-            edit(self.facts, text, instruction, spans, strength, params, context=context)
+            edit(self.facts, text, instruction, spans, strength, drawn, context=context)
         )
 
     def revise(
-        self, output: Output, below: float = 0.5, params: SamplingParams | None = None
-    ) -> Revised:
-        """Denoise the shaky tokens of an output again; see `dgemma.compose.revise.revise`."""
-        return self.run_plan(revise(self.facts, output, below, params))
+        self, output: Output, below: float = 0.5, params: Params = None,
+        **sampling: Unpack[SamplingKeywords],
+    ) -> Revised:  # fmt: skip
+        """Denoise the uncertain tokens of an output again; see `dgemma.compose.revise.revise`."""
+        drawn = SamplingParams.of(params, **sampling)
+        return self.run_plan(revise(self.facts, output, below, drawn))
 
-    def repair(self, text: str, params: SamplingParams, strength: float = 0.2) -> Output:
+    def repair(
+        self, text: str, params: Params = None, strength: float = 0.2,
+        **sampling: Unpack[SamplingKeywords],
+    ) -> Output:  # fmt: skip
         """Make a text fit a schema, regex or grammar; see `dgemma.compose.revise.repair`."""
-        return self.run_plan(repair(self.facts, text, params, strength))
+        drawn = SamplingParams.of(params, **sampling)
+        return self.run_plan(repair(self.facts, text, drawn, strength))
 
     def decide(
         self, state: str | Messages | Sequence[int], questions: Sequence[Question], *,
@@ -316,11 +341,10 @@ class LLM:
     ) -> Decision:  # fmt: skip
         """Answer typed questions by one reading; see `dgemma.compose.decide.decide`.
 
-        Args:
-            state: as there, or messages, which then are the whole prompt.
+        A `state` of messages is the whole prompt.
         """
         if isinstance(state, list | tuple) and state and isinstance(state[0], Mapping):
-            state = self.chat_ids(state, None, False)
+            state = self.chat_ids(state)
         return self.run_plan(
             decide(self.facts, state, questions, samples=samples, joint=joint, seed=seed,  # type: ignore[arg-type]
                    calibration=calibration, canvas_length=canvas_length)

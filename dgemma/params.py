@@ -1,21 +1,20 @@
-"""How an answer is drawn: the parameters of a request, their checks and their defaults.
+"""Sampling parameters: how an answer is drawn, with bounds, help and defaults.
 
-Plain values. Knows nothing about tensors (no torch), files, tokenizers or HTTP.
+Plain values. It must not know tensors (no torch), files, tokenizers or HTTP.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 from dgemma.errors import InvalidRequest, nearest
 
 WIDTH_STEP, END_ROOM = 32, 16
 """An automatic canvas is a multiple of the one, with room for `max_tokens` and the other."""
-
 
 MOST_ALTERNATIVES = 64
 
@@ -25,130 +24,264 @@ CONSTRAINT_FIELDS = ("json_schema", "regex", "grammar", "choices")
 COLDEST, HOTTEST, MOST_BIAS = 1e-3, 1e3, 1e9
 """Temperatures and additions to logits beyond these overflow, or vanish, in 32 bits."""
 
-_WORD = 2**31 - 1
-_INTEGERS = {
-    "max_tokens": (1, _WORD), "seed": (0, 2**64 - 1), "max_steps": (1, 10_000),
-    "stability_threshold": (0, _WORD), "thinking_budget": (0, _WORD), "canvas_length": (1, _WORD),
-    "min_tokens": (0, _WORD), "logprobs": (0, MOST_ALTERNATIVES), "top_k": (0, _WORD),
-}  # fmt: skip
-_NUMBERS: dict[str, tuple[float, float | None]] = {
-    "entropy_bound": (0, None), "t_min": (COLDEST, HOTTEST), "t_max": (COLDEST, HOTTEST),
-    "confidence_threshold": (0, None), "temperature": (0, HOTTEST), "top_p": (0, 1),
-    "min_p": (0, 1),
-}  # fmt: skip
-
-MOST_STRINGS = {"stop": 32, "bad_words": 1000}
-LONGEST_STRING = 256
-"""Most strings of a list, and most characters of each: they are looked for at every commit."""
+MOST_STRINGS, LONGEST_STRING = {"stop": 32, "bad_words": 1000}, 256
+"""Most strings of a list, and most characters of each: every commit is searched for them."""
 
 MOST_IDS = {"allowed_token_ids": 2**18, "logprob_token_ids": 1024}
-"""Most ids of a list, each counted once: a vocabulary, and what a canvas can report in no time."""
+"""Most ids of a list, each counted once: a vocabulary, and as many as a canvas reports quickly."""
+
+_WORD = 2**31 - 1
+_DRAW, _WHOLE = ("autoregressive",), ("autoregressive", "fill", "edit")
 
 
-def bounds(name: str) -> tuple[float, float | None]:
-    """The least and the most of a number; None: it has no end.
+class SamplingKeywords(TypedDict, total=False):
+    """The fields of `SamplingParams` as keyword arguments of other calls."""
 
-    Between them `temperature` has a gap above 0 up to `COLDEST`, and `top_p` must not be 0.
+    max_tokens: int | None
+    seed: int | None
+    max_steps: int | None
+    entropy_bound: float | None
+    t_min: float | None
+    t_max: float | None
+    confidence_threshold: float | None
+    stability_threshold: int | None
+    ignore_tail: bool | None
+    stable_prefix: bool | None
+    canvas_length: int | Literal["auto"] | None
+    stop: Sequence[str] | None
+    thinking_budget: int | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    min_tokens: int | None
+    logit_bias: Mapping[int, float] | None
+    allowed_token_ids: Sequence[int] | None
+    bad_words: Sequence[str] | None
+    logprobs: int | None
+    logprob_token_ids: Sequence[int] | None
+    json_schema: Mapping[str, Any] | str | bool | None
+    regex: str | None
+    grammar: str | None
+    choices: Sequence[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOption:
+    """What holds for one field of `SamplingParams`.
+
+    Attributes:
+        check: from name, value and this to the value's plain form.
+        help: one line for people.
+        least, most: bounds of a number; `most` members of a list; None: no end.
+        refused_by: "autoregressive" (it is greedy, so it draws nothing; it has neither steps nor
+            canvases; and as the plain baseline it is not steered), "fill" (parts of a text are
+            written between others, so nothing may be said of the whole), "edit" (the text that is
+            there may hold any id).
     """
-    return _INTEGERS.get(name) or _NUMBERS[name]
+
+    check: Callable[[str, Any, SamplingOption], object]
+    help: str
+    least: float = 0
+    most: float | None = None
+    refused_by: tuple[str, ...] = _DRAW
+
+
+def _option(*rule: Any, **more: Any) -> Any:
+    return dataclasses.field(default=None, metadata={"option": SamplingOption(*rule, **more)})
+
+
+def _refused(name: str, must: str, value: Any = dataclasses.MISSING) -> InvalidRequest:
+    got = "" if value is dataclasses.MISSING else f", got {value!r}"
+    return InvalidRequest(f"{name} must {must}{got}", field=name)
+
+
+def _integer(name: str, value: Any, option: SamplingOption) -> object:
+    if name == "canvas_length" and value == "auto":
+        return value
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _refused(name, "be an integer", value)
+    if value < option.least:
+        raise _refused(name, f"be at least {option.least}", value)
+    if option.most is not None and value > option.most:
+        raise _refused(name, f"be at most {option.most}", value)
+    return value
+
+
+def _number(name: str, value: Any, option: SamplingOption) -> object:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _refused(name, "be a number", value)
+    zero = value == 0 and (option.least > 0 or name == "top_p")
+    if zero or not 0 <= value <= sys.float_info.max:
+        raise _refused(name, "be positive and finite", value)
+    if option.most == HOTTEST and value and not COLDEST <= value <= HOTTEST:
+        raise _refused(name, f"be {COLDEST} to {HOTTEST:.0f}", value)
+    if option.most is not None and value > option.most:
+        raise _refused(name, f"be at most {option.most}", value)
+    return value
+
+
+def _flag(name: str, value: Any, option: SamplingOption) -> object:
+    if not isinstance(value, bool):
+        raise _refused(name, "be true or false", value)
+    return value
+
+
+def _strings(name: str, value: Any, option: SamplingOption) -> object:
+    strings = (value,) if isinstance(value, str) else value
+    if not isinstance(strings, Sequence) or not all(isinstance(s, str) and s for s in strings):
+        raise _refused(name, "be a list of strings that are not empty")
+    longest = max(map(len, strings), default=0)
+    if option.most is not None and longest > LONGEST_STRING:
+        raise InvalidRequest(
+            f"{name} holds a string of {longest} characters, more than {LONGEST_STRING}; "
+            "shorten it",
+            field=name,
+        )
+    return _few(name, tuple(strings), "strings", option)
+
+
+def _ids(name: str, value: Any, option: SamplingOption) -> object:
+    ids = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
+    if not ids or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        raise _refused(name, "be a list of token ids that is not empty")
+    return _few(name, tuple(dict.fromkeys(ids)), "ids", option)
+
+
+def _few(name: str, values: tuple[object, ...], kind: str, option: SamplingOption) -> object:
+    if option.most is not None and len(values) > option.most:
+        raise InvalidRequest(
+            f"{name} holds {len(values)} {kind}, more than {option.most}; give fewer", field=name
+        )
+    return values
+
+
+def _bias(name: str, value: Any, option: SamplingOption) -> object:
+    try:
+        bias = {int(i): float(added) for i, added in value.items()}
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise _refused(name, "map token ids to numbers") from error
+    if not all(abs(added) <= MOST_BIAS for added in bias.values()):
+        raise _refused(name, f"hold numbers of {MOST_BIAS:.0e} at most")
+    return bias
+
+
+def _text(name: str, value: Any, option: SamplingOption) -> object:
+    if not isinstance(value, str):
+        raise _refused(name, "be a string", value)
+    return value
+
+
+def _schema(name: str, value: Any, option: SamplingOption) -> object:
+    if not isinstance(value, (Mapping, str, bool)):
+        raise _refused(name, "be a JSON object, its text, or true")
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How one answer is drawn. `None` means the checkpoint's value, else the released one.
 
-    Attributes:
-        max_tokens: most tokens of the answer, end ids not counted; None = to the end of the
-            context.
-        seed: 64-bit seed of the request; None = drawn, and reported in `Output.seed`.
-        max_steps: most denoising steps a canvas (released: 48). Temperatures follow the
-            fraction of steps left, so fewer steps also compress the schedule.
-        entropy_bound: nats of summed entropy within which a step accepts positions (0.1).
-        t_min, t_max: temperature at the last and at the first step (0.4, 0.8).
-        confidence_threshold: mean entropy in nats below which a stable canvas is done (0.005).
-        stability_threshold: how many earlier argmax canvases must equal the newest (1).
-        ignore_tail: whether positions behind the first end id of the draft count as stable and
-            certain, since they will be cut off (released: no). A canvas never takes longer.
-        stable_prefix: whether text is told as soon as it can no longer change (released: no):
-            after each step the positions from the first on that have settled one by one, by the
-            two thresholds above, are pinned, and a "commit" event with `whole` false tells them.
-            Not with a language, `bad_words`, a required tool call or a read-only canvas.
-        canvas_length: tokens of a canvas, at most the checkpoint's own length, which is the
-            default; a narrow canvas costs less. "auto": just wide enough for `max_tokens`.
-        stop: strings that end the answer; the text is cut before the one that is complete first
-            (of several, the longest). At most 32 of 256 characters each.
-        thinking_budget: most thought tokens; at the first canvas border past it the thought
-            channel is closed and the answer begins.
-        temperature: factor of the schedule's temperatures (1); 0: the likeliest id is proposed
-            instead of a draw, all else at the schedule's temperature.
-        top_p: keep the likeliest ids until their mass reaches it (1: all), 0 < top_p <= 1.
-        top_k: keep so many of the likeliest ids (0: all).
-        min_p: keep ids at least that many times as likely as the likeliest (0: all).
-        min_tokens: no end id before that many tokens of the answer; at most `max_tokens`.
-        logit_bias: additions to the logits of ids, everywhere, before the temperature.
-        allowed_token_ids: the only ids an answer may hold, beside the end ids.
-        bad_words: strings that the text never holds; checked as canvases are committed. At
-            most 1000 of 256 characters each.
-        logprobs: report for every token its log-probability and that many alternatives (0 to 64).
-        logprob_token_ids: ids whose log-probabilities are reported at every token as well, at
-            most 1024; an id given twice counts once.
-        json_schema: the answer is JSON that this schema admits; a mapping, its text, or True for
-            any JSON. The thought stays free. At most one of this and the next three.
-        regex: the answer matches this expression as a whole.
-        grammar: the answer belongs to this grammar: Lark in the dialect of llguidance, GBNF, or
-            the name of a ready-made one ("markdown-table", "code-fence").
-        choices: the answer is one of these strings.
+    docs/api.md says more of each field than its one line of help here.
 
     Raises:
-        InvalidRequest: a value out of range; the message names the field.
+        InvalidRequest: an unknown name, or a value out of range; the message names the field.
     """
 
-    max_tokens: int | None = None
-    seed: int | None = None
-    max_steps: int | None = None
-    entropy_bound: float | None = None
-    t_min: float | None = None
-    t_max: float | None = None
-    confidence_threshold: float | None = None
-    stability_threshold: int | None = None
-    ignore_tail: bool | None = None
-    stable_prefix: bool | None = None
-    canvas_length: int | Literal["auto"] | None = None
-    stop: Sequence[str] | None = None
-    thinking_budget: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    min_tokens: int | None = None
-    logit_bias: Mapping[int, float] | None = None
-    allowed_token_ids: Sequence[int] | None = None
-    bad_words: Sequence[str] | None = None
-    logprobs: int | None = None
-    logprob_token_ids: Sequence[int] | None = None
-    json_schema: Mapping[str, Any] | str | bool | None = None
-    regex: str | None = None
-    grammar: str | None = None
-    choices: Sequence[str] | None = None
+    max_tokens: int | None = _option(_integer, "most tokens of the answer", 1, _WORD, refused_by=())
+    seed: int | None = _option(
+        _integer, "seed of the answer; drawn and reported when absent", 0, 2**64 - 1
+    )
+    max_steps: int | None = _option(_integer, "most denoising steps a canvas", 1, 10_000)
+    entropy_bound: float | None = _option(_number, "nats of summed entropy a step may accept")
+    t_min: float | None = _option(_number, "temperature at the last step", COLDEST, HOTTEST)
+    t_max: float | None = _option(_number, "temperature at the first step", COLDEST, HOTTEST)
+    confidence_threshold: float | None = _option(
+        _number, "mean entropy in nats below which a stable canvas is done"
+    )
+    stability_threshold: int | None = _option(
+        _integer, "how many earlier canvases must equal the newest", 0, _WORD
+    )
+    ignore_tail: bool | None = _option(
+        _flag, "behind the first end id nothing must be stable or certain"
+    )
+    stable_prefix: bool | None = _option(
+        _flag, "emit text as soon as it can no longer change, canvas finished or not",
+        refused_by=_WHOLE,
+    )  # fmt: skip
+    canvas_length: int | Literal["auto"] | None = _option(
+        _integer, "tokens of a canvas, or auto: as many as max-tokens needs", 1, _WORD
+    )
+    stop: Sequence[str] | None = _option(
+        _strings,
+        "end before this text; repeatable",
+        most=MOST_STRINGS["stop"],
+        refused_by=("fill", "edit"),
+    )
+    thinking_budget: int | None = _option(
+        _integer, "most thought tokens (chat only)", 0, _WORD, refused_by=_WHOLE
+    )
+    temperature: float | None = _option(
+        _number, "factor of the schedule's temperatures; 0: the likeliest ids", 0, HOTTEST
+    )
+    top_p: float | None = _option(
+        _number, "keep the likeliest ids until their mass reaches it", 0, 1
+    )
+    top_k: int | None = _option(_integer, "keep so many of the likeliest ids", 0, _WORD)
+    min_p: float | None = _option(
+        _number, "keep ids at least that many times as likely as the likeliest", 0, 1
+    )
+    min_tokens: int | None = _option(
+        _integer, "no end before that many tokens of the answer", 0, _WORD, refused_by=_WHOLE
+    )
+    logit_bias: Mapping[int, float] | None = _option(_bias, "add to the logit of an id; repeatable")
+    allowed_token_ids: Sequence[int] | None = _option(
+        _ids, "an id the answer may hold, no other; repeatable", most=MOST_IDS["allowed_token_ids"],
+        refused_by=("autoregressive", "edit"),
+    )  # fmt: skip
+    bad_words: Sequence[str] | None = _option(
+        _strings,
+        "the answer never holds this text; repeatable",
+        most=MOST_STRINGS["bad_words"],
+        refused_by=_WHOLE,
+    )
+    logprobs: int | None = _option(
+        _integer, "report log-probabilities, and that many alternatives of each token",
+        0, MOST_ALTERNATIVES,
+    )  # fmt: skip
+    logprob_token_ids: Sequence[int] | None = _option(
+        _ids,
+        "report this id's log-probability as well; repeatable",
+        most=MOST_IDS["logprob_token_ids"],
+    )
+    json_schema: Mapping[str, Any] | str | bool | None = _option(
+        _schema, "JSON that this schema admits: its text, or @FILE; true: any", refused_by=_WHOLE
+    )
+    regex: str | None = _option(
+        _text, "the answer matches this expression as a whole", refused_by=_WHOLE
+    )
+    grammar: str | None = _option(
+        _text, "grammar of the answer, @FILE, markdown-table or code-fence", refused_by=_WHOLE
+    )
+    choices: Sequence[str] | None = _option(
+        _strings, "the answer is one of these texts", refused_by=_WHOLE
+    )
+
+    def __new__(cls, *_: Any, **fields: Any) -> SamplingParams:
+        """Refuses an unknown name before `__init__` does so without a hint."""
+        known = [f.name for f in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                argument = "; it is an argument of generate() and chat()"
+                hint = argument if name in ("n", "best_of") else nearest(name, known)
+                raise InvalidRequest(f"unknown parameter {name!r}{hint}", field=name)
+        return object.__new__(cls)
 
     def __post_init__(self) -> None:
-        for name, (least, most) in _INTEGERS.items():
-            value = getattr(self, name)
-            if value is not None and not (name == "canvas_length" and value == "auto"):
-                if isinstance(value, bool) or not isinstance(value, int):
-                    raise InvalidRequest(f"{name} must be an integer, got {value!r}", field=name)
-                if value < least:
-                    raise InvalidRequest(
-                        f"{name} must be at least {least}, got {value}", field=name
-                    )
-                if value > most:
-                    raise InvalidRequest(f"{name} must be at most {most}, got {value}", field=name)
-        for name in _NUMBERS:
-            self._number(name)
-        for name in ("ignore_tail", "stable_prefix"):
-            value = getattr(self, name)
-            if not isinstance(value, (bool, type(None))):
-                raise InvalidRequest(f"{name} must be true or false, got {value!r}", field=name)
+        for f in dataclasses.fields(self):
+            value, option = getattr(self, f.name), f.metadata["option"]
+            if value is not None:
+                object.__setattr__(self, f.name, option.check(f.name, value, option))
         if self.t_min is not None and self.t_max is not None and self.t_min > self.t_max:
             raise InvalidRequest(
                 f"t_min {self.t_min} must not be above t_max {self.t_max}", field="t_min"
@@ -158,114 +291,27 @@ class SamplingParams:
                 f"min_tokens {self.min_tokens} must not be above max_tokens {self.max_tokens}",
                 field="min_tokens",
             )
-        for name in ("stop", "bad_words", "choices"):
-            self._strings(name)
-        for name in ("allowed_token_ids", "logprob_token_ids"):
-            self._ids(name)
-        self._controls()
-
-    def _number(self, name: str) -> None:
-        value = getattr(self, name)
-        if value is None:
-            return
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise InvalidRequest(f"{name} must be a number, got {value!r}", field=name)
-        low = value == 0 and name in ("t_min", "t_max", "top_p")
-        if not math.isfinite(value) or value < 0 or low:
-            raise InvalidRequest(f"{name} must be positive and finite, got {value}", field=name)
-        least, most = _NUMBERS[name]
-        least = COLDEST if name == "temperature" and value else least
-        if most == HOTTEST and not least <= value <= most:
-            raise InvalidRequest(
-                f"{name} must be {COLDEST} to {HOTTEST:.0f}, got {value}", field=name
-            )
-        if most is not None and value > most:
-            raise InvalidRequest(f"{name} must be at most {most}, got {value}", field=name)
-
-    def _strings(self, name: str) -> None:
-        value = getattr(self, name)
-        if value is None:
-            return
-        strings = (value,) if isinstance(value, str) else value
-        known = isinstance(strings, Sequence) and all(isinstance(s, str) and s for s in strings)
-        if not known:
-            raise InvalidRequest(f"{name} must be a list of strings that are not empty", field=name)
-        strings = tuple(strings)
-        most = MOST_STRINGS.get(name)
-        if most is not None and len(strings) > most:
-            raise InvalidRequest(
-                f"{name} holds {len(strings)} strings, more than {most}; give fewer", field=name
-            )
-        longest = max(map(len, strings), default=0)
-        if most is not None and longest > LONGEST_STRING:
-            raise InvalidRequest(
-                f"{name} holds a string of {longest} characters, more than {LONGEST_STRING}; "
-                "shorten it",
-                field=name,
-            )
-        object.__setattr__(self, name, strings)
-
-    def _ids(self, name: str) -> None:
-        value = getattr(self, name)
-        if value is None:
-            return
-        ids = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
-        if not ids or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-            raise InvalidRequest(
-                f"{name} must be a list of token ids that is not empty", field=name
-            )
-        ids = tuple(dict.fromkeys(ids))
-        if len(ids) > MOST_IDS[name]:
-            most = MOST_IDS[name]
-            raise InvalidRequest(
-                f"{name} holds {len(ids)} ids, more than {most}; give fewer", field=name
-            )
-        object.__setattr__(self, name, ids)
-
-    def _controls(self) -> None:
-        if self.logit_bias is not None:
-            try:
-                bias = {int(i): float(value) for i, value in self.logit_bias.items()}
-            except (AttributeError, TypeError, ValueError) as error:
-                raise InvalidRequest(
-                    "logit_bias must map token ids to numbers", field="logit_bias"
-                ) from error
-            if not all(abs(value) <= MOST_BIAS for value in bias.values()):
-                raise InvalidRequest(
-                    f"logit_bias must hold numbers of {MOST_BIAS:.0e} at most", field="logit_bias"
-                )
-            object.__setattr__(self, "logit_bias", bias)
-        for name in ("regex", "grammar"):
-            if not isinstance(getattr(self, name), (str, type(None))):
-                raise InvalidRequest(
-                    f"{name} must be a string, got {getattr(self, name)!r}", field=name
-                )
-        if not isinstance(self.json_schema, (Mapping, str, bool, type(None))):
-            raise InvalidRequest(
-                "json_schema must be a JSON object, its text, or true", field="json_schema"
-            )
         if self.choices == ():
             raise InvalidRequest("choices is empty; name at least one", field="choices")
+        self._check_constraint()
+
+    def _check_constraint(self) -> None:
         given = [name for name in CONSTRAINT_FIELDS if getattr(self, name) is not None]
+        if not given:
+            return
         if len(given) > 1:
             raise InvalidRequest(
                 f"{given[0]} and {given[1]} cannot be combined; choose one", field=given[0]
             )
-        if given and self.stop:
-            raise InvalidRequest(
-                f"stop and {given[0]} cannot be combined: the text would be cut; drop one of them",
-                field="stop",
-            )
-        if given and self.allowed_token_ids:
-            raise InvalidRequest(
-                f"allowed_token_ids and {given[0]} cannot be combined; say it in {given[0]}",
-                field="allowed_token_ids",
-            )
-        if given and self.min_tokens:
-            raise InvalidRequest(
-                f"min_tokens and {given[0]} cannot be combined; ask for the length in {given[0]}",
-                field="min_tokens",
-            )
+        for name, remedy in (
+            ("stop", "the text would be cut; drop one of them"),
+            ("allowed_token_ids", f"say it in {given[0]}"),
+            ("min_tokens", f"ask for the length in {given[0]}"),
+        ):
+            if getattr(self, name):
+                raise InvalidRequest(
+                    f"{name} and {given[0]} cannot be combined; {remedy}", field=name
+                )
 
     @property
     def constraint_field(self) -> str | None:
@@ -273,13 +319,24 @@ class SamplingParams:
         return next((name for name in CONSTRAINT_FIELDS if getattr(self, name) is not None), None)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> SamplingParams:
-        """The same from a mapping; an unknown name is refused with the nearest known one."""
-        known = [f.name for f in dataclasses.fields(cls)]
-        for name in values:
-            if name not in known:
-                raise InvalidRequest(f"unknown parameter {name!r}{nearest(name, known)}")
-        return cls(**values)
+    def from_dict(cls, fields: Mapping[str, Any]) -> SamplingParams:
+        """The same from a mapping."""
+        return cls(**fields)
+
+    @classmethod
+    def of(cls, params: Params, **fields: Unpack[SamplingKeywords]) -> SamplingParams:
+        """Parameters in any form, None for all defaults, with some fields replaced.
+
+        Raises:
+            InvalidRequest: as for the class itself, or `params` of another type.
+        """
+        if params is None:
+            return cls(**fields)
+        if isinstance(params, Mapping):
+            return cls(**{**params, **fields})
+        if not isinstance(params, SamplingParams):
+            raise InvalidRequest(f"params must be SamplingParams, got {type(params).__name__}")
+        return dataclasses.replace(params, **fields)
 
     def merged(self, defaults: SamplingParams) -> SamplingParams:
         """These parameters with every `None` taken from `defaults`."""
@@ -290,23 +347,25 @@ class SamplingParams:
         return SamplingParams(**values)
 
 
-REFUSED_BY_FILL = (
-    "stop", "bad_words", "thinking_budget", "min_tokens", "stable_prefix", *CONSTRAINT_FIELDS,
-)  # fmt: skip
-"""Fields that filling refuses: they are about a whole answer, and here parts of a text are written
-between others that are given."""
-REFUSED_BY_EDIT = (*REFUSED_BY_FILL, "allowed_token_ids")
-"""Fields that editing and revising refuse: what stands there already may hold any id."""
+Params = SamplingParams | Mapping[str, Any] | None
+"""Parameters as calls take them; None: all defaults."""
 
-REFUSED_BY_AUTOREGRESSIVE = (
-    "temperature", "top_p", "top_k", "min_p",
-    "min_tokens", "logit_bias", "allowed_token_ids", "bad_words", "logprobs", "logprob_token_ids",
-    *CONSTRAINT_FIELDS, "seed", "max_steps", "entropy_bound", "t_min", "t_max",
-    "confidence_threshold", "stability_threshold", "ignore_tail", "stable_prefix",
-    "canvas_length", "thinking_budget",
-)  # fmt: skip
-"""Fields that the autoregressive mode refuses: it is greedy, so it draws nothing, and it has
-neither steps nor canvas borders, and it is the plain baseline, so nothing else steers it."""
+OPTIONS: dict[str, SamplingOption] = {
+    f.name: f.metadata["option"] for f in dataclasses.fields(SamplingParams)
+}
+REFUSED_BY_FILL, REFUSED_BY_EDIT, REFUSED_BY_AUTOREGRESSIVE = (
+    tuple(name for name, option in OPTIONS.items() if mode in option.refused_by)
+    for mode in ("fill", "edit", "autoregressive")
+)
+
+
+def bounds(name: str) -> tuple[float, float | None]:
+    """The least and the most of a number; None: it has no end.
+
+    Between them `temperature` has a gap above 0 up to `COLDEST`, and `top_p` must not be 0.
+    """
+    return OPTIONS[name].least, OPTIONS[name].most
+
 
 RELEASED = SamplingParams(
     max_steps=48, entropy_bound=0.1, t_min=0.4, t_max=0.8,

@@ -1,7 +1,7 @@
 """The plain values that cross the borders between the parts of `dgemma`.
 
-Frozen dataclasses of ints, floats, strings and bytes. Knows nothing about tensors (no torch),
-files, tokenizers or HTTP, so a client may import it in milliseconds.
+Frozen dataclasses of ints, floats, strings and bytes. They must not know tensors (no torch),
+files, tokenizers or HTTP, so that a client can import them in milliseconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 EventType = Literal["status", "frame", "commit", "done"]
 Mode = Literal["diffusion", "autoregressive", "score"]
 StopReason = Literal["", "converged", "step_cap"]
-"""Why a canvas is finished; "" while it is not."""
+"""The reason why a canvas is finished; "" while it is not."""
 
 PAGE = 64
 """Tokens of a page of the key-value memory."""
@@ -32,14 +32,17 @@ MOST_PRIORITY, MOST_SECONDS = 1000, 10**9
 ENTROPY_PER_NAT = 64
 """`Event.entropy` holds round(64 x nats) per position, capped at 255 (about 4 nats)."""
 
+SHOWN = 60
+"""Most characters of an answer in its `repr`."""
+
 
 @dataclass(frozen=True, slots=True)
 class ThoughtIds:
-    """What the engine must know of thought channels to keep a thinking budget.
+    """The ids of thought channels, for a thinking budget.
 
     Attributes:
         open_id, close_id: ids of `<|channel>` and `<channel|>`.
-        is_open: the prompt itself ends inside an open thought.
+        is_open: whether the prompt itself ends inside an open thought.
     """
 
     open_id: int
@@ -48,10 +51,10 @@ class ThoughtIds:
 
 
 class Matcher(Protocol):
-    """A walk through one language; every method may raise EngineError in mid-walk."""
+    """The state of an answer in its grammar; every method may raise EngineError."""
 
     def accept(self, ids: Sequence[int]) -> int:
-        """Take as many of these ids as the language allows; how many. End ids are never taken."""
+        """Take as many of these ids as the grammar allows, never an end id; return how many."""
         ...
 
     def undo(self, count: int) -> None:
@@ -61,8 +64,8 @@ class Matcher(Protocol):
     def allowed(self) -> NDArray[np.int32]:
         """Bitset [ceil(V / 32)]: bit j of word w allows id 32 w + j next. Never end ids.
 
-        Where the text that follows is forced, the mask may have the first of `forced` alone,
-        though `accept` also takes other tokens that spell the same.
+        If the text that follows is forced, the mask may have the first of `forced` alone, though
+        `accept` also takes other tokens that spell the same.
         """
         ...
 
@@ -77,43 +80,44 @@ class Matcher(Protocol):
         ...
 
     def forced(self) -> list[int]:
-        """Ids that must come next, whatever the model thinks; `accept` takes them all."""
+        """Ids that must come next; `accept` takes them all."""
         ...
 
     def completion(self, room: int) -> list[int] | None:
-        """Ids of a short way to a place where the text may end, at most `room`; [] if accepting.
+        """At most `room` ids after which the text may end; [] if it may end here.
 
-        None where none was found. Leaves the state as it is.
+        None if none were found. Leaves the state as it is.
         """
         ...
 
     def can_complete(self, room: int) -> bool:
-        """Whether some way to an end of at most `room` ids is known; may be quicker than one."""
+        """Whether `completion` finds at most `room` ids; may be quicker than making them."""
         ...
 
     def alphabet(self) -> NDArray[np.int32] | None:
-        """Bitset of ids that can occur anywhere in a text; None where any id may."""
+        """Bitset of ids that can occur anywhere in a text; None if any id may."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CanvasControl:
-    """What a caller fixes on the first canvas of a request; positions count from 0.
+    """The caller's control of the first canvas of a request; positions count from 0.
 
     Attributes:
         ids: what the canvas begins with, one id a position; -1, or past the end: noise.
-        pinned: positions that keep their id to the end. They are no part of what a step accepts,
-            nor of what tells a canvas finished.
+        pinned: positions that keep their id to the end. They count neither for the positions that
+            a step accepts nor for the end of the canvas.
         strength: how much of the other given ids gives way to noise, 0 (none) to 1 (all); the
             temperatures begin at the step where that much of the schedule is left.
         allowed: lists of ids.
-        masks: for each position which list of `allowed` holds there; -1, or past the end: any id.
+        masks: for each position the list of `allowed` that holds there; -1, or past the end: any
+            id.
         bias: (position, id, value): additions to logits before the temperature.
-        read_only: make `max_steps` steps (1 where it is not set), report what the canvas then
-            is and its scores, and commit nothing.
+        read_only: make `max_steps` steps (1 if it is not set), report the canvas and its scores,
+            and commit nothing.
 
     Raises:
-        InvalidRequest: what does not fit together.
+        InvalidRequest: fields that contradict each other.
     """
 
     ids: tuple[int, ...] = ()
@@ -156,7 +160,7 @@ class TokenScore:
     """Natural logarithms of probabilities at one position, temperature 1, controls included.
 
     Attributes:
-        token_id, logprob: of the token that stands there.
+        token_id, logprob: of the token at this position.
         top: the likeliest ids with their values, as many as `logprobs` asked for.
         asked: values of `logprob_token_ids`, in their order.
         entropy: nats of the distribution that the last step drew from.
@@ -171,13 +175,13 @@ class TokenScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constraint:
-    """What it took to keep an answer within its language.
+    """How an answer was kept in its grammar.
 
     Attributes:
         mode: "json_schema", "regex", "grammar", "choices", "tools", "strict_tools"
             or "bad_words".
-        complete: whether the text is a whole text of the language; never true of a cut one.
-        rounds: how often a finished canvas was denoised again around what had to change.
+        complete: whether the text is a whole text of the grammar; never true of a cut one.
+        rounds: how often a finished canvas was denoised again to repair it.
         repaired: positions that then came out right.
         fallbacks: positions whose token was chosen at the commit against the model's first choice.
         closed: tokens that were put in because the room ran short.
@@ -198,18 +202,18 @@ class Request:
     Attributes:
         token_ids: the prompt; never empty.
         params: how to draw; None fields are filled by the engine.
-        mode: "diffusion"; "autoregressive" for the twin's loop; "score" for the log-probabilities
+        mode: "diffusion"; "autoregressive" for token after token; "score" for the log-probabilities
             that the encoder gives to the prompt's own ids from `score_from` on, and no answer.
         index: the caller's label, copied into every event.
         frames: whether a "frame" event is wanted for each denoising step.
         status: whether "status" events are wanted until the first step.
-        trace: whether `Output.trace` shall hold every step.
+        trace: whether `Output.trace` holds every step.
         thought: needed when `params.thinking_budget` is set.
-        canvas: what is fixed on the first canvas.
+        canvas: control of the first canvas.
         score_from: first scored position of a "score" request, at least 1.
         priority: the highest goes first; 0 is a person who waits, less is for work in the
-            background. It never changes the tokens, nor does anything below.
-        owner: whose request it is. Owners take turns, however many requests one has.
+            background. Neither it nor any field below changes the tokens.
+        owner: whose request it is. Owners alternate, however many requests one has.
         replaces: a label; a newer request of the same owner and label cancels this one (an editor's
             completion).
         deadline_s: seconds after which the request ends with an error, whatever it has.
@@ -261,12 +265,17 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """What an answer cost. `steps` counts denoising steps (or model passes of the twin)."""
+    """The cost of an answer. `steps` counts denoising steps (or autoregressive passes)."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     canvases: int = 0
     steps: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of prompt and answer."""
+        return self.prompt_tokens + self.completion_tokens
 
     @property
     def tokens_per_step(self) -> float:
@@ -318,12 +327,12 @@ class Output:
         finish_reason: "stop", "length", "cancelled" or "error".
         stopped_by: the stop string that ended it, if one did.
         usage: counts of tokens, canvases and steps.
-        thinking: the text of the thought channel, None where there was none.
-        tool_calls: the calls in the order in which they were written.
-        error: what went wrong, where `finish_reason` is "error".
-        trace: every step, where the request asked for it.
-        scores: of every token in `token_ids`, where the request asked for them.
-        constraint: how the answer was kept within its language, where it has one.
+        thinking: the text of the thought channel, None if there was none.
+        tool_calls: the calls in the order of writing.
+        error: the cause, if `finish_reason` is "error".
+        trace: every step, if the request asks for it.
+        scores: of every token in `token_ids`, if the request asks for them.
+        constraint: how the answer was kept in its grammar, if it has one.
         prompt_ids: the prompt, so that an answer can be worked on further.
         index: the request's label.
     """
@@ -340,8 +349,13 @@ class Output:
     trace: tuple[TraceStep, ...] = ()
     scores: tuple[TokenScore, ...] = ()
     constraint: Constraint | None = None
-    prompt_ids: tuple[int, ...] = field(default=(), repr=False)
+    prompt_ids: tuple[int, ...] = ()
     index: int = 0
+
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= SHOWN else f"{self.text[:SHOWN]}..."
+        error = "" if self.error is None else f", error={self.error!r}"
+        return f"Output({text!r}, {self.finish_reason!r}, {len(self.token_ids)} tokens{error})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -350,16 +364,16 @@ class Event:
 
     Attributes:
         type: "frame" (one per denoising step), "commit" (one per canvas, and under `stable_prefix`
-            one for whatever else can no longer change), "done" (the last), or "status", where
-            the request asked for it: once queued, and before every pass that encodes its prompt.
+            one for other ids that can no longer change), "done" (the last), or "status", if the
+            request asks for it: once queued, and before every pass that encodes its prompt.
         index: the request's label.
         canvas, step: counted from 0; a commit's step is the number of steps it took, a status's
             the number of prompt tokens that are encoded.
-        ids: a frame's argmax draft, or the committed ids that no commit before has told (cut at
-            the first end id); those of all commits together are the answer's.
+        ids: a frame's argmax draft, or committed ids, cut at the first end id; those of all
+            commits together are the answer's.
         whole: false on a commit that is not its canvas's last.
         reason: why a committed canvas ended, on its last commit.
-        scores: of a commit's ids, where the request asked for them.
+        scores: of a commit's ids, if the request asks for them.
         state: on "status".
         text: `ids` as text; filled in by `LLM`.
         accepted: one byte a position: 1 where this step accepted its sample, 2 where it is pinned.

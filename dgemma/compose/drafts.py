@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dgemma.compose.length import mean
-from dgemma.compose.plan import Plan, checked, run
+from dgemma.compose.plan import Plan, run
 from dgemma.errors import InvalidRequest
 from dgemma.frontend import ModelFacts
 from dgemma.params import SamplingParams
-from dgemma.types import Mode, Output, Request
+from dgemma.types import Output, Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,16 +80,14 @@ def _counted(n: object) -> None:
 
 
 def drafts(
-    prompts: Sequence[Sequence[int]], params: SamplingParams | None, n: int, *,
-    mode: Mode = "diffusion", trace: bool = False,
-) -> list[Request]:  # fmt: skip
+    prompts: Sequence[Sequence[int]], params: SamplingParams, n: int, *, trace: bool = False
+) -> list[Request]:
     """Requests for n drafts of each prompt, side by side; seeds count up from the given one.
 
     Raises:
-        InvalidRequest: n below 1, or `params` are none.
+        InvalidRequest: n is below 1.
     """
     _counted(n)
-    params = checked(params)
     out: list[Request] = []
     for prompt in prompts:
         for number in range(n):
@@ -97,10 +95,8 @@ def drafts(
             if params.seed is not None:
                 own = replace(params, seed=(params.seed + number) % 2**64)
             out.append(
-                Request(
-                    token_ids=tuple(prompt), params=own, mode=mode, index=len(out), trace=trace
-                )  # fmt: skip
-            )
+                Request(token_ids=tuple(prompt), params=own, index=len(out), trace=trace)
+            )  # fmt: skip
     return out
 
 

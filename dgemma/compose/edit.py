@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from dgemma.compose.layout import Slot
 from dgemma.compose.length import Trial, mean
-from dgemma.compose.plan import Plan, checked, refuse, share, total
+from dgemma.compose.plan import Plan, refuse, share, total
 from dgemma.compose.windows import Windows
 from dgemma.compose.write import Written
 from dgemma.errors import InvalidRequest
@@ -92,7 +92,7 @@ def edit(
         ContextOverflow: instruction and context leave no room.
         EngineError: a request failed.
     """
-    params = checked(params)
+    params = SamplingParams.of(params)
     refuse(
         params, REFUSED_BY_EDIT,
         "the text around a span is given; steer by the instruction instead",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from dgemma.compose.layout import Slot
 from dgemma.compose.length import Trial, mean
-from dgemma.compose.plan import Plan, checked, refuse, total
+from dgemma.compose.plan import Plan, refuse, total
 from dgemma.compose.windows import Windows
 from dgemma.compose.write import Written
 from dgemma.errors import InvalidRequest
@@ -130,7 +130,7 @@ def fill(
         ContextOverflow: the context leaves no room.
         EngineError: a request failed.
     """
-    params = checked(params)
+    params = SamplingParams.of(params)
     refuse(
         params, REFUSED_BY_FILL,
         "the text around a hole is given; bound holes by max_tokens, steer them by "

@@ -64,19 +64,6 @@ def share(name: str, value: object) -> float:
     return float(value)
 
 
-def checked(params: SamplingParams | None) -> SamplingParams:
-    """The parameters, the defaults for None.
-
-    Raises:
-        InvalidRequest: something else.
-    """
-    if params is None:
-        return SamplingParams()
-    if not isinstance(params, SamplingParams):
-        raise InvalidRequest(f"params must be SamplingParams, got {type(params).__name__}")
-    return params
-
-
 def refuse(params: SamplingParams, names: Iterable[str], why: str) -> None:
     """Refuse parameters that a plan cannot honour.
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from dgemma.compose.plan import Plan, checked, refuse, run, seed_of, share, total
+from dgemma.compose.plan import Plan, refuse, run, seed_of, share, total
 from dgemma.errors import EngineError, InvalidRequest
 from dgemma.frontend import ModelFacts
 from dgemma.params import CONSTRAINT_FIELDS, REFUSED_BY_EDIT, SamplingParams, canvas_width
@@ -55,7 +55,7 @@ def revise(
             or `below` is no probability.
         EngineError: a request failed.
     """
-    params = checked(params)
+    params = SamplingParams.of(params)
     refuse(params, (*REFUSED_BY_EDIT, "max_tokens"), "sure tokens stay where they are")
     share("below", below)
     if not isinstance(output, Output):
@@ -193,7 +193,7 @@ def repair(
         InvalidRequest: no language, or a strength out of range.
         EngineError: the request failed.
     """
-    params = checked(params)
+    params = SamplingParams.of(params)
     found = facts.constraint(params) if params.constraint_field else None
     if found is None:
         raise InvalidRequest(

@@ -84,6 +84,22 @@ def named_tool(choice: str | Mapping[str, Any]) -> tuple[str, str | None]:
     )
 
 
+def choose_tools(
+    tools: Tools | None, tool_choice: str | Mapping[str, Any]
+) -> tuple[Tools | None, Calls | None]:
+    """The tools that the prompt shows, and the calls that the answer must make or keep to.
+
+    Raises:
+        InvalidRequest: a `tool_choice` of another form, or one that needs tools without any.
+    """
+    choice, name = named_tool(tool_choice)
+    if choice == "required" and not tools:
+        raise InvalidRequest(
+            "tool_choice needs tools; give some, or leave it out", field="tool_choice"
+        )
+    return None if choice == "none" else tools, calls_of(tools, choice, name)
+
+
 class GrammarCache:
     """The languages over one tokenizer's ids. Any thread may ask for one."""
 

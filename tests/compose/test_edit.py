@@ -252,7 +252,7 @@ def test_no_number(tokenizers: list[Tokenizer], wrong: Any) -> None:
         revise(facts, answer(tokenizers[0], "text"), wrong),
         repair(facts, "one", SamplingParams(regex="a"), wrong),
         edit(facts, "one", None, cast(Any, (0, 2))),
-        edit(facts, "one", None, [(0, 1)], 0.5, cast(Any, {"seed": 1})),
+        edit(facts, "one", None, [(0, 1)], 0.5, cast(Any, ["seed"])),
         revise(facts, cast(Any, [1])),
         repair(facts, "one", cast(Any, None)),
     )
