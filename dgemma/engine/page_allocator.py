@@ -53,7 +53,3 @@ class PageAllocator:
         assert not self._map[page], "a page was given back twice"
         self._map[page] = 1
         self.free += 1
-
-    def is_free(self, page: int) -> bool:
-        """Whether nobody has the page."""
-        return bool(self._map[page])

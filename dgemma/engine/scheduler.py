@@ -363,29 +363,6 @@ class Scheduler:
         """After a pass of so many tokens ran out of memory: allow at most half as many."""
         self.limit, self._calm = max(1, min(self.limit, tokens) // 2), 0
 
-    def check(self) -> None:
-        """Check that every sequence is in one place and that every count is right.
-
-        Raises:
-            AssertionError: a mistake of this file.
-        """
-        self.pages.check()
-        queued = [
-            seq
-            for queue in self._queues.values()
-            for _, ticket, seq in queue
-            if _valid((0, ticket, seq))
-        ]
-        assert len(queued) == self.waiting == len(set(queued))
-        assert all(seq.block_table is None for seq in queued)
-        assert all(not seq.waiting and seq.block_table is not None for seq in self.running)
-        assert {seq.block_table for seq in self.running} == self.pages.tables
-        assert len(self.running) <= self.max_running
-        for seq in self.running:
-            assert seq.block_table is not None and len(seq.block_table.ids) == seq.encoded
-        assert sum(self._owned.values()) == len(self)
-        assert set(self._usage) == set(self._owned)
-
 
 def _is_live(seq: Sequence) -> bool:
     """Whether a sequence waits or runs."""

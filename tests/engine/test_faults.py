@@ -13,6 +13,7 @@ import torch
 from dgemma.engine import batch, step
 from dgemma.engine.engine import TRIES, Engine
 from dgemma.types import Output, Request
+from tests.support.engine_checks import check_scheduler
 from tests.support.engines import engine, request, run
 
 GUILTY = 3
@@ -36,7 +37,7 @@ def answers(one: Engine) -> dict[int, Output]:
     out = {}
     while one.running:
         one.step()
-        one.scheduler.check()
+        check_scheduler(one.scheduler)
     for stream in streams:
         _, output = run(stream)
         out[output.index] = output

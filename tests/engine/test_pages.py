@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from dgemma.engine.page_allocator import GAP, NONE, PageAllocator
 from dgemma.engine.pages import BlockTable, Pages
 from dgemma.types import PAGE
+from tests.support.engine_checks import check_pages
 
 WINDOW = 2 * PAGE + 1
 """A token sees the two pages' worth of tokens before it."""
@@ -28,7 +29,7 @@ def opened(pages: Pages, prompt: list[int]) -> BlockTable:
     table = pages.open(prompt, len(prompt) + PAGE, len(prompt))
     assert table is not None
     pages.encoded(table, prompt[len(table.ids) :])
-    pages.check()
+    check_pages(pages)
     return table
 
 
@@ -77,7 +78,7 @@ def test_the_same_beginning_is_shared() -> None:
     fork = pages.open(other, 4 * PAGE, 1)
     assert fork is not None and len(fork.ids) == 2 * PAGE and fork.full[:2] == first.full[:2]
     assert pages.reusable([7, *ids(3)[1:]]) == 0
-    pages.check()
+    check_pages(pages)
 
 
 def test_a_whole_prompt_is_never_reused() -> None:
@@ -105,7 +106,7 @@ def test_pages_out_of_the_window_are_let_go() -> None:
     for low in range(0, 40 * PAGE, PAGE):
         assert pages.reserve(table, 42 * PAGE, low + PAGE)
         pages.encoded(table, ids(40)[low : low + PAGE])
-        pages.check()
+        check_pages(pages)
     held = [page for page in table.sliding if page != NONE]
     assert len(held) == 2, "tokens behind the last one see the two blocks before them"
 
@@ -122,7 +123,7 @@ def test_a_beginning_without_its_window_is_no_use() -> None:
     # A request of its own takes the sliding pages of the first blocks, which were let go first.
     other = pages.open(ids(2, start=50_000), 3 * PAGE, 2 * PAGE + 1)
     assert other is not None
-    pages.check()
+    check_pages(pages)
     assert pages.reusable(ids(4)) == 4 * PAGE, "the end of the prompt was used last"
     assert pages.reusable(ids(2)) == 0, "its window is gone"
 
@@ -135,7 +136,7 @@ def test_the_least_recently_used_goes_first() -> None:
     opened(pages, ids(2, 0))  # used again
     table = pages.open(ids(3, 90_000), 3 * PAGE + 1, PAGE)
     assert table is not None
-    pages.check()
+    check_pages(pages)
     assert pages.reusable(ids(2, 10_000)) < 2 * PAGE and pages.reusable(ids(2, 0)) == 2 * PAGE
 
 
@@ -146,7 +147,7 @@ def test_too_few_pages_change_nothing() -> None:
     free = pages.full.free, pages.sliding.free
     assert pages.open(ids(7, 5_000), 8 * PAGE, PAGE) is None
     assert (pages.full.free, pages.sliding.free) == free and len(pages.tables) == 1
-    pages.check()
+    check_pages(pages)
 
 
 def test_a_block_that_is_being_made_is_waited_for() -> None:
@@ -165,7 +166,7 @@ def test_a_block_that_is_being_made_is_waited_for() -> None:
     assert second is not None and pages.computing(ids(3)) is second
     pages.close(second)
     assert pages.computing(ids(3)) is None, "who claimed it is gone"
-    pages.check()
+    check_pages(pages)
 
 
 @given(seed=st.integers(0, 2**32), full=st.integers(8, 40), sliding=st.integers(8, 40))
@@ -192,8 +193,8 @@ def test_random_lives(seed: int, full: int, sliding: int) -> None:
                 live = [pair for pair in live if pair[0] is not table]
             else:
                 pages.encoded(table, rest[:count])
-        pages.check()
+        check_pages(pages)
     for table, _ in live:
         pages.close(table)
-    pages.check()
+    check_pages(pages)
     assert pages.available == full, "a page is lost"

@@ -15,6 +15,7 @@ from dgemma.engine.sequence import Sequence
 from dgemma.errors import InvalidRequest, Overloaded
 from dgemma.params import SamplingParams
 from dgemma.types import PAGE, Request
+from tests.support.engine_checks import check_scheduler
 
 LIMITS = ModelLimits(context=4096, canvas=PAGE, vocab_size=1000)
 
@@ -202,7 +203,7 @@ def test_pages_run_out_and_someone_steps_aside() -> None:
     first, second = sim.add(sequence(first=1)), sim.add(sequence(first=2))
     while len(sim.scheduler):
         sim.step()
-        sim.scheduler.check()
+        check_scheduler(sim.scheduler)
     assert list(sim.ended) == [first, second] and sim.scheduler.preemptions >= 1
     assert first.steps == second.steps == 12, "a step was lost or made twice"
 
@@ -265,7 +266,7 @@ def test_the_ended_leave_no_place_behind() -> None:
     for number in range(500):
         sim.add(sequence(first=number % 60, replaces="editor"))
     assert sum(map(len, sim.scheduler._queues.values())) < 100
-    sim.scheduler.check()
+    check_scheduler(sim.scheduler)
 
 
 def test_a_cancelled_newcomer_makes_no_room() -> None:
@@ -323,7 +324,7 @@ def test_drafts_of_one_prompt_encode_it_once() -> None:
     drafts = [sim.add(sequence(prompt=5 * PAGE + 3)) for _ in range(4)]
     while len(sim.scheduler):
         sim.step()
-        sim.scheduler.check()
+        check_scheduler(sim.scheduler)
     assert sim.scheduler.pages.hit_tokens == 3 * 5 * PAGE
     assert set(sim.ended) == set(drafts)
 
@@ -343,7 +344,7 @@ def test_a_request_whose_pages_cannot_be_had_ends_alone(monkeypatch: pytest.Monk
     monkeypatch.setattr(pages, "open", broken)
     sim.run()
     assert sim.ended == {bad: "MemoryError: no page", good: "done"}
-    sim.scheduler.check()
+    check_scheduler(sim.scheduler)
 
 
 def simulate(total: int, seed: int, check_every: int) -> Simulation:
@@ -372,8 +373,8 @@ def simulate(total: int, seed: int, check_every: int) -> Simulation:
                 sim.end(victim, "cancelled")
         sim.step()
         if sched.passes % check_every == 0:
-            sched.check()
-    sched.check()
+            check_scheduler(sched)
+    check_scheduler(sched)
     assert set(sim.ended) == set(born), "someone starved, or ended twice"
     assert not sched.pages.tables and sched.pages.available == 300
     return sim

@@ -18,6 +18,7 @@ from dgemma.engine.events import EventStream
 from dgemma.engine.worker import Worker
 from dgemma.params import SamplingParams
 from dgemma.types import PAGE, Output, Request
+from tests.support.engine_checks import check_scheduler
 from tests.support.engines import assert_same, run, tiny
 from tests.support.engines import request as tiny_request
 from tests.support.nano import by_reference, nano_engine, random_request
@@ -77,7 +78,7 @@ def cases(count: Callable[[int, int], int]) -> list[Case]:
 
 def check(engine: Engine) -> None:
     """The scheduler's invariants, and those of rows beside it."""
-    engine.scheduler.check()
+    check_scheduler(engine.scheduler)
     assert len(engine.scheduler) == engine.running
 
 

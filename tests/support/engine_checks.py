@@ -1,0 +1,58 @@
+"""Invariants of the engine's bookkeeping: every page has one owner, every count is right."""
+
+from __future__ import annotations
+
+from dgemma.engine.page_allocator import NONE
+from dgemma.engine.pages import Pages, PrefixNode
+from dgemma.engine.scheduler import Scheduler, _valid
+from dgemma.types import PAGE
+
+
+def check_pages(pages: Pages) -> None:
+    """Every page has exactly one owner and every count is right."""
+    blocks, queue = list[PrefixNode](), list(pages._root.children.values())
+    while queue:
+        blocks.append(queue.pop())
+        queue += blocks[-1].children.values()
+    users = {block: 0 for block in blocks}
+    viewers = dict(users)
+    full = [block.full for block in blocks]
+    sliding = [block.sliding for block in blocks if block.sliding != NONE]
+    for table in pages.tables:
+        own = len(table.shared)
+        full += table.full[own:]
+        sliding += table.sliding[own:]
+        for number, block in enumerate(table.shared):
+            users[block] += 1
+            assert table.full[number] == block.full
+            viewers[block] += table.sliding[number] != NONE
+            assert table.sliding[number] in (NONE, block.sliding)
+        oldest = pages._oldest(len(table.ids))
+        assert NONE not in table.sliding[oldest:]
+        assert all(page == NONE for page in table.sliding[:oldest]), "the window has passed it"
+        assert len(table.ids) <= len(table.full) * PAGE
+    for allocator, owned in ((pages.full, full), (pages.sliding, sliding)):
+        assert len(set(owned)) == len(owned), "a page has two owners"
+        assert allocator.free == allocator.count - len(owned), "a page is lost"
+        assert not any(allocator._map[page] for page in owned), "a free page has an owner"
+    for block in blocks:
+        assert block.users == users[block] and block.viewers == viewers[block]
+        assert (block in pages._idle) == (block.users == 0)
+        assert (block in pages._unseen) == (block.viewers == 0 and block.sliding != NONE)
+    assert len(pages._idle) <= len(blocks) and len(pages._unseen) <= len(blocks)
+    assert all(table in pages.tables for table in pages._pending.values())
+
+
+def check_scheduler(scheduler: Scheduler) -> None:
+    """Every sequence is in one place and every count is right; so are the pages."""
+    check_pages(scheduler.pages)
+    queued = [place[2] for queue in scheduler._queues.values() for place in queue if _valid(place)]
+    assert len(queued) == scheduler.waiting == len(set(queued))
+    assert all(seq.block_table is None for seq in queued)
+    assert all(not seq.waiting and seq.block_table is not None for seq in scheduler.running)
+    assert {seq.block_table for seq in scheduler.running} == scheduler.pages.tables
+    assert len(scheduler.running) <= scheduler.max_running
+    for seq in scheduler.running:
+        assert seq.block_table is not None and len(seq.block_table.ids) == seq.encoded
+    assert sum(scheduler._owned.values()) == len(scheduler)
+    assert set(scheduler._usage) == set(scheduler._owned)
