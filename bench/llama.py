@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dgemma.bench.report import Report, Table
 from dgemma.bench.stats import median
-from dgemma.cli.bench import check_writable, deliver
+from dgemma.cli.bench import deliver, output
 from dgemma.cli.main import Parser, ending
 from dgemma.cli.options import positive
 from dgemma.errors import EngineError, InvalidRequest
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     parser = Parser(prog="python -m bench.llama", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=positive, default=5, help="runs of the program (5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number as JSON")
+    parser.add_argument("--json", type=output, metavar="FILE", help="write every number as JSON")
     parser.add_argument("program", type=Path, metavar="PROGRAM")
     parser.add_argument(
         "rest", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="model, prompt, steps, threads"
@@ -97,7 +97,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         options = parser.parse_args(words)
-        check_writable(options.json)
         found = timed(options.program, options.rest, options.runs)
         rows = [[timing.step_ms, timing.total_ms, timing.steps] for timing in found]
         middle = median([timing.step_ms for timing in found])

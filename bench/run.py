@@ -7,15 +7,16 @@ import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 from bench.chart import Lines, as_svg
 from dgemma.bench.drive import Where
 from dgemma.bench.machine import busy
 from dgemma.bench.report import Report
-from dgemma.cli.bench import add_where, check_writable, deliver, say, where_of, written
+from dgemma.cli.bench import add_where, deliver, output, where_of
+from dgemma.cli.files import write_text
 from dgemma.cli.main import Parser, ending
+from dgemma.cli.options import say
 
 Say = Callable[[str], None]
 Number = TypeVar("Number", int, float)
@@ -40,13 +41,12 @@ def main(
     program = f"python -m bench.{name}"
     parser = Parser(prog=program, description=(about or "").partition("\n")[0])
     add_where(parser)
-    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw charts")
+    parser.add_argument("--svg", type=output, metavar="FILE", help="draw charts")
     configure(parser)
 
     def run() -> int:
-        arguments = parser.parse_args(words)
+        arguments = parser.parse(words)
         arguments.command_line = f"{program} {shlex.join(words)}"
-        check_writable(arguments.svg)
         where = where_of(arguments)
         if warning := busy():
             say(warning)
@@ -55,7 +55,7 @@ def main(
         if arguments.svg is not None:
             machine = ", ".join(report.machine[name] for name in ("processor", "GPU", "commit"))
             caption = [report.command, ", ".join(report.subject.values()), machine]
-            written(arguments.svg, as_svg(charts, caption))
+            write_text(arguments.svg, as_svg(charts, caption))
         return 0
 
     return ending(run)

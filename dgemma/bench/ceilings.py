@@ -189,47 +189,37 @@ def _vocabulary(table: Tensor, rows: int) -> list[Product]:
     size, width = table.shape
     hidden, belief = (_fill((rows, n), table.dtype, table.device) for n in (width, size))
     logits, soft = torch.empty_like(belief), torch.empty_like(hidden)
-    tiles = [*(tile for tile in TILES if tile < size), size]
 
-    def head(tile: int) -> Callable[[], None]:
+    def head(tile: int, columns: Tensor) -> Callable[[], None]:  # [D, V]
         # A tile's logits are used before the next is made, so they share their memory.
         held = logits.view(-1)[: rows * tile].view(rows, tile)
 
         def action() -> None:
             for low in range(0, size, tile):
-                part = table[low : low + tile]
-                torch.matmul(hidden, part.T, out=held[:, : len(part)])
+                part = columns[:, low : low + tile]
+                torch.matmul(hidden, part, out=held[:, : part.shape[1]])
 
         return action
 
-    def back(tile: int) -> Callable[[], None]:
+    def back(tile: int, columns: Tensor) -> Callable[[], None]:  # [D, V]
         pieces = [piece.contiguous() for piece in torch.split(belief, tile, dim=1)]
 
         def action() -> None:
             for low, piece in zip(range(0, size, tile), pieces, strict=True):
-                torch.matmul(piece, table[low : low + tile], out=soft)
+                torch.matmul(piece, columns[:, low : low + tile].T, out=soft)
 
         return action
 
     def ways(
-        way: Callable[[int], Callable[[], None]], turned: Callable[[Tensor], Callable[[], None]]
+        way: Callable[[int, Tensor], Callable[[], None]],
     ) -> Iterator[tuple[str, Callable[[], None]]]:
-        for tile in tiles:
-            yield f"tiles of {tile}" if tile < size else "whole", way(tile)
-        yield "transposed", turned(table.T.contiguous())
-
-    def turned_head(other: Tensor) -> Callable[[], None]:  # [D, V]
-        return lambda: _into(logits, hidden, other)
-
-    def turned_back(other: Tensor) -> Callable[[], None]:
-        return lambda: _into(soft, belief, other.T)
+        for tile in filter(size.__gt__, TILES):
+            yield f"tiles of {tile}", way(tile, table.T)
+        yield "whole", way(size, table.T)
+        yield "transposed", way(size, table.T.contiguous())
 
     flop = 2.0 * rows * size * width
     return [
-        _fastest("vocabulary", "logits", flop, ways(head, turned_head), table),
-        _fastest("vocabulary", "soft embedding", flop, ways(back, turned_back), table),
+        _fastest("vocabulary", "logits", flop, ways(head), table),
+        _fastest("vocabulary", "soft embedding", flop, ways(back), table),
     ]
-
-
-def _into(out: Tensor, left: Tensor, right: Tensor) -> None:
-    torch.matmul(left, right, out=out)

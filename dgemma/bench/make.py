@@ -1,21 +1,19 @@
 """Writes a random checkpoint in the released layout, one shard in memory at a time.
 
-Knows names, shapes and shards. Knows nothing about what the numbers will be used for: norms and
-scalars are one, matrices are normal with a variance of one over their inputs, so a layer keeps the
-scale of what it is given. There is no tokenizer: such a checkpoint is prompted with ids.
+Norms and scalars are one, matrices are normal with a variance of one over their inputs, so a layer
+keeps the scale of its input. There is no tokenizer: such a checkpoint is prompted with ids.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import secrets
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -27,6 +25,7 @@ from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import RELEASED
 from dgemma.weights.files import CONFIG, GENERATION_CONFIG, INDEX, SINGLE
 from dgemma.weights.names import to_checkpoint
+from dgemma.weights.save import replacing
 
 MAX_SHARD_BYTES = 2_000_000_000
 CHUNK = 1 << 24
@@ -83,52 +82,38 @@ def make(
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise CheckpointError(f"{target} holds something already; name a new or empty directory")
     shards = plan(config, max_shard_bytes)
-    fresh = target.with_name(f".{target.name}.making-{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        fresh.mkdir(parents=True)
-        need = sum(_bytes(shape) for shard in shards for shape in shard.values())
+    numbers = sum(math.prod(shape) for shard in shards for shape in shard.values())
+    need = numbers * DTYPE.itemsize
+    with replacing(target) as fresh:
         if (free := shutil.disk_usage(fresh).free) < need * 1.01:
             raise CheckpointError(
                 f"{need / 1e9:.1f} GB are needed for {target}, {free / 1e9:.1f} GB are free; "
                 "take a smaller shape or another disk"
             )
         _write(fresh, config, shards, torch.Generator().manual_seed(seed))
-        if target.exists():
-            target.rmdir()
-        fresh.rename(target)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot write {target}: {error}") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     return target
 
 
-def _bytes(shape: tuple[int, ...]) -> int:
-    return torch.Size(shape).numel() * DTYPE.itemsize
-
-
 def _write(
-    directory: Path,
-    config: ModelConfig,
-    shards: list[dict[str, tuple[int, ...]]],
+    directory: Path, config: ModelConfig, shards: list[dict[str, tuple[int, ...]]],
     generator: torch.Generator,
-) -> None:
+) -> None:  # fmt: skip
     defaults = GenerationDefaults(RELEASED, config.eos_token_ids, config.pad_token_id)
     documents = {
         CONFIG: write_config(replace(config, dtype=str(DTYPE).removeprefix("torch."))),
         GENERATION_CONFIG: write_generation_config(defaults),
     }
     weight_map: dict[str, str] = {}
+    total = 0
     for number, shard in enumerate(shards, start=1):
-        file = (
-            SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        )
         content = {name: draw(shape, generator) for name, shape in shard.items()}
+        total += sum(tensor.nbytes for tensor in content.values())
+        many = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = many if len(shards) > 1 else SINGLE
         save_file(content, directory / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shard, file)
         del content  # before the next shard is drawn
     if len(shards) > 1:
-        total = sum(_bytes(shape) for shard in shards for shape in shard.values())
         documents[INDEX] = {"metadata": {"total_size": total}, "weight_map": weight_map}
     for name, values in documents.items():
         text = json.dumps(values, indent=2, sort_keys=True) + "\n"

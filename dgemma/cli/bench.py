@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dgemma.cli.options import add_model, positive
+from dgemma.cli.files import write_text
+from dgemma.cli.options import add_model, directory_of, positive, say
 from dgemma.errors import InvalidRequest, nearest
 
 if TYPE_CHECKING:
@@ -51,17 +51,24 @@ OPTIONS = {
 }  # fmt: skip
 
 
+def output(text: str) -> Path:
+    """A file to write, refused before hours of measuring if it has no directory."""
+    if not (path := Path(text)).parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no directory {path.parent}")
+    return path
+
+
 def add_where(parser: argparse.ArgumentParser) -> None:
     """Options of every benchmark: the model, where it runs, where the numbers go."""
-    add_model(parser, positional=True)
+    add_model(parser)
     parser.add_argument("--threads", type=positive, help="CPU threads (torch's own choice)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every number as JSON")
+    parser.add_argument("--json", type=output, metavar="FILE", help="write every number as JSON")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     about = "; ".join(f"{name}: {what}" for name, what in MEASURES.items())
-    parser.add_argument("measure", nargs="?", help=about)
+    parser.add_argument("measure", metavar="MEASURE", nargs="?", help=about)
     add_where(parser)
     parser.add_argument(
         "--make",
@@ -78,8 +85,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
             help=f"{option.about} ({takes})",
         )  # fmt: skip
     parser.epilog = (
-        f"More, from a checkout: python -m bench.NAME --help, where NAME is one of "
-        f"{', '.join(IN_A_CHECKOUT)}."
+        "example:\n  dgemma bench step nano --prompt 1024 --json step.json\n\n"
+        f"From a checkout there are also {', '.join(IN_A_CHECKOUT)}: python -m bench.NAME --help"
     )
 
 
@@ -114,45 +121,13 @@ def settled(arguments: argparse.Namespace) -> argparse.Namespace:
 
 
 def where_of(arguments: argparse.Namespace) -> Where:
-    """The options of `add_where`.
-
-    Raises:
-        InvalidRequest: the file for the numbers has no directory.
-    """
+    """The options of `add_where`."""
     from dgemma.bench.drive import Where
 
-    check_writable(arguments.json)
     return Where(
         arguments.model, arguments.device, arguments.dtype, arguments.threads,
         not arguments.no_strict, arguments.command_line,
     )  # fmt: skip
-
-
-def check_writable(path: Path | None) -> None:
-    """Refuse a file without a directory before hours of measuring.
-
-    Raises:
-        InvalidRequest: there is no such directory.
-    """
-    if path is not None and not path.parent.is_dir():
-        raise InvalidRequest(f"cannot write {path}: there is no directory {path.parent}")
-
-
-def written(path: Path, content: str) -> None:
-    """Write a result.
-
-    Raises:
-        InvalidRequest: the file cannot be written.
-    """
-    try:
-        path.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise InvalidRequest(f"cannot write {path}: {error.strerror}") from error
-
-
-def say(line: str) -> None:
-    """Progress, apart from the result."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def deliver(report: Report, path: Path | None) -> None:
@@ -161,7 +136,7 @@ def deliver(report: Report, path: Path | None) -> None:
 
     print(report.as_markdown())
     if path is not None:
-        written(path, json.dumps(plain(report), indent=1) + "\n")
+        write_text(path, json.dumps(plain(report), indent=1) + "\n")
 
 
 def made(arguments: argparse.Namespace) -> int:
@@ -183,6 +158,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.make is not None:
         return made(arguments)
     options = settled(arguments)
+    directory_of(arguments)
     from dgemma.bench import compare, generate, step
     from dgemma.bench.machine import busy
 

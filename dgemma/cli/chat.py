@@ -1,7 +1,4 @@
-"""`dgemma chat`: a conversation, with a live view of the canvas.
-
-Knows how turns are read and shown. Knows nothing about how answers are made.
-"""
+"""`dgemma chat`: a conversation, with a live view of the canvas."""
 
 from __future__ import annotations
 
@@ -13,20 +10,20 @@ from dgemma.cli.live import is_terminal, show
 from dgemma.cli.options import add_model, add_sampling, open_model, sampling
 from dgemma.errors import InvalidRequest
 
-HELP = "/new starts afresh, /quit ends (so does Ctrl-D)"
+HELP = "/new begins a new conversation, /quit or Ctrl-D ends"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("--system", help="a system message")
-    parser.add_argument("--thinking", action="store_true", help="ask for thoughts")
     add_model(parser)
+    parser.add_argument("--system", metavar="TEXT", help="a system message")
+    parser.add_argument("--thinking", action="store_true", help="ask for thoughts")
     add_sampling(parser)
+    parser.epilog = "example:\n  dgemma chat nano --temperature 0"
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Read turns until the end of input."""
-
     params = sampling(arguments)
     llm = open_model(arguments)
     tokenizer = llm.tokenizer

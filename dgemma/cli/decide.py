@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,28 +23,31 @@ KEYS = ("type", "name", "instructions", "choices", "levels")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("state", metavar="STATE", help="the text, - for standard input, @FILE")
-    parser.add_argument(
-        "--predicate", action="append", metavar="QUESTION", default=[], help="is it so? repeatable"
+    add_model(parser, then="TEXT")
+    parser.add_argument("text", metavar="TEXT", help="the text, - for standard input, or @FILE")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    group = parser.add_argument_group("questions, each repeatable")
+    group.add_argument(
+        "--predicate", action="append", metavar="QUESTION", default=[], help="a yes-no question"
     )
-    parser.add_argument(
-        "--choice", action="append", nargs="+", metavar="TEXT", default=[],
-        help="a question and its choices; an empty question: the text asks it already; repeatable",
+    group.add_argument(
+        "--choice", action="append", nargs="+", metavar="WORDS", default=[],
+        help="a question, then its choices; '' is the question that TEXT asks itself",
     )  # fmt: skip
-    parser.add_argument(
-        "--score", action="append", nargs="+", metavar="TEXT", default=[],
-        help="a question and its levels, the least first; repeatable",
+    group.add_argument(
+        "--score", action="append", nargs="+", metavar="WORDS", default=[],
+        help="a question, then its levels, the least first",
     )  # fmt: skip
-    parser.add_argument(
+    group.add_argument(
         "--questions", type=Path, metavar="FILE",
         help='JSON list of {"type", "name", "instructions", "choices" or "levels"}',
     )  # fmt: skip
-    parser.add_argument("--samples", type=int, default=1, help="noise draws to be averaged (1)")
-    parser.add_argument("--joint", action="store_true", help="ask all questions on one canvas")
-    parser.add_argument("--seed", type=int, default=0, help="of the first draw (0)")
-    parser.add_argument("--calibration", type=Path, metavar="FILE", help="fitted temperatures")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    add_model(parser)
+    group = parser.add_argument_group("sampler")
+    group.add_argument("--samples", type=int, metavar="N", default=1, help="draws to average (1)")
+    group.add_argument("--seed", type=int, metavar="N", default=0, help="of the first draw (0)")
+    group.add_argument("--joint", action="store_true", help="ask all questions on one canvas")
+    group.add_argument("--calibration", type=Path, metavar="FILE", help="fitted temperatures")
+    parser.epilog = "example:\n  dgemma decide nano 'Parity: 3182' --choice '' even odd"
 
 
 def _text(entry: dict[str, Any], key: str, default: str, where: str) -> str:
@@ -83,11 +88,18 @@ def read_questions(arguments: argparse.Namespace) -> list[Question]:
         try:
             entries = json.loads(read_text(arguments.questions))
         except (ValueError, RecursionError) as error:
-            raise InvalidRequest(f"{arguments.questions} is no JSON: {error}") from error
+            raise InvalidRequest(f"{arguments.questions} is not valid JSON: {error}") from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise InvalidRequest(f"{arguments.questions} must hold a JSON list of questions")
     entries = list(entries)
     entries += [{"type": "predicate", "instructions": q} for q in arguments.predicate]
+    for question, *choices in (*arguments.choice, *arguments.score):
+        if question and not re.search(r"\s|[?:.]$", question):  # one of the choices, most likely
+            words = " ".join(map(shlex.quote, (question, *choices)))
+            raise InvalidRequest(
+                f"the question comes before its choices, and {question!r} does not look like one; "
+                f"write '{question}?', or '' {words}"
+            )
     entries += [{"type": "choice", "instructions": q, "choices": c} for q, *c in arguments.choice]
     entries += [{"type": "score", "instructions": q, "levels": c} for q, *c in arguments.score]
     out: list[Question] = []
@@ -116,7 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
     from dgemma.compose.calibration import Calibration
 
     questions = read_questions(arguments)
-    state: Any = read_argument(arguments.state)
+    state: Any = read_argument(arguments.text)
     calibration = Calibration.load(arguments.calibration) if arguments.calibration else None
     llm = open_model(arguments)
     if not any(question.instructions for question in questions):

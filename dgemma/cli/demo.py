@@ -1,6 +1,6 @@
-"""`dgemma demo`: a fresh Sudoku solved live, next to the autoregressive twin; then a chat answer.
+"""`dgemma demo`: a new Sudoku solved live, next to the autoregressive mode; then a chat answer.
 
-Knows the bundled model's tasks. Says so when an answer is wrong.
+It says so when an answer is wrong.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ QUESTION = "What is your name?"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("--seed", type=int, help="of puzzle and answer; drawn when absent")
+    parser.add_argument("--seed", type=int, metavar="N", help="of puzzle and answers (drawn)")
+    parser.epilog = "example:\n  dgemma demo --seed 1"
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Three short acts; always 0 unless something breaks: a wrong answer is said, not hidden."""
+    """Three short acts; 0 unless something breaks, also if an answer is wrong."""
     from dgemma.llm import load
     from dgemma.tasks import grade, make_sudoku
 
@@ -34,7 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     slow = 0.08 if is_terminal(sys.stdout) else 0.0
     example = make_sudoku("heldout", seed, 0)
     messages = [dict(m) for m in example.messages]
-    print(f"dgemma demo: nano, {llm.choice.device} {llm.choice.dtype}, seed {seed}")
+    dtype = str(llm.choice.dtype).removeprefix("torch.")
+    print(f"dgemma demo: nano, {llm.choice.device} {dtype}, seed {seed}")
     print(f"\n{example.question}\n\nDenoised, all {llm.config.canvas_length} positions at once:\n")
     params = SamplingParams(seed=seed, max_tokens=llm.config.canvas_length)
     output = show(llm.stream(messages, params), lambda i: tokenizer.decode([i]), ends, least_s=slow)

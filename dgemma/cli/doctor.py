@@ -1,7 +1,4 @@
-"""`dgemma doctor`: device, dtype, threads, kernels and versions, each with its reason.
-
-Knows where every choice is made. Makes none itself.
-"""
+"""`dgemma doctor`: device, dtype, threads, kernels and versions, each with its reason."""
 
 from __future__ import annotations
 
@@ -11,27 +8,27 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-from dgemma.cli.options import add_model
+from dgemma import __version__
+from dgemma.cli.options import add_model, directory_of
 
-PACKAGES = (
-    "torch",
-    "safetensors",
-    "tokenizers",
-    "jinja2",
-    "numpy",
-    "huggingface-hub",
-    "transformers",
-)
+PACKAGES = {
+    "torch": "", "safetensors": "", "tokenizers": "", "jinja2": "", "numpy": "",
+    "huggingface-hub": "hub", "transformers": "check", "llguidance": "constrain",
+    "fastapi": "server", "uvicorn": "server", "triton": "cuda",
+}  # fmt: skip
+"""Package -> the extra that installs it; none: every install has it."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     add_model(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.epilog = "example:\n  dgemma doctor nano --dtype bfloat16"
 
 
-def facts(model: str, device: str, dtype: str, strict: bool) -> list[tuple[str, str, str]]:
+def facts(arguments: argparse.Namespace) -> list[tuple[str, str, str]]:
     """(what, value, reason) of every choice."""
+    directory = directory_of(arguments)
     import torch
 
     from dgemma.device import choose
@@ -39,18 +36,19 @@ def facts(model: str, device: str, dtype: str, strict: bool) -> list[tuple[str, 
     from dgemma.kernels.experts import choose_experts
     from dgemma.kernels.head import choose_head
     from dgemma.model.size import measure
-    from dgemma.weights.files import find_model, open_checkpoint
+    from dgemma.weights.files import open_checkpoint
 
-    directory, _ = find_model(model)
-    checkpoint = open_checkpoint(directory, strict=strict)
+    checkpoint = open_checkpoint(directory, strict=not arguments.no_strict)
     config = checkpoint.config
-    choice = choose(device, dtype, measure(config).parameters, checkpoint.dtype)
+    parameters = measure(config).parameters
+    choice = choose(arguments.device, arguments.dtype, parameters, checkpoint.dtype)
     experts = choose_experts(
         config.num_experts, config.moe_intermediate_size, choice.dtype, choice.device
     )
     rows = [
         ("python", platform.python_version(), sys.executable),
-        ("model", model, str(directory)),
+        ("dgemma", __version__, "installed"),
+        ("model", arguments.model, str(directory)),
         ("device", str(choice.device), choice.device_reason),
         ("dtype", str(choice.dtype).removeprefix("torch."), choice.dtype_reason),
         ("threads", str(torch.get_num_threads()), "torch's own choice; OMP_NUM_THREADS changes it"),
@@ -58,17 +56,17 @@ def facts(model: str, device: str, dtype: str, strict: bool) -> list[tuple[str, 
         ("head", *choose_head(config.vocab_size, choice.device)),
         ("attention", *choose_attention(choice.dtype, choice.device)),
     ]
-    for name in PACKAGES:
+    for name, extra in PACKAGES.items():
         try:
             rows.append((name, version(name), "installed"))
         except PackageNotFoundError:
-            rows.append((name, "absent", "optional: `pip install 'dgemma[hub,check]'`"))
+            rows.append((name, "absent", f"optional: pip install 'dgemma[{extra}]'"))
     return rows
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print every choice."""
-    rows = facts(arguments.model, arguments.device, arguments.dtype, not arguments.no_strict)
+    rows = facts(arguments)
     if arguments.json:
         print(json.dumps([{"what": a, "value": b, "reason": c} for a, b, c in rows]))
     else:

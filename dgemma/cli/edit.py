@@ -1,4 +1,4 @@
-"""`dgemma edit`: write parts of a file anew, in place. Knows lines, spans and how files change."""
+"""`dgemma edit`: rewrite parts of a file in place."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dgemma.cli.files import deliver, read_text, write_text
-from dgemma.cli.options import TOLD, add_model, add_sampling, open_model, sampling
+from dgemma.cli.options import NOT_THE_ANSWER, add_model, add_sampling, open_model, sampling
 from dgemma.errors import InvalidRequest
 from dgemma.params import REFUSED_BY_EDIT
 
@@ -18,20 +18,24 @@ MARK = "\ufeff"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
+    add_model(parser, then="FILE")
     parser.add_argument("file", type=Path, metavar="FILE", help="UTF-8 text")
     parser.add_argument(
         "--span", action="append", metavar="FIRST:LAST", default=[],
-        help="lines that may change, counted from 1; repeatable; none: all of the file",
+        help="lines that may change, counted from 1; repeatable (all lines)",
     )  # fmt: skip
-    parser.add_argument("--instruction", help="what to do")
+    parser.add_argument("--instruction", metavar="TEXT", help="the change to make")
     parser.add_argument(
-        "--strength", type=float, default=0.6, help="how much of a span gives way, 0 to 1 (0.6)"
+        "--strength", type=float, metavar="X", default=0.6,
+        help="how much of a span may change, 0 to 1 (0.6)",
+    )  # fmt: skip
+    parser.add_argument("--context", metavar="TEXT", help="the subject of the text")
+    parser.add_argument("--diff", action="store_true", help="print the changes, write nothing")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="write here, leave the file as it is"
     )
-    parser.add_argument("--context", help="what the text is about")
-    parser.add_argument("--diff", action="store_true", help="show what would change, write nothing")
-    parser.add_argument("--output", type=Path, help="write here and leave the file as it is")
-    add_model(parser)
-    add_sampling(parser, (*REFUSED_BY_EDIT, *TOLD))
+    add_sampling(parser, (*REFUSED_BY_EDIT, *NOT_THE_ANSWER))
+    parser.epilog = "example:\n  dgemma edit letter.txt --span 2:3 --diff"
 
 
 def _count(text: str) -> int:
@@ -76,7 +80,7 @@ def all_spans(text: str, given: Sequence[str], instruction: str | None) -> list[
     """
     if not given:
         if not instruction:
-            raise InvalidRequest("give an --instruction, or a --span of lines to be written anew")
+            raise InvalidRequest("give an --instruction, or a --span of lines to rewrite")
         start, end = lines_to_span(text, f"1:{_count(text)}")
         if start == end:
             raise InvalidRequest("the text is empty; name a --span to write something there")

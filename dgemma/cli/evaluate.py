@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from typing import TYPE_CHECKING
 
-from dgemma.cli.options import add_model, open_model
+from dgemma.cli.options import add_model, open_model, positive, say
 from dgemma.errors import InvalidRequest, nearest
 from dgemma.types import Mode
 
@@ -18,12 +17,17 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    add_model(parser, positional=True)
-    parser.add_argument("-n", type=int, default=500, help="examples of each task (500)")
-    parser.add_argument("--tasks", default="sudoku,json", help="comma-separated, or all")
+    add_model(parser)
     parser.add_argument(
-        "--mode", choices=("both", "diffusion", "autoregressive"), default="both", help="both"
+        "-n", type=positive, metavar="N", default=500, help="examples of each task (500)"
     )
+    parser.add_argument(
+        "--tasks", default="sudoku,json", help="comma-separated, or all (sudoku,json)"
+    )
+    parser.add_argument(
+        "--mode", choices=("both", "diffusion", "autoregressive"), default="both",
+        help="how answers are decoded (both)",
+    )  # fmt: skip
     parser.add_argument(
         "--against", action="append", metavar="SETTING", default=[],
         help="compare with a setting such as max_steps=12,ignore_tail=true, paired; repeatable",
@@ -33,6 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="compare pinning, filling, schemas and decisions with the plain way, paired",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.epilog = "example:\n  dgemma evaluate nano -n 40 --tasks all"
 
 
 def _compare(llm: LLM, tasks: list[str], arguments: argparse.Namespace) -> int:
@@ -43,10 +48,7 @@ def _compare(llm: LLM, tasks: list[str], arguments: argparse.Namespace) -> int:
     for task in tasks:
         settings = [parse_setting(text) for text in ("", *arguments.against)]
         made[task] = settings
-        compare(
-            llm, task, settings, arguments.n, 2 * llm.config.canvas_length,
-            report=lambda line: print(line, file=sys.stderr),
-        )  # fmt: skip
+        compare(llm, task, settings, arguments.n, 2 * llm.config.canvas_length, report=say)
     if arguments.json:
         print(json.dumps({t: [dataclasses.asdict(s) for s in made[t]] for t in tasks}))
     else:
@@ -56,8 +58,6 @@ def _compare(llm: LLM, tasks: list[str], arguments: argparse.Namespace) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table; progress goes to standard error."""
-    from dgemma.evaluate.report import as_markdown, as_values
-    from dgemma.evaluate.run import evaluate
     from dgemma.tasks import TASKS
 
     tasks = list(TASKS) if arguments.tasks == "all" else arguments.tasks.split(",")
@@ -66,20 +66,19 @@ def run(arguments: argparse.Namespace) -> int:
             raise InvalidRequest(f"unknown task {task!r}{nearest(task, TASKS)}")
     if arguments.canvas and (arguments.json or arguments.against):
         raise InvalidRequest("--canvas prints tables alone; leave out --json and --against")
-    if arguments.n < 1:
-        raise InvalidRequest(f"-n must be at least 1, got {arguments.n}")
     both: list[Mode] = ["diffusion", "autoregressive"]
     modes = both if arguments.mode == "both" else [arguments.mode]
     llm = open_model(arguments)
+    from dgemma.evaluate.report import as_markdown, as_values
+    from dgemma.evaluate.run import evaluate
+
     if arguments.against:
         return _compare(llm, tasks, arguments)
     if arguments.canvas:
         from dgemma.evaluate.canvas import evaluate_canvas
 
-        print(evaluate_canvas(llm, arguments.n, lambda line: print(line, file=sys.stderr)))
+        print(evaluate_canvas(llm, arguments.n, say))
         return 0
-    results = evaluate(
-        llm, tasks, modes, arguments.n, report=lambda line: print(line, file=sys.stderr)
-    )
+    results = evaluate(llm, tasks, modes, arguments.n, report=say)
     print(json.dumps(as_values(results)) if arguments.json else as_markdown(results))
     return 0

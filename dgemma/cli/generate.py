@@ -1,7 +1,4 @@
-"""`dgemma generate`: continue a prompt, or answer it as a chat message.
-
-Knows how an answer is printed. Knows nothing about how it is made.
-"""
+"""`dgemma generate`: answer a prompt as a chat message, or continue it as raw text."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ import json
 import sys
 from dataclasses import asdict
 
+from dgemma.cli.files import read_argument
 from dgemma.cli.options import add_model, add_sampling, open_model, sampling
 from dgemma.errors import InvalidRequest
 from dgemma.types import Output
@@ -17,15 +15,16 @@ from dgemma.types import Output
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("prompt", metavar="PROMPT", help="the text, or - to read standard input")
-    parser.add_argument("--raw", action="store_true", help="continue plain text, no chat template")
+    add_model(parser, then="PROMPT")
+    parser.add_argument("prompt", metavar="PROMPT", help="the prompt, or - for standard input")
+    parser.add_argument("--raw", action="store_true", help="continue the text, no chat template")
     parser.add_argument("--thinking", action="store_true", help="ask for a thought first")
     parser.add_argument(
         "--autoregressive", action="store_true", help="decode token by token instead of denoising"
     )
     parser.add_argument("--json", action="store_true", help="print the whole output as JSON")
-    add_model(parser)
     add_sampling(parser)
+    parser.epilog = "example:\n  dgemma generate nano 'JSON: Mira is 31 years old.' --seed 1"
 
 
 def as_json(output: Output) -> str:
@@ -39,8 +38,7 @@ def as_json(output: Output) -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the answer; 1 where it ended with an error."""
-
-    text = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    text = read_argument("-") if arguments.prompt == "-" else arguments.prompt
     if not text.strip():
         raise InvalidRequest("the prompt is empty; give some text")
     if arguments.raw and arguments.thinking:

@@ -1,4 +1,4 @@
-"""`dgemma infill`: fill the holes of a text. Knows how holes are marked and results are shown."""
+"""`dgemma infill`: fill the holes of a text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dgemma.cli.files import deliver, read_argument
-from dgemma.cli.options import TOLD, add_model, add_sampling, open_model, sampling
+from dgemma.cli.options import NOT_THE_ANSWER, add_model, add_sampling, open_model, sampling
 from dgemma.errors import InvalidRequest
 from dgemma.params import REFUSED_BY_FILL
 
@@ -18,20 +18,22 @@ MARK = "___"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
+    add_model(parser, then="TEXT")
     parser.add_argument(
-        "text", metavar="TEXT", help=f"text with {MARK} for each hole, - for standard input, @FILE"
-    )
-    parser.add_argument("--mark", default=MARK, help=f"what stands for a hole ({MARK})")
-    parser.add_argument("--context", help="what the text is about, or what it shall be")
-    parser.add_argument("--max-hole", type=int, help="most tokens of a hole")
+        "text", metavar="TEXT",
+        help=f"text with {MARK} for each hole, - for standard input, or @FILE",
+    )  # fmt: skip
+    parser.add_argument("--mark", metavar="TEXT", default=MARK, help=f"mark of a hole ({MARK})")
+    parser.add_argument("--context", metavar="TEXT", help="the subject of the text")
+    parser.add_argument("--max-hole", type=int, metavar="N", help="maximum tokens of a hole")
     parser.add_argument(
         "--no-search", action="store_true", help="every hole has exactly --max-hole tokens"
     )
     parser.add_argument("--in-place", action="store_true", help="write the result into @FILE")
-    parser.add_argument("--diff", action="store_true", help="show what would change, write nothing")
+    parser.add_argument("--diff", action="store_true", help="print the changes, write nothing")
     parser.add_argument("--json", action="store_true", help="print text and holes as JSON")
-    add_model(parser)
-    add_sampling(parser, (*REFUSED_BY_FILL, *TOLD))
+    add_sampling(parser, (*REFUSED_BY_FILL, *NOT_THE_ANSWER))
+    parser.epilog = "example:\n  dgemma infill nano 'Mira has a ___ that gives milk.'"
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -44,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json and arguments.diff:
         raise InvalidRequest("--json and --diff are two ways to print the same; choose one")
     if not arguments.mark:
-        raise InvalidRequest("--mark is empty; name what stands for a hole")
+        raise InvalidRequest("--mark is empty; give the mark of a hole")
     text = read_argument(arguments.text)
     pieces = text.split(arguments.mark)
     if len(pieces) == 1:

@@ -1,7 +1,4 @@
-"""`dgemma info`: what a model is and what it needs, computed from its config.
-
-Knows how sizes are printed. Knows nothing about weights; none are read.
-"""
+"""`dgemma info`: sizes and memory of a model, computed from its config; no weights are read."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dgemma.cli.options import add_model, directory_of, positive
 from dgemma.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -19,12 +17,15 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("model", help="bundled name, directory (config.json is enough) or hub name")
-    parser.add_argument("--no-strict", action="store_true", help="accept unknown config keys")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
-    parser.add_argument("--prompt", type=int, default=1024, help="prompt tokens of the run")
-    parser.add_argument("--batch", type=int, default=1, help="requests side by side in the run")
+    add_model(parser, device=False)
+    parser.add_argument(
+        "--prompt", type=positive, metavar="N", default=1024, help="prompt tokens of a run (1024)"
+    )
+    parser.add_argument(
+        "--batch", type=positive, metavar="N", default=1, help="requests at once in a run (1)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.epilog = "example:\n  dgemma info nano --prompt 4096"
 
 
 def describe(directory: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def describe(directory: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_memory(config: ModelConfig, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What a run takes on a CPU, by what it is for; bytes."""
+    """The memory of a run on a CPU, by its use; bytes."""
     import torch
 
     import dgemma.llm  # noqa: F401  (what a run imports)
@@ -72,15 +73,11 @@ def _run_memory(config: ModelConfig, arguments: argparse.Namespace) -> dict[str,
     from dgemma.model.size import measure, peak
 
     dtype = choose("cpu", arguments.dtype, measure(config).parameters, "bfloat16").dtype
-    if not 0 < arguments.prompt <= config.max_position_embeddings - config.canvas_length:
-        raise InvalidRequest(
-            f"--prompt must be 1 to {config.max_position_embeddings - config.canvas_length}, "
-            f"got {arguments.prompt}"
-        )
-    if arguments.batch < 1:
-        raise InvalidRequest(f"--batch must be at least 1, got {arguments.batch}")
+    most = config.max_position_embeddings - config.canvas_length
+    if arguments.prompt > most:
+        raise InvalidRequest(f"--prompt must be at most {most}, got {arguments.prompt}")
     parts = peak(config, dtype, arguments.prompt, arguments.batch)
-    # What this very process has taken by now is the interpreter and torch.
+    # The memory of this very process by now is that of the interpreter and torch.
     torch.ones(64, 64, dtype=dtype) @ torch.ones(64, 64, dtype=dtype)
     runtime = status_bytes("VmHWM") or 0
     return {
@@ -95,54 +92,46 @@ def _run_memory(config: ModelConfig, arguments: argparse.Namespace) -> dict[str,
     }
 
 
+ROWS = {
+    "layers": "{layers} ({kinds}, window {window})",
+    "hidden": "{hidden_size}, dense {intermediate_size}",
+    "experts": "{experts} x {expert_size}, {experts_per_token} a token",
+    "attention": "{heads} heads; keys {sliding} sliding, {full} full",
+    "vocabulary": "{vocabulary:,}",
+    "canvas": "{canvas} tokens, context {context:,}",
+    "parameters": "{parameters} (text part, tied embedding once)",
+    "active": "{active_parameters} for one token",
+    "weights": "{weight_bytes}",
+    "cache, 16 bit": "{cache_bytes_per_token_16bit} a token + {cache_bytes_fixed_16bit} fixed; "
+    "{cache_bytes_16bit}",
+    "a run": "{run[peak_bytes]} at most on a CPU in {run[dtype]}, {run[batch]} x {run[prompt]} "
+    "prompt tokens: weights {run[weights]}, cache {run[cache]}, work {run[work]}, Python and torch "
+    "{run[runtime]}",
+}
+"""A line of the output -> its text, from the facts with their units."""
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Print the facts."""
-    from dgemma.weights.files import find_model
-
-    directory, _ = find_model(arguments.model)
-    facts = describe(directory, arguments)
+    facts = describe(directory_of(arguments), arguments)
     if arguments.json:
         print(json.dumps(facts))
         return 0
     kinds = ", ".join(f"{n} {kind.split('_')[0]}" for kind, n in facts["layer_types"].items())
-    rows = [
-        ("layers", f"{facts['layers']} ({kinds}, window {facts['window']})"),
-        ("hidden", f"{facts['hidden_size']}, dense {facts['intermediate_size']}"),
-        (
-            "experts",
-            f"{facts['experts']} x {facts['expert_size']}, {facts['experts_per_token']} a token",
-        ),
-        (
-            "attention",
-            f"{facts['heads']} heads; keys {facts['sliding']} sliding, {facts['full']} full",
-        ),
-        ("vocabulary", f"{facts['vocabulary']:,}"),
-        ("canvas", f"{facts['canvas']} of {facts['context']:,} positions"),
-        ("parameters", f"{_count(facts['parameters'])} (text part, tied embedding once)"),
-        ("active", f"{_count(facts['active_parameters'])} for one token"),
-        ("weights", ", ".join(f"{n} {_bytes(b)}" for n, b in facts["weight_bytes"].items())),
-        (
-            "cache, 16 bit",
-            f"{_bytes(facts['cache_bytes_per_token_16bit'])} a token + "
-            f"{_bytes(facts['cache_bytes_fixed_16bit'])} fixed; "
-            + ", ".join(f"{n}: {_bytes(b)}" for n, b in facts["cache_bytes_16bit"].items()),
-        ),
-    ]
-    run = facts["run"]
-    rows.append(
-        (
-            "a run",
-            f"{_bytes(run['peak_bytes'])} at most on a CPU in {run['dtype']}, {run['batch']} x "
-            f"{run['prompt']} prompt tokens: weights {_bytes(run['weights'])}, cache "
-            f"{_bytes(run['cache'])}, work {_bytes(run['work'])}, Python and torch "
-            f"{_bytes(run['runtime'])}",
-        )
-    )
-    if facts["vision"]:
-        rows.append(("vision", "present; left aside (text only for now)"))
+    shown = {**facts, "kinds": kinds}
+    for name in ("parameters", "active_parameters"):
+        shown[name] = _count(facts[name])
+    for name in ("cache_bytes_per_token_16bit", "cache_bytes_fixed_16bit"):
+        shown[name] = _bytes(facts[name])
+    for name, joint in (("weight_bytes", " "), ("cache_bytes_16bit", ": ")):
+        shown[name] = ", ".join(f"{at}{joint}{_bytes(size)}" for at, size in facts[name].items())
+    used = ("weights", "cache", "work", "runtime", "peak_bytes")
+    shown["run"] = facts["run"] | {name: _bytes(facts["run"][name]) for name in used}
     print(facts["directory"])
-    for name, value in rows:
-        print(f"  {name:<14}{value}")
+    for name, text in ROWS.items():
+        print(f"  {name:<14}{text.format_map(shown)}")
+    if facts["vision"]:
+        print("  vision        present, not used (text only for now)")
     return 0
 
 

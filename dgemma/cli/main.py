@@ -1,8 +1,8 @@
 """`dgemma`: the parser, the dispatch, and the only place where errors are formatted for people.
 
 Commands are modules with `configure(parser)` and `run(arguments) -> exit code`, imported when
-called, so `dgemma --help` does not import torch. Exit codes: 0 done, 1 the command's own verdict is
-no, 2 wrong use or an error, 130 interrupted.
+called, so `dgemma --help` does not import torch. Exit codes: 0 success; 1 the command ran and its
+result is negative, such as a failed check; 2 usage or other error; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -20,20 +20,23 @@ from dgemma import __version__
 from dgemma.errors import DGemmaError, nearest
 
 COMMANDS = {
-    "generate": "continue a prompt",
-    "chat": "talk to a model, watching it write",
+    "generate": "answer a prompt, or continue raw text",
+    "chat": "talk to a model and watch it write",
     "infill": "fill the holes of a text",
-    "edit": "write parts of a file anew, in place",
-    "decide": "answer typed questions about a text with probabilities",
+    "edit": "rewrite parts of a file in place",
+    "decide": "answer questions about a text with probabilities",
     "serve": "serve a model over HTTP",
-    "demo": "a Sudoku solved live by the bundled model, then a chat answer",
-    "info": "sizes and memory of a model, from its config alone",
-    "check": "parity with transformers on this machine",
+    "demo": "watch the bundled model solve a Sudoku, then answer a question",
+    "info": "show sizes and memory of a model, from its config alone",
+    "check": "compare a model with transformers on this machine",
     "pull": "download a model into the local hub cache",
     "evaluate": "score a model on held-out examples",
     "bench": "measure speed, beside this machine's ceilings and transformers",
-    "doctor": "what was chosen on this machine, and why",
+    "doctor": "show the device, dtype and kernels chosen on this machine, and why",
 }
+MEANT = {"gpu": "cuda", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Other words for a device or a dtype."""
+TRY = "try: dgemma demo, dgemma chat"
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,28 +44,52 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         # An abbreviation would change its meaning on the day a second option begins like it.
-        super().__init__(allow_abbrev=False, **settings)
+        super().__init__(
+            allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings
+        )
+        self.words: Sequence[str] = ()
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """Parse; options may stand between the arguments, unless there is a `--`."""
+        self.words = words
+        places = [action for action in self._actions if not action.option_strings]
+        names = [f"[{one.metavar}]" if one.nargs == "?" else str(one.metavar) for one in places]
+        self.usage = " ".join([self.prog, *names, "[options]"])
+        parse = self.parse_args if "--" in words else self.parse_intermixed_args
+        found = parse(words)
+        if "named" in found:
+            models = {found.model, found.named} - {None}
+            if len(models) > 1:
+                self.error(f"two models, {found.model!r} and {found.named!r}; name one")
+            found.model = models.pop() if models else "nano"
+        return found
 
     def error(self, message: str) -> NoReturn:
-        known = [option for action in self._actions for option in action.option_strings]
-        wrong = re.search(r"unrecognized arguments: (--?[\w-]+)", message)
+        options = [option for action in self._actions for option in action.option_strings]
+        wrong = re.search(r"unrecognized arguments: (--[\w-]+)", message)
         choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
-        hint = nearest(wrong[1], known) if wrong else ""
-        hint += nearest(choice[1], re.findall(r"[\w-]+", choice[2])) if choice else ""
+        hint = nearest(wrong[1], options) if wrong else ""
+        if choice:
+            known = re.findall(r"[\w-]+", choice[2])
+            hint = nearest(MEANT.get(choice[1], choice[1]), known)
+        greedy = [a.option_strings[0] for a in self._actions if a.nargs == "+"]
+        for option in set(greedy) & set(self.words) if "are required" in message else ():
+            hint += f"; {option} takes all words after it, so write that first"
         self.exit(2, f"{self.prog}: error: {message}{hint}\n")
 
 
 def build() -> Parser:
-    """The top parser; commands are told apart before their own parsers are built."""
+    """The top parser; it knows the commands, not their options."""
     lines = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
     parser = Parser(
         prog="dgemma",
-        description="DiffusionGemma on your own machine.",
-        epilog=f"commands:\n{lines}\n\n`dgemma COMMAND --help` tells more.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="dgemma COMMAND [options]",
+        description=f"DiffusionGemma on your own machine.\n\n{TRY}",
+        epilog=f"commands:\n{lines}\n\n`dgemma COMMAND --help` lists the options of a command.",
     )
-    parser.add_argument("--version", action="version", version=f"dgemma {__version__}")
-    # Optional only so that an unknown option is named before the command is missed.
+    version = f"dgemma {__version__}"
+    parser.add_argument("--version", "-V", action="version", version=version, help="show version")
+    # Optional only so that an unknown option is named before the missing command.
     parser.add_argument("command", metavar="COMMAND", nargs="?", help="one of those below")
     return parser
 
@@ -74,20 +101,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not given:
         parser.print_help()
         return 2
+    if given[0] == "help":
+        given = [*given[1:2], "--help"]
     arguments = parser.parse_args(given[:1])
-    if arguments.command is None:
+    command = arguments.command
+    if command is None:
         parser.error("no command; see `dgemma --help`")
-    if arguments.command not in COMMANDS:
-        parser.error(f"unknown command {arguments.command!r}{nearest(arguments.command, COMMANDS)}")
+    if command not in COMMANDS:
+        parser.error(f"unknown command {command!r}{nearest(command, COMMANDS) or f'; {TRY}'}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for noisy in ("httpx", "httpcore", "huggingface_hub", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    module = import_module(f"dgemma.cli.{arguments.command}")
-    own = Parser(prog=f"dgemma {arguments.command}", description=COMMANDS[arguments.command])
-    module.configure(own)
 
     def run() -> int:
-        parsed = own.parse_args(given[1:])
+        module = import_module(f"dgemma.cli.{command}")
+        about = COMMANDS[command]
+        own = Parser(prog=f"dgemma {command}", description=f"{about[0].upper()}{about[1:]}.")
+        module.configure(own)
+        parsed = own.parse(given[1:])
         parsed.command_line = shlex.join(["dgemma", *given])
         code: int = module.run(parsed)
         return code

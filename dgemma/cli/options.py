@@ -1,20 +1,38 @@
-"""Options that several commands share: which model, and how to draw.
+"""Options that several commands share: the model, its device and dtype, the sampling parameters.
 
-Knows argparse and `SamplingParams`. Knows nothing about what a command does with them.
+Does not import torch: a wrong name is refused before torch is loaded, which takes seconds.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
+import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgemma.params import SamplingParams
+from dgemma.errors import ModelNotFound
+from dgemma.params import RELEASED, SamplingParams
+from dgemma.weights.files import find_model
 
 if TYPE_CHECKING:
     from dgemma.llm import LLM
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def say(line: str) -> None:
+    """A line of progress or a remark, apart from the result."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        known = "'auto', 'cpu', 'cuda'"
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {known})")
+    return text
 
 
 def positive(text: str) -> int:
@@ -53,59 +71,94 @@ def _pair(text: str) -> tuple[int, float]:
 
 _pair.__name__ = "ID=VALUE"
 
-SAMPLING: dict[str, tuple[Callable[[str], object], str]] = {
-    "max_tokens": (int, "most tokens of the answer"),
-    "seed": (int, "seed of the answer; drawn and reported when absent"),
-    "max_steps": (int, "most denoising steps a canvas"),
-    "entropy_bound": (float, "nats of summed entropy a step may accept"),
-    "t_min": (float, "temperature at the last step"),
-    "t_max": (float, "temperature at the first step"),
-    "confidence_threshold": (float, "mean entropy in nats below which a stable canvas is done"),
-    "stability_threshold": (int, "how many earlier canvases must equal the newest"),
-    "canvas_length": (_width, "tokens of a canvas, or auto: as many as max-tokens needs"),
-    "thinking_budget": (int, "most thought tokens (chat only)"),
-    "temperature": (float, "factor of the schedule's temperatures; 0: the likeliest ids"),
-    "top_p": (float, "keep the likeliest ids until their mass reaches it"),
-    "top_k": (int, "keep so many of the likeliest ids"),
-    "min_p": (float, "keep ids at least that many times as likely as the likeliest"),
-    "min_tokens": (int, "no end before that many tokens of the answer"),
-    "logprobs": (int, "report log-probabilities, and that many alternatives of each token"),
-    "json_schema": (_from_file, "JSON that this schema admits: its text, or @FILE; true: any"),
-    "regex": (str, "the answer matches this expression as a whole"),
-    "grammar": (_from_file, "grammar of the answer, @FILE, markdown-table or code-fence"),
+SAMPLING: dict[str, dict[str, tuple[Callable[[str], object], str]]] = {
+    "answer": {
+        "max_tokens": (int, "maximum tokens of the answer (to the end of the context)"),
+        "seed": (int, "seed of the answer (drawn, and reported)"),
+        "temperature": (float, "factor of the sampler's temperatures; 0: the top tokens (1)"),
+        "top_k": (int, "keep the N likeliest tokens (all)"),
+        "top_p": (float, "keep the likeliest tokens until their mass reaches X (1)"),
+        "min_p": (float, "drop tokens less likely than X times the top token (0)"),
+        "stop": (str, "end before this text"),
+        "min_tokens": (int, "no end before N tokens of the answer (0)"),
+        "thinking_budget": (int, "maximum tokens of thought, in chat (no limit)"),
+    },
+    "form of the answer (one of these)": {
+        "json_schema": (_from_file, "JSON that this schema admits: its text, or @FILE; true: any"),
+        "regex": (str, "text that this expression matches as a whole"),
+        "grammar": (_from_file, "text of this grammar: @FILE, markdown-table or code-fence"),
+        "choices": (str, "one of these texts"),
+    },
+    "single tokens": {
+        "bad_words": (str, "the answer never holds this text"),
+        "logit_bias": (_pair, "add to the logit of an id"),
+        "allowed_token_ids": (int, "an id that the answer may hold, and no other"),
+        "logprobs": (int, "report log-probabilities, and N alternatives of each token"),
+        "logprob_token_ids": (int, "report the log-probability of this id at every token"),
+    },
+    "sampler (defaults: the checkpoint's; the released ones are shown)": {
+        "max_steps": (int, "maximum denoising steps of a canvas"),
+        "entropy_bound": (float, "nats of summed entropy that a step may accept"),
+        "t_min": (float, "temperature at the last step"),
+        "t_max": (float, "temperature at the first step"),
+        "confidence_threshold": (float, "mean entropy in nats below which a stable canvas is done"),
+        "stability_threshold": (int, "how many earlier canvases must equal the newest"),
+        "ignore_tail": (bool, "do not wait for tokens after the first end token to settle"),
+        "stable_prefix": (bool, "show text as soon as it is final, before its canvas is finished"),
+        "canvas_length": (_width, "tokens of a canvas, or auto: as --max-tokens needs (full)"),
+    },
 }
-FLAGS = {
-    "ignore_tail": "behind the first end id nothing must be stable or certain",
-    "stable_prefix": "tell text as soon as it can no longer change, canvas finished or not",
-}
-LISTS: dict[str, tuple[Callable[[str], object], str, str]] = {
-    "stop": (str, "TEXT", "end before this text; repeatable"),
-    "logit_bias": (_pair, "ID=VALUE", "add to the logit of an id; repeatable"),
-    "allowed_token_ids": (int, "ID", "an id the answer may hold, no other; repeatable"),
-    "logprob_token_ids": (int, "ID", "report this id's log-probability as well; repeatable"),
-    "bad_words": (str, "TEXT", "the answer never holds this text; repeatable"),
-    "choices": (str, "TEXT", "the answer is one of these texts"),
-}
-TOLD = ("logprobs", "logprob_token_ids")
-"""Fields that change what is told of an answer on its way or beside it, not the answer."""
+"""Group -> parameter -> its type and its help; the common ones come first."""
+REPEATABLE = ("stop", "bad_words", "logit_bias", "allowed_token_ids", "logprob_token_ids")
+METAVARS = {int: "N", float: "X", _width: "N", _pair: "ID=VALUE"}
+NOT_THE_ANSWER = ("logprobs", "logprob_token_ids")
+"""Parameters that change the report about an answer, not the answer."""
 
 
-def add_model(parser: argparse.ArgumentParser, *, positional: bool = False) -> None:
-    """Which model, and where and how it runs."""
-    about = "bundled name, directory, or hub name in the local cache"
-    if positional:
-        parser.add_argument("model", nargs="?", default="nano", help=about)
-    else:
-        parser.add_argument("--model", default="nano", help=about)
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
-    parser.add_argument(
-        "--no-strict", action="store_true", help="accept unknown keys in the model's config.json"
-    )
+def add_name(parser: argparse.ArgumentParser, then: str | None = None) -> None:
+    """MODEL, or --model MODEL: the same for every command; `Parser.parse` joins the two.
+
+    Args:
+        then: the positional argument that follows; a single word is that, not the model.
+    """
+    about = "bundled name, directory, or hub name in the local cache (nano)"
+    about += f"; a single word is {then}, of two words the first is MODEL" if then else ""
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=about)
+    parser.add_argument("--model", "-m", dest="named", metavar="MODEL", help="the same")
+    parser.set_defaults(then=then)
+
+
+def add_model(
+    parser: argparse.ArgumentParser, then: str | None = None, device: bool = True
+) -> None:
+    """The model, its device and dtype; see `add_name`."""
+    add_name(parser, then)
+    add = parser.add_argument
+    if device:
+        add("--device", type=_device, default="auto", help="auto, cpu or cuda (auto)")
+    add("--dtype", choices=DTYPES, default="auto", help="number format (auto)")
+    add("--no-strict", action="store_true", help="accept unknown keys in the model's config.json")
+
+
+def directory_of(arguments: argparse.Namespace) -> Path:
+    """The model's directory; torch is not needed to find it.
+
+    Raises:
+        ModelNotFound: there is no such model.
+    """
+    name = arguments.model
+    if os.path.isfile(name):
+        raise ModelNotFound(f"{name} is a file; name its directory, {Path(name).absolute().parent}")
+    try:
+        return find_model(name)[0]
+    except ModelNotFound as error:
+        hint = f" A {arguments.then} of several words goes in quotes." if arguments.then else ""
+        raise ModelNotFound(f"{error}{hint}") from error
 
 
 def open_model(arguments: argparse.Namespace, **more: Any) -> LLM:
     """Load the model that the options of `add_model` name; `more` goes to `load`."""
+    directory_of(arguments)
     from dgemma.llm import load
 
     return load(
@@ -116,18 +169,21 @@ def open_model(arguments: argparse.Namespace, **more: Any) -> LLM:
 
 def add_sampling(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
     """Every field of `SamplingParams` but those of no use to a command."""
-
-    def add(name: str, **how: Any) -> None:
-        if name not in without:
-            parser.add_argument(f"--{name.replace('_', '-')}", **how)
-
-    for name, (kind, about) in SAMPLING.items():
-        add(name, type=kind, help=about)
-    for name, about in FLAGS.items():
-        add(name, action="store_true", default=None, help=about)
-    for name, (kind, metavar, about) in LISTS.items():
-        how: dict[str, Any] = {"nargs": "+"} if name == "choices" else {"action": "append"}
-        add(name, type=kind, metavar=metavar, help=about, **how)
+    for title, fields in SAMPLING.items():
+        group = parser.add_argument_group(title)
+        for name in [name for name in fields if name not in without]:
+            kind, about = fields[name]
+            how: dict[str, Any] = {"type": kind, "metavar": METAVARS.get(kind, "TEXT")}
+            if kind is bool:
+                how = {"action": "store_true", "default": None}
+            elif name == "choices":
+                how["nargs"] = "+"
+            elif name in REPEATABLE:
+                how["action"] = "append"
+                about += "; repeatable"
+            released = getattr(RELEASED, name)
+            about += "" if released is None else f" ({released})"
+            group.add_argument(f"--{name.replace('_', '-')}", help=about, **how)
 
 
 def sampling(arguments: argparse.Namespace) -> SamplingParams:
@@ -136,7 +192,8 @@ def sampling(arguments: argparse.Namespace) -> SamplingParams:
     Raises:
         InvalidRequest: a value out of range.
     """
-    values = {name: getattr(arguments, name, None) for name in (*SAMPLING, *FLAGS, *LISTS)}
+    names = [name for fields in SAMPLING.values() for name in fields]
+    values = {name: getattr(arguments, name, None) for name in names}
     if values["logit_bias"] is not None:
         values["logit_bias"] = dict(values["logit_bias"])
     return SamplingParams(**values)

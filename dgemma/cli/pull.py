@@ -7,17 +7,25 @@ from __future__ import annotations
 
 import argparse
 
+from dgemma.cli.options import add_name, say
+from dgemma.weights.files import bundled_models
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("name", help="hub name, for example google/diffusiongemma-26B-A4B-it")
-    parser.add_argument("--revision", help="branch, tag or commit")
-    parser.add_argument("--endpoint", help="hub address, when it is not the usual one")
+    add_name(parser)
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit (main)")
+    parser.add_argument("--endpoint", metavar="URL", help="address of the hub (huggingface.co)")
+    parser.epilog = "example:\n  dgemma pull google/diffusiongemma-26B-A4B-it"
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Download, then print where the files are."""
+    if arguments.model in bundled_models():
+        say(f"{arguments.model} comes with dgemma; nothing to download")
+        print(bundled_models()[arguments.model])
+        return 0
     from dgemma.weights.hub import pull
 
-    print(pull(arguments.name, arguments.revision, arguments.endpoint))
+    print(pull(arguments.model, arguments.revision, arguments.endpoint))
     return 0

@@ -1,7 +1,4 @@
-"""`dgemma serve`: a model over HTTP, in the words of OpenAI's API and of others.
-
-Knows options, signals and what is printed. Knows nothing about routes.
-"""
+"""`dgemma serve`: a model over HTTP, with the APIs of OpenAI and others."""
 
 from __future__ import annotations
 
@@ -21,13 +18,13 @@ from dgemma.server.settings import ServerLimits, Settings
 PER_LIMIT = {
     "body_bytes": "bytes of a request's body",
     "prompt_tokens": "tokens of a prompt",
-    "max_tokens": "tokens of an answer, also where a request names none",
-    "max_steps": "denoising steps of a canvas that a request may name",
+    "max_tokens": "tokens of an answer, also if a request sets none",
+    "max_steps": "denoising steps of a canvas that a request may set",
     "schema_bytes": "characters of a schema, a grammar, or all tools",
     "schema_depth": "levels of a schema",
     "n": "answers of one request",
-    "open_requests": "requests that are worked on at a time",
-    "open_per_key": "the same for one API key",
+    "open_requests": "open requests",
+    "open_per_key": "open requests per API key",
 }
 """Limits that have an option, `--max-...`, and what they bound."""
 
@@ -42,52 +39,58 @@ def option_of(name: str) -> str:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    add_model(parser, positional=True)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at")
-    parser.add_argument("--port", type=int, default=8000, help="port; 0: any free one")
+    add_model(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="port; 0: any free one (8000)")
     parser.add_argument(
         "--served-name", action="append", metavar="NAME",
-        help="the model's name in requests; repeatable, the first one is in replies",
+        help="name of the model in requests; repeatable (the model's name)",
     )  # fmt: skip
     parser.add_argument(
         "--api-key-file", type=Path, metavar="FILE",
-        help="API keys, one a line; those in DGEMMA_API_KEYS count as well",
+        help="API keys, one a line; keys in DGEMMA_API_KEYS are accepted too (none)",
     )  # fmt: skip
     parser.add_argument(
         "--cors-origin", action="append", metavar="ORIGIN",
-        help="origin of web pages that may call; repeatable",
+        help="origin of web pages that may call the server; repeatable (none)",
     )  # fmt: skip
+    parser.add_argument("--log-text", action="store_true", help="log the text of users, too")
+    group = parser.add_argument_group("limits")
     for name, about in PER_LIMIT.items():
-        parser.add_argument(option_of(name), type=int, metavar="COUNT", help=f"most {about}")
-    parser.add_argument("--max-running", type=int, default=32, help="answers denoised at a time")
-    parser.add_argument(
-        "--heartbeat-s", type=float, default=10.0, help="seconds of silence before a comment"
+        default = getattr(ServerLimits(), name)
+        group.add_argument(
+            option_of(name), dest=name, type=int, metavar="N",
+            help=f"maximum {about} ({'the model' if default is None else default})",
+        )  # fmt: skip
+    group.add_argument(
+        "--max-running", type=int, metavar="N", default=32, help="answers denoised at a time (32)"
     )
-    parser.add_argument(
-        "--grace-s", type=float, default=10.0,
-        help="seconds that open requests get to finish when the server is told to stop",
+    group.add_argument(
+        "--heartbeat-s", type=float, metavar="X", default=10.0,
+        help="seconds of silence before a stream sends a comment, which clients ignore (10)",
     )  # fmt: skip
-    parser.add_argument("--log-text", action="store_true", help="log what users write, too")
+    group.add_argument(
+        "--grace-s", type=float, metavar="X", default=10.0,
+        help="seconds that open requests get to finish when the server stops (10)",
+    )  # fmt: skip
+    parser.epilog = "example:\n  dgemma serve nano --port 8080"
 
 
 def settings_of(arguments: argparse.Namespace) -> Settings:
-    """What the options say.
+    """The settings that the options give.
 
     Raises:
         InvalidRequest: a value out of range, or a key file that cannot be used.
     """
     if not 0 <= arguments.port < 65536:
         raise InvalidRequest(f"--port must be 0 to 65535, got {arguments.port}")
-    given = {
-        name: value
-        for name in PER_LIMIT
-        if (value := getattr(arguments, option_of(name)[2:].replace("-", "_"))) is not None
-    }
+    given = {name: getattr(arguments, name) for name in PER_LIMIT}
+    limits = ServerLimits(**{name: value for name, value in given.items() if value is not None})
     names = arguments.served_name or [Path(arguments.model).name, arguments.model]
     return Settings(
         names=tuple(dict.fromkeys(names)),
         keys=Keys.load(arguments.api_key_file, os.environ),
-        limits=ServerLimits(**given),
+        limits=limits,
         cors_origins=tuple(arguments.cors_origin or ()),
         log_text=arguments.log_text,
         heartbeat_s=arguments.heartbeat_s,
@@ -96,9 +99,9 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens, before the model is loaded: a port that is taken is told at once.
+    """A socket that listens, before the model is loaded: a port that is taken is refused at once.
 
-    Who connects while the model is being loaded waits.
+    A client that connects while the model is being loaded waits.
 
     Raises:
         InvalidRequest: it cannot.
@@ -106,7 +109,9 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise InvalidRequest(f"--host {host} is no address of this machine ({error})") from error
+        raise InvalidRequest(
+            f"--host {host} is not an address of this machine ({error})"
+        ) from error
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -121,7 +126,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def hello(url: str, name: str, keyed: bool) -> str:
-    """Where the server listens and how to try it."""
+    """The server's address, and a command that tries it."""
     key = " -H 'Authorization: Bearer YOUR_KEY'" if keyed else ""
     body = '{"messages": [{"role": "user", "content": "Who are you?"}], "stream": true}'
     return (
@@ -132,7 +137,7 @@ def hello(url: str, name: str, keyed: bool) -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serve until told to stop."""
+    """Serve until a signal stops it."""
     try:
         import uvicorn
 
@@ -150,7 +155,7 @@ def run(arguments: argparse.Namespace) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
     class Server(uvicorn.Server):
-        """Ends what is still open when the grace is over, so that each stream says so."""
+        """Ends open requests when the grace is over, so that each stream says so."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)

@@ -86,7 +86,7 @@ def save_weights(
     documents = {CONFIG: _json(values)}
     if generation is not None:
         documents[GENERATION_CONFIG] = _json(write_generation_config(generation))
-    with _replacing(target) as fresh:
+    with replacing(target) as fresh:
         for name, content in {**(files or {}), **documents}.items():
             _write_file(fresh / name, content)
         _write_shards(fresh, tensors, vision, dtype, max_shard_bytes)
@@ -116,7 +116,7 @@ def _refuse_foreign(target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
+def replacing(target: Path) -> Iterator[Path]:
     """A fresh directory that takes the place of `target` when the block ends well."""
     mark = f"{os.getpid()}-{secrets.token_hex(4)}"
     fresh = target.with_name(f".{target.name}.saving-{mark}")

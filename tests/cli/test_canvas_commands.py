@@ -15,7 +15,7 @@ import pytest
 
 from dgemma.cli.edit import lines_to_span
 from dgemma.cli.files import diff, read_text, write_text
-from dgemma.cli.options import TOLD
+from dgemma.cli.options import NOT_THE_ANSWER
 from dgemma.errors import InvalidRequest
 from dgemma.params import REFUSED_BY_EDIT, REFUSED_BY_FILL, SamplingParams
 from tests.support.commands import Ran
@@ -256,7 +256,7 @@ def test_questions_nested_too_deep(run: Callable[..., Ran], tmp_path: Path) -> N
     file = tmp_path / "questions.json"
     file.write_text("[" * 100_000)
     code, _, err = run("decide", "x", "--questions", str(file))
-    assert code == 2 and "is no JSON" in err
+    assert code == 2 and "is not valid JSON" in err
 
 
 def test_generate_under_a_language(run: Callable[..., Ran], tmp_path: Path) -> None:
@@ -354,6 +354,9 @@ def test_every_option_is_of_use(command: str, run: Callable[..., Ran]) -> None:
     assert code == 0
     found = {word.strip("[],").removeprefix("--").replace("-", "_") for word in out.split()
              if word.startswith(("--", "[--"))}  # fmt: skip
-    idle = {"infill": {*REFUSED_BY_FILL, *TOLD}, "edit": {*REFUSED_BY_EDIT, *TOLD}}
+    idle = {
+        "infill": {*REFUSED_BY_FILL, *NOT_THE_ANSWER},
+        "edit": {*REFUSED_BY_EDIT, *NOT_THE_ANSWER},
+    }
     fields = set(SamplingParams.__slots__)
     assert found & fields == fields - idle.get(command, set())

@@ -128,14 +128,28 @@ def test_broken_checkpoint(
         (("doctor", "--js"), "did you mean '--json'"),
         (("--vers",), "did you mean '--version'"),
         (("--",), "no command"),
-        (("generate", "--device", "abacus", "x"), "use auto"),
-        (("generate", "--dtype", "int3", "x"), "use auto"),
+        (("generate", "--device", "abacus", "x"), "choose from 'auto', 'cpu', 'cuda'"),
+        (("generate", "--device", "gpu", "x"), "did you mean 'cuda'"),
+        (("generate", "--dtype", "int3", "x"), "choose from 'auto', 'float32'"),
+        (("chat", "--dtype", "fp16"), "did you mean 'float16'"),
+        (("evaluate", "--mode", "difusion"), "did you mean 'diffusion'"),
+        (("chat", "-v"), "unrecognized arguments: -v\n"),
         (("generate", "--model", "nono", "x"), "did you mean 'nano'"),
         (("generate",), "PROMPT"),
         (("genrate", "x"), "did you mean 'generate'"),
         (("evaluate", "--tasks", "sudku"), "did you mean 'sudoku'"),
         (("evaluate", "-n", "0"), "at least 1"),
-        (("info",), "model"),
+        (("info", "nono"), "did you mean 'nano'"),
+        (("info", __file__), "is a file; name its directory"),
+        (("info", "--prompt", "9999999"), "at most"),
+        (("info", "--batch", "0"), "at least 1"),
+        (("chat", "one", "-m", "two"), "two models, 'one' and 'two'; name one"),
+        (("generate", "Hello", "world"), "A PROMPT of several words goes in quotes."),
+        (("generate", "--choices", "even", "odd", "x"), "--choices takes all words after it"),
+        (("decide", "x", "--choice", "good", "bad"), "write 'good?', or '' good bad"),
+        (("decide", "x", "--score", "low", "high level"), "or '' low 'high level'"),
+        (("decide", "--choice", "Which?", "good", "x"), "--choice takes all words after it"),
+        (("run", "nano"), "try: dgemma demo, dgemma chat"),
     ],
 )
 def test_wrong_use(words: tuple[str, ...], remedy: str, run: Callable[..., Ran]) -> None:
@@ -163,14 +177,14 @@ def test_generate_ways(
     more: tuple[str, ...], run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An option that breaks the command; the prompt is read from standard input."""
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Hello")))
     words = ("generate", "-", "--max-tokens", "9", "--max-steps", "2", "--json", *more)
     code, out, err = run(*words)
     assert (code, err) == (0, "") and json.loads(out)["finish_reason"] in ("stop", "length")
 
 
 def test_generate_autoregressive(run: Callable[..., Ran]) -> None:
-    """The twin cannot be reached from the command line."""
+    """The autoregressive mode cannot be reached from the command line."""
     code, out, _ = run("generate", "--autoregressive", "--max-tokens", "3", "--json", "Hello")
     assert code == 0 and json.loads(out)["usage"]["canvases"] == 0
 
@@ -213,6 +227,7 @@ def test_doctor(run: Callable[..., Ran]) -> None:
     rows = json.loads(out)
     assert code == 0 and {"device", "dtype", "threads", "experts"} <= {row["what"] for row in rows}
     assert all(row["value"] and row["reason"] for row in rows)
+    assert {"dgemma", "llguidance", "fastapi"} <= {row["what"] for row in rows}
     assert len(run("doctor")[1].splitlines()) == len(rows)
 
 
@@ -266,7 +281,7 @@ def test_no_abbreviations(command: str) -> None:
 def test_no_command(run: Callable[..., Ran]) -> None:
     """`dgemma` alone shows how to use it."""
     code, out, _ = run()
-    assert code == 2 and "commands:" in out
+    assert code == 2 and "commands:" in out and "try: dgemma demo, dgemma chat" in out
 
 
 def test_help_is_quick() -> None:
