@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint verify bench performance nano evaluate wheel clean
+.PHONY: help setup demo quick test check lint verify bench performance nano evaluate wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ demo: $(STAMP)  ## a Sudoku solved live by the bundled model, then a chat answer
 
 test: lint  ## lint, types, then the whole suite with its long parts sampled
 	$(BIN)/python -m pytest
+
+quick: $(STAMP)  ## the unit tests, under a minute
+	$(BIN)/python -m pytest --quick
 
 check: lint  ## lint, types and the layout rules; seconds
 	$(BIN)/python -m pytest -q tests/test_layout.py

@@ -1,53 +1,85 @@
 """What all tests share: the options, a clean environment, measurements, the reasons of skips.
 
+pytest --quick   unit tests alone: no process, no server, no trained model, no training
 pytest           the default suite: long checks are sampled, random ones draw the same cases
 pytest --full    every check at its full count with fresh random cases (`make verify`)
 """
 
 from __future__ import annotations
 
-import json
+import gc
 import os
-from collections import Counter, defaultdict
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import hypothesis
 import pytest
+
+from tests.support import tiers
+from tests.support.report import MEASUREMENT, Report, skips_by_reason
 
 ROOT = Path(__file__).parents[1]
 FOREIGN = ("DGEMMA_", "HF_", "HUGGINGFACE_", "HUGGING_FACE_", "TRANSFORMERS_")
 """Prefixes of the variables by which a user's machine could change what a test sees."""
 
 Number = int | float
-MEASUREMENT = "measurement"
-
-
-def _clean_environment() -> None:
-    for name in [name for name in os.environ if name.startswith(FOREIGN)]:
-        del os.environ[name]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="run the unit tests alone")
     parser.addoption("--full", action="store_true", help="run every check at its full count")
     parser.addoption("--verify-report", type=Path, metavar="FILE", help="write results as JSON")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    _clean_environment()  # some libraries read it once, when they are imported
-    full = config.getoption("--full")
+    for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+        del os.environ[name]  # now: some libraries read it once, when they are imported
+    tier = next((tier for tier in ("quick", "full") if config.getoption(tier)), "sampled")
     # No deadline: a busy machine is not a bug. The default suite is the same on every run.
     hypothesis.settings.register_profile("sampled", deadline=None, derandomize=True)
     hypothesis.settings.register_profile("full", deadline=None, max_examples=1000, print_blob=True)
-    hypothesis.settings.load_profile("full" if full else "sampled")
+    hypothesis.settings.register_profile(
+        "quick", deadline=None, derandomize=True, max_examples=20, database=None
+    )
+    hypothesis.settings.load_profile(tier)
+    if config.getoption("--quick"):
+        tiers.guard()
     if path := config.getoption("--verify-report"):
         config.pluginmanager.register(Report(path))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if not config.getoption("--quick") or collection_path.suffix != ".py":
+        return None
+    return None if tiers.has_quick_tests(collection_path) else True
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--quick"):
+        config.hook.pytest_deselected(items=[item for item in items if not tiers.is_quick(item)])
+        items[:] = filter(tiers.is_quick, items)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: no collection of garbage needs to walk through it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if lines := skips_by_reason(terminalreporter.getreports("skipped")):
+        terminalreporter.section("skipped, by reason")
+        terminalreporter.write("\n".join(lines) + "\n")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("full") and not item.config.getoption("--full"):
         pytest.skip("runs at full count only: pytest --full")
+    # Tensors are small: more threads only wait for each other. Before each test, so that none
+    # inherits what another has set.
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     if item.get_closest_marker("gpu"):
         import torch
 
@@ -84,15 +116,6 @@ def repo_root() -> Path:
     return ROOT
 
 
-@pytest.fixture(scope="session")
-def fixtures_dir() -> Path:
-    """Files too large or too foreign for this repository, in `shared/fixtures` beside it."""
-    path = ROOT.parent / "shared" / "fixtures"
-    if not path.is_dir():
-        pytest.skip("no shared/fixtures beside the repository: its files are not part of it")
-    return path
-
-
 @pytest.fixture
 def record(request: pytest.FixtureRequest) -> Callable[..., None]:
     """`record(name, value, limit)`: a measured figure for docs/verification.md.
@@ -105,33 +128,3 @@ def record(request: pytest.FixtureRequest) -> Callable[..., None]:
         request.node.user_properties.append((MEASUREMENT, row))
 
     return add
-
-
-class Report:
-    """Collects what a run showed and writes it as JSON: counts per test, skips, measurements.
-
-    The cases of a parametrised test count together.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.tests: defaultdict[str, Counter[str]] = defaultdict(Counter)
-        self.skips: list[dict[str, str]] = []
-        self.measurements: list[dict[str, object]] = []
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        test = report.nodeid.partition("[")[0]
-        self.tests[test]["ms"] += round(1000 * report.duration)
-        outcome = "xfailed" if hasattr(report, "wasxfail") else report.outcome
-        if report.when == "call" or report.outcome != "passed":
-            self.tests[test][outcome] += 1
-        if outcome == "skipped":
-            assert isinstance(report.longrepr, tuple)
-            self.skips.append({"test": report.nodeid, "reason": report.longrepr[2]})
-        if report.when == "teardown":
-            rows: list[Any] = [row for key, row in report.user_properties if key == MEASUREMENT]
-            self.measurements += [{"test": report.nodeid, **row} for row in rows]
-
-    def pytest_sessionfinish(self) -> None:
-        found = {"tests": self.tests, "skips": self.skips, "measurements": self.measurements}
-        self.path.write_text(json.dumps(found, indent=1), encoding="utf-8")

@@ -14,7 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +27,7 @@ from dgemma.params import RELEASED, SamplingParams
 from dgemma.server.reply_schema import ERRORS
 from dgemma.server.settings import ServerLimits
 from recipes.nano.recipe import PLAN
-from tests.support import field_table
+from tests.support import documents, field_table
 from tests.support.client_environments import environment
 from tests.support.live import KEY, Live, running
 from tests.support.sources import ROOT
@@ -37,6 +37,7 @@ GENERATED = "verification.md"
 SERVING = ROOT / "docs/serving.md"
 ADDRESS = "http://127.0.0.1:8000"
 """Of the server in docs/serving.md."""
+BASH = ["bash", "-euo", "pipefail", "-c"]
 GUESTS = {"anthropic": "anthropic", "langchain_openai": "langchain"}
 """Packages that have an environment of their own, by the folders of tests/clients."""
 
@@ -47,8 +48,19 @@ def text_of(page: Path) -> str:
 
 def blocks(page: Path, language: str) -> list[str]:
     """Contents of the fenced blocks of one language ("" for those without)."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", text_of(page), re.MULTILINE | re.DOTALL)
-    return [body for name, body in found if name == language]
+    return [block.body for block in blocks_of(page, language)]
+
+
+def blocks_of(page: Path, language: str) -> list[documents.Block]:
+    """The fenced blocks of one language."""
+    return [block for block in documents.blocks(text_of(page)) if block.language == language]
+
+
+def check_output(shown: Sequence[str | None], printed: str) -> None:
+    """Each part of what a program printed is what the page shows of it, if it shows it."""
+    for text, part in zip(shown, documents.parts(printed), strict=True):
+        if text is not None:
+            assert not documents.difference(text, part)
 
 
 def options_of(command: str) -> set[str]:
@@ -66,6 +78,7 @@ def options_of_program(name: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", done.stdout))
 
 
+@pytest.mark.process
 def test_benchmarks_of_the_pages_exist() -> None:
     """Catches a benchmark or an option that the program would refuse."""
     found = 0
@@ -77,17 +90,39 @@ def test_benchmarks_of_the_pages_exist() -> None:
     assert found > 2
 
 
-@pytest.mark.slow
+def run(command: list[str], where: Path, *, errors: bool = False, **variables: str) -> str:
+    """What a program prints, its errors among it or not; it leaves no files."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        command, cwd=where, env=environment | variables, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if errors else subprocess.PIPE, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + (done.stderr or "")
+    assert not list(where.iterdir()), "a snippet left files behind"
+    return done.stdout
+
+
+@pytest.mark.process
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if blocks(p, "python") and p != SERVING], ids=lambda p: p.name
 )
 def test_python_of_the_page_runs(page: Path, tmp_path: Path) -> None:
-    """Catches a snippet that no longer fits the interface. Blocks of a page share their names."""
-    code = "\n".join(blocks(page, "python"))
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert not list(tmp_path.iterdir()), "a snippet left files behind"
+    """Catches a snippet that no longer fits the interface, and output that is not what it prints.
+
+    Blocks of a page share their names.
+    """
+    snippets = blocks_of(page, "python")
+    printed = run([sys.executable, "-c", documents.python_program(snippets)], tmp_path)
+    check_output([block.shown for block in snippets], printed)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "console")], ids=lambda p: p.name)
+def test_console_of_the_page_prints_what_it_shows(page: Path, tmp_path: Path) -> None:
+    """Catches a command that fails, and pasted output that another version wrote."""
+    for console in blocks_of(page, "console"):
+        printed = run([*BASH, documents.shell_program(console)], tmp_path, errors=True)
+        check_output([text for _, text in documents.commands(console)], printed)
 
 
 def test_traps_name_tests_that_exist() -> None:
@@ -203,36 +238,33 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         yield live
 
 
-def run_snippet(command: list[str], code: str, live: Live, where: Path) -> str:
+def run_against(live: Live, command: list[str], code: str, where: Path) -> str:
     """What a snippet prints, run against the server."""
-    told = {**os.environ, "KEY": KEY, "HOME": str(where)}
-    done = subprocess.run(
-        [*command, code.replace(ADDRESS, live.url)], cwd=where, env=told, capture_output=True,
-        text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert not list(where.iterdir()), "a snippet left files behind"
-    return done.stdout
+    code = code.replace(ADDRESS, live.url)
+    return run([*command, code], where, KEY=KEY, HOME=str(where))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("number", range(len(blocks(SERVING, "sh"))))
 def test_shell_of_the_serving_page_runs(number: int, server: Live, tmp_path: Path) -> None:
     """Catches a request on the page that the server refuses, or answers by nothing."""
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     code = blocks(SERVING, "sh")[number]
-    said = run_snippet(["bash", "-euo", "pipefail", "-c"], code, server, tmp_path)
+    said = run_against(server, BASH, code, tmp_path)
     assert len(said) > 20 * code.count("curl ")
 
 
 @pytest.mark.slow
 def test_python_of_the_serving_page_runs(server: Live, tmp_path: Path) -> None:
     """Catches a snippet that a client's library or the server no longer takes."""
-    own = [block for block in blocks(SERVING, "python") if guest_of(block) is None]
-    said = run_snippet([sys.executable, "-c"], "\n".join(own), server, tmp_path)
+    own = [block for block in blocks_of(SERVING, "python") if guest_of(block.body) is None]
+    said = run_against(server, [sys.executable, "-c"], documents.python_program(own), tmp_path)
+    check_output([block.shown for block in own], said)
     assert "step 0: " in said and "draft" in said and "final" in said
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("guest", GUESTS)
 def test_other_clients_of_the_serving_page(
     guest: str, full: bool, server: Live, tmp_path: Path
@@ -244,7 +276,7 @@ def test_other_clients_of_the_serving_page(
         if not full:
             pytest.skip(f"{guest} is not installed here; runs with: pytest --full")
         python = environment(GUESTS[guest])
-    assert run_snippet([python, "-c"], code, server, tmp_path).strip()
+    assert run_against(server, [python, "-c"], code, tmp_path).strip()
 
 
 def rows_of(page: Path, cells: int) -> list[list[str]]:
@@ -279,6 +311,7 @@ def test_serving_page_has_every_status() -> None:
     assert told == {int(status) for status in ERRORS} | {499}
 
 
+@pytest.mark.process
 def test_serving_page_names_metrics_that_exist(server: Live) -> None:
     """Catches a dashboard built on a name that is not there."""
     known = httpx.get(f"{server.url}/metrics", headers={"x-api-key": KEY}).text
@@ -287,6 +320,7 @@ def test_serving_page_names_metrics_that_exist(server: Live) -> None:
     assert not [name for name in named if not re.search(rf"^# TYPE {name} ", known, re.M)]
 
 
+@pytest.mark.model
 def test_serving_page_has_the_fields_of_the_schemas() -> None:
     """Catches a field that is new, gone, or treated otherwise than the page says."""
     page = text_of(SERVING).partition(field_table.START)[2].partition(field_table.END)[0]

@@ -10,6 +10,8 @@ import pytest
 
 from tests.support.sources import ROOT
 
+pytestmark = pytest.mark.process
+
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 LINES = 40
 

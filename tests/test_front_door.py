@@ -15,6 +15,8 @@ from dgemma.params import OPTIONS, SamplingKeywords, SamplingParams
 from dgemma.types import Output, Usage
 from tests.support.nano import nano
 
+pytestmark = [pytest.mark.model, pytest.mark.process]
+
 HELLO = [{"role": "user", "content": "What is your name?"}]
 SUM = [{"role": "user", "content": "12+34"}]
 QUICK = SamplingParams(seed=1, max_steps=4, max_tokens=20)

@@ -16,6 +16,8 @@ from dgemma.weights.files import bundled_models
 from tests.support.client import Written
 from tests.support.nano import nano
 
+pytestmark = [pytest.mark.model, pytest.mark.process]
+
 HELLO = [{"role": "user", "content": "Hello!"}]
 
 

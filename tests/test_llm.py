@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,17 +20,10 @@ from dgemma.types import Output, Request
 from dgemma.weights.files import bundled_models
 from tests.support.nano import nano
 
+pytestmark = pytest.mark.model
+
 QUICK = SamplingParams(seed=1, max_steps=4, max_tokens=20)
 HELLO = [{"role": "user", "content": "What is your name?"}]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Small tensors: more threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

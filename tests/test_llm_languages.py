@@ -13,6 +13,8 @@ from dgemma.tasks import make_example
 from dgemma.types import Request
 from tests.support.nano import nano
 
+pytestmark = pytest.mark.model
+
 HELLO = [{"role": "user", "content": "Hello!"}]
 
 

@@ -17,6 +17,7 @@ def measurement(name: str, *values: object) -> list[dict[str, object]]:
     ]
 
 
+@pytest.mark.process
 def test_the_document(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kind of result that cannot be written, after all of it has been found."""
     lines = {"1 good": ("tests/a.py",), "2 bad": ("tests/b.py::two",), "3 gone": ("tests/c.py",)}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
 import bench.llama
 import bench.offline
@@ -34,14 +33,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def llm(tiny: Path) -> LLM:
     """It loaded."""
     return load(tiny, device="cpu")
-
-
-@pytest.fixture(autouse=True)
-def threads() -> Iterator[None]:
-    """`--threads` is for the process: no later test inherits it."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

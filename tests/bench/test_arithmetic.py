@@ -217,6 +217,7 @@ def test_report_has_what_repeats_it() -> None:
     assert values["values"] == {"x": None, "y": [1.0]} and values["machine"] == {"commit": "abc"}
 
 
+@pytest.mark.process
 def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times that another program's load has spoilt pass for the model's."""
     assert machine.busy() == "" and machine.facts()["cores busy before"] == "0.0"
@@ -226,6 +227,7 @@ def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.busy() == "" and machine.facts()["cores busy before"] == "unknown"
 
 
+@pytest.mark.process
 def test_other_programs_are_seen() -> None:
     """The load is that of a command that is long over, or nothing at all."""
     if not Path("/proc/stat").exists():

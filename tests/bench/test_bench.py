@@ -43,6 +43,7 @@ def small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- shapes and random checkpoints -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_shapes() -> None:
     """A benchmark at other sizes than it says."""
     assert measure(shape("real")).parameters == pytest.approx(25.2e9, rel=0.005)
@@ -205,6 +206,7 @@ def checked(report: dict[str, Any], measure_: str, model: Path) -> dict[str, Any
     return values
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("measure_", "words"),
     [
@@ -258,6 +260,7 @@ def test_compare(tiny: Path, tmp_path: Path, run: Run) -> None:
     assert err.count("pair 1 of 1") == 2
 
 
+@pytest.mark.process
 def test_llama(tmp_path: Path, run: Run) -> None:
     """A llama.cpp that is not read, or whose arguments are taken for ours."""
     llama, json_ = tmp_path / "llama", tmp_path / "r.json"
@@ -284,6 +287,7 @@ def test_make(tmp_path: Path, run: Run) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["made"], "something was left behind"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("words", "remedy"),
     [

@@ -12,6 +12,8 @@ from dgemma.errors import EngineError
 from dgemma.types import Output
 from tests.support.nano import nano
 
+pytestmark = pytest.mark.model
+
 
 def test_served_and_offline_do_the_same_work(
     count: Callable[[int, int], int], record: Callable[..., None]

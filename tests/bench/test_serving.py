@@ -150,6 +150,7 @@ def test_the_mix_is_mixed_and_repeatable(tmp_path: Path) -> None:
 # -- the command -----------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_a_small_run_against_a_server_of_its_own(
     run: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,6 +230,7 @@ def other_server() -> Iterator[tuple[str, list[tuple[str | None, dict[str, Any]]
             thread.join()
 
 
+@pytest.mark.process
 def test_any_server_may_be_driven(
     run: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +258,7 @@ def test_any_server_may_be_driven(
     assert load["waits_ms"]["text_p50"] > 0 and load["requests_per_s"] > 0
 
 
+@pytest.mark.process
 def test_a_server_that_does_not_start_says_why() -> None:
     """Catches a benchmark that waits for ever, and a child that stays behind."""
     with (

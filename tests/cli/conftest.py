@@ -1,22 +1,12 @@
-"""Small tensors on one thread: with more, a busy machine spends its time waiting for threads."""
+"""Command lines that run in the tests' own process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-import torch
 
 from tests.support.commands import Ran, run_command
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    """One thread for the tests of this folder."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ def file(tmp_path: Path) -> Path:
 FAST = ("--seed", "1", "--max-steps", "4")
 
 
+@pytest.mark.model
 def test_infill_prints(run: Callable[..., Ran]) -> None:
     """The text around a hole, as it was given, and nothing else."""
     code, out, err = run("infill", "Dear ___, hello.", "--max-hole", "3", *FAST)
@@ -40,6 +41,7 @@ def test_infill_prints(run: Callable[..., Ran]) -> None:
     assert out.startswith("Dear ") and out.endswith(", hello.\n") and "___" not in out
 
 
+@pytest.mark.model
 def test_standard_input(run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
     """Line ends that change on their way through a pipe; bytes that are no text."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a ___\r\nb\n")))
@@ -50,6 +52,7 @@ def test_standard_input(run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
     assert code == 2 and "standard input cannot be read as UTF-8" in err
 
 
+@pytest.mark.model
 def test_infill_json(run: Callable[..., Ran]) -> None:
     """Every hole with its text, for programs; a mark of one's own."""
     code, out, _ = run("infill", "a ? b ?.", "--mark", "?", "--max-hole", "2", "--json", *FAST)
@@ -58,6 +61,7 @@ def test_infill_json(run: Callable[..., Ran]) -> None:
     assert code == 0 and made["text"] == f"a {first} b {second}." and made["seed"] == 1
 
 
+@pytest.mark.model
 def test_infill_in_place(run: Callable[..., Ran], file: Path) -> None:
     """Line ends, characters outside the vocabulary and the file's mode survive."""
     file.chmod(0o640)
@@ -70,6 +74,7 @@ def test_infill_in_place(run: Callable[..., Ran], file: Path) -> None:
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
+@pytest.mark.model
 def test_infill_in_place_and_json(run: Callable[..., Ran], file: Path) -> None:
     """One of two things that were asked for, in silence."""
     code, out, _ = run("infill", f"@{file}", "--in-place", "--json", "--max-hole", "2", *FAST)
@@ -77,6 +82,7 @@ def test_infill_in_place_and_json(run: Callable[..., Ran], file: Path) -> None:
     assert code == 0 and json.loads(out)["text"] == written != TEXT
 
 
+@pytest.mark.model
 def test_diff_writes_nothing(run: Callable[..., Ran], file: Path) -> None:
     """A preview that changes the file."""
     for words in (("infill", f"@{file}", "--max-hole", "2"), ("edit", str(file), "--span", "2:2")):
@@ -85,6 +91,7 @@ def test_diff_writes_nothing(run: Callable[..., Ran], file: Path) -> None:
         assert "-the ___ is here." in out and out.startswith("--- a/letter.txt\n+++ b/letter.txt\n")
 
 
+@pytest.mark.model
 def test_edit_changes_its_lines_alone(run: Callable[..., Ran], file: Path) -> None:
     """An edit that touches the lines around its span, or its line end."""
     code, _, err = run("edit", str(file), "--span", "2:2", "--strength", "1.0", *FAST)
@@ -94,6 +101,7 @@ def test_edit_changes_its_lines_alone(run: Callable[..., Ran], file: Path) -> No
     assert lines[-3].endswith("\r")
 
 
+@pytest.mark.model
 def test_edit_into_another_file(run: Callable[..., Ran], file: Path) -> None:
     """`--output` changes the file that was read as well."""
     other = file.with_name("other.txt")
@@ -102,6 +110,7 @@ def test_edit_into_another_file(run: Callable[..., Ran], file: Path) -> None:
     assert other.read_bytes().decode().endswith("\nthe ___ is here.\r\nčau \U0001f600\n")
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("what", [("--span", "1"), ("--instruction", "Write it anew.")])
 def test_edit_keeps_what_frames_the_text(
     what: tuple[str, str], run: Callable[..., Ran], tmp_path: Path
@@ -124,6 +133,7 @@ def test_edit_of_nothing(content: str, run: Callable[..., Ran], tmp_path: Path) 
     assert code == 2 and "is empty" in err and file.read_bytes().decode() == content
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("content", ["", "same\n"])
 def test_an_output_that_is_asked_for_is_written(
     content: str, run: Callable[..., Ran], tmp_path: Path
@@ -164,6 +174,7 @@ def test_wrong_lines(span: str) -> None:
         lines_to_span("ab\nc\n\nlast\n", span)
 
 
+@pytest.mark.model
 def test_decide(run: Callable[..., Ran], tmp_path: Path) -> None:
     """Probabilities that are not, questions out of order, a file that is not read."""
     questions = tmp_path / "questions.json"
@@ -213,6 +224,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.model
 @pytest.mark.parametrize(("words", "message"), WRONG)
 def test_one_clear_line(
     run: Callable[..., Ran], words: tuple[str, ...], message: str, file: Path,
@@ -259,6 +271,7 @@ def test_questions_nested_too_deep(run: Callable[..., Ran], tmp_path: Path) -> N
     assert code == 2 and "is not valid JSON" in err
 
 
+@pytest.mark.model
 def test_generate_under_a_language(run: Callable[..., Ran], tmp_path: Path) -> None:
     """An option of the command line that does not reach the answer."""
     schema = tmp_path / "schema.json"
@@ -323,6 +336,7 @@ def test_a_pipe_is_written_into(tmp_path: Path) -> None:
         os.close(reader)
 
 
+@pytest.mark.process
 def test_standard_output_is_written_into(tmp_path: Path) -> None:
     """What others wrote to the same file, lost with it where its name is /dev/stdout."""
     log = tmp_path / "log.txt"

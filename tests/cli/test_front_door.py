@@ -35,6 +35,7 @@ def test_help_and_version(run: Callable[..., Ran]) -> None:
     assert run("-V") == run("--version") == (0, f"dgemma {dgemma.__version__}\n", "")
 
 
+@pytest.mark.process
 def test_as_a_module() -> None:
     """`python -m dgemma`, for those whose PATH lacks the program."""
     command = [sys.executable, "-m", "dgemma", "--version"]
@@ -70,6 +71,7 @@ def test_options_stand_anywhere() -> None:
     assert (found.model, found.prompt, found.seed) == ("nano", "--seed", None)
 
 
+@pytest.mark.process
 def test_wrong_names_are_refused_before_torch_is_loaded() -> None:
     """A typing mistake costs the seconds that importing torch takes."""
     mistakes = [
@@ -126,6 +128,7 @@ def test_the_bundled_model_is_not_pulled(run: Callable[..., Ran]) -> None:
     assert (code, out.strip()) == (0, str(bundled_models()["nano"])) and "comes with" in err
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize(("passed", "said"), [(True, "agree"), (False, "disagree")])
 def test_check_says_its_verdict(
     passed: bool, said: str, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch

@@ -12,6 +12,8 @@ import pytest
 from dgemma.bench.make import make
 from dgemma.bench.shapes import shape
 
+pytestmark = pytest.mark.process
+
 COMMAND = [sys.executable, "-c", "from dgemma.cli.main import main; import sys; sys.exit(main())"]
 RUN = """
 import sys, dgemma

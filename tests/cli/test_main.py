@@ -110,6 +110,7 @@ def test_broken_checkpoint(
     assert sorted(copy.parent.rglob("*")) == before, "something was written"
 
 
+@pytest.mark.model
 @pytest.mark.parametrize(
     ("words", "remedy"),
     [
@@ -159,6 +160,7 @@ def test_wrong_use(words: tuple[str, ...], remedy: str, run: Callable[..., Ran])
     assert err.count("error:") == 1 and remedy in err and "Traceback" not in err
 
 
+@pytest.mark.model
 def test_generate(run: Callable[..., Ran]) -> None:
     """JSON for programs that does not parse, or differs between runs with one seed."""
     words = ("generate", "--seed", "5", "--max-tokens", "20", "--max-steps", "4", "What is 1+1?")
@@ -172,6 +174,7 @@ def test_generate(run: Callable[..., Ran]) -> None:
     assert code == 0 and values["text"] in plain
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("more", [("--raw",), ("--thinking",), ("--stop", "a"), ()])
 def test_generate_ways(
     more: tuple[str, ...], run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
@@ -183,6 +186,7 @@ def test_generate_ways(
     assert (code, err) == (0, "") and json.loads(out)["finish_reason"] in ("stop", "length")
 
 
+@pytest.mark.model
 def test_generate_autoregressive(run: Callable[..., Ran]) -> None:
     """The autoregressive mode cannot be reached from the command line."""
     code, out, _ = run("generate", "--autoregressive", "--max-tokens", "3", "--json", "Hello")
@@ -240,6 +244,7 @@ def test_demo(run: Callable[..., Ran]) -> None:
     assert "model passes" in out and "\x1b" not in out
 
 
+@pytest.mark.model
 def test_chat_reads_turns(run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
     """A pipe gets prompts and colours, or an end of input is an error."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n\n/new\nWho are you?\n/quit\nnever\n"))
@@ -250,6 +255,7 @@ def test_chat_reads_turns(run: Callable[..., Ran], monkeypatch: pytest.MonkeyPat
     assert run("chat") == (0, "", "")
 
 
+@pytest.mark.model
 def test_chat_goes_on_after_a_refusal(
     run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,6 +290,7 @@ def test_no_command(run: Callable[..., Ran]) -> None:
     assert code == 2 and "commands:" in out and "try: dgemma demo, dgemma chat" in out
 
 
+@pytest.mark.process
 def test_help_is_quick() -> None:
     """`dgemma --help` waits for torch to be imported."""
     code = "import sys, dgemma.cli.main; sys.exit('torch' in sys.modules)"

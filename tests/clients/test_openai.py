@@ -18,6 +18,8 @@ from dgemma.tasks import make_example
 from tests.support.live import KEY, Live, running
 from tests.support.nano import nano
 
+pytestmark = pytest.mark.process
+
 WHO: list[Any] = [{"role": "user", "content": "Who are you?"}]
 SHORT: dict[str, Any] = {
     "model": "nano", "messages": WHO, "seed": 3, "max_tokens": 48,

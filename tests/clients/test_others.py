@@ -19,6 +19,8 @@ from dgemma.tasks import make_example
 from tests.support.client_environments import environment
 from tests.support.live import KEY, Live, running
 
+pytestmark = pytest.mark.process
+
 HERE = Path(__file__).parent
 CLIENTS = ("anthropic", "langchain", "lm_eval")
 

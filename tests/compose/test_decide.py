@@ -211,6 +211,7 @@ def _scaled(logits: list[float]) -> list[float]:
     return [power / sum(powers) for power in powers]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
 def test_temperature_is_found(temperature: float) -> None:
     """Catches a fit that ends at a bound or in the wrong direction.

@@ -6,7 +6,6 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from dgemma.text.token_table import token_table_of
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import Request
 from tests.support.plan_driver import Driver, facts_of, fits
+from tests.support.tokenizers import gemma_tokenizer
 
 # -- borders --------------------------------------------------------------------------------------
 
@@ -62,9 +62,10 @@ def test_a_border_that_ends_a_token_stays_pinned(tokenizers: list[Tokenizer]) ->
         assert set(range(5)) <= set(request.canvas.pinned)
 
 
-def test_the_real_vocabulary(fixtures_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_the_real_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches borders that walk through all 262,144 tokens each time, or miss their words."""
-    tokenizer = Tokenizer.from_gguf(fixtures_dir / "gemma4_vocab.gguf")
+    tokenizer = gemma_tokenizer()
     facts = facts_of(tokenizer, 64)
     hello = tokenizer.encode(" Anna")
     assert len(hello) == 1

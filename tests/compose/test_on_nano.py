@@ -18,6 +18,8 @@ from dgemma.llm import LLM
 from dgemma.params import SamplingParams
 from tests.support.nano import nano
 
+pytestmark = pytest.mark.model
+
 ALPHABETS = (
     "abc ,.\n",
     "Mira jumps over the",

@@ -105,6 +105,7 @@ def all_grammars(tokenizer: Tokenizer, names: list[str] | None = None) -> dict[s
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["nano", "gemma"])
 def test_an_end_is_found_from_anywhere(
     which: str, request: pytest.FixtureRequest, count: Count, record: Callable[..., None]

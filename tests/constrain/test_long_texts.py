@@ -16,6 +16,8 @@ from dgemma.errors import InvalidRequest
 from dgemma.text.parse import MarkerIds
 from dgemma.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 
 def ends_of(tokenizer: Tokenizer) -> frozenset[int]:
     """The end ids of a tokenizer."""

@@ -75,6 +75,7 @@ def test_numbers_that_are_not_finite_end_the_request() -> None:
         run([20, -1])
 
 
+@pytest.mark.oracle
 @torch.no_grad()
 def test_equals_one_long_causal_pass() -> None:
     """Greedy by the cache is greedy over the whole text at once: positions, windows, hand-over."""

@@ -187,6 +187,7 @@ def test_pins_outside_the_language_are_refused(
         ConstrainedAnswer(Brackets(), "toy").check(CanvasControl(allowed=((X,),), masks=(0,)))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(room=st.integers(1, 40), seed=st.integers(0, 10**6), liked=st.sampled_from("(x)r"))
 def test_every_answer_ends_in_its_room(room: int, seed: int, liked: str) -> None:

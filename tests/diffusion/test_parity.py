@@ -24,6 +24,8 @@ from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import SamplingParams
 from tests.support.oracle import tiny_pair
 
+pytestmark = pytest.mark.oracle
+
 UNSURE: dict[str, Any] = {"gain": 0.4, "sharpness": 1.0}
 SURE: dict[str, Any] = {
     "gain": 0.4, "sharpness": 3.0, "canvas_length": 16,

@@ -38,6 +38,8 @@ from dgemma.params import SamplingParams
 from dgemma.tasks import TASKS, make_example
 from tests.support.nano import nano
 
+pytestmark = pytest.mark.model
+
 NOISE = 1e-4
 CANDIDATES = 60
 """Most seeds looked at for the wanted number of good ones."""

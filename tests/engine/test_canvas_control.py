@@ -18,6 +18,8 @@ from dgemma.types import CanvasControl, Output, Request
 from tests.support.engines import run
 from tests.support.nano import nano, nano_engine
 
+pytestmark = pytest.mark.model
+
 WIDTH = 96
 PARAMS = SamplingParams(seed=5, max_steps=8, max_tokens=WIDTH, confidence_threshold=0.0)
 

@@ -197,6 +197,7 @@ def test_two_engines() -> None:
     assert outputs == expected
 
 
+@pytest.mark.slow
 def test_two_threads() -> None:
     """Threads that drive one engine at once lose events or step a row twice."""
     one = engine()

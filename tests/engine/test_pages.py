@@ -33,6 +33,7 @@ def opened(pages: Pages, prompt: list[int]) -> BlockTable:
     return table
 
 
+@pytest.mark.process
 def test_no_torch() -> None:
     """Pages and scheduler must be testable, and readable, without tensors."""
     code = "import sys, dgemma.engine.scheduler; sys.exit('torch' in sys.modules)"

@@ -31,6 +31,7 @@ def sequence(prompt: int = 4, **params: int) -> Sequence:
     return state
 
 
+@pytest.mark.process
 def test_no_torch() -> None:
     """The request's life must be testable, and readable, without tensors."""
     code = (
@@ -101,6 +102,7 @@ def test_end_id_and_limit(ids: int, ended: bool, reason: str) -> None:
     assert (state.output.finish_reason if state.output else "") == reason
 
 
+@pytest.mark.model
 def test_thinking_budget() -> None:
     """A thought goes on past its budget, or the engine closes it elsewhere than the reference."""
     thought = ThoughtIds(open_id=100, close_id=CLOSE, is_open=True)
@@ -121,6 +123,7 @@ def test_thinking_budget() -> None:
             assert output.token_ids[borders * size] == CLOSE
 
 
+@pytest.mark.model
 def test_trace_and_frames() -> None:
     """Frames and trace tell different stories, or another one than the reference's."""
     for number in (0, 3, 6):
@@ -144,6 +147,7 @@ def test_trace_and_frames() -> None:
         assert {event.index for event in events} == {request.index}
 
 
+@pytest.mark.model
 def test_no_trace_unasked() -> None:
     """Every request pays for frames and traces that nobody reads."""
     events = list(nano_engine().submit(random_request(1)))
@@ -151,6 +155,7 @@ def test_no_trace_unasked() -> None:
     assert events[-1].output is not None and events[-1].output.trace == ()
 
 
+@pytest.mark.model
 def test_enough() -> None:
     """What ends an answer from outside (a stop string) is asked late, or its fault spreads."""
     engine = Engine(nano().model, end_ids=())

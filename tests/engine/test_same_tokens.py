@@ -16,6 +16,8 @@ from tests.support.engines import engine as random_engine
 from tests.support.engines import request as tiny_request
 from tests.support.nano import by_reference, nano, nano_engine, random_request
 
+pytestmark = pytest.mark.model
+
 GROUP = 8
 """Requests that run together."""
 

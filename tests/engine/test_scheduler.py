@@ -387,6 +387,7 @@ def test_every_invariant_after_every_pass(seed: int) -> None:
     assert sim.scheduler.preemptions > 0 and sim.scheduler.pages.hit_tokens > 0
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand(count: Callable[[int, int], int], record: Callable[..., None]) -> None:
     """Rare orders of events; bookkeeping whose cost grows with what has gone by."""
     total = count(5_000, 100_000)

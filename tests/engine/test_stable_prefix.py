@@ -19,6 +19,8 @@ from dgemma.types import CanvasControl, Event, Output, Request, ThoughtIds
 from tests.support.engines import assert_same, run
 from tests.support.nano import by_reference, nano, nano_engine, random_request
 
+pytestmark = pytest.mark.model
+
 
 def asked(number: int, task: str = "json", **params: Any) -> Request:
     """A task's prompt, told as it settles."""

@@ -10,8 +10,6 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping
-from functools import cache
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -30,9 +28,11 @@ from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import CanvasControl, Output, Request
 from tests.support.nano import by_reference, nano, nano_engine
 from tests.support.schemas import GRAMMARS, REGEXES, SCHEMAS
+from tests.support.tokenizers import gemma_tokenizer
+
+pytestmark = pytest.mark.model
 
 ROOM = 1024
-FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures"
 
 
 def random_engine(vocab_size: int, ends: tuple[int, ...], canvas: int = 64) -> Engine:
@@ -158,18 +158,9 @@ def test_grammars(count: Callable[[int, int], int], record: Callable[..., None])
     assert share >= 0.9
 
 
-@cache
-def gemma() -> Tokenizer:
-    """The real vocabulary."""
-    files = sorted(FIXTURES.rglob("*.gguf"))
-    if not files:
-        pytest.skip("the vocabulary of Gemma 4 is not here (../shared/fixtures)")
-    return Tokenizer.from_gguf(files[0])
-
-
 def test_real_vocabulary(count: Callable[[int, int], int], record: Callable[..., None]) -> None:
     """Tokens that hold several letters of the grammar at once, in 262,144 ids."""
-    tokenizer = gemma()
+    tokenizer = gemma_tokenizer()
     chosen = some(SCHEMAS, count(4, 30))
     cases = {name: {"json_schema": schema} for name, schema in chosen.items()}
     found = answers(random_engine(tokenizer.vocab_size, (1, 106, 50)), tokenizer, cases, 1)

@@ -23,6 +23,8 @@ from tests.support.engines import assert_same, run, tiny
 from tests.support.engines import request as tiny_request
 from tests.support.nano import by_reference, nano_engine, random_request
 
+pytestmark = pytest.mark.model
+
 SMALL = 3_000_000
 """Bytes of keys and values: about four of nano's longer requests, so some must step aside."""
 

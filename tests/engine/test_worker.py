@@ -201,6 +201,7 @@ def test_a_forked_process_is_told() -> None:
     worker.close()
 
 
+@pytest.mark.slow
 def test_a_dropped_worker_ends_its_thread_and_frees_the_model() -> None:
     """A model that was loaded and forgotten stays in memory."""
     before = threads()
@@ -237,6 +238,7 @@ def test_many_threads() -> None:
     worker.close()
 
 
+@pytest.mark.process
 def test_the_interpreter_exits_while_it_runs() -> None:
     """A script that ends in mid-answer hangs, or dies of the thread it left."""
     code = (

@@ -22,6 +22,8 @@ from dgemma.evaluate.canvas import (
 from dgemma.tasks import make_example
 from tests.support.nano import nano
 
+pytestmark = pytest.mark.model
+
 HELD_OUT = 500
 
 

@@ -12,6 +12,8 @@ import dgemma
 from dgemma.cli.main import main
 from dgemma.evaluate.parity import compare
 
+pytestmark = pytest.mark.model
+
 
 def test_one_step_holds(capsys: pytest.CaptureFixture[str]) -> None:
     """A comparison that compares nothing, or a command that hides the verdict."""

@@ -32,6 +32,7 @@ def test_differences_are_paired() -> None:
     assert difference(base, base) == (0.0, 0.0)
 
 
+@pytest.mark.model
 def test_compare_runs_each_setting_on_the_same_examples() -> None:
     """Fewer steps must show as fewer steps, and the base must not be touched by the others."""
     settings = [parse_setting(""), parse_setting("max_steps=2"), parse_setting("")]

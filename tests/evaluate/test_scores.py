@@ -11,6 +11,8 @@ from dgemma.evaluate.run import Tally, evaluate
 from dgemma.types import Mode
 from tests.support.nano import nano
 
+pytestmark = pytest.mark.model
+
 BOTH: list[Mode] = ["diffusion", "autoregressive"]
 HELD_OUT = 500
 

@@ -21,6 +21,8 @@ from tests.golden.cases import cases
 from tests.golden.margin import LEAST
 from tests.golden.replay import MODELS, WRITE, Case, differences, model, read, run
 
+pytestmark = pytest.mark.model
+
 FROZEN = {name: read(name) for name in MODELS}
 KINDS = {
     "plain", "pinned", "seeded", "constrained", "autoregressive", "scored", "stable-prefix",

@@ -142,6 +142,7 @@ def test_filters_keep_what_they_say(case: dict[str, float]) -> None:
         assert set(kept[row].nonzero()[:, 0].tolist()) == set(expected)
 
 
+@pytest.mark.oracle
 def test_filters_of_oracles_warpers() -> None:
     """The three together, in the order of `transformers`' own warpers."""
     warpers = pytest.importorskip("transformers.generation.logits_process")

@@ -56,6 +56,7 @@ def test_the_choice_has_a_reason() -> None:
     assert choose_experts(128, 704, torch.bfloat16, cpu, grad=True)[0] == "sparse"
 
 
+@pytest.mark.oracle
 def test_gradients_still_flow() -> None:
     """The ways that write in place would raise, or cut the graph, where a gradient is wanted."""
     theirs, model = tiny_pair(0, num_experts=128, moe_intermediate_size=16)

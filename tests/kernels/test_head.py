@@ -69,6 +69,7 @@ def test_each_row_has_its_own_temperature() -> None:
     assert same(rows_of(together, torch.tensor([1])), alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [300, 1024])
 @pytest.mark.parametrize("temperature", [0.4, 0.8])
 def test_every_id_gets_its_share_of_keys(size: int, temperature: float) -> None:
@@ -87,6 +88,7 @@ def test_every_id_gets_its_share_of_keys(size: int, temperature: float) -> None:
     assert (sample.diff() >= 0).all()
 
 
+@pytest.mark.slow
 def test_samples_follow_the_tempered_distribution() -> None:
     """The same with the real draws: 100,000 positions, chi-square, false alarm 3e-7."""
     words, count = make(300, 2.0), 100_000
@@ -114,6 +116,7 @@ def test_blocks_pick_what_a_plain_inverse_cdf_picks(
     assert ((below <= got) & (got <= above)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("size", [300, 4096])
 def test_a_row_does_not_depend_on_the_others(
@@ -201,6 +204,7 @@ SUPPRESSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SUPPRESSED)
 def test_suppressed_ids_do_not_exist(name: str) -> None:
     """Trap 8: no sample, no argmax, no entropy, no share of the belief; nothing becomes NaN.
@@ -272,6 +276,7 @@ def test_bf16_decides_in_fp32() -> None:
     assert torch.equal(got.soft, soft) and soft.dtype == torch.bfloat16
 
 
+@pytest.mark.oracle
 @torch.no_grad()
 def test_is_the_models_own_head_and_belief() -> None:
     """Two places know the cap and the soft embedding: they must agree bit for bit."""

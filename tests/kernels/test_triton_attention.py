@@ -17,6 +17,7 @@ pytest.importorskip("triton", reason="the kernels need the triton package")
 from dgemma.kernels import attention_triton
 from dgemma.kernels.attention_triton import attend, block_sizes, count_spans
 
+pytestmark = pytest.mark.process
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 here = pytest.mark.skipif(

@@ -18,6 +18,7 @@ from dgemma.kernels import experts_triton as kernels
 from dgemma.kernels.experts_triton import block_sizes, most_blocks, plan_blocks
 from dgemma.kernels.experts_triton import experts_triton as run
 
+pytestmark = pytest.mark.process
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 here = pytest.mark.skipif(

@@ -14,6 +14,7 @@ from dgemma.kernels.head import Head
 from tests.support.random_vocabulary import hidden_rows, make, random_keys
 
 pytest.importorskip("triton", reason="the kernels need the triton package")
+pytestmark = pytest.mark.process
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 here = pytest.mark.skipif(

@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import DiffusionGemmaConfig
-from transformers.models.diffusion_gemma import generation_diffusion_gemma as oracle
 
 from dgemma.errors import ConfigError
 from dgemma.model import hf_config
@@ -92,6 +90,8 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 
 def through_transformers(values: dict[str, Any]) -> dict[str, Any]:
     """What `transformers` writes to config.json after it has read `values`."""
+    from transformers import DiffusionGemmaConfig
+
     config = DiffusionGemmaConfig(**copy.deepcopy(values))
     saved: dict[str, Any] = json.loads(config.to_json_string())
     return saved
@@ -122,6 +122,7 @@ def test_released_form() -> None:
     assert config.vision == RELEASED_CONFIG["vision_config"]
 
 
+@pytest.mark.oracle
 def test_per_layer_form_is_the_same_config() -> None:
     """A save and load by `transformers` 5.17 changes the form of the file, never a size."""
     saved = through_transformers(RELEASED_CONFIG)
@@ -169,6 +170,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
     )
 
 
+@pytest.mark.oracle
 @settings(max_examples=60, deadline=None)
 @given(configs())
 def test_round_trip(config: ModelConfig) -> None:
@@ -273,8 +275,11 @@ def test_placeholders_outside_a_small_vocabulary_are_dropped() -> None:
     assert config.suppress_ids == ()
 
 
+@pytest.mark.oracle
 def test_missing_placeholders_are_those_of_transformers() -> None:
     """A file without the keys means the same ids in `transformers`."""
+    from transformers import DiffusionGemmaConfig
+
     values = copy.deepcopy(RELEASED_CONFIG)
     for key in hf_config.PLACEHOLDERS:
         values.pop(key, None)
@@ -286,6 +291,7 @@ def test_missing_placeholders_are_those_of_transformers() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.oracle
 def test_null_kv_heads_and_missing_layer_types() -> None:
     """Null is absent: full layers then have the sliding layers' heads, as in `transformers`."""
     values = changed("text_config.num_global_key_value_heads", None)
@@ -323,8 +329,11 @@ def test_released_generation_config() -> None:
     assert (eos, pad) == ((1, 106, 50), 0)
 
 
+@pytest.mark.oracle
 def test_generation_config_round_trip_with_transformers() -> None:
     """What we write `transformers` reads, and what it writes we read."""
+    from transformers.models.diffusion_gemma import generation_diffusion_gemma as oracle
+
     defaults = read_generation_config(RELEASED_GENERATION)
     theirs = oracle.DiffusionGemmaGenerationConfig(**write_generation_config(defaults))
     assert theirs.sampler_config.entropy_bound == 0.1
@@ -332,8 +341,11 @@ def test_generation_config_round_trip_with_transformers() -> None:
     assert read_generation_config(json.loads(theirs.to_json_string())) == defaults
 
 
+@pytest.mark.oracle
 def test_silent_generation_config() -> None:
     """An empty file, or one of nulls (what `transformers` writes by default), says nothing."""
+    from transformers.models.diffusion_gemma import generation_diffusion_gemma as oracle
+
     nulls = json.loads(oracle.DiffusionGemmaGenerationConfig().to_json_string())
     assert read_generation_config(nulls) == GenerationDefaults()
     assert read_generation_config({}) == GenerationDefaults(SamplingParams(), (), None)

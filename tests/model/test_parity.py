@@ -16,6 +16,8 @@ from torch import Tensor
 from dgemma.model.transformer import DiffusionGemma
 from tests.support.oracle import tiny_pair
 
+pytestmark = pytest.mark.oracle
+
 LIMIT = 2e-5
 S, F = "sliding_attention", "full_attention"
 

@@ -17,6 +17,8 @@ from dgemma.model.cache import RowCache
 from dgemma.model.config import ModelConfig
 from tests.support.oracle import tiny_pair
 
+pytestmark = pytest.mark.oracle
+
 LIMIT = 2e-5
 S, F = "sliding_attention", "full_attention"
 WINDOW, CANVAS = 16, 8

@@ -18,6 +18,8 @@ from dgemma.server.settings import ServerLimits
 from dgemma.types import Request
 from tests.support.client import ASK, QUESTION, Client, Recorder, numbers, serve
 
+pytestmark = pytest.mark.model
+
 CHAT = "/v1/chat/completions"
 KEY = "sk-right-key-1"
 JSON = {"content-type": "application/json"}

@@ -47,6 +47,7 @@ def refused(client: Client, path: str, fields: dict[str, Any]) -> str:
     return message
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("path, name", [
     (CHAT, "stop"), (COMPLETIONS, "stop"), (MESSAGES, "stop_sequences"), (FIM, "stop"),
     (INFILL, "stop"),
@@ -58,6 +59,7 @@ def test_stop_strings(path: str, name: str, client: Client) -> None:
     assert str(MOST_STRINGS["stop"]) in refused(client, path, {name: many})
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
 def test_barred_words(path: str, client: Client) -> None:
     """Catches a list of words each of which is looked for in the whole vocabulary."""
@@ -66,6 +68,7 @@ def test_barred_words(path: str, client: Client) -> None:
     assert "bad_words" in refused(client, path, {"bad_words": many})
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("name", sorted(MOST_IDS))
 def test_ids(name: str, client: Client) -> None:
     """Catches ids without number; the same id many times is one."""
@@ -85,6 +88,7 @@ def test_ids_are_one_each(name: str) -> None:
     assert getattr(found, name) == (7, 3)
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
 def test_least_above_most(path: str, client: Client) -> None:
     """Catches an answer that can never be as long as was asked."""
@@ -119,6 +123,7 @@ def test_documented_bounds_are_those_of_params(model: Any, names: tuple[str, ...
         assert shown.get("maximum") == most
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("name", ["t_min", "t_max"])
 def test_ends_of_a_bound_are_allowed(name: str, client: Client) -> None:
     """Catches a bound that the schema tells and the parameters do not keep to."""

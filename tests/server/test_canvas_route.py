@@ -13,6 +13,8 @@ from tests.support.client import Recorder, serve
 from tests.support.field_walk import FILLING, NO_FILLING, QUICK, assert_each_counts, post
 from tests.support.nano import nano
 
+pytestmark = pytest.mark.model
+
 PATH = "/v1/canvas"
 FAST: dict[str, Any] = {"seed": 1, "diffusion": {"max_steps": 2}}
 OPEN = [{"text": "Dear "}, {"role": "hole", "max_length": 3}, {"text": ", this is for you."}]

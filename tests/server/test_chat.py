@@ -17,6 +17,8 @@ from dgemma.types import Output, Request, TokenScore
 from tests.support.client import ASK, QUESTION, Client, Recorder, deltas, events, serve, written
 from tests.support.nano import nano
 
+pytestmark = pytest.mark.model
+
 TOOLS = [
     {
         "type": "function",

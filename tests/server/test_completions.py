@@ -15,6 +15,8 @@ from tests.support.client import events, serve
 from tests.support.field_walk import FILLING, NO_FILLING, QUICK, assert_each_counts, post
 from tests.support.nano import nano
 
+pytestmark = pytest.mark.model
+
 PATH = "/v1/completions"
 PUZZLE = make_example("sudoku", "heldout", 1, 0).messages[-1]["content"]
 FAST: dict[str, Any] = {"diffusion": {"max_steps": 2, "canvas_length": 32}, "seed": 1}

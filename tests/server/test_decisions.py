@@ -15,6 +15,8 @@ from tests.support.client import Recorder, serve
 from tests.support.field_walk import assert_each_counts, post
 from tests.support.nano import nano
 
+pytestmark = pytest.mark.model
+
 OPENAI, JEV = "/v1/decisions", "/v1/systemone"
 QUESTIONS: list[Question] = [
     Predicate("food", "Is it about food?"),

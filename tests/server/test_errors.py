@@ -19,6 +19,8 @@ from dgemma.server.settings import ServerLimits, Settings
 from dgemma.types import Request
 from tests.support.client import ASK, QUESTION, Client, Recorder, serve
 
+pytestmark = pytest.mark.model
+
 CHAT = "/v1/chat/completions"
 KEY = "sk-right-key-1"
 

@@ -18,6 +18,8 @@ from dgemma.types import Event, Output, Request
 from tests.support.bodies import BODIES, STREAMED, TOOLS, USED
 from tests.support.client import Client, Recorder, Written, serve
 
+pytestmark = pytest.mark.model
+
 HUGE = 10**30
 ODD: tuple[Any, ...] = (None, True, -1, HUGE, 0.5, "", "\x00<turn|>", [], [None], {"": None})
 

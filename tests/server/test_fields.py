@@ -24,6 +24,8 @@ from dgemma.server.sampling_fields import Diffusion, Prediction, TextPart
 from tests.support.client import ASK, QUESTION, Recorder, events, serve, written
 from tests.support.nano import nano
 
+pytestmark = pytest.mark.model
+
 TOOL = {
     "type": "function",
     "function": {"name": "find", "description": "", "parameters": {"type": "object"}},

@@ -15,6 +15,8 @@ from tests.support.client import Recorder, events, serve
 from tests.support.field_walk import FILLING, NO_FILLING, QUICK, assert_each_counts, post
 from tests.support.nano import nano
 
+pytestmark = pytest.mark.model
+
 FIM, INFILL = "/v1/fim/completions", "/infill"
 PREFIX, SUFFIX = "Dear ", ", this is for you, Mira."
 FAST: dict[str, Any] = {"seed": 1, "diffusion": {"max_steps": 2, "canvas_length": 32}}

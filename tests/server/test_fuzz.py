@@ -20,6 +20,8 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from tests.support.bodies import ALL
 from tests.support.live import HEADERS, Live, check_events, running
 
+pytestmark = pytest.mark.process
+
 NARROW = (
     "--max-tokens", "4", "--max-prompt-tokens", "400", "--max-n", "2", "--max-steps", "16",
     "--max-body-bytes", "65536", "--max-schema-bytes", "4096",

@@ -13,6 +13,8 @@ from dgemma.engine.counters import Counters
 from tests.support.client import QUESTION, Client, serve
 from tests.support.nano import nano
 
+pytestmark = pytest.mark.model
+
 CHAT = "/v1/chat/completions"
 SLOW: dict[str, Any] = {"diffusion": {"max_steps": 10_000, "stability_threshold": 10_000}}
 ENDLESS: dict[str, Any] = {"messages": QUESTION, "min_tokens": 6000, "max_tokens": 6000}

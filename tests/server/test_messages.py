@@ -17,6 +17,8 @@ from tests.support.client import Recorder, serve, written
 from tests.support.field_walk import assert_each_counts, post
 from tests.support.nano import nano
 
+pytestmark = pytest.mark.model
+
 PATH = "/v1/messages"
 USER = [{"role": "user", "content": "Who are you?"}]
 ASK: dict[str, Any] = {

@@ -12,6 +12,8 @@ from dgemma.text.messages import ROLES
 from tests.support.client import QUESTION, Client, numbers, serve
 from tests.support.nano import nano
 
+pytestmark = pytest.mark.model
+
 TOOL = {"type": "function", "function": {"name": "find", "description": "", "parameters": None}}
 
 

@@ -15,6 +15,8 @@ from dgemma.server.apis.fim.schema import InfillReply
 from tests.support.bodies import BODIES, DECISIONS, NAMED, QUICK, TOOLS
 from tests.support.client import ASK, QUESTION, serve
 
+pytestmark = pytest.mark.model
+
 ROUTES = {route.path: route for router in ROUTERS for route in router.routes
           if isinstance(route, APIRoute)}  # fmt: skip
 TOOL = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]

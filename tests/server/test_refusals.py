@@ -16,6 +16,7 @@ from tests.support.bodies import ALL, BODIES
 from tests.support.client import Client, Recorder, serve
 from tests.support.nano import nano
 
+pytestmark = pytest.mark.model
 KEY = "sk-the-right-key"
 MODEL = Recorder()
 JSON = {"content-type": "application/json"}

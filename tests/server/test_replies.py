@@ -17,6 +17,8 @@ from dgemma.types import Event, Output, Request, TokenScore
 from tests.support.client import QUESTION, Recorder, Written, collected, serve, written
 from tests.support.nano import nano
 
+pytestmark = pytest.mark.model
+
 ANSWER = (
     "<|channel>thought\nFirst I look, then\nI call.\n<channel|>Let me see — é 漢. "
     '<|tool_call>call:find{city:<|"|>Oslo<|"|>}<tool_call|> and '

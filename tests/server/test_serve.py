@@ -26,6 +26,8 @@ from dgemma.server.settings import ServerLimits
 from tests.support.client import ASK, QUESTION
 from tests.support.live import HEADERS, KEY, Live, check_events, running
 
+pytestmark = pytest.mark.process
+
 WAIT_S = 30
 """A server that has not stopped by then, grace and all, does not stop."""
 CHAT = "/v1/chat/completions"

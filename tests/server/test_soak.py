@@ -22,6 +22,8 @@ from tests.support.bodies import BODIES, STREAMED
 from tests.support.client import ASK
 from tests.support.live import HEADERS, Live, check_events, running
 
+pytestmark = pytest.mark.process
+
 CHAT = "/v1/chat/completions"
 ASKED: dict[str, dict[str, Any]] = {CHAT: ASK} | BODIES
 CLIENTS = 8

@@ -30,6 +30,8 @@ from tests.support.client import (
 )
 from tests.support.nano import nano
 
+pytestmark = pytest.mark.model
+
 CHAT = "/v1/chat/completions"
 PUZZLE = make_example("sudoku", "heldout", 1, 1).messages
 ASK: dict[str, Any] = {

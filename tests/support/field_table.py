@@ -25,8 +25,7 @@ from dgemma.server.apis.meta.schema import DetokenizeRequest, TemplateRequest, T
 from dgemma.server.request_body import Body, Ignorable
 from dgemma.server.sampling_fields import Diffusion, SamplingFields
 from dgemma.types import Request
-from tests.server.test_edit import MESSAGE
-from tests.server.test_fim import APPLIED
+from tests.support.bodies import APPLIED, MESSAGE
 from tests.support.client import QUESTION, Recorder, serve
 from tests.support.field_walk import FILLING, NO_FILLING
 

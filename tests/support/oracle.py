@@ -1,7 +1,8 @@
 """The oracle: `transformers`' DiffusionGemma beside ours, with the same random weights.
 
 `tiny_pair` makes the two networks; `dgemma.evaluate.parity` runs the oracle's own generation loop
-with its global draws replaced by our counter-based ones.
+with its global draws replaced by our counter-based ones. `transformers` takes seconds to import, so
+functions import it: see the mark `oracle`.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DiffusionGemmaConfig, DiffusionGemmaTextConfig, Gemma4VisionConfig
-from transformers.models.diffusion_gemma import modeling_diffusion_gemma as modeling
 
 from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.transformer import DiffusionGemma
@@ -80,6 +79,9 @@ def tiny_pair(
 
 
 def _oracle_model(sizes: dict[str, Any]) -> Any:
+    from transformers import DiffusionGemmaConfig, DiffusionGemmaTextConfig, Gemma4VisionConfig
+    from transformers.models.diffusion_gemma import modeling_diffusion_gemma as modeling
+
     text = {k: v for k, v in sizes.items() if k != "canvas_length"}
     text |= {
         "layer_types": list(sizes["layer_types"]),
@@ -135,3 +137,11 @@ def _our_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             name = name.removeprefix("model.encoder.language_model.")
             out[name.replace("layer_scalar", "encode_scalar")] = value
     return out
+
+
+def randomise(model: torch.nn.Module) -> None:
+    """Random numbers in everything that is saved, buffers too: no two tensors can be confused."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            value.copy_(torch.randn(value.shape, generator=generator))

@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,18 @@ def part_of(name: str) -> str:
 def python_files(*folders: str) -> list[Path]:
     """The Python files of these folders of the repository."""
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def code_lines(path: Path) -> int:
+    """Lines of a file that are neither blank, nor comments, nor in a docstring."""
+    said = set[int]()
+    for node in ast.walk(parse(path)):
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            first = node.body[0]
+            said.update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+    texts = [line.strip() for number, line in lines if number not in said]
+    return sum(bool(text) and not text.startswith("#") for text in texts)
 
 
 @cache

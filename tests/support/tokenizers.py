@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,12 @@ def fixture_file(name: str) -> Path:
     return path
 
 
+@cache
+def gemma_tokenizer() -> Tokenizer:
+    """Gemma 4's own vocabulary, read once: it takes a second or two."""
+    return Tokenizer.from_gguf(fixture_file("gemma4_vocab.gguf"))
+
+
 @pytest.fixture(scope="session")
 def vocab_file() -> Path:
     """The GGUF file with Gemma 4's vocabulary."""
@@ -149,9 +156,9 @@ def vectors() -> tuple[str, str]:
 
 
 @pytest.fixture(scope="session")
-def gemma(vocab_file: Path) -> Tokenizer:
+def gemma() -> Tokenizer:
     """Gemma 4's own vocabulary."""
-    return Tokenizer.from_gguf(vocab_file)
+    return gemma_tokenizer()
 
 
 @pytest.fixture(scope="session")

@@ -38,6 +38,7 @@ def test_examples_do_not_depend_on_order(task: str) -> None:
     assert forward != [make_example(task, "heldout", 3, index) for index in range(30)]
 
 
+@pytest.mark.process
 def test_examples_do_not_depend_on_the_process() -> None:
     # Python salts hash() of strings per process; a maker that used it, or a set's order, would
     # give other examples after a restart.

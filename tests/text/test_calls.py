@@ -24,6 +24,7 @@ values = st.recursive(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(arguments=st.dictionaries(keys, values, max_size=4))
 def test_round_trip(arguments: dict[str, Any]) -> None:

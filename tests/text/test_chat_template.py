@@ -18,6 +18,8 @@ from dgemma.text.tokenizer import Tokenizer
 pytest.importorskip("transformers", reason="the oracle of these tests is not installed")
 from transformers.utils.chat_template_utils import render_jinja_template
 
+pytestmark = pytest.mark.oracle
+
 ASK = [{"role": "user", "content": "x"}]
 
 

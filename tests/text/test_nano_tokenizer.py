@@ -72,6 +72,7 @@ def test_words_of_the_tasks_are_short(nano: Tokenizer) -> None:
     assert tokens / words < 2
 
 
+@pytest.mark.oracle
 def test_transformers_agrees(nano: Tokenizer, nano_directory: Path) -> None:
     """The directory loads elsewhere and gives the same ids: it is in the released layout."""
     transformers = pytest.importorskip("transformers", reason="the oracle is not installed")

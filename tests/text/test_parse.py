@@ -153,6 +153,7 @@ def test_is_a_thought_open(nano: Tokenizer, nano_template: ChatTemplate) -> None
         assert not thought_is_open(markers, nano_template.encode(question, thinking=thinking))
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_random_canvases(nano: Tokenizer, data: st.DataObject) -> None:

@@ -36,6 +36,7 @@ def test_published_vectors(gemma: Tokenizer, vectors: tuple[str, str]) -> None:
         assert gemma.decode(ids) == text
 
 
+@pytest.mark.slow
 @THOUSAND
 @given(text=any_text | control_like)
 @example("<0x41><0xF0>")
@@ -125,6 +126,7 @@ def test_every_split_of_multibyte_text(tokenizer: Tokenizer) -> None:
             assert "".join(pieces) + detokenizer.flush() == whole
 
 
+@pytest.mark.slow
 @THOUSAND
 @given(data=st.data())
 def test_pieces_of_random_ids(nano: Tokenizer, data: st.DataObject) -> None:

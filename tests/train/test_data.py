@@ -9,6 +9,8 @@ from dgemma.text.parse import MarkerIds, parse, thought_is_open
 from dgemma.train.data import to_sample
 from tests.support.nano import nano
 
+pytestmark = pytest.mark.model
+
 EMPTY_THOUGHT = "<|channel>thought\n<channel|>"
 
 

@@ -61,6 +61,7 @@ def four_on_the_first(step: int) -> list[TrainingBatch]:
     return [replace(first, canvases=4), second]
 
 
+@pytest.mark.slow
 def test_resume_is_exact(tmp_path: Path) -> None:
     """A run that is stopped and resumed becomes another run: a state that is not saved."""
     no_mask, halves = tiny(), tiny()
@@ -98,6 +99,7 @@ def test_loss_falls(tmp_path: Path) -> None:
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.slow
 def test_a_batch_names_its_canvases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch that asks for other than the plan's canvases of a prompt gets the plan's."""
     counts: list[int] = []
@@ -111,6 +113,7 @@ def test_a_batch_names_its_canvases(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert counts == [4, PLAN.canvases]
 
 
+@pytest.mark.process
 def test_batches_come_in_order() -> None:
     """The worker's batches are late, early, or lost at the end."""
     made = list(batches(copying, 3, 9, ahead=4))

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DiffusionGemmaConfig
-from transformers.models.diffusion_gemma import modeling_diffusion_gemma as oracle
 
 from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.hf_config import write_config
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.weights.save import save_weights
+from tests.support.oracle import randomise
 
 TINY_VISION: dict[str, Any] = {
     "model_type": "gemma4_vision",
@@ -55,21 +54,13 @@ def config() -> ModelConfig:
     )
 
 
-def _randomise(model: torch.nn.Module) -> None:
-    """Random numbers in everything that is saved, buffers too: no two tensors can be confused."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for value in model.state_dict().values():
-            value.copy_(torch.randn(value.shape, generator=generator))
-
-
 @pytest.fixture
 def random_model() -> Callable[..., DiffusionGemma]:
     """Makes our network with every number random: (config, dtype)."""
 
     def make(config: ModelConfig, dtype: torch.dtype = torch.float32) -> DiffusionGemma:
         model = DiffusionGemma(config).to(dtype)
-        _randomise(model)
+        randomise(model)
         return model
 
     return make
@@ -90,10 +81,13 @@ def meta_model() -> Callable[[ModelConfig], DiffusionGemma]:
 def reference_model() -> Callable[..., Any]:
     """Makes the same network in `transformers`, with every number random: (config, dtype)."""
 
+    from transformers import DiffusionGemmaConfig
+    from transformers.models.diffusion_gemma import modeling_diffusion_gemma as oracle
+
     def make(config: ModelConfig, dtype: torch.dtype = torch.float32) -> Any:
         made = oracle.DiffusionGemmaForBlockDiffusion(DiffusionGemmaConfig(**write_config(config)))
         made = made.to(dtype)
-        _randomise(made)
+        randomise(made)
         return made
 
     return make
@@ -154,6 +148,9 @@ def released_tensors(
     released: ModelConfig, written: Callable[[Any], dict[str, tuple[int, ...]]]
 ) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the files of the 26B checkpoint, from `transformers`' module tree."""
+    from transformers import DiffusionGemmaConfig
+    from transformers.models.diffusion_gemma import modeling_diffusion_gemma as oracle
+
     with torch.device("meta"):
         config = DiffusionGemmaConfig(**write_config(released))
         return written(oracle.DiffusionGemmaForBlockDiffusion(config))

@@ -16,6 +16,8 @@ from dgemma.model.config import ModelConfig
 from dgemma.model.hf_config import write_config
 from dgemma.weights.files import CONFIG, INDEX
 
+pytestmark = pytest.mark.process
+
 SHARDS = 12
 
 OPEN = """

@@ -21,6 +21,8 @@ from dgemma.weights.files import find_model, hub_cache, open_checkpoint
 from dgemma.weights.hub import pull
 from dgemma.weights.save import save_weights
 
+pytestmark = pytest.mark.process
+
 NAME = "someone/tiny"
 COMMIT = "c0ffee" + "0" * 34
 OTHER = "decade" + "0" * 34

@@ -63,6 +63,7 @@ def test_every_number_arrives(
     assert not any(t.is_meta for t in (*model.parameters(), *model.buffers()))
 
 
+@pytest.mark.oracle
 def test_every_number_is_in_its_place(
     tmp_path: Path,
     config: ModelConfig,
@@ -192,6 +193,7 @@ def test_overflow_in_another_dtype(
         load_weights(meta_model(config), open_checkpoint(single), dtype=torch.float16)
 
 
+@pytest.mark.oracle
 def test_vision_is_left_aside_in_one_line(
     tmp_path: Path,
     config: ModelConfig,
@@ -254,6 +256,7 @@ print((peak() - before) / weights)
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 def test_host_memory(
     tmp_path: Path, config: ModelConfig, meta_model: MetaModel, record: Callable[..., None]

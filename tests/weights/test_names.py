@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors import safe_open
 
@@ -14,6 +15,7 @@ from dgemma.model.transformer import DiffusionGemma
 from dgemma.weights import names
 
 
+@pytest.mark.oracle
 def test_released_size_one_to_one(
     released: ModelConfig,
     released_tensors: dict[str, tuple[int, ...]],
@@ -36,6 +38,7 @@ def test_released_size_one_to_one(
     assert text == {k: tuple(v.shape) for k, v in meta_model(released).state_dict().items()}
 
 
+@pytest.mark.oracle
 def test_written_is_what_is_in_the_file(
     tmp_path: Path,
     config: ModelConfig,

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers.models.diffusion_gemma import modeling_diffusion_gemma as oracle
 
 from dgemma.errors import CheckpointError
 from dgemma.model.config import ModelConfig
@@ -35,12 +34,15 @@ def listing(directory: Path) -> dict[str, bytes]:
 
 def load_reference(directory: Path) -> tuple[Any, dict[str, Any]]:
     """The model and the report of `transformers`."""
+    from transformers.models.diffusion_gemma import modeling_diffusion_gemma as oracle
+
     model, report = oracle.DiffusionGemmaForBlockDiffusion.from_pretrained(
         directory, output_loading_info=True
     )
     return model, report
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("max_shard_bytes", [5_000_000_000, 60_000])
 def test_transformers_to_us_and_back(
@@ -76,6 +78,7 @@ def test_transformers_to_us_and_back(
         assert torch.equal(value, wanted[name]), name
 
 
+@pytest.mark.oracle
 def test_us_to_transformers_and_back(
     tmp_path: Path, config: ModelConfig, meta_model: MetaModel, random_model: RandomModel
 ) -> None:
@@ -106,10 +109,13 @@ def test_missing_vision_weights_are_said(
     assert "vision" in caplog.text
 
 
+@pytest.mark.oracle
 def test_config_and_generation_come_back(
     tmp_path: Path, config: ModelConfig, random_model: RandomModel
 ) -> None:
     """A saved model is whole: sizes, sampler, end ids; the dtype is that of the weights."""
+    from transformers.models.diffusion_gemma import modeling_diffusion_gemma as oracle
+
     generation = GenerationDefaults(RELEASED, (1, 106, 50), 0)
     save_weights(
         random_model(config), tmp_path / "m", config=config, generation=generation,
@@ -124,6 +130,7 @@ def test_config_and_generation_come_back(
     assert theirs.generation_config.sampler_config.entropy_bound == 0.1
 
 
+@pytest.mark.oracle
 def test_vision_is_copied_as_it_is(
     tmp_path: Path,
     config: ModelConfig,
