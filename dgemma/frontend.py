@@ -6,7 +6,7 @@ checkpoint's directory and a few numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -257,18 +257,13 @@ class Frontend:
             if not prompt:
                 raise InvalidRequest("the prompt is empty; give some text", field="prompt")
             return self.tokenizer.encode(prompt, bos=True)
-        try:
-            ids: list[int] = [*prompt]
-        except TypeError as error:
-            raise InvalidRequest(
-                "a prompt is a string or a list of token ids", field="prompt"
-            ) from error
-        if not ids:
-            raise InvalidRequest("the prompt is empty; give at least one token", field="prompt")
-        if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        ids = list(prompt) if isinstance(prompt, Iterable) else None
+        if ids is None or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
             raise InvalidRequest(
                 "a prompt is a string or a list of token ids (integers)", field="prompt"
             )
+        if not ids:
+            raise InvalidRequest("the prompt is empty; give at least one token", field="prompt")
         return ids
 
     def chat_ids(

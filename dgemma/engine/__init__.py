@@ -1,1 +1,1 @@
-"""Runs requests: rows in any phase, one forward per step."""
+"""Runs requests: sequences in any phase share one forward per step."""

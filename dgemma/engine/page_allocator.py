@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 GAP = 16
-"""Pages left free in front of a new run where there is room, for its neighbour to grow into."""
+"""Pages left free before a new run if there is room, for its neighbour to grow into."""
 
 NONE = -1
-"""Stands where a block has no page."""
+"""The page of a block that has none."""
 
 
 class PageAllocator:
-    """The free pages of one group; takes them side by side where it can."""
+    """The free pages of one group; takes them side by side if it can."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -18,9 +18,9 @@ class PageAllocator:
         self._map = bytearray(b"\1") * count  # 1: free
 
     def take(self, wanted: int, after: int) -> list[int]:
-        """`wanted` pages, if possible behind page `after` (NONE: anywhere). There must be enough.
+        """`wanted` pages, if possible right after page `after` (NONE: anywhere).
 
-        A request whose pages lie side by side is read in place; another is gathered.
+        There must be enough. Pages side by side are read in place; others must be gathered.
         """
         assert wanted <= self.free
         taken: list[int] = []
@@ -38,7 +38,7 @@ class PageAllocator:
         return taken
 
     def _place(self, need: int) -> int:
-        """Where a run of `need` pages should begin."""
+        """The first page of a run of `need` pages, or of fewer."""
         roomy = self._map.find(b"\1" * (need + GAP))
         if roomy > 0:
             return roomy + GAP
@@ -50,6 +50,6 @@ class PageAllocator:
 
     def give(self, page: int) -> None:
         """Take a page back."""
-        assert not self._map[page], "a page was given back twice"
+        assert not self._map[page], "a page was freed twice"
         self._map[page] = 1
         self.free += 1

@@ -1,14 +1,13 @@
-"""Which pages of the key-value memory belong to whom: allocate, share, evict.
+"""The pages of the key-value memory and their owners: allocate, share, evict.
 
-A block is `PAGE` consecutive tokens of a request. Each block has one page in the group of the full
-layers, which keep every token, and, while a later token can still see it, one in the group of the
-sliding layers. A block that is complete is put into a tree under its ids and those before it, so
-that any request with the same beginning uses the same pages; the ids themselves are compared, not
-a hash of them. When nobody uses a block its pages stay until they are needed for something else,
+A block is `PAGE` consecutive tokens of a sequence. Each block has one page in the group of the
+full layers, which keep every token, and, while a later token can still see it, one in the group of
+the sliding layers. A complete block enters the prefix cache, a tree keyed by its ids and those
+before it, so that any sequence with the same beginning uses the same pages; it compares the ids
+themselves, not a hash of them. The pages of a block that nobody uses stay until they are needed,
 the least recently used first.
 
-Knows page numbers and token ids. Knows nothing about tensors (no torch), about what runs next, or
-about why a request asks.
+It must not know tensors (no torch) or the order of sequences.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from dgemma.types import PAGE
 
 @dataclass(slots=True, eq=False)
 class PrefixNode:
-    """A complete block that any request with the same beginning may use.
+    """A complete block that any sequence with the same beginning may use.
 
     Attributes:
         ids: its tokens.
-        parent: the block before it; None: the first of a request.
+        parent: the block before it; None: this is the root.
         full, sliding: its pages; `sliding` may be NONE.
         users: tables that have the block.
         viewers: those of them that still need its sliding page.
-        children: the blocks that follow it, by their ids.
+        children: the blocks after it, by their ids.
     """
 
     ids: tuple[int, ...]
@@ -45,14 +44,15 @@ class PrefixNode:
 
 @dataclass(slots=True, eq=False)
 class BlockTable:
-    """The pages of one request, one entry a block.
+    """The pages of one sequence, one entry a block.
 
     Attributes:
-        full, sliding: page numbers; `sliding` is NONE where the window has passed.
-        shared: the leading blocks, which stand in the tree.
+        full, sliding: page numbers; `sliding` is NONE if the window has passed the block.
+        shared: the leading blocks, which are in the tree.
         ids: the tokens whose keys and values are in the pages.
         passed: how many leading blocks the window has passed.
-        pending: where the block stands that this request will complete next, see `Pages.computing`.
+        prompt: all tokens to encode.
+        pending: place in the tree of the block that is completed next, see `Pages.computing`.
     """
 
     full: list[int] = field(default_factory=list)
@@ -78,28 +78,27 @@ class Pages:
         self.reach = window - 1
         self.tables: set[BlockTable] = set()
         self.hit_tokens = 0
-        self.evicted = 0
         self._root = PrefixNode((), None, NONE, NONE)
-        self._idle: OrderedDict[PrefixNode, None] = OrderedDict()  # no users; children stand first
+        self._idle: OrderedDict[PrefixNode, None] = OrderedDict()  # no users; children come first
         self._unseen: OrderedDict[PrefixNode, None] = OrderedDict()  # a sliding page, no viewers
         self._pending: dict[tuple[int, tuple[int, ...]], BlockTable] = {}
 
-    # -- what there is -------------------------------------------------------------------------
+    # -- state ---------------------------------------------------------------------------------
 
     @property
     def cached(self) -> int:
-        """Blocks that are kept though nobody uses them."""
+        """Blocks that are kept for later sequences."""
         return len(self._idle)
 
     @property
     def available(self) -> int:
-        """Full pages that could be had now."""
+        """Full pages that are free or can be evicted."""
         return self.full.free + len(self._idle)
 
     def could(
         self, ids: Sequence[int], room: int, first: int, without: Iterable[BlockTable]
     ) -> bool:
-        """Whether `open` might succeed if other tables were closed: False is certain."""
+        """Whether `open` might succeed after other tables are closed; False is certain."""
         found = len(self._find(ids))
         full, sliding = self.available, self.sliding.free + len(self._unseen)
         for table in without:
@@ -110,14 +109,14 @@ class Pages:
 
     @property
     def capacity(self) -> int:
-        """Most tokens of one request."""
+        """Most tokens of one sequence."""
         return self.full.count * PAGE
 
     def _find(self, ids: Sequence[int]) -> list[PrefixNode]:
-        """The blocks of the tree that `ids` begin with and that a request may start behind.
+        """The blocks of the tree that `ids` begin with and that a sequence may start after.
 
-        At least one token is left over, so that a request always has something to encode. Behind
-        the last block all sliding pages in reach of the window must be there.
+        At least one token is left over, so that a sequence always has something to encode. All
+        sliding pages in reach of the window must be there.
         """
         node, found, usable, missing = self._root, list[PrefixNode](), 0, NONE
         for low in range(0, (len(ids) - 1) // PAGE * PAGE, PAGE):
@@ -136,14 +135,10 @@ class Pages:
         """The first block that the token at position `length` sees on a sliding layer."""
         return max(0, length - self.reach) // PAGE
 
-    def reusable(self, ids: Sequence[int]) -> int:
-        """How many leading tokens of a prompt need not be encoded."""
-        return len(self._find(ids)) * PAGE
-
     def computing(self, ids: Sequence[int]) -> BlockTable | None:
-        """The running request that is about to complete the next block that `ids` need.
+        """The running sequence that is about to complete the next block that `ids` need.
 
-        Whoever waits for it gets it for nothing: n drafts of a prompt encode it once.
+        Another sequence that waits gets the block for nothing: n drafts of a prompt encode it once.
         """
         found = self._find(ids)
         key = self._key(found[-1] if found else self._root, ids, len(found))
@@ -159,16 +154,16 @@ class Pages:
     def open(
         self, ids: Sequence[int], room: int, first: int, reuse: int | None = None
     ) -> BlockTable | None:
-        """Pages for a request, or None (and nothing has changed) where they do not suffice.
+        """Pages for a sequence; None, and no change, if there are not enough.
 
         Args:
-            ids: all that must be encoded before its canvas; `BlockTable.ids` tells what already is.
+            ids: all ids to encode before its canvas; `BlockTable.ids` are encoded already.
             room: positions that its full layers need until the canvas is finished.
-            first: tokens that its first forward adds; sliding pages are taken as it goes on.
-            reuse: how many of the first ids may come from pages that are there; None: all.
+            first: tokens that its first forward adds; later ones take sliding pages as they go.
+            reuse: how many of the first ids may come from the tree; None: all.
         """
         table = BlockTable(prompt=ids)
-        # Pages are given as if one more token followed: the last one is always encoded.
+        # The lookup is as if one more token followed: the last one is always encoded.
         for block in self._find(ids if reuse is None else ids[: reuse + 1]):
             self._use(table, block)
         self.tables.add(table)
@@ -199,7 +194,7 @@ class Pages:
         block.viewers += 1
 
     def reserve(self, table: BlockTable, full: int, sliding: int) -> bool:
-        """Make room for positions below `full` and `sliding`; False: nothing has changed."""
+        """Make room for positions below `full` and `sliding`. False: no room, and no change."""
         more = -(-full // PAGE) - len(table.full)
         slide = -(-sliding // PAGE) - len(table.sliding)
         if more > self.available or slide > self.sliding.free + len(self._unseen):
@@ -216,7 +211,7 @@ class Pages:
         return True
 
     def _evict(self) -> None:
-        """Forget the block that nobody has used for the longest time."""
+        """Evict the least recently used block."""
         block, _ = self._idle.popitem(last=False)
         assert block.parent is not None and not block.children and not block.viewers
         del block.parent.children[block.ids]
@@ -224,21 +219,20 @@ class Pages:
         if block.sliding != NONE:
             del self._unseen[block]
             self.sliding.give(block.sliding)
-        self.evicted += 1
 
     def forget(self) -> None:
-        """Forget every block that nobody uses."""
+        """Evict every block that nobody uses."""
         while self._idle:
             self._evict()
 
     def _evict_sliding(self) -> None:
-        """Give back the sliding page that nobody has seen for the longest time."""
+        """Free the least recently seen sliding page."""
         block, _ = self._unseen.popitem(last=False)
         self.sliding.give(block.sliding)
         block.sliding = NONE
 
     def encoded(self, table: BlockTable, ids: Iterable[int]) -> None:
-        """These tokens are in the pages now. Complete blocks go into the tree."""
+        """Record that these tokens are in the pages. Complete blocks go into the tree."""
         table.ids += ids
         self._drop_pending(table)
         for number in range(len(table.shared), len(table.ids) // PAGE):
@@ -247,15 +241,13 @@ class Pages:
         self._add_pending(table)
 
     def _enter(self, table: BlockTable, number: int) -> None:
-        """Put a complete block into the tree, or use the one that stands there already."""
+        """Put a complete block into the tree, or use the one that is there already."""
         parent = table.shared[-1] if table.shared else self._root
         ids = tuple(table.ids[number * PAGE : (number + 1) * PAGE])
         full, sliding = table.full[number], table.sliding[number]
         block = parent.children.get(ids)
         if block is None:
-            block = PrefixNode(ids, None if parent is self._root else parent, full, sliding)
-            block.parent = parent
-            parent.children[ids] = block
+            block = parent.children[ids] = PrefixNode(ids, parent, full, sliding)
         else:
             self.full.give(full)
             table.full[number] = block.full
@@ -271,13 +263,13 @@ class Pages:
         table.shared.append(block)
 
     def _pass(self, table: BlockTable) -> None:
-        """Let go of sliding pages that no later token of the request can see."""
+        """Free the sliding pages that no later token of the sequence can see."""
         for number in range(table.passed, min(self._oldest(len(table.ids)), len(table.sliding))):
             page, table.sliding[number] = table.sliding[number], NONE
             table.passed = number + 1
             if page == NONE:
                 continue
-            assert number < len(table.shared), "a block in front of the window is complete"
+            assert number < len(table.shared), "a block before the window is complete"
             self._unview(table.shared[number])
 
     def _unview(self, block: PrefixNode) -> None:
@@ -286,7 +278,7 @@ class Pages:
             self._unseen[block] = None
 
     def close(self, table: BlockTable) -> None:
-        """Give everything back; what is complete stays in the tree until it is needed."""
+        """Free the table; complete blocks stay in the tree until they are evicted."""
         self.tables.remove(table)
         self._drop_pending(table)
         for number in range(len(table.shared), len(table.full)):

@@ -24,7 +24,8 @@ from dgemma.errors import EngineError
 from dgemma.frontend import ModelFacts, TextStream
 from dgemma.params import canvas_width
 from dgemma.server.errors import Refusal
-from dgemma.text.parse import Field, MarkerIds, Parsed, StreamParser, parse, thought_is_open
+from dgemma.text.answer import Parsed, parse
+from dgemma.text.parse import Field, MarkerIds, StreamParser, thought_is_open
 from dgemma.types import ENTROPY_PER_NAT, Event, Output, Request, TokenScore, ToolCall
 
 _WORD = re.compile(r"\s*\S+|\s+$")

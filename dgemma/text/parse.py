@@ -1,7 +1,6 @@
 """From a model's ids to its thought, its tool calls, and the text of its answer.
 
-Works on ids, so a look-alike of a marker that is spelt out in ordinary tokens stays text. `parse`
-is the fold of `StreamParser`.
+Works on ids, so a look-alike of a marker that is spelt out in ordinary tokens stays text.
 Source: the Gemma 4 chat template.
 """
 
@@ -70,47 +69,6 @@ class MarkerIds:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Parsed:
-    """The answer of a model.
-
-    Attributes:
-        thinking: the thought without its channel's name; None if there was none or it is empty.
-        tool_calls: in the order of writing.
-        text: the answer. A call that cannot be read is in it as it was written, markers included.
-    """
-
-    thinking: str | None
-    tool_calls: tuple[ToolCall, ...]
-    text: str
-
-
-def parse(
-    tokenizer: Tokenizer, ids: Sequence[int], *, thought_open: bool = False,
-    must_call: bool = False,
-) -> Parsed:  # fmt: skip
-    """Parse the ids of a finished answer.
-
-    Args:
-        ids: committed ids; those after the first end id are ignored.
-        thought_open: the prompt ended within a thought, see `thought_is_open`.
-        must_call: a call is required, see `StreamParser`.
-
-    Raises:
-        TokenizerError: an id is outside the vocabulary, or a marker is missing from it.
-    """
-    parser = StreamParser(tokenizer, thought_open=thought_open, must_call=must_call)
-    thinking: list[str] = []
-    text: list[str] = []
-    calls: list[ToolCall] = []
-    for delta in parser.push(ids) + parser.finish():
-        if delta[0] == "tool_call":
-            calls.append(delta[1])
-        else:
-            (thinking if delta[0] == "thinking" else text).append(delta[1])
-    return Parsed("".join(thinking) or None, tuple(calls), "".join(text))
-
-
 def thought_is_open(markers: MarkerIds, ids: Sequence[int]) -> bool:
     """Whether a prompt ends within a thought channel."""
     for token_id in reversed(ids):
@@ -136,7 +94,7 @@ class StreamParser:
     ) -> None:
         """
         Args:
-            thought_open: as in `parse`.
+            thought_open: the prompt ended within a thought, see `thought_is_open`.
             must_call: the answer has to be a call, so one that its end cuts off is dropped, not
                 turned into text.
         """

@@ -14,8 +14,9 @@ import pytest
 from dgemma.constrain.grammar import Grammar
 from dgemma.constrain.tool_calls import TEXT
 from dgemma.errors import InvalidRequest
+from dgemma.text.answer import parse
 from dgemma.text.calls import QUOTE, format_call
-from dgemma.text.parse import MarkerIds, parse
+from dgemma.text.parse import MarkerIds
 from dgemma.text.token_table import token_table_of
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import ToolCall

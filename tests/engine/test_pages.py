@@ -33,6 +33,11 @@ def opened(pages: Pages, prompt: list[int]) -> BlockTable:
     return table
 
 
+def reusable(pages: Pages, prompt: list[int]) -> int:
+    """How many leading tokens of a prompt need not be encoded."""
+    return len(pages._find(prompt)) * PAGE
+
+
 @pytest.mark.process
 def test_no_torch() -> None:
     """Pages and scheduler must be testable, and readable, without tensors."""
@@ -78,7 +83,7 @@ def test_the_same_beginning_is_shared() -> None:
     other = [*ids(2, extra=0), *ids(1, start=10_000)]
     fork = pages.open(other, 4 * PAGE, 1)
     assert fork is not None and len(fork.ids) == 2 * PAGE and fork.full[:2] == first.full[:2]
-    assert pages.reusable([7, *ids(3)[1:]]) == 0
+    assert reusable(pages, [7, *ids(3)[1:]]) == 0
     check_pages(pages)
 
 
@@ -86,8 +91,8 @@ def test_a_whole_prompt_is_never_reused() -> None:
     """With nothing to encode the twin has no hidden state to choose its first token from."""
     pages = Pages(60, 60, WINDOW)
     opened(pages, ids(2, extra=0))
-    assert pages.reusable(ids(2, extra=0)) == PAGE
-    assert pages.reusable(ids(2, extra=1)) == 2 * PAGE
+    assert reusable(pages, ids(2, extra=0)) == PAGE
+    assert reusable(pages, ids(2, extra=1)) == 2 * PAGE
 
 
 def test_a_turn_goes_on_behind_the_last_one() -> None:
@@ -119,14 +124,14 @@ def test_a_beginning_without_its_window_is_no_use() -> None:
     assert table is not None
     pages.encoded(table, ids(4))
     pages.close(table)
-    assert pages.reusable(ids(4)) == 4 * PAGE
-    assert pages.reusable(ids(3)) == 3 * PAGE
+    assert reusable(pages, ids(4)) == 4 * PAGE
+    assert reusable(pages, ids(3)) == 3 * PAGE
     # A request of its own takes the sliding pages of the first blocks, which were let go first.
     other = pages.open(ids(2, start=50_000), 3 * PAGE, 2 * PAGE + 1)
     assert other is not None
     check_pages(pages)
-    assert pages.reusable(ids(4)) == 4 * PAGE, "the end of the prompt was used last"
-    assert pages.reusable(ids(2)) == 0, "its window is gone"
+    assert reusable(pages, ids(4)) == 4 * PAGE, "the end of the prompt was used last"
+    assert reusable(pages, ids(2)) == 0, "its window is gone"
 
 
 def test_the_least_recently_used_goes_first() -> None:
@@ -138,7 +143,7 @@ def test_the_least_recently_used_goes_first() -> None:
     table = pages.open(ids(3, 90_000), 3 * PAGE + 1, PAGE)
     assert table is not None
     check_pages(pages)
-    assert pages.reusable(ids(2, 10_000)) < 2 * PAGE and pages.reusable(ids(2, 0)) == 2 * PAGE
+    assert reusable(pages, ids(2, 10_000)) < 2 * PAGE and reusable(pages, ids(2, 0)) == 2 * PAGE
 
 
 def test_too_few_pages_change_nothing() -> None:

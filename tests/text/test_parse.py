@@ -7,15 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dgemma.errors import TokenizerError
+from dgemma.text.answer import Parsed, parse
 from dgemma.text.chat import ChatTemplate
-from dgemma.text.parse import (
-    Delta,
-    MarkerIds,
-    Parsed,
-    StreamParser,
-    parse,
-    thought_is_open,
-)
+from dgemma.text.parse import Delta, MarkerIds, StreamParser, thought_is_open
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import ToolCall
 
