@@ -267,13 +267,11 @@ def chart(points: Sequence[OfflinePoint]) -> Lines:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the program."""
-    parser.add_argument(
-        "--concurrency", type=sizes, default="1,2,4,8,16", help="requests at once (1,2,4,8,16)"
-    )
-    parser.add_argument("--runs", type=positive, default=5, help="runs of each kind (5)")
-    parser.add_argument(
-        "--prompt", type=positive, default=4000, help="tokens of the cached prompt (4000)"
-    )
+    add = parser.add_argument
+    many = "1,2,4,8,16"
+    add("--concurrency", type=sizes, default=many, help=f"requests at once ({many})")
+    add("--runs", type=positive, default=5, help="runs of each kind (5)")
+    add("--prompt", type=positive, default=4000, help="tokens of the cached prompt (4000)")
 
 
 def measure(where: Where, options: argparse.Namespace, say: Say) -> tuple[Report, Sequence[Lines]]:

@@ -160,18 +160,14 @@ def _network(
         start = now_ms(device)
         model.denoise(canvas, cache, soft)
         totals.append(now_ms(device) - start)
-    rows: list[dict[str, float]] = []
+    rows: list[dict[str, float]] = [{} for _ in range(steps)]
     for part in ("", ", attention"):
         with Watch(device) as watch:
             for kind, layer in zip(llm.config.layer_types, model.layers, strict=True):
                 watch.add(KINDS[kind] + part, layer.attention if part else layer)
-            for number in range(steps):
+            for row in rows:
                 model.denoise(canvas, cache, soft)
-                spent = watch.take()
-                if part:
-                    rows[number] |= spent
-                else:
-                    rows.append(spent)
+                row.update(watch.take())
     return totals, rows
 
 
@@ -269,20 +265,17 @@ def by_axis(series: Sequence[Series]) -> dict[str, list[Series]]:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the program."""
-    parser.add_argument(
-        "--axes", default=",".join(AXES), help="which of prompt,canvas,batch,layers (all)"
-    )
-    parser.add_argument(
-        "--prompt", type=positive, default=64, help="prompt tokens on the other axes (64)"
-    )
-    parser.add_argument("--steps", type=positive, default=4, help="denoising steps of a run (4)")
+    add = parser.add_argument
+    add("--axes", default=",".join(AXES), help="which of prompt,canvas,batch,layers (all)")
+    add("--prompt", type=positive, default=64, help="prompt tokens on the other axes (64)")
+    add("--steps", type=positive, default=4, help="denoising steps of a run (4)")
     for name, values, about in (
         ("--prompts", "64,256,512,1024,1536,2048,4096,8192,16384,32768", "prompt lengths"),
         ("--canvases", "16,32,64,128,256", "canvas widths"),
         ("--batches", "1,2,4,8", "requests at once"),
         ("--layers", "1,2,3,4,5,6", "numbers of layers"),
     ):
-        parser.add_argument(name, type=sizes, default=values, help=f"{about} ({values})")
+        add(name, type=sizes, default=values, help=f"{about} ({values})")
 
 
 def measure(where: Where, options: argparse.Namespace, say: Say) -> tuple[Report, Sequence[Lines]]:

@@ -48,12 +48,6 @@ def timed_ms(action: Callable[[], Any], device: torch.device, repeats: int) -> l
     return out
 
 
-def event() -> torch.cuda.Event:
-    """A mark in the stream of a GPU."""
-    made: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    return made
-
-
 class Watch:
     """Adds up the time of functions under names; nested ones must not be watched together."""
 
@@ -78,7 +72,8 @@ class Watch:
 
         def outer(*args: Any, **kwargs: Any) -> Any:
             if self.device.type == "cuda":
-                start, end = event(), event()
+                event: Any = torch.cuda.Event
+                start, end = event(enable_timing=True), event(enable_timing=True)
                 start.record()
                 result = inner(*args, **kwargs)
                 end.record()

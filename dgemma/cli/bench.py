@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from dgemma.cli.files import write_text
 from dgemma.cli.options import add_model, directory_of, positive, say
@@ -24,31 +24,20 @@ IN_A_CHECKOUT = ("scale", "offline", "serving", "llama")
 """Programs that are not in the wheel."""
 
 
-class BenchOption(NamedTuple):
-    """An option: its description, and its default in each measurement that takes it."""
-
-    about: str
-    defaults: dict[str, Any]
-    choices: tuple[str, ...] | None = None
-
-
-OPTIONS = {
-    "prompt": BenchOption(
-        "prompt tokens, random (generate: a held-out example)",
+OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "prompt": (
+        "tokens of a random prompt; without it generate takes an example",
         {"step": 64, "compare": 64, "generate": None},
     ),
-    "steps": BenchOption("denoising steps of a run", {"step": 8, "compare": 6}),
-    "pairs": BenchOption("runs of each program in each mode", {"compare": 5}),
-    "cache": BenchOption(
-        "of transformers; it compiles its step with a static one", {"compare": "dynamic"},
-        ("dynamic", "static"),
-    ),
-    "modes": BenchOption(
-        "tuned: malloc keeps its memory", {"compare": "both"}, ("both", "plain", "tuned")
-    ),
-    "max_tokens": BenchOption("most tokens of an answer", {"generate": 256}),
-    "runs": BenchOption("answers", {"generate": 3}),
-}  # fmt: skip
+    "steps": ("denoising steps of a run", {"step": 8, "compare": 6}),
+    "pairs": ("runs of each program in each mode", {"compare": 5}),
+    "cache": ("of transformers; it compiles its step with a static one", {"compare": "dynamic"}),
+    "modes": ("tuned: malloc keeps its memory", {"compare": "both"}),
+    "max_tokens": ("maximum tokens of an answer", {"generate": 256}),
+    "runs": ("answers", {"generate": 3}),
+}
+"""Option -> its help, and its default in each measurement that takes it."""
+CHOICES = {"cache": ("dynamic", "static"), "modes": ("both", "plain", "tuned")}
 
 
 def output(text: str) -> Path:
@@ -61,14 +50,15 @@ def output(text: str) -> Path:
 def add_where(parser: argparse.ArgumentParser) -> None:
     """Options of every benchmark: the model, where it runs, where the numbers go."""
     add_model(parser)
-    parser.add_argument("--threads", type=positive, help="CPU threads (torch's own choice)")
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="CPU threads (torch's choice)"
+    )
     parser.add_argument("--json", type=output, metavar="FILE", help="write every number as JSON")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    about = "; ".join(f"{name}: {what}" for name, what in MEASURES.items())
-    parser.add_argument("measure", metavar="MEASURE", nargs="?", help=about)
+    parser.add_argument("measure", metavar="MEASURE", nargs="?", help=" or ".join(MEASURES))
     add_where(parser)
     parser.add_argument(
         "--make",
@@ -76,15 +66,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar=("SHAPE", "DIRECTORY"),
         help="write a random checkpoint instead: real, real-layers:N, mini or tiny",
     )
-    for name, option in OPTIONS.items():
-        takes = ", ".join(
-            kind if value is None else f"{kind} {value}" for kind, value in option.defaults.items()
-        )
-        parser.add_argument(
-            flag(name), type=str if option.choices else positive, choices=option.choices,
-            help=f"{option.about} ({takes})",
-        )  # fmt: skip
+    for name, (what, defaults) in OPTIONS.items():
+        takes = ", ".join(f"{kind} {value or ''}".strip() for kind, value in defaults.items())
+        kind = str if name in CHOICES else positive
+        choices, about = CHOICES.get(name), f"{what} ({takes})"
+        metavar = None if choices else "N"
+        parser.add_argument(flag(name), type=kind, choices=choices, metavar=metavar, help=about)
+    lines = "\n".join(f"  {name:<10} {what}" for name, what in MEASURES.items())
     parser.epilog = (
+        f"measures:\n{lines}\n\n"
         "example:\n  dgemma bench step nano --prompt 1024 --json step.json\n\n"
         f"From a checkout there are also {', '.join(IN_A_CHECKOUT)}: python -m bench.NAME --help"
     )
@@ -110,13 +100,13 @@ def settled(arguments: argparse.Namespace) -> argparse.Namespace:
         hint = nearest(measure or "", MEASURES)
         raise InvalidRequest(f"{said}{hint}; known: {', '.join(MEASURES)}; or use --make")
     found = {}
-    for name, option in OPTIONS.items():
+    for name, (_, defaults) in OPTIONS.items():
         value = getattr(arguments, name)
-        if value is not None and measure not in option.defaults:
-            known = ", ".join(option.defaults)
+        if value is not None and measure not in defaults:
+            known = ", ".join(defaults)
             raise InvalidRequest(f"{flag(name)} belongs to {known}, not {measure}")
-        if measure in option.defaults:
-            found[name] = option.defaults[measure] if value is None else value
+        if measure in defaults:
+            found[name] = defaults[measure] if value is None else value
     return argparse.Namespace(**found)
 
 

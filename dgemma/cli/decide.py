@@ -26,27 +26,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_model(parser, then="TEXT")
     parser.add_argument("text", metavar="TEXT", help="the text, - for standard input, or @FILE")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    group = parser.add_argument_group("questions, each repeatable")
-    group.add_argument(
-        "--predicate", action="append", metavar="QUESTION", default=[], help="a yes-no question"
-    )
-    group.add_argument(
-        "--choice", action="append", nargs="+", metavar="WORDS", default=[],
-        help="a question, then its choices; '' is the question that TEXT asks itself",
-    )  # fmt: skip
-    group.add_argument(
-        "--score", action="append", nargs="+", metavar="WORDS", default=[],
-        help="a question, then its levels, the least first",
-    )  # fmt: skip
-    group.add_argument(
-        "--questions", type=Path, metavar="FILE",
-        help='JSON list of {"type", "name", "instructions", "choices" or "levels"}',
-    )  # fmt: skip
-    group = parser.add_argument_group("sampler")
-    group.add_argument("--samples", type=int, metavar="N", default=1, help="draws to average (1)")
-    group.add_argument("--seed", type=int, metavar="N", default=0, help="of the first draw (0)")
-    group.add_argument("--joint", action="store_true", help="ask all questions on one canvas")
-    group.add_argument("--calibration", type=Path, metavar="FILE", help="fitted temperatures")
+    add = parser.add_argument_group("questions, each repeatable").add_argument
+    more: dict[str, Any] = {"action": "append", "default": []}
+    add("--predicate", **more, metavar="QUESTION", help="a yes-no question")
+    choice = "a question, then its choices; '' is the question that TEXT asks itself"
+    add("--choice", **more, nargs="+", metavar="WORDS", help=choice)
+    score = "a question, then its levels, the least first"
+    add("--score", **more, nargs="+", metavar="WORDS", help=score)
+    keys = 'JSON list of {"type", "name", "instructions", "choices" or "levels"}'
+    add("--questions", type=Path, metavar="FILE", help=keys)
+    add = parser.add_argument_group("sampler").add_argument
+    add("--samples", type=int, metavar="N", default=1, help="draws to average (1)")
+    add("--seed", type=int, metavar="N", default=0, help="of the first draw (0)")
+    add("--joint", action="store_true", help="ask all questions on one canvas")
+    add("--calibration", type=Path, metavar="FILE", help="fitted temperatures")
     parser.epilog = "example:\n  dgemma decide nano 'Parity: 3182' --choice '' even odd"
 
 

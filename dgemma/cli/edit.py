@@ -19,21 +19,16 @@ MARK = "\ufeff"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     add_model(parser, then="FILE")
-    parser.add_argument("file", type=Path, metavar="FILE", help="UTF-8 text")
-    parser.add_argument(
-        "--span", action="append", metavar="FIRST:LAST", default=[],
-        help="lines that may change, counted from 1; repeatable (all lines)",
-    )  # fmt: skip
-    parser.add_argument("--instruction", metavar="TEXT", help="the change to make")
-    parser.add_argument(
-        "--strength", type=float, metavar="X", default=0.6,
-        help="how much of a span may change, 0 to 1 (0.6)",
-    )  # fmt: skip
-    parser.add_argument("--context", metavar="TEXT", help="the subject of the text")
-    parser.add_argument("--diff", action="store_true", help="print the changes, write nothing")
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="write here, leave the file as it is"
-    )
+    add = parser.add_argument
+    add("file", type=Path, metavar="FILE", help="UTF-8 text")
+    span = "lines that may change, counted from 1; repeatable (all lines)"
+    add("--span", action="append", metavar="FIRST:LAST", default=[], help=span)
+    add("--instruction", metavar="TEXT", help="the change to make")
+    strength = "how much of a span may change, 0 to 1 (0.6)"
+    add("--strength", type=float, metavar="X", default=0.6, help=strength)
+    add("--context", metavar="TEXT", help="the subject of the text")
+    add("--diff", action="store_true", help="print the changes, write nothing")
+    add("--output", type=Path, metavar="FILE", help="write here, leave the file as it is")
     add_sampling(parser, (*REFUSED_BY_EDIT, *NOT_THE_ANSWER))
     parser.epilog = "example:\n  dgemma edit letter.txt --span 2:3 --diff"
 

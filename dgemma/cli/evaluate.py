@@ -18,25 +18,16 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     add_model(parser)
-    parser.add_argument(
-        "-n", type=positive, metavar="N", default=500, help="examples of each task (500)"
-    )
-    parser.add_argument(
-        "--tasks", default="sudoku,json", help="comma-separated, or all (sudoku,json)"
-    )
-    parser.add_argument(
-        "--mode", choices=("both", "diffusion", "autoregressive"), default="both",
-        help="how answers are decoded (both)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--against", action="append", metavar="SETTING", default=[],
-        help="compare with a setting such as max_steps=12,ignore_tail=true, paired; repeatable",
-    )  # fmt: skip
-    parser.add_argument(
-        "--canvas", action="store_true",
-        help="compare pinning, filling, schemas and decisions with the plain way, paired",
-    )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add = parser.add_argument
+    add("-n", type=positive, metavar="N", default=500, help="examples of each task (500)")
+    add("--tasks", default="sudoku,json", help="comma-separated, or all (sudoku,json)")
+    modes = ("both", "diffusion", "autoregressive")
+    add("--mode", choices=modes, default="both", help="how answers are decoded (both)")
+    against = "compare with a setting such as max_steps=12,ignore_tail=true, paired; repeatable"
+    add("--against", action="append", metavar="SETTING", default=[], help=against)
+    canvas = "compare pinning, filling, schemas and decisions with the plain way, paired"
+    add("--canvas", action="store_true", help=canvas)
+    add("--json", action="store_true", help="print JSON")
     parser.epilog = "example:\n  dgemma evaluate nano -n 40 --tasks all"
 
 

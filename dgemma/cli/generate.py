@@ -16,13 +16,12 @@ from dgemma.types import Output
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     add_model(parser, then="PROMPT")
-    parser.add_argument("prompt", metavar="PROMPT", help="the prompt, or - for standard input")
-    parser.add_argument("--raw", action="store_true", help="continue the text, no chat template")
-    parser.add_argument("--thinking", action="store_true", help="ask for a thought first")
-    parser.add_argument(
-        "--autoregressive", action="store_true", help="decode token by token instead of denoising"
-    )
-    parser.add_argument("--json", action="store_true", help="print the whole output as JSON")
+    add = parser.add_argument
+    add("prompt", metavar="PROMPT", help="the prompt, or - for standard input")
+    add("--raw", action="store_true", help="continue the text, no chat template")
+    add("--thinking", action="store_true", help="ask for a thought first")
+    add("--autoregressive", action="store_true", help="decode token by token, no denoising")
+    add("--json", action="store_true", help="print the whole output as JSON")
     add_sampling(parser)
     parser.epilog = "example:\n  dgemma generate nano 'JSON: Mira is 31 years old.' --seed 1"
 

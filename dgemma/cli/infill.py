@@ -19,19 +19,15 @@ MARK = "___"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     add_model(parser, then="TEXT")
-    parser.add_argument(
-        "text", metavar="TEXT",
-        help=f"text with {MARK} for each hole, - for standard input, or @FILE",
-    )  # fmt: skip
-    parser.add_argument("--mark", metavar="TEXT", default=MARK, help=f"mark of a hole ({MARK})")
-    parser.add_argument("--context", metavar="TEXT", help="the subject of the text")
-    parser.add_argument("--max-hole", type=int, metavar="N", help="maximum tokens of a hole")
-    parser.add_argument(
-        "--no-search", action="store_true", help="every hole has exactly --max-hole tokens"
-    )
-    parser.add_argument("--in-place", action="store_true", help="write the result into @FILE")
-    parser.add_argument("--diff", action="store_true", help="print the changes, write nothing")
-    parser.add_argument("--json", action="store_true", help="print text and holes as JSON")
+    add = parser.add_argument
+    add("text", metavar="TEXT", help=f"text with {MARK} for each hole, - or @FILE to read it")
+    add("--mark", metavar="TEXT", default=MARK, help=f"mark of a hole ({MARK})")
+    add("--context", metavar="TEXT", help="the subject of the text")
+    add("--max-hole", type=int, metavar="N", help="maximum tokens of a hole")
+    add("--no-search", action="store_true", help="every hole has exactly --max-hole tokens")
+    add("--in-place", action="store_true", help="write the result into @FILE")
+    add("--diff", action="store_true", help="print the changes, write nothing")
+    add("--json", action="store_true", help="print text and holes as JSON")
     add_sampling(parser, (*REFUSED_BY_FILL, *NOT_THE_ANSWER))
     parser.epilog = "example:\n  dgemma infill nano 'Mira has a ___ that gives milk.'"
 

@@ -18,13 +18,10 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     add_model(parser, device=False)
-    parser.add_argument(
-        "--prompt", type=positive, metavar="N", default=1024, help="prompt tokens of a run (1024)"
-    )
-    parser.add_argument(
-        "--batch", type=positive, metavar="N", default=1, help="requests at once in a run (1)"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add = parser.add_argument
+    add("--prompt", type=positive, metavar="N", default=1024, help="prompt tokens of a run (1024)")
+    add("--batch", type=positive, metavar="N", default=1, help="requests at once in a run (1)")
+    add("--json", action="store_true", help="print JSON")
     parser.epilog = "example:\n  dgemma info nano --prompt 4096"
 
 

@@ -1,11 +1,9 @@
-"""A live view of the canvas in a terminal: committed text solid, the draft dim, entropy as colour.
-
-Knows ANSI and the events of a stream. Knows nothing about models; a token's text is handed in.
-"""
+"""A live view of the canvas in a terminal: text solid, drafts dim, entropy as colour."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -73,15 +71,7 @@ class Screen:
 
 def width(line: str) -> int:
     """Columns of a line without its colour codes (one per character)."""
-    count, inside = 0, False
-    for char in line:
-        if char == "\x1b":
-            inside = True
-        elif inside:
-            inside = char != "m"
-        else:
-            count += 1
-    return count
+    return len(re.sub(r"\x1b.*?m", "", line))
 
 
 def show(
@@ -105,12 +95,12 @@ def show(
     """
     stream = stream or sys.stdout
     screen = Screen(stream) if is_terminal(stream) else None
-    committed = told = ""
+    committed = emitted = ""
     for event in events:
         if event.type == "commit":
-            told += event.text
+            emitted += event.text
             if event.whole:  # else the frames still show it
-                committed = told
+                committed = emitted
         if screen is None:
             stream.write(event.text if event.type != "frame" else "")
             stream.flush()

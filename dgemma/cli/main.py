@@ -47,6 +47,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **settings
         )
+        self._positionals.title = "arguments"
         self.words: Sequence[str] = ()
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:

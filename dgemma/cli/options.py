@@ -124,7 +124,7 @@ def add_name(parser: argparse.ArgumentParser, then: str | None = None) -> None:
     about = "bundled name, directory, or hub name in the local cache (nano)"
     about += f"; a single word is {then}, of two words the first is MODEL" if then else ""
     parser.add_argument("model", nargs="?", metavar="MODEL", help=about)
-    parser.add_argument("--model", "-m", dest="named", metavar="MODEL", help="the same")
+    parser.add_argument("--model", "-m", dest="named", metavar="MODEL", help="the same as MODEL")
     parser.set_defaults(then=then)
 
 

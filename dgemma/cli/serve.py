@@ -40,39 +40,25 @@ def option_of(name: str) -> str:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     add_model(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, help="port; 0: any free one (8000)")
-    parser.add_argument(
-        "--served-name", action="append", metavar="NAME",
-        help="name of the model in requests; repeatable (the model's name)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--api-key-file", type=Path, metavar="FILE",
-        help="API keys, one a line; keys in DGEMMA_API_KEYS are accepted too (none)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--cors-origin", action="append", metavar="ORIGIN",
-        help="origin of web pages that may call the server; repeatable (none)",
-    )  # fmt: skip
-    parser.add_argument("--log-text", action="store_true", help="log the text of users, too")
-    group = parser.add_argument_group("limits")
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    add("--port", type=int, default=8000, help="port; 0: any free one (8000)")
+    name = "name of the model in requests; repeatable (MODEL)"
+    add("--served-name", action="append", metavar="NAME", help=name)
+    keys = "API keys, one a line; keys in DGEMMA_API_KEYS are accepted too"
+    add("--api-key-file", type=Path, metavar="FILE", help=keys)
+    origin = "web pages from here may call the server; repeatable"
+    add("--cors-origin", action="append", metavar="URL", help=origin)
+    add("--log-text", action="store_true", help="log the text of users, too")
+    add = parser.add_argument_group("limits").add_argument
     for name, about in PER_LIMIT.items():
-        default = getattr(ServerLimits(), name)
-        group.add_argument(
-            option_of(name), dest=name, type=int, metavar="N",
-            help=f"maximum {about} ({'the model' if default is None else default})",
-        )  # fmt: skip
-    group.add_argument(
-        "--max-running", type=int, metavar="N", default=32, help="answers denoised at a time (32)"
-    )
-    group.add_argument(
-        "--heartbeat-s", type=float, metavar="X", default=10.0,
-        help="seconds of silence before a stream sends a comment, which clients ignore (10)",
-    )  # fmt: skip
-    group.add_argument(
-        "--grace-s", type=float, metavar="X", default=10.0,
-        help="seconds that open requests get to finish when the server stops (10)",
-    )  # fmt: skip
+        default = getattr(ServerLimits(), name) or "the model's"
+        add(option_of(name), dest=name, type=int, metavar="N", help=f"maximum {about} ({default})")
+    add("--max-running", type=int, metavar="N", default=32, help="answers denoised at a time (32)")
+    heartbeat = "seconds of silence before a stream sends a comment (10)"
+    add("--heartbeat-s", type=float, metavar="X", default=10.0, help=heartbeat)
+    grace = "seconds that open requests get to finish when the server stops (10)"
+    add("--grace-s", type=float, metavar="X", default=10.0, help=grace)
     parser.epilog = "example:\n  dgemma serve nano --port 8080"
 
 

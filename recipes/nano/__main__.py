@@ -20,25 +20,16 @@ from recipes.nano.recipe import PLAN, NanoBatches, export, nano_config
 def build() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(prog="python -m recipes.nano", description=__doc__)
-    parser.add_argument(
-        "--directory", type=Path, default=Path("runs/nano"), help="of the run (runs/nano)"
-    )
-    parser.add_argument(
-        "--steps", type=int, default=PLAN.steps, help=f"length of the whole run ({PLAN.steps})"
-    )
-    parser.add_argument(
-        "--decay", type=float, default=PLAN.decay,
-        help=f"share of the run at its end over which the rate falls ({PLAN.decay})",
-    )  # fmt: skip
-    parser.add_argument("--until", type=int, help="stop before this step; resume later")
-    parser.add_argument(
-        "--begin", type=int, default=0, help="begin with this step, from the bundled weights"
-    )
-    parser.add_argument("--rate", type=float, default=1.0, help="factor of both learning rates (1)")
-    parser.add_argument("--eager", action="store_true", help="do not use torch.compile")
-    parser.add_argument(
-        "--export", type=Path, help="write the run's weights as a checkpoint, no training"
-    )
+    add = parser.add_argument
+    add("--directory", type=Path, default=Path("runs/nano"), help="of the run (runs/nano)")
+    add("--steps", type=int, default=PLAN.steps, help=f"length of the whole run ({PLAN.steps})")
+    decay = f"share of the run at its end over which the rate falls ({PLAN.decay})"
+    add("--decay", type=float, default=PLAN.decay, help=decay)
+    add("--until", type=int, help="stop before this step; resume later")
+    add("--begin", type=int, default=0, help="begin with this step, from the bundled weights")
+    add("--rate", type=float, default=1.0, help="factor of both learning rates (1)")
+    add("--eager", action="store_true", help="do not use torch.compile")
+    add("--export", type=Path, help="write the run's weights as a checkpoint, no training")
     return parser
 
 
