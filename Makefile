@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo quick test check lint verify bench performance nano evaluate wheel clean
+.PHONY: help setup demo test quick check lint verify bench performance nano evaluate wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ demo: $(STAMP)  ## a Sudoku solved live by the bundled model, then a chat answer
 test: lint  ## lint, types, then the whole suite with its long parts sampled
 	$(BIN)/python -m pytest
 
-quick: $(STAMP)  ## the unit tests, under a minute
+quick: $(STAMP)  ## only the unit tests: no processes, no text by nano; under a minute
 	$(BIN)/python -m pytest --quick
 
 check: lint  ## lint, types and the layout rules; seconds
@@ -71,15 +71,19 @@ nano: $(STAMP)  ## train the bundled model from scratch into runs/nano; stop and
 evaluate: $(STAMP)  ## score the bundled model on held-out examples
 	$(BIN)/dgemma evaluate nano
 
-wheel: $(STAMP)  ## build the wheel; run its demo from an empty environment away from here
+# The script is checked against the wheel, then against this environment, which is editable.
+wheel: $(STAMP)  ## build the wheel; away from here check a user's script and run the demo
 	rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
 	set -e; away=$$(mktemp -d); trap 'rm -rf "$$away"' EXIT; \
 	$(PYTHON) -m venv "$$away/env"; \
 	"$$away/env/bin/python" -m pip install --quiet --disable-pip-version-check \
 		-c constraints.txt dist/*.whl; \
-	cd "$$away" && env/bin/dgemma demo
+	cp tests/support/user_script.py "$$away"; cd "$$away"; \
+	"$(CURDIR)/$(BIN)/mypy" --strict --python-executable env/bin/python user_script.py; \
+	"$(CURDIR)/$(BIN)/mypy" --strict user_script.py; \
+	env/bin/python -m dgemma demo
 
 clean:  ## remove the environment and everything built; runs/ stays
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find dgemma tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find dgemma bench recipes tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -178,6 +178,8 @@ def test_the_wheel_stands_alone() -> None:
     """Catches a wheel with a program in it that is not for users, or a program it cannot run."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
     assert settings["setuptools"]["packages"]["find"]["include"] == ["dgemma*"]
+    # Else a type checker does not find the package of an editable install.
+    assert settings["setuptools"]["package-dir"] == {"": "."}
     assert set(settings["mypy"]["packages"]) == {"dgemma", *OUTSIDE}
     known = declared(extras=False) | declared(extras=True) | set(sys.stdlib_module_names)
     wrong = []
