@@ -24,7 +24,7 @@ import pytest
 
 from dgemma.cli.main import COMMANDS
 from dgemma.params import RELEASED, SamplingParams
-from dgemma.server.reply_schema import ERRORS
+from dgemma.server.errors import ERRORS
 from dgemma.server.settings import ServerLimits
 from recipes.nano.recipe import PLAN
 from tests.support import documents, field_table

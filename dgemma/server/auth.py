@@ -1,4 +1,4 @@
-"""API keys: where they come from, how one is compared, and whose a request is.
+"""API keys: their sources, their comparison, and the owner of a request.
 
 Only hashes are kept. Knows nothing about HTTP beyond the two headers that carry a key.
 """
@@ -14,10 +14,10 @@ from pathlib import Path
 from dgemma.errors import InvalidRequest
 
 VARIABLE = "DGEMMA_API_KEYS"
-"""Environment variable with keys, parted by commas or blanks."""
+"""Environment variable with keys, separated by commas or blanks."""
 
 LEAST = 8
-"""Characters of a key."""
+"""Fewest characters of a key."""
 
 
 def _hash(key: str) -> bytes:
@@ -38,7 +38,7 @@ class Keys:
     def of(cls, keys: Iterable[str]) -> Keys:
         """
         Raises:
-            InvalidRequest: a key is too short to be one, or no header can carry it.
+            InvalidRequest: a key is too short, or no header can carry it.
         """
         texts = list(keys)
         if any(len(text) < LEAST for text in texts):
@@ -74,9 +74,9 @@ class Keys:
         return bool(self.hashes)
 
     def owner(self, key: str | None) -> str | None:
-        """Whose a request with this key is; None: nobody's, and it is refused.
+        """The owner of a request with this key; None: the key is wrong, or missing.
 
-        Takes as long for a wrong key as for a right one. Without keys everyone is "".
+        Takes as long for a wrong key as for a right one. Without any keys the owner is "".
         """
         if not self.hashes:
             return ""

@@ -1,15 +1,17 @@
-"""What went wrong, as a status and a body in the shape of the API spoken.
+"""Errors as a status and a body in the shape of the path's API.
 
-The only place that knows HTTP's codes. Knows nothing about routes beyond which API a path speaks.
+The only place that knows HTTP's codes. Knows nothing about routes beyond the API of a path.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from pydantic import BaseModel
 from starlette.responses import JSONResponse
 from starlette.types import Scope
 
@@ -24,6 +26,8 @@ from dgemma.errors import (
     TokenizerError,
 )
 
+log = logging.getLogger("dgemma.server")
+
 Dialect = Literal["openai", "anthropic", "plain"]
 
 DIALECTS: dict[str, Dialect] = {
@@ -35,27 +39,35 @@ DIALECTS: dict[str, Dialect] = {
     "/health": "plain",
     "/metrics": "plain",
 }
-"""Which API a path speaks; "openai" where it is not named, and for what lies below a path."""
+"""The API of a path and of all paths below it; "openai" for all others."""
 
 RETRY_AFTER_S = 1
-"""What a client is told to wait when there is no room."""
+"""Seconds that a client must wait if there is no room."""
 
-_TYPES: dict[int, dict[Dialect, str]] = {
-    status: {"openai": openai, "anthropic": anthropic, "plain": plain}
-    for status, openai, anthropic, plain in (
-        (400, "invalid_request_error", "invalid_request_error", "invalid_request_error"),
-        (401, "invalid_request_error", "authentication_error", "authentication_error"),
-        (404, "invalid_request_error", "not_found_error", "not_found_error"),
-        (405, "invalid_request_error", "invalid_request_error", "invalid_request_error"),
-        (408, "timeout_error", "timeout_error", "timeout_error"),
-        (413, "invalid_request_error", "request_too_large", "invalid_request_error"),
-        (429, "rate_limit_error", "rate_limit_error", "rate_limit_error"),
-        (500, "server_error", "api_error", "server_error"),
-        (503, "server_error", "overloaded_error", "unavailable_error"),
-    )
+STATUSES = {
+    400: "the request cannot be honoured; the message names the field",
+    401: "no API key, or a wrong one",
+    404: "no such model or path",
+    405: "the path takes another method",
+    408: "the body did not come in time",
+    413: "the body is too large",
+    429: "too many requests are open; see Retry-After",
+    500: "the server failed",
+    503: "the server is shutting down",
 }
-"""Status -> the error's type in the words of each API. OpenAI's own 401 and 404 are
-"invalid_request_error" as well, told apart by their `code`."""
+"""The statuses of errors and their meanings."""
+
+_TYPES: dict[Dialect, dict[int, str]] = {
+    "openai": {},
+    "anthropic": {
+        401: "authentication_error", 404: "not_found_error", 413: "request_too_large",
+        500: "api_error", 503: "overloaded_error",
+    },
+    "plain": {
+        401: "authentication_error", 404: "not_found_error", 503: "unavailable_error",
+    },
+}  # fmt: skip
+"""Status -> the error's type in the words of one API alone; all others are the same in all."""
 
 LONGEST = 1000
 """Characters of a message or of a field's name; from longer ones the middle is left out."""
@@ -65,14 +77,14 @@ _NAME = re.compile(r"(?!(?:body|str|int|float|bool)$)[A-Za-z_]\w*")
 
 
 class Refusal(Exception):
-    """A request that gets an error for an answer.
+    """A request that is answered by an error.
 
     Attributes:
         status: HTTP's.
         message: for people; names the field and the remedy.
         param: the field, as a path with dots.
         code: for programs.
-        headers: to be sent along; with 429 and 503 always `Retry-After`.
+        headers: of the response; with 429 and 503 always `Retry-After`.
     """
 
     def __init__(
@@ -95,12 +107,17 @@ class Refusal(Exception):
 
 
 def shortened(text: str) -> str:
-    """A text of at most `LONGEST` characters: the field stands at its begin, the remedy at its
-    end."""
+    """A text of at most `LONGEST` characters, without its middle: the field is at the beginning,
+    the remedy at the end."""
     if len(text) <= LONGEST:
         return text
     half = LONGEST // 2 - 3
     return f"{text[:half]} ... {text[-half:]}"
+
+
+def bad_field(field: str, why: str) -> InvalidRequest:
+    """The error of a field; `why` goes on from its name."""
+    return InvalidRequest(f"{field} {why}", field=field)
 
 
 def busy(message: str) -> Refusal:
@@ -114,7 +131,7 @@ def closing() -> Refusal:
 
 
 def refusal(error: BaseException) -> Refusal:
-    """Any exception as what a client is told; the insides of an unexpected one stay here."""
+    """Any exception as an error for a client; the details of an unexpected one stay here."""
     if isinstance(error, Refusal):
         return error
     text = str(error)
@@ -144,12 +161,10 @@ def renamed(refused: Refusal, names: Mapping[str, Sequence[str]], sent: Any) -> 
     if field is None or field not in names:
         return refused
     name = next((one for one in names[field] if _holds(sent, one)), names[field][0])
-    with_errors = refused.message
-    if with_errors.startswith(field):
-        with_errors = name + with_errors[len(field) :]
-    return Refusal(
-        refused.status, with_errors, param=name, code=refused.code, headers=refused.headers
-    )
+    message = refused.message
+    if message.startswith(field):
+        message = name + message[len(field) :]
+    return Refusal(refused.status, message, param=name, code=refused.code, headers=refused.headers)
 
 
 def _holds(value: Any, path: str) -> bool:
@@ -159,7 +174,7 @@ def _holds(value: Any, path: str) -> bool:
 
 
 def dialect_of(path: str) -> Dialect:
-    """Which API a path speaks."""
+    """The API of a path."""
     for known, dialect in DIALECTS.items():
         if path == known or path.startswith(known + "/"):
             return dialect
@@ -167,18 +182,21 @@ def dialect_of(path: str) -> Dialect:
 
 
 def body_of(refused: Refusal, dialect: Dialect, request_id: str | None = None) -> dict[str, Any]:
-    """The body of an error, or what an error event of a stream holds.
+    """The body of an error, or of an error event in a stream.
 
     Args:
         request_id: for Anthropic's clients, which look for it here.
     """
-    known = refused.status if refused.status in _TYPES else 400 if refused.status < 500 else 500
-    kind = _TYPES[known][dialect]
+    status = refused.status
+    usual = {408: "timeout_error", 429: "rate_limit_error"}.get(
+        status, "invalid_request_error" if status < 500 else "server_error"
+    )
+    kind = _TYPES[dialect].get(status, usual)
     if dialect == "anthropic":
         found = {"type": "error", "error": {"type": kind, "message": refused.message}}
         return found if request_id is None else found | {"request_id": request_id}
     if dialect == "plain":
-        return {"error": {"code": refused.status, "message": refused.message, "type": kind}}
+        return {"error": {"code": status, "message": refused.message, "type": kind}}
     return {
         "error": {
             "message": refused.message, "type": kind, "param": refused.param, "code": refused.code,
@@ -193,20 +211,23 @@ def respond(error: BaseException, scope: Scope) -> JSONResponse:
     return JSONResponse(body, status_code=refused.status, headers=refused.headers)
 
 
-def crash(error: BaseException, *, text: bool = False) -> str:
-    """What the log tells of an exception that nobody expected: its kind, and where.
+def logged(error: BaseException, scope: Scope, *, text: bool) -> Refusal:
+    """As `refusal`; an exception that nobody expected goes into the log: its kind, and where.
 
     Args:
-        text: its message as well, and that of its causes; they may hold what a user wrote.
+        text: log its message as well, and that of its causes; they may hold what a user wrote.
     """
-    if text:
-        return "".join(traceback.format_exception(error))
-    where = "".join(traceback.format_tb(error.__traceback__))
-    return f"{where}{type(error).__qualname__} (its message is told with --log-text)"
+    refused = refusal(error)
+    if refused.status >= 500 and not isinstance(error, Refusal):
+        where = "".join(traceback.format_tb(error.__traceback__))
+        kind = f"{where}{type(error).__qualname__} (--log-text shows its message)"
+        shown = "".join(traceback.format_exception(error)) if text else kind
+        log.error("request %s failed\n%s", scope["dgemma.request_id"], shown)
+    return refused
 
 
 def invalid(errors: Sequence[Mapping[str, Any]]) -> Refusal:
-    """What pydantic found, told by the first of its complaints."""
+    """The first of the faults that pydantic found."""
     first = min(errors, key=lambda e: e["type"] == "missing", default=None)
     if first is None:
         return Refusal(400, "the request is malformed")
@@ -223,6 +244,58 @@ def invalid(errors: Sequence[Mapping[str, Any]]) -> Refusal:
         )
     if first["type"] == "missing":
         return Refusal(400, f"{where} is missing; give it", param=where, code="missing_field")
-    said = str(first["msg"])
-    said = said[:1].lower() + said[1:]
-    return Refusal(400, f"{where}: {said}", param=where, code="invalid_value")
+    message = str(first["msg"])
+    message = message[:1].lower() + message[1:]
+    return Refusal(400, f"{where}: {message}", param=where, code="invalid_value")
+
+
+# -- for the OpenAPI document ----------------------------------------------------------------------
+
+
+class ErrorBody(BaseModel):
+    """The error itself."""
+
+    message: str
+    type: str
+
+
+class OpenAIErrorBody(ErrorBody):
+    """The error itself."""
+
+    param: str | None
+    code: str | None
+
+
+class OpenAIError(BaseModel):
+    """An error in OpenAI's shape."""
+
+    error: OpenAIErrorBody
+
+
+class AnthropicError(BaseModel):
+    """An error in Anthropic's shape."""
+
+    type: Literal["error"]
+    error: ErrorBody
+
+
+class PlainErrorBody(ErrorBody):
+    """The error itself."""
+
+    code: int
+
+
+class PlainError(BaseModel):
+    """An error in llama.cpp's shape."""
+
+    error: PlainErrorBody
+
+
+def errors(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """The error responses of a route, for `responses=`."""
+    return {status: {"model": model, "description": about} for status, about in STATUSES.items()}
+
+
+ERRORS = errors(OpenAIError)
+ANTHROPIC_ERRORS = errors(AnthropicError)
+PLAIN_ERRORS = errors(PlainError)

@@ -1,6 +1,6 @@
-"""What Prometheus reads: the engine's counters, our own of HTTP, and the process itself.
+"""Metrics for Prometheus: the engine's counters, our own of HTTP, and the process itself.
 
-Knows names and units of metrics. Knows nothing about what is counted.
+Knows names and units of metrics. Knows nothing about requests.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _STATES = ("waiting", "running", "pages_")
-"""How the names of counters begin that go down as well as up."""
+"""Beginnings of names of counters that can go down."""
 
 
 class _Engine(Collector):

@@ -1,7 +1,6 @@
-"""What happens to every HTTP request before a route sees it, and after.
+"""The layers around all routes: request id, log line and counts; key, body and a place.
 
-Request id, key, the body's size and JSON, a place among the open ones, one line in the log, counts.
-Knows ASGI. Knows nothing about what a route does.
+Knows ASGI. Knows nothing about any route.
 """
 
 from __future__ import annotations
@@ -16,28 +15,29 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dgemma.server.auth import key_of
-from dgemma.server.errors import Refusal, crash, dialect_of, refusal, respond
+from dgemma.server.errors import Refusal, dialect_of, logged, renamed, respond
 from dgemma.server.limits import walk
+from dgemma.server.request_body import Body
 from dgemma.server.service import Service
 from dgemma.server.sse import ClientGone
 
 log = logging.getLogger("dgemma.server")
 
 BODY_S = 60.0
-"""Seconds in which a body must have come."""
+"""Seconds in which a body must arrive."""
 
 DRAIN_S = 1.0
-"""Seconds in which more of a body is read than it may have, so that its sender can read why it was
-refused: a connection that is closed on what was sent is reset, and the reply is lost with it."""
+"""Seconds in which the rest of a refused body is read, so that its sender can read the reply: if a
+connection is closed on unread bytes it is reset, and the reply is lost."""
 
 READERS = 256
-"""Bodies that are read at a time; each may have as many bytes as a body may have."""
+"""Bodies that are read at a time."""
 
 METHODS = ("GET", "HEAD", "POST", "OPTIONS")
 """Methods that are counted by their names."""
@@ -50,11 +50,11 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class AccessLog:
-    """The outermost layer: a request's id, its line in the log, its counts; HEAD is a GET whose
-    reply has no body."""
+    """The outer layer: a request's id, its line in the log, its counts; a HEAD as a GET without
+    the reply's body."""
 
     def __init__(self, app: ASGIApp, service: Service, route_of: Callable[[str], str]) -> None:
-        """`route_of` gives the route that a path belongs to, for the log and the counts."""
+        """`route_of` gives the route of a path, for the log and the counts."""
         self.app = app
         self.service = service
         self.route_of = route_of
@@ -72,7 +72,7 @@ class AccessLog:
         if dialect_of(scope["path"]) == "anthropic":
             names.append("request-id")
 
-        async def noting(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -84,11 +84,11 @@ class AccessLog:
 
         inner = dict(scope, method="GET") if method == "HEAD" else scope
         try:
-            await self.app(inner, receive, noting)
+            await self.app(inner, receive, send_and_note)
         finally:
-            self._note(inner, method, status or 499, time.perf_counter() - began)
+            self._record(inner, method, status or 499, time.perf_counter() - began)
 
-    def _note(self, scope: Scope, method: str, status: int, seconds: float) -> None:
+    def _record(self, scope: Scope, method: str, status: int, seconds: float) -> None:
         metrics = self.service.metrics
         route = self.route_of(scope["path"])
         method = method if method in METHODS else "other"
@@ -104,7 +104,7 @@ class AccessLog:
 
 
 class AuthAndBody:
-    """The layer around the routes: key, body, a place; and an answer to what goes wrong."""
+    """The inner layer: checks the key, reads the body, takes a place; answers all errors."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app = app
@@ -117,22 +117,20 @@ class AuthAndBody:
             return
         begun = False
 
-        async def noting(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             nonlocal begun
             begun = True
             await send(message)
 
         try:
-            await self._admit(scope, receive, noting)
+            await self._admit(scope, receive, send_and_note)
         except ClientGone:
             pass
         except Exception as error:
-            if refusal(error).status >= 500 and not isinstance(error, Refusal):
-                said = crash(error, text=self.service.settings.log_text)
-                log.error("request %s failed\n%s", scope["dgemma.request_id"], said)
-            if begun:  # the reply is cut off, which a client sees
+            refused = logged(error, scope, text=self.service.settings.log_text)
+            if begun:  # the client sees that the reply is cut off
                 raise Cut from None
-            await respond(error, scope)(scope, receive, noting)
+            await respond(_renamed(refused, scope), scope)(scope, receive, send)
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         service, headers = self.service, Headers(scope=scope)
@@ -156,7 +154,7 @@ class AuthAndBody:
             await self.app(scope, _again(body, receive), send)
 
     async def _body(self, receive: Receive, headers: Headers) -> bytes:
-        """A request's body. Of too many that are being read the one that began first gives way."""
+        """A request's body. If too many are being read, the oldest of them is refused."""
         if len(self._reading) >= READERS:
             oldest = next(iter(self._reading))
             del self._reading[oldest]
@@ -169,7 +167,7 @@ class AuthAndBody:
                 return await read_body(receive, headers, self.service.settings.limits.body_bytes)
         except TimeoutError as error:
             raise Refusal(
-                408, f"the body must come within {BODY_S:.0f} s, sooner where many are sent at "
+                408, f"the body must come within {BODY_S:.0f} s, sooner if many are sent at "
                 "once; send it again",
             ) from error  # fmt: skip
         finally:
@@ -177,14 +175,24 @@ class AuthAndBody:
 
 
 class Cut(Exception):
-    """A reply that had begun was broken off; the log has said why."""
+    """A reply that had begun was broken off; the log says why."""
+
+
+def _renamed(refused: Refusal, scope: Scope) -> Refusal:
+    """An error with the name under which the request sent its field."""
+    if refused.param is None or "endpoint" not in scope:
+        return refused
+    for schema in get_type_hints(scope["endpoint"]).values():
+        if isinstance(schema, type) and issubclass(schema, Body):
+            refused = renamed(refused, schema.NAMES, json.loads(scope["dgemma.body"]))
+    return refused
 
 
 async def read_body(receive: Receive, headers: Headers, most: int) -> bytes:
     """A whole body.
 
     Raises:
-        Refusal: 413, it is larger than allowed; what else comes within `DRAIN_S` is thrown away.
+        Refusal: 413, it is larger than allowed; its rest is thrown away for `DRAIN_S`.
         ClientGone: the client hung up.
     """
     too_large = Refusal(
@@ -193,7 +201,7 @@ async def read_body(receive: Receive, headers: Headers, most: int) -> bytes:
     )  # fmt: skip
     length = headers.get("content-length", "0")
     if not length.isdigit() or int(length[:19]) > most:
-        if "expect" not in headers:  # who asks first has sent nothing yet
+        if "expect" not in headers:  # a client that asks first has sent nothing yet
             await _drain(receive)
         raise too_large
     parts, size, more = [], 0, True
@@ -212,7 +220,7 @@ async def read_body(receive: Receive, headers: Headers, most: int) -> bytes:
 
 
 async def _drain(receive: Receive) -> None:
-    """Throw away what comes of a body, for a while."""
+    """Read the rest of a body, for a while."""
     more = True
     with suppress(TimeoutError):
         async with asyncio.timeout(DRAIN_S):
@@ -221,72 +229,60 @@ async def _drain(receive: Receive) -> None:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """The body once more for the layers below; then whatever comes."""
-    with_errors = False
+    """The body once more for the layers below; then further messages."""
+    sent = False
 
     async def replay() -> Message:
-        nonlocal with_errors
-        if with_errors:
+        nonlocal sent
+        if sent:
             return await receive()
-        with_errors = True
+        sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replay
 
 
-def _no_number(text: str) -> NoReturn:
-    raise Refusal(400, f"the body holds {text}, which is no JSON number", code="invalid_json")
+def _broken(why: str) -> Refusal:
+    return Refusal(400, f"the body {why}", code="invalid_json")
+
+
+def _not_a_number(text: str) -> NoReturn:
+    raise _broken(f"holds {text}, which is not a JSON number")
 
 
 def _finite(text: str) -> float:
     value = float(text)
-    return value if math.isfinite(value) else _no_number(text[:40])
+    return value if math.isfinite(value) else _not_a_number(text[:40])
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise Refusal(
-            400, f"the body has the field {twice!a} twice in one object; give it once",
-            code="invalid_json",
-        )  # fmt: skip
+        raise _broken(f"has the field {twice!a} twice in one object; give it once")
     return found
 
 
 def check_json(body: bytes, depth: int) -> None:
-    """Refuse what is no JSON, and what Python's own reader takes beyond JSON.
+    """Refuse a body that is not JSON, though Python's own reader may take it.
 
     Raises:
-        Refusal: 400, with what is wrong.
+        Refusal: 400, with the reason.
     """
+    too_deep = _broken(f"is nested deeper than this server's {depth} levels")
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_no_number, parse_float=_finite,
-                           object_pairs_hook=_once)  # fmt: skip
+        value = json.loads(body.decode("utf-8"), parse_constant=_not_a_number,
+                           parse_float=_finite, object_pairs_hook=_once)  # fmt: skip
     except UnicodeDecodeError as error:
-        raise Refusal(
-            400, f"the body is no UTF-8 (byte {error.start}); send valid UTF-8",
-            code="invalid_json",
-        ) from error  # fmt: skip
+        raise _broken(f"is not UTF-8 (byte {error.start}); send valid UTF-8") from error
     except RecursionError as error:
-        raise _too_deep(depth) from error
+        raise too_deep from error
     except json.JSONDecodeError as error:
-        raise Refusal(
-            400, f"the body is no JSON: {error.msg} at character {error.pos}", code="invalid_json"
-        ) from error
+        raise _broken(f"is not JSON: {error.msg} at character {error.pos}") from error
     except ValueError as error:  # a number of thousands of digits
-        raise Refusal(400, "the body holds too long a number", code="invalid_json") from error
+        raise _broken("holds too long a number") from error
     for one, level in walk(value):
         if isinstance(one, str) and not one.isascii() and _SURROGATE.search(one):
-            raise Refusal(
-                400, "the body holds a lone surrogate, which is not text; send valid Unicode",
-                code="invalid_json",
-            )  # fmt: skip
+            raise _broken("holds a lone surrogate, which is not text; send valid Unicode")
         if level > depth + 1:
-            raise _too_deep(depth)
-
-
-def _too_deep(depth: int) -> Refusal:
-    return Refusal(
-        400, f"the body is nested deeper than this server's {depth} levels", code="invalid_json"
-    )
+            raise too_deep

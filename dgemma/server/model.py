@@ -1,4 +1,4 @@
-"""What the server needs of a loaded model: `dgemma.LLM` fits, and so does a fake.
+"""The server's view of a loaded model: `dgemma.LLM` fits, and so does a fake.
 
 Knows names and plain values. Knows nothing about HTTP.
 """
@@ -28,11 +28,11 @@ class Model(Protocol):
         ...
 
     def counters(self) -> Any:
-        """What runs now and what has run, a dataclass of numbers."""
+        """The engine's counts, a dataclass of numbers."""
         ...
 
     def close(self, *, finish: bool = False) -> None:
-        """End or finish what runs."""
+        """End or finish all requests."""
         ...
 
 

@@ -1,14 +1,13 @@
-"""A stream's events as neutral pieces, which every API then puts in its own words.
+"""A stream's events as neutral pieces, which every API puts in its own words.
 
-    Text, Thought, Call   what has been committed, in the order in which it was written
-    Status, Frame, Canvas where the request stands, a draft of its canvas, what a commit was;
-                          where the request asked for them
-    Scores                log-probabilities of text that has been told, where they were asked for
-    End                   why it ended, and what it cost
+    Text, Thought, Call  committed, in the order in which they were written
+    Frame, Progress      a draft of the canvas, a status or a commit; on request
+    Scores               log-probabilities of text that has been sent; on request
+    End                  the reason and the cost
 
-The plain reply is the fold of the same pieces. A thought, a call and the answer are told apart by
-ids, so none is ever in another's field, even where one canvas holds all three. Text that may
-still be cut at a stop string is held back by the reader behind the stream, and here.
+The plain reply is the fold of the same pieces. Ids separate a thought, a call and the answer, so
+none is ever in another's field, even if one canvas holds all three. Text that a stop string may
+still cut is held back by the stream's own reader, and here.
 Knows markers and fields. Knows nothing about HTTP.
 """
 
@@ -62,12 +61,14 @@ class Frame:
         event: the engine's.
         text, thinking: of the draft alone, up to its first end id.
         whole: the answer's text so far, the draft at its end.
+        most_steps: of a canvas.
     """
 
     event: Event
     text: str
     thinking: str
     whole: str
+    most_steps: int = 0
 
     @property
     def mean_entropy(self) -> float:
@@ -77,12 +78,12 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
-class StatusPiece:
-    """Where a request stands that has made no step yet.
+class Progress:
+    """A request waits, its prompt is encoded, or a canvas was committed, whose text follows.
 
     Attributes:
         event: the engine's.
-        prompt_tokens: that are to be encoded.
+        prompt_tokens: the length of the prompt.
     """
 
     event: Event
@@ -90,18 +91,11 @@ class StatusPiece:
 
 
 @dataclass(frozen=True, slots=True)
-class Committed:
-    """A canvas that was committed, or a part of it; what it adds to the reply follows."""
-
-    event: Event
-
-
-@dataclass(frozen=True, slots=True)
 class Scores:
-    """Of tokens of the answer's text, in order; all of a reply together are those of its text.
+    """Log-probabilities of the next tokens of the answer's text.
 
-    They follow the text of their commit. With stop strings, which may still cut off what was
-    committed, all of them come at the end.
+    They follow the text of their commit. With stop strings, which may still cut off committed
+    text, all of them come at the end.
     """
 
     scores: Sequence[TokenScore]
@@ -109,7 +103,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
-    """Seconds since the request was started; None: it did not come to that."""
+    """Seconds from the start to the first frame, the first text and the end; None: never."""
 
     frame_s: float | None = None
     text_s: float | None = None
@@ -122,9 +116,9 @@ class End:
 
     Attributes:
         output: the whole output of the model.
-        times: when what was there.
+        times: of the first text and the end.
         width: positions of a canvas.
-        thought_tokens: how many of the output's tokens stand in thoughts.
+        thought_tokens: the output's tokens that are in thoughts.
     """
 
     output: Output
@@ -133,7 +127,7 @@ class End:
     thought_tokens: int
 
 
-Piece = Text | Thought | Call | StatusPiece | Frame | Committed | Scores | End
+Piece = Text | Thought | Call | Frame | Progress | Scores | End
 
 
 def words(text: str) -> Iterator[str]:
@@ -143,35 +137,37 @@ def words(text: str) -> Iterator[str]:
 
 @dataclass(slots=True)
 class _Held:
-    """Deltas of the parser that are not yet told, in order.
+    """Deltas of the parser that are not sent yet, in order.
 
     Text goes out only as far as the stream's own reader has let it go.
     """
 
+    one_call: bool
     waiting: list[tuple[str, str | ToolCall]] = field(default_factory=list)
-    free: int = 0  # characters of text that may be told
+    free: int = 0  # characters of text that may be sent
     calls: int = 0
 
     def release(self) -> Iterator[Piece]:
-        """What may be told now."""
+        """The pieces that may be sent now."""
         while self.waiting:
             kind, value = self.waiting[0]
             if isinstance(value, ToolCall):
-                yield Call(self.calls, f"call_{secrets.token_hex(12)}", value)
+                if not (self.one_call and self.calls):
+                    yield Call(self.calls, f"call_{secrets.token_hex(12)}", value)
                 self.calls += 1
             elif kind == "thinking":
                 yield from map(Thought, words(value))
             else:
-                with_errors, rest = value[: self.free], value[self.free :]
-                yield from map(Text, words(with_errors))
-                self.free -= len(with_errors)
+                sent, rest = value[: self.free], value[self.free :]
+                yield from map(Text, words(sent))
+                self.free -= len(sent)
                 if rest:
                     self.waiting[0] = (kind, rest)
                     return
             self.waiting.pop(0)
 
     def drop_text(self) -> None:
-        """What a stop string has cut off is never told."""
+        """Forget text that a stop string has cut off."""
         self.waiting = [one for one in self.waiting if one[0] != "text"]
 
 
@@ -180,15 +176,17 @@ class PieceReader:
 
     def __init__(
         self, facts: ModelFacts, request: Request, stream: TextStream, *, chat: bool,
-        every: int = 1, must_call: bool = False,
+        every: int = 1, must_call: bool = False, one_call: bool = False, most_steps: int = 0,
     ) -> None:  # fmt: skip
         """
         Args:
             request: as it was submitted.
-            stream: what came of it.
-            chat: thought, calls and text are apart; else all is text.
-            every: of so many frames the first is told.
-            must_call: a call is required: one that is cut off is not told as text.
+            stream: its events.
+            chat: split thought, calls and text; else all is text.
+            every: of so many frames the first is a piece.
+            must_call: a call is required; one that is cut off does not become text.
+            one_call: only the first call becomes a piece.
+            most_steps: of a canvas, for frames.
         """
         self._every = every
         self._facts = facts
@@ -202,11 +200,12 @@ class PieceReader:
             if chat
             else None
         )
-        self._held = _Held()
+        self._held = _Held(one_call)
+        self._most_steps = most_steps
         self._committed: list[int] = []
-        self._begun = 0  # how many of them stand before the canvas that runs
+        self._begun = 0  # how many of them belong to earlier canvases
         self._scores: list[TokenScore] = []  # of all of them
-        self._scored = 0  # how many of those were told, or are not of the text
+        self._scored = 0  # how many of those are sent, or not of the text
         self._began = time.perf_counter()
 
     def close(self) -> None:
@@ -223,16 +222,15 @@ class PieceReader:
         try:
             async for event in self._stream:
                 now = time.perf_counter() - self._began
-                if event.type == "status":
-                    yield StatusPiece(event, len(self._request.token_ids))
-                    continue
                 if event.type == "frame":
                     frame_s = now if frame_s is None else frame_s
                     if event.step % self._every == 0:
                         yield self._frame(event)
                     continue
-                if event.type == "commit" and self._request.frames:
-                    yield Committed(event)
+                if event.type == "status" or (event.type == "commit" and self._request.frames):
+                    yield Progress(event, len(self._request.token_ids))
+                if event.type == "status":
+                    continue
                 for piece in self._take(event):
                     text_s = now if text_s is None else text_s
                     yield piece
@@ -247,7 +245,7 @@ class PieceReader:
             self._stream.close()
 
     def _take(self, event: Event) -> Iterator[Piece]:
-        """What a commit or the end adds."""
+        """The pieces of a commit or of the end."""
         held, output = self._held, event.output
         if output is not None:
             _check(output)
@@ -270,32 +268,32 @@ class PieceReader:
             yield from map(Text, words(self._facts.tokenizer.decode(output.token_ids)))
 
     def _fresh_scores(self, event: Event) -> Sequence[TokenScore]:
-        """What may be told of log-probabilities now that has not been told."""
+        """The log-probabilities that may be sent now."""
         self._scores += event.scores
         if event.output is not None:
             return self.scores(event.output, self._scored)
         if not self._scores or self._request.params.stop:
             return ()
-        first, with_errors = self._scored, self._fields()
-        self._scored = len(with_errors)
-        return _of_text(self._scores[first:], with_errors[first:])
+        first, known = self._scored, self._fields()
+        self._scored = len(known)
+        return _of_text(self._scores[first:], known[first:])
 
     @property
     def _read_only(self) -> bool:
         return self._request.canvas is not None and self._request.canvas.read_only
 
     def _frame(self, event: Event) -> Frame:
-        earlier = self._committed[: self._begun]  # the draft holds what was told of its canvas
+        earlier = self._committed[: self._begun]  # the draft holds all of its canvas
         if self._parser is None:
             decode = self._facts.tokenizer.decode
             ids = _before_end(event.ids, self._facts.end_ids)
             text = decode(ids)
-            return Frame(event, text, "", decode([*earlier, *ids]))
+            return Frame(event, text, "", decode([*earlier, *ids]), self._most_steps)
         before = self._parse(earlier)
         whole = self._parse([*earlier, *event.ids])
         text = whole.text[len(before.text) :]
         thinking = (whole.thinking or "")[len(before.thinking or "") :]
-        return Frame(event, text, thinking, whole.text)
+        return Frame(event, text, thinking, whole.text, self._most_steps)
 
     def _parse(self, ids: Sequence[int]) -> Parsed:
         return parse(self._facts.tokenizer, ids, thought_open=self._open, must_call=self._must_call)
@@ -306,12 +304,12 @@ class PieceReader:
         return End(output, times, width, thoughts)
 
     def _fields(self) -> Sequence[Field]:
-        """What each committed id belongs to, as far as it is known."""
+        """The field of each committed id, as far as it is known."""
         return ["text"] * len(self._committed) if self._parser is None else self._parser.fields
 
     def scores(self, output: Output, first: int = 0) -> list[TokenScore]:
-        """Of the tokens of the answer's text from the first of them on, when all pieces are there;
-        of every position where nothing was committed."""
+        """Those of the answer's text, from an output's token on, after the last piece; those of
+        every position if nothing was committed."""
         if self._read_only or not output.scores:
             return list(output.scores)
         return _of_text(output.scores[first:], self._fields()[first : len(output.token_ids)])

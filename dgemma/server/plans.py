@@ -1,4 +1,4 @@
-"""Runs a plan of `dgemma.compose` for a route: its requests are the caller's, and end with it.
+"""Runs plans of `dgemma.compose` for a route: their requests are the caller's, and end with it.
 
 Knows plans and the service. Knows nothing about paths or bodies.
 """
@@ -8,53 +8,73 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from dgemma.compose.fill import infill
+from dgemma.compose.edit import Edited
+from dgemma.compose.fill import Filled, infill
 from dgemma.compose.plan import Plan, refuse
-from dgemma.errors import InvalidRequest
 from dgemma.params import REFUSED_BY_FILL, SamplingParams, canvas_width
-from dgemma.server.errors import closing
+from dgemma.server.errors import bad_field, closing
+from dgemma.server.exchange import Exchange
 from dgemma.server.model import result
-from dgemma.server.pieces import End, Times
+from dgemma.server.pieces import End, Piece, Text, Times, words
 from dgemma.server.sampling_fields import SamplingFields
-from dgemma.server.service import Service
+from dgemma.server.service import Service, close_all
 from dgemma.text.answer import first_stop
-from dgemma.types import Output, Request, Usage
+from dgemma.types import Output, Request
 
 T = TypeVar("T")
 
 
-async def run_plan(
-    service: Service, plan: Plan[T], owner: str, *, chat: bool = False
-) -> tuple[T, int]:
+@dataclass(frozen=True, slots=True)
+class PlanRun:
+    """The cost of a plan that has run.
+
+    Attributes:
+        width: positions of its widest canvas.
+        seconds: the time it took.
+    """
+
+    width: int
+    seconds: float
+
+    def end(self, output: Output) -> End:
+        """An answer of the plan as if one request had given it; its text comes at the end."""
+        text_s = self.seconds if output.text else None
+        return End(output, Times(text_s=text_s, total_s=self.seconds), self.width, 0)
+
+    def end_of(
+        self, found: Filled | Edited, text: str, tokens: int, stopped_by: str | None = None
+    ) -> End:
+        """The same for a text, with the cost of all requests that led to it."""
+        prompt = found.outputs[-1].usage.prompt_tokens if found.outputs else 0
+        usage = replace(found.usage, prompt_tokens=prompt, completion_tokens=tokens)
+        return self.end(Output(text=text, seed=found.seed, usage=usage, stopped_by=stopped_by))
+
+
+async def run_plan(exchange: Exchange, plan: Plan[T], *, chat: bool = False) -> tuple[T, PlanRun]:
     """Run a plan to its end; cancelling this ends all that it has begun.
 
-    Returns:
-        What the plan gives, and the positions of the widest canvas that was run.
-
     Raises:
-        DGemmaError, Refusal: what the plan or one of its requests says.
+        DGemmaError, Refusal: the plan or one of its requests fails.
     """
+    service, began, widest = exchange.service, time.perf_counter(), 0
     outputs: list[Output] | None = None
-    widest = 0
     try:
         while True:
-            requests, done = await service.aside(_advance, plan, outputs)
+            requests, done = await service.in_thread(_advance, plan, outputs)
             if done:
-                found: T = done[0]
-                return found, widest
+                return done[0], PlanRun(widest, time.perf_counter() - began)
             for request in requests:
                 if request.mode == "diffusion":
                     widest = max(widest, canvas_width(request.params, service.facts.canvas))
-            streams = await service.submit(requests, owner=owner, chat=chat)
+            streams = await service.submit(requests, owner=exchange.owner, chat=chat)
             try:
                 outputs = list(await asyncio.gather(*(result(stream) for stream in streams)))
             finally:
-                for stream in streams:
-                    stream.close()
+                close_all(streams)
             if service.closing and any(one.finish_reason == "cancelled" for one in outputs):
                 raise closing()
     finally:
@@ -75,16 +95,16 @@ def _advance(
 def plan_params(
     body: SamplingFields, service: Service, *, stop: bool = False, strength: bool = False
 ) -> SamplingParams:
-    """How a plan draws that makes its canvases itself; what it has no use for is refused.
+    """The parameters of a plan that makes its canvases itself.
 
     Args:
         stop: the route fills a hole, and cuts its text at stop strings itself.
-        strength: the route has a use for `diffusion.strength`.
+        strength: the route uses `diffusion.strength`.
 
     Raises:
-        InvalidRequest, Refusal: the message names the field.
+        InvalidRequest, Refusal: a field has no meaning for such a plan; the message names it.
     """
-    shown = body.shown
+    shown = body.denoising
     barred = {
         "diffusion_seed_canvas": body.diffusion_seed_canvas is not None,
         "diffusion_pinned": body.diffusion_pinned is not None,
@@ -97,73 +117,39 @@ def plan_params(
     }
     for name, given in barred.items():
         if given:
-            raise InvalidRequest(
-                f"{name} has no meaning here, where canvases are made from texts; leave it out, "
-                "or use /v1/canvas",
-                field=name,
-            )
+            why = "has no meaning for canvases made from texts; leave it out, or use /v1/canvas"
+            raise bad_field(name, why)
     params = body.params(service.settings.limits)
     if not stop:
         return params
     params = replace(params, stop=None)
-    refuse(
-        params, REFUSED_BY_FILL,
-        "the text around a hole is given; steer by max_tokens or logit_bias",
-    )  # fmt: skip
+    why = "the text around a hole is given; steer by max_tokens or logit_bias"
+    refuse(params, REFUSED_BY_FILL, why)
     return params
 
 
-def cut(text: str, stop: str | Sequence[str] | None) -> tuple[str, str | None]:
-    """A text up to the first stop string, and which one that was."""
-    found = first_stop(text, [stop] if isinstance(stop, str) else stop or ())
-    return (text, None) if found is None else (text[: found[0]], found[1])
-
-
-def ended(
-    spent: Usage, prompt_tokens: int, completion_tokens: int, *, seed: int, width: int,
-    seconds: float,
-) -> End:  # fmt: skip
-    """What a plan cost, as the end of an answer that one request might have given.
-
-    Args:
-        spent: by all requests, those that only looked for something included.
-        prompt_tokens: of one of them.
-        completion_tokens: of the text that came of it.
-    """
-    usage = replace(spent, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
-    times = Times(text_s=seconds, total_s=seconds)
-    return End(Output(seed=seed, usage=usage), times, width, 0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Infilled:
-    """What was written between two texts: the text, the stop string that cut it, its cost."""
-
-    text: str
-    stopped: str | None
-    token_ids: tuple[int, ...]
-    end: End
-
-
 async def infilled(
-    service: Service, owner: str, prefix: str, suffix: str, params: SamplingParams, *,
+    exchange: Exchange, prefix: str, suffix: str, params: SamplingParams, *,
     stop: str | Sequence[str] | None = None, context: str | None = None,
-) -> Infilled:  # fmt: skip
-    """Write what stands between two texts.
+) -> End:  # fmt: skip
+    """Write the text between two texts, up to the first stop string.
 
     Raises:
         DGemmaError, Refusal: it cannot be done.
     """
-    began = time.perf_counter()
-    facts = service.facts
-    plan = infill(facts, prefix, suffix, params, context=context)
-    filled, width = await run_plan(service, plan, owner)
+    facts = exchange.service.facts
+    filled, ran = await run_plan(exchange, infill(facts, prefix, suffix, params, context=context))
     hole = filled.holes[0]
-    text, stopped = cut(hole.text, stop)
-    ids = hole.token_ids if stopped is None else tuple(facts.tokenizer.encode(text))
-    prompt = filled.outputs[-1].usage.prompt_tokens if filled.outputs else 0
-    end = ended(
-        filled.usage, prompt, len(ids), seed=filled.seed, width=width,
-        seconds=time.perf_counter() - began,
-    )  # fmt: skip
-    return Infilled(text=text, stopped=stopped, token_ids=ids, end=end)
+    found = first_stop(hole.text, [stop] if isinstance(stop, str) else stop or ())
+    if found is None:
+        return ran.end_of(filled, hole.text, len(hole.token_ids))
+    text = hole.text[: found[0]]
+    return ran.end_of(filled, text, len(facts.tokenizer.encode(text)), found[1])
+
+
+async def infill_pieces(fill: Callable[[], Awaitable[End]]) -> AsyncGenerator[Piece, None]:
+    """The pieces of a text that comes as a whole."""
+    end = await fill()
+    for word in words(end.output.text):
+        yield Text(word)
+    yield end

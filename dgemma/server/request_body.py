@@ -1,7 +1,7 @@
 """The base of every request's schema: strict, nothing accepted and ignored.
 
-Knows how a field is refused, by name and with the nearest known one. Knows no field itself but
-those that cannot change a result.
+Knows how a field is refused, by its name and with the nearest known one. Knows no fields but those
+that cannot change a result.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class Body(BaseModel):
     """An object of a request: unknown fields are refused with the nearest name, types are strict.
 
     Attributes:
-        HINTS: fields of other servers, and what to say of them.
+        HINTS: fields of other servers, and the reason for refusing each.
         NAMES: fields of the model's parameters -> the names that a request may give them, as
-            paths with dots; an error is told by the one that was sent.
+            paths with dots; an error names the one that was sent.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -73,5 +73,5 @@ def neutral(*values: Any, why: str) -> AfterValidator:
 
 
 def refuse(field: str, why: str) -> PydanticCustomError:
-    """To be raised by a validator of a whole object: `field` cannot be honoured."""
+    """The error of a field, for a validator of a whole object."""
     return PydanticCustomError("refused_field", "{why}", {"field": field, "why": why})

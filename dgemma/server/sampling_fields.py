@@ -1,4 +1,4 @@
-"""The fields that say how an answer is drawn, shared by every API, as `SamplingParams`.
+"""The sampling fields that all APIs share, and the same as `SamplingParams`.
 
 Knows OpenAI's, vLLM's and our own names for them. Knows nothing about prompts or replies.
 """
@@ -6,11 +6,12 @@ Knows OpenAI's, vLLM's and our own names for them. Knows nothing about prompts o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from dgemma.constrain.cache import Calls, calls_of
 from dgemma.errors import InvalidRequest
 from dgemma.frontend import ModelFacts
 from dgemma.params import (
@@ -23,19 +24,14 @@ from dgemma.params import (
     bounds,
     canvas_width,
 )
-from dgemma.server.errors import Refusal
+from dgemma.server.errors import bad_field
 from dgemma.server.limits import check_limit, check_schema
 from dgemma.server.request_body import Body, Ignorable, neutral, refuse
 from dgemma.server.settings import ServerLimits
 from dgemma.types import CanvasControl
 
 PREDICTION_STRENGTH = 0.5
-"""How much of a prediction gives way to noise, where `diffusion.strength` does not say."""
-
-EFFORTS: dict[str, int | None] = {
-    "none": 0, "instant": 0, "minimal": 64, "low": 256, "medium": 1024, "high": None,
-}  # fmt: skip
-"""`reasoning_effort` -> most thought tokens; 0: no thought at all, None: no bound."""
+"""The share of a prediction that gives way to noise, unless `diffusion.strength` is given."""
 
 VLLM_NAMES = dict(zip(CONSTRAINT_FIELDS, ("json", "regex", "grammar", "choice"), strict=True))
 """Fields of `SamplingParams` that constrain an answer -> vLLM's names for them."""
@@ -47,6 +43,7 @@ RepetitionPenalty = Annotated[float | None, neutral(1, why=_NO_PENALTY)]
 OneAnswer = Annotated[
     int | None, neutral(1, why="one text is made at a time; send several requests")
 ]
+Share = Annotated[float, Field(ge=0, le=1)]
 Ids = list[int]
 SetOfIds = Annotated[list[int], AfterValidator(lambda ids: list(dict.fromkeys(ids)))]
 """Ids without repetition."""
@@ -70,7 +67,7 @@ def bounded(name: str, default: Any = None, description: str | None = None) -> A
 
 
 class Diffusion(Body):
-    """How the canvas is denoised, and what of it is shown.
+    """How the canvas is denoised, and which drafts are sent.
 
     Attributes:
         PATHS: for `Body.NAMES` of a request that has such an object.
@@ -86,11 +83,8 @@ class Diffusion(Body):
     stability_threshold: int | None = bounded("stability_threshold")
     ignore_tail: bool | None = None
     canvas_length: int | Literal["auto"] | None = None
-    strength: float | None = Field(
-        default=None,
-        ge=0,
-        le=1,
-        description="how much of a prediction or a seed gives way to noise",
+    strength: Share | None = Field(
+        default=None, description="how much of a prediction or a seed gives way to noise"
     )
     stream: Literal["off", "text", "tokens"] = Field(
         default="off", description="drafts as side events of a stream"
@@ -105,7 +99,7 @@ Diffusion.PATHS = {name: (f"diffusion.{name}",) for name in Diffusion.model_fiel
 
 
 class Prediction(Body):
-    """OpenAI's predicted output: what the answer will be like."""
+    """OpenAI's predicted output: a text like the answer."""
 
     type: Literal["content"]
     content: str | list[TextPart]
@@ -125,7 +119,7 @@ class TextPart(Body):
 
 
 class SamplingFields(Ignorable):
-    """What every API has. A subclass adds its own names and overrides `values`."""
+    """The fields that all APIs share."""
 
     HINTS: ClassVar[Mapping[str, str]] = {
         "diffusion_samples": "diffusion_samples is not built in; ask /v1/decisions for samples",
@@ -182,13 +176,13 @@ class SamplingFields(Ignorable):
         default=None, description="make max_steps steps (1), report the canvas, commit nothing"
     )
     vllm_xargs: dict[str, Any] | None = Field(
-        default=None, description="where vLLM's clients put the diffusion_* fields"
+        default=None, description="the diffusion_* fields, as vLLM's clients send them"
     )
 
     @model_validator(mode="before")
     @classmethod
     def _unpacked(cls, given: Any) -> Any:
-        """`vllm_xargs` laid open: its fields count as if they stood at the top."""
+        """Move the fields of `vllm_xargs` to the top."""
         if not isinstance(given, dict) or not isinstance(given.get("vllm_xargs"), dict):
             return given
         known = [name for name in cls.model_fields if name.startswith("diffusion_")]
@@ -202,9 +196,11 @@ class SamplingFields(Ignorable):
 
     @model_validator(mode="after")
     def _whole(self) -> SamplingFields:
-        own = self.diffusion
         for name in _SAME:
-            if own is not None and None not in (getattr(own, name), self._outer(name)):
+            if None not in (
+                getattr(self.denoising, name),
+                getattr(self, f"diffusion_{name}"),
+            ):
                 raise refuse(f"diffusion_{name}", f"given twice; drop it or diffusion.{name}")
         if self.diffusion_pinned is not None and self.diffusion_seed_canvas is None:
             raise refuse("diffusion_pinned", "needs diffusion_seed_canvas; give both")
@@ -214,11 +210,8 @@ class SamplingFields(Ignorable):
                     raise refuse("logit_bias", f"{key!r} is not a token id; see /tokenize")
         return self
 
-    def _outer(self, name: str) -> Any:
-        return getattr(self, f"diffusion_{name}")
-
     @property
-    def shown(self) -> Diffusion:
+    def denoising(self) -> Diffusion:
         """The `diffusion` object, or one of defaults."""
         return self.diffusion or Diffusion()
 
@@ -228,17 +221,19 @@ class SamplingFields(Ignorable):
         return {name: value for name, value in asked.items() if value is not None}
 
     def values(self) -> dict[str, Any]:
-        """Fields of `SamplingParams`; None where the request is silent."""
-        own = self.shown
+        """Fields of `SamplingParams` under their own names; None if the request has none.
+
+        A subclass overrides this if a field of its own has another meaning, or another name.
+        """
         found = {
             name: getattr(source, name)
-            for source in (self, own)
+            for source in (self, self.denoising)
             for name in _PARAMS
             if name in type(source).model_fields
         }
         for name in _SAME:
             if found[name] is None:
-                found[name] = self._outer(name)
+                found[name] = getattr(self, f"diffusion_{name}")
         return found | self.constraint()
 
     def params(self, limits: ServerLimits) -> SamplingParams:
@@ -257,30 +252,26 @@ class SamplingFields(Ignorable):
         return SamplingParams(**values | {"max_tokens": values["max_tokens"] or limits.max_tokens})
 
     def canvas(self, facts: ModelFacts, params: SamplingParams) -> CanvasControl | None:
-        """What is fixed on the first canvas; None: nothing.
+        """The control of the first canvas; None: it is free.
 
         Raises:
-            InvalidRequest: what does not fit.
+            InvalidRequest: a field does not fit.
         """
         seeds = self.diffusion_seed_canvas
         read_only = bool(self.diffusion_read_only)
-        strength = self.shown.strength
+        strength = self.denoising.strength
         if seeds is None:
             if strength is not None:
-                raise InvalidRequest(
-                    "strength needs a prediction or diffusion_seed_canvas", field="strength"
-                )
+                raise bad_field("strength", "needs a prediction or diffusion_seed_canvas")
             return CanvasControl(read_only=True) if read_only else None
         width = canvas_width(params, facts.canvas)
         if len(seeds) > width:
-            raise InvalidRequest(
-                f"diffusion_seed_canvas has {len(seeds)} ids, but the canvas is {width} wide",
-                field="diffusion_seed_canvas",
-            )
+            why = f"has {len(seeds)} ids, but the canvas is {width} wide"
+            raise bad_field("diffusion_seed_canvas", why)
         pinned = tuple(self.diffusion_pinned or ())
         if strength is None:
             # One step reads the very canvas that was given, as vLLM does. A longer run redraws
-            # what stands beside pins (they send noise there), and keeps half of a bare seed.
+            # all but the pins (clients send noise there), and keeps half of a seed without pins.
             once = params.max_steps == 1 or (read_only and params.max_steps is None)
             strength = 0.0 if once else 1.0 if pinned else PREDICTION_STRENGTH
         try:
@@ -288,40 +279,25 @@ class SamplingFields(Ignorable):
                 ids=tuple(seeds), pinned=pinned, read_only=read_only, strength=strength
             )
         except InvalidRequest as error:
-            message = f"diffusion_pinned: {error}"
-            raise Refusal(400, message, param="diffusion_pinned") from error
+            raise bad_field("diffusion_pinned", f"cannot be kept: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class ThinkingOptions:
-    """Whether a thought is asked for, and how long it may be."""
+def wanted_calls(
+    tools: list[dict[str, Any]] | None, choice: str, name: str | None
+) -> tuple[list[dict[str, Any]] | None, Calls | None]:
+    """The tools to show to the model, and the calls to ask of it.
 
-    asked: bool = False
-    budget: int | None = None
-
-
-def thinking_of(
-    effort: str | None, budget: int | None, enabled: bool | None, where: str = "reasoning_effort"
-) -> ThinkingOptions:
-    """What `reasoning_effort`, `thinking_token_budget` and `enable_thinking` ask for together.
+    Args:
+        choice: "auto", "none" or "required".
+        name: the tool that must be called.
 
     Raises:
-        InvalidRequest: they contradict one another.
+        InvalidRequest: a call is required, but there are no tools.
     """
-    asked = {
-        where: None if effort is None else EFFORTS[effort] != 0,
-        "thinking_token_budget": None if budget is None else budget > 0,
-        "enable_thinking": enabled,
-    }
-    on = [name for name, value in asked.items() if value]
-    off = [name for name, value in asked.items() if value is False]
-    if on and off:
-        raise InvalidRequest(
-            f"{on[0]} asks for a thought and {off[0]} for none; drop one", field=on[0]
-        )
-    if not on:
-        return ThinkingOptions()
-    return ThinkingOptions(True, budget if budget else EFFORTS[effort] if effort else None)
+    if choice == "required" and not tools:
+        raise bad_field("tool_choice", "needs tools; give some, or leave it out")
+    shown = None if choice == "none" else tools or None
+    return shown, calls_of(shown, choice, name)
 
 
 Prediction.model_rebuild()

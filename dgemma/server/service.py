@@ -1,4 +1,4 @@
-"""What every route works with: the model, the settings, and the requests that are open.
+"""The service behind all routes: the model, the settings, and the open requests.
 
 Knows how a request is started without holding up the event loop, and how all are ended. Knows
 nothing about paths or bodies.
@@ -10,7 +10,7 @@ import asyncio
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -18,8 +18,10 @@ from typing import Any, TypeVar
 from anyio import CapacityLimiter, to_thread
 
 from dgemma.errors import ContextOverflow, EngineError, nearest
-from dgemma.frontend import ModelFacts, TextStream
+from dgemma.frontend import Messages, ModelFacts, TextStream
+from dgemma.params import RELEASED, SamplingParams
 from dgemma.server.errors import Refusal, busy, closing
+from dgemma.server.limits import check_schema
 from dgemma.server.metrics import Metrics
 from dgemma.server.model import Model
 from dgemma.server.settings import Settings
@@ -28,7 +30,7 @@ from dgemma.types import Request
 T = TypeVar("T")
 
 THREADS = 16
-"""Threads for work aside. They are no other's: whatever fills them, /health and the like answer."""
+"""Threads of `in_thread`, and for nothing else: if they are all busy, /health still answers."""
 
 
 class Service:
@@ -37,7 +39,7 @@ class Service:
     Attributes:
         model: the loaded model; `settings`: how it is served.
         facts: canvas, context, tokenizer.
-        metrics: what has been counted.
+        metrics: the counts.
         closing: whether new requests are turned away.
     """
 
@@ -58,7 +60,7 @@ class Service:
         return self.settings.names[0]
 
     def look_up(self, name: str | None) -> str:
-        """A model's name, checked; it is never more than compared.
+        """A model's name, checked; it is only compared, never used as a path.
 
         Raises:
             Refusal: 404, there is no such model here.
@@ -73,7 +75,7 @@ class Service:
 
     @contextmanager
     def admitted(self, owner: str) -> Iterator[None]:
-        """A place for one request.
+        """Hold a place for one request.
 
         Raises:
             Refusal: 429, all are taken; 503, the server is about to stop.
@@ -98,8 +100,8 @@ class Service:
         """Requests that are worked on."""
         return self._open.total()
 
-    async def aside(self, work: Callable[..., T], *given: Any) -> T:
-        """Plain work (templates, tokenizers, grammars) in a thread, so that streams flow on."""
+    async def in_thread(self, work: Callable[..., T], *given: Any) -> T:
+        """Do plain work (templates, tokenizers, grammars) in a thread, so that streams flow on."""
         return await to_thread.run_sync(work, *given, limiter=self._threads)
 
     def check_prompt(self, ids: Sequence[int]) -> None:
@@ -115,6 +117,26 @@ class Service:
                 field="prompt",
             )
 
+    def chat_ids(
+        self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None, thinking: bool
+    ) -> list[int]:
+        """The prompt of a conversation.
+
+        Raises:
+            InvalidRequest, TemplateError, Refusal: it is malformed, or its tools pass a limit.
+        """
+        if tools:
+            check_schema(tools, "tools", self.settings.limits)
+        return self.model.frontend.chat_ids(messages, tools, thinking)
+
+    def most_steps(self, request: Request) -> int:
+        """Denoising steps that a canvas of a request may take."""
+        once = request.canvas is not None and request.canvas.read_only
+        own = request.params.merged(SamplingParams(max_steps=1 if once else None))
+        found = own.merged(self.model.defaults).merged(RELEASED).max_steps
+        assert found is not None
+        return found
+
     async def submit(
         self, requests: Sequence[Request], *, owner: str, chat: bool = False, calls: Any = None
     ) -> list[TextStream]:
@@ -128,11 +150,11 @@ class Service:
         """
         for request in requests:
             self.check_prompt(request.token_ids)
-        work = asyncio.ensure_future(self.aside(self._start, requests, owner, chat, calls))
+        work = asyncio.ensure_future(self.in_thread(self._start, requests, owner, chat, calls))
         try:
             return await asyncio.shield(work)
-        except asyncio.CancelledError:  # nobody waits for what the thread has begun
-            work.add_done_callback(_close_all)
+        except asyncio.CancelledError:  # nobody waits for the requests that the thread starts
+            work.add_done_callback(_close_started)
             raise
 
     def _start(
@@ -148,8 +170,7 @@ class Service:
             if self.closing:
                 raise closing()
         except BaseException as error:
-            for stream in streams:
-                stream.close()
+            close_all(streams)
             if isinstance(error, EngineError) and self.closing:
                 raise closing() from error
             raise
@@ -160,20 +181,24 @@ class Service:
         self.closing = True
 
     def end_all(self) -> None:
-        """End every open request; each stream tells its client so."""
+        """End every open request; each stream sends an error."""
         self.closing = True
         with self._lock:
             streams = list(self._streams)
-        for stream in streams:
-            stream.close()
+        close_all(streams)
 
     async def shut_down(self) -> None:
-        """End what still runs and let the model go."""
+        """End all open requests and close the model."""
         self.end_all()
         await to_thread.run_sync(self.model.close)
 
 
-def _close_all(work: asyncio.Future[list[TextStream]]) -> None:
+def close_all(streams: Iterable[TextStream]) -> None:
+    """End requests."""
+    for stream in streams:
+        stream.close()
+
+
+def _close_started(work: asyncio.Future[list[TextStream]]) -> None:
     if not work.cancelled() and work.exception() is None:
-        for stream in work.result():
-            stream.close()
+        close_all(work.result())

@@ -1,4 +1,4 @@
-"""What a server is told when it starts: names, keys, limits.
+"""The settings of a server: names, keys, limits.
 
 Plain values. Knows nothing about HTTP frameworks or models.
 """
@@ -15,15 +15,15 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerLimits:
-    """Bounds of what one request, and all of them together, may ask for.
+    """Limits of one request, and of all together.
 
     Attributes:
         body_bytes: of a request's body; above: 413.
         json_depth: levels of objects and lists in a body.
         prompt_tokens: of a prompt; None: as many as the model's context holds.
-        max_tokens: of an answer, also where a request names none; None: to the context's end.
-        max_steps: denoising steps of a canvas that a request may name; None: as many as it likes.
-            Where it names none the model's own number holds.
+        max_tokens: of an answer, also if a request names none; None: to the context's end.
+        max_steps: denoising steps of a canvas that a request may name; None: no limit.
+            A request that names none gets the model's own number.
         schema_bytes, schema_depth: of a JSON schema, a grammar, or all tool declarations.
         n: answers of one request.
         open_requests: requests that are worked on at a time; above: 429.
@@ -54,12 +54,12 @@ class Settings:
 
     Attributes:
         names: the model's names in requests; the first is the one that replies carry.
-        keys: the API keys; none: everyone is let in.
+        keys: the API keys; none: requests need no key.
         limits: see `ServerLimits`.
         cors_origins: origins of web pages that may call; none: no CORS headers at all.
-        log_text: whether what users write may stand in the log.
+        log_text: whether the log may hold what users write.
         heartbeat_s: seconds of silence after which a stream sends a comment.
-        grace_s: seconds that open requests get to finish when the server is told to stop.
+        grace_s: seconds that open requests get to finish when the server stops.
     """
 
     names: tuple[str, ...] = ("nano",)

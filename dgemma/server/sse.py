@@ -1,6 +1,6 @@
 """Server-sent events: their bytes, heartbeats in silence, and an end when the client is gone.
 
-Knows the wire format. Knows nothing about what an event means.
+Knows the wire format. Knows nothing about the meaning of an event.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class EventStreamResponse(StreamingResponse):
         heartbeat_s: float,
         ended: Callable[[], None] | None = None,
     ) -> None:
-        """`ended` is called however the response ends, also where the client is gone."""
+        """`ended` is called at the end of the response, also if the client is gone."""
         self._ended = ended
         super().__init__(
             with_heartbeats(source, heartbeat_s),
@@ -87,7 +87,7 @@ class EventStreamResponse(StreamingResponse):
 
 
 async def merge(sources: list[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
-    """What several sources give, as it comes, each with its source's number.
+    """The items of several sources as they come, each with its source's number.
 
     The first exception ends all; so does closing this generator.
     """
@@ -118,7 +118,7 @@ async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     """The result of some work, which is cancelled when the client hangs up.
 
     Raises:
-        ClientGone: it has; nobody waits for a reply.
+        ClientGone: the client has hung up; nobody waits for a reply.
     """
     task = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(_gone(request.receive))

@@ -29,8 +29,8 @@ PAGE = "https://page.example"
 @pytest.mark.parametrize("kind", ["application/JSON", "Application/Json; charset=UTF-8", "a/b+J"])
 @pytest.mark.parametrize(("content", "said"), [
     (b'{"\\udfff": 1}', "lone surrogate"),
-    (json.dumps(ASK).encode("utf-16"), "no UTF-8"),
-    (json.dumps(ASK).encode("utf-8-sig"), "no JSON"),
+    (json.dumps(ASK).encode("utf-16"), "not UTF-8"),
+    (json.dumps(ASK).encode("utf-8-sig"), "not JSON"),
 ])  # fmt: skip
 def test_a_body_is_checked_whatever_its_kind_is_called(
     kind: str, content: bytes, said: str, caplog: pytest.LogCaptureFixture
@@ -165,7 +165,7 @@ def test_work_aside_leaves_threads_to_others() -> None:
 
     async def scene() -> list[int]:
         free = threading.Event()
-        jobs = [asyncio.create_task(service.aside(free.wait)) for _ in range(100)]
+        jobs = [asyncio.create_task(service.in_thread(free.wait)) for _ in range(100)]
         try:
             await asyncio.sleep(0)
             done = await asyncio.wait_for(asyncio.to_thread(quick), 20)
@@ -264,8 +264,8 @@ def test_web_pages_may_send_what_their_clients_send(caplog: pytest.LogCaptureFix
     assert (line["method"], line["route"], line["status"]) == ("OPTIONS", CHAT, 200)
     assert line["request_id"] == allowed.headers["x-request-id"]
     for headers in ({}, {"x-api-key": KEY}):
-        with_errors = Client(client.app, {"origin": PAGE, **headers}).ask(seed=-1)
-        assert with_errors.status_code == (400 if headers else 401)
-        assert with_errors.headers["access-control-allow-origin"] == PAGE
-        exposed = with_errors.headers["access-control-expose-headers"].split(", ")
+        refused = Client(client.app, {"origin": PAGE, **headers}).ask(seed=-1)
+        assert refused.status_code == (400 if headers else 401)
+        assert refused.headers["access-control-allow-origin"] == PAGE
+        exposed = refused.headers["access-control-expose-headers"].split(", ")
         assert {"x-request-id", "request-id", "retry-after"} <= set(exposed)

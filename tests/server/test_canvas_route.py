@@ -9,6 +9,7 @@ import pytest
 from dgemma.compose.fill import Hole
 from dgemma.params import SamplingParams
 from dgemma.server.apis.canvas.schema import CanvasRequest
+from dgemma.server.settings import ServerLimits
 from tests.support.client import Recorder, serve
 from tests.support.field_walk import FILLING, NO_FILLING, QUICK, assert_each_counts, post
 from tests.support.nano import nano
@@ -87,8 +88,8 @@ def test_masks_hold() -> None:
     assert set(body["segments"][1]["tokens"]) <= set(pool)
     choice = [{"text": "Dear"}, {"choices": ["!", "?"]}]
     for more in ({}, {"return": {"logprobs": True}}):
-        with_errors = serve().post(PATH, {"segments": choice} | FAST | more).json()
-        assert with_errors["segments"][1]["text"] in ("!", "?")
+        filled = serve().post(PATH, {"segments": choice} | FAST | more).json()
+        assert filled["segments"][1]["text"] in ("!", "?")
 
 
 def test_a_reading_commits_nothing() -> None:
@@ -145,6 +146,15 @@ def test_what_cannot_be_is_refused(segments: Any, more: dict[str, Any], field: s
     response, _ = post(PATH, {"segments": segments, **FAST, **more})
     assert response.status_code == 400, response.text
     assert field in response.json()["error"]["message"], response.text
+
+
+def test_a_hole_above_the_servers_limit_is_named() -> None:
+    """Catches an error of all segments where one hole is too long."""
+    client = serve(limits=ServerLimits(max_tokens=2))
+    refused = client.post(PATH, {"segments": OPEN} | FAST)
+    assert refused.status_code == 400
+    error = refused.json()["error"]
+    assert (error["param"], error["code"]) == ("segments[1].max_length", "limit")
 
 
 def test_every_field_counts() -> None:

@@ -11,8 +11,9 @@ import httpx
 import pytest
 
 from dgemma.params import SamplingParams
-from dgemma.server.apis.chat.reply import LEAST, logprobs
+from dgemma.server.apis.chat.reply import logprobs
 from dgemma.server.apis.chat.schema import ChatReply
+from dgemma.server.choices import LEAST
 from dgemma.types import Output, Request, TokenScore
 from tests.support.client import ASK, QUESTION, Client, Recorder, deltas, events, serve, written
 from tests.support.nano import nano
@@ -65,8 +66,8 @@ def test_answers_equal_those_of_chat(
     own = {"seed": 1, "max_steps": 4} | params
     expected: Output = nano().chat(QUESTION, SamplingParams(**own))
     plain = client.ask(**fields).json()
-    with_errors = plain["choices"][0]["message"]["content"]
-    assert (with_errors, plain["seeds"]) == (expected.text, [1])
+    text = plain["choices"][0]["message"]["content"]
+    assert (text, plain["seeds"]) == (expected.text, [1])
     assert plain["usage"]["completion_tokens"] == expected.usage.completion_tokens
     assert plain["diffusion_usage"]["steps"] == expected.usage.steps
     streamed = events(client.ask(**fields, stream=True))
@@ -159,8 +160,8 @@ def test_a_stream_without_text_folds_to_the_plain_content() -> None:
         client = serve(Recorder(lambda request, ids=ids: written(request, [ids])))
         assert client.ask(tools=TOOLS).json()["choices"][0]["message"]["content"] == content
         parts = [event["choices"][0]["delta"] for event in events(client.ask(stream=True))]
-        with_errors = [part["content"] for part in parts if "content" in part]
-        assert ("".join(with_errors) if with_errors else None) == content
+        contents = [part["content"] for part in parts if "content" in part]
+        assert ("".join(contents) if contents else None) == content
 
 
 def test_one_call_where_calls_may_not_be_parallel() -> None:
@@ -299,10 +300,10 @@ def test_logprobs(client: Client) -> None:
 def test_a_probability_of_zero_is_json() -> None:
     """Catches an infinite logarithm, which no JSON can hold: the reply would be a 500."""
     score = TokenScore(token_id=45, logprob=0.0, top=((46, float("-inf")),), asked=(-1.0,))
-    with_errors = logprobs([score], [47], nano().frontend.tokenizer, as_ids=True)["content"][0]
-    assert [one["logprob"] for one in with_errors["top_logprobs"]] == [LEAST, -1.0]
-    assert with_errors["token"] == "token_id:45"
-    json.dumps(with_errors, allow_nan=False)
+    token = logprobs([score], [47], nano().frontend.tokenizer, as_ids=True)["content"][0]
+    assert [one["logprob"] for one in token["top_logprobs"]] == [LEAST, -1.0]
+    assert token["token"] == "token_id:45"
+    json.dumps(token, allow_nan=False)
 
 
 def test_a_read_only_canvas(client: Client) -> None:

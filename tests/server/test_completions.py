@@ -75,13 +75,13 @@ def test_a_stream_folds_to_the_plain_reply(body: dict[str, Any]) -> None:
     """Catches text that is lost, doubled or given to another choice when streamed."""
     plain = serve().post(PATH, body).json()
     asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
-    with_errors = events(serve().post(PATH, asked))
+    chunks = events(serve().post(PATH, asked))
     for choice in plain["choices"]:
-        own = [c for e in with_errors for c in e["choices"] if c["index"] == choice["index"]]
+        own = [c for e in chunks for c in e["choices"] if c["index"] == choice["index"]]
         assert "".join(c["text"] for c in own) == choice["text"]
         assert [c["finish_reason"] for c in own if c["finish_reason"]] == [choice["finish_reason"]]
-    assert with_errors[-1]["usage"] == plain["usage"] and with_errors[-1]["choices"] == []
-    assert with_errors[-1]["diffusion_usage"] == plain["diffusion_usage"]
+    assert chunks[-1]["usage"] == plain["usage"] and chunks[-1]["choices"] == []
+    assert chunks[-1]["diffusion_usage"] == plain["diffusion_usage"]
 
 
 def test_a_suffix_is_what_infill_writes_before() -> None:
@@ -100,8 +100,8 @@ def test_a_suffix_is_what_infill_writes_before() -> None:
 def test_drafts_are_side_events() -> None:
     """Catches drafts in the text itself: a client would print each step behind the last."""
     asked = {**PLAIN, "stream": True, "diffusion": {"max_steps": 3, "stream": "tokens"}}
-    with_errors = events(serve().post(PATH, asked))
-    sides = [event for event in with_errors if "diffusion" in event]
+    chunks = events(serve().post(PATH, asked))
+    sides = [event for event in chunks if "diffusion" in event]
     assert all(event["choices"][0]["text"] == "" for event in sides)
     frames = [event for event in sides if event["diffusion"]["type"] == "frame"]
     assert {frame["diffusion"]["max_steps"] for frame in frames} == {3}
@@ -183,10 +183,10 @@ def test_what_the_chunks_hold() -> None:
             "diffusion": {"max_steps": 8, "stable_prefix": True, "canvas_length": 16}}  # fmt: skip
     plain = serve().post(PATH, body).json()["choices"][0]["logprobs"]
     asked = body | {"stream": True, "stream_options": {"include_usage": True}}
-    with_errors = events(serve().post(PATH, asked))
-    assert all(event["usage"] is None for event in with_errors[:-1]) and with_errors[-1]["usage"]
-    parts = [one["logprobs"] for e in with_errors for one in e["choices"] if one["logprobs"]]
-    assert len(parts) > 1 and with_errors[-2]["choices"][0]["logprobs"] is None
+    chunks = events(serve().post(PATH, asked))
+    assert all(event["usage"] is None for event in chunks[:-1]) and chunks[-1]["usage"]
+    parts = [one["logprobs"] for e in chunks for one in e["choices"] if one["logprobs"]]
+    assert len(parts) > 1 and chunks[-2]["choices"][0]["logprobs"] is None
     for name, values in plain.items():
         assert [value for part in parts for value in part[name]] == values
     assert all(
@@ -198,5 +198,5 @@ def test_a_read_only_canvas_takes_one_step() -> None:
     """Catches frames that promise more steps than are made."""
     asked = {**PLAIN, "min_tokens": 0, "stream": True, "diffusion": {"stream": "text"},
              "diffusion_read_only": True}  # fmt: skip
-    with_errors = events(serve().post(PATH, asked))
-    assert {event["total"] for event in with_errors if "total" in event} == {1}
+    chunks = events(serve().post(PATH, asked))
+    assert {event["total"] for event in chunks if "total" in event} == {1}

@@ -75,14 +75,12 @@ def test_questions_about_a_conversation() -> None:
     assert reply["answers"][0]["confidence"] == expected["parity"].confidence
     model = Recorder()
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, *asked]
-    with_errors = question | {"instructions": "Which?"}
-    assert (
-        serve(model).post(OPENAI, {"input": turns, "questions": [with_errors]}).status_code == 200
-    )
+    worded = question | {"instructions": "Which?"}
+    assert serve(model).post(OPENAI, {"input": turns, "questions": [worded]}).status_code == 200
     shown = nano().frontend.tokenizer.decode(model.asked[0][0].token_ids, control=True)
     assert shown.index("Yes?") < shown.index("Parity: 3182") < shown.index("Which?")
     assert shown.count("<|turn>user") == 2
-    ends = {"input": turns[:2], "questions": [with_errors]}
+    ends = {"input": turns[:2], "questions": [worded]}
     assert post(OPENAI, ends)[0].status_code == 400
 
 

@@ -49,12 +49,12 @@ JSON = {"content-type": "application/json"}
 
 
 @pytest.mark.parametrize(("content", "said"), [
-    (b'{"messages": [}', "no JSON"),
+    (b'{"messages": [}', "not JSON"),
     (b'{"messages": [], "seed": NaN}', "NaN"),
     (b'{"messages": [], "temperature": -Infinity}', "-Infinity"),
     (b'{"messages": [], "temperature": 1e999}', "1e999"),
     (b'{"messages": [], "seed": ' + b"9" * 5000 + b"}", "too long a number"),
-    (b'{"messages": "\xff\xfe"}', "no UTF-8 (byte 14)"),
+    (b'{"messages": "\xff\xfe"}', "not UTF-8 (byte 14)"),
     (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "lone surrogate"),
     (b'{"\\udfff": 1}', "lone surrogate"),
     (b'{"a":' * 21 + b"1" + b"}" * 21, "deeper than this server's 20"),
@@ -306,18 +306,18 @@ def test_a_crash_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_shapes_of_errors() -> None:
     """Catches one API's error in another's shape."""
-    with_errors = Refusal(429, "wait", param="x", code="c", headers={"Retry-After": "1"})
-    assert body_of(with_errors, "anthropic") == {
+    refused = Refusal(429, "wait", param="x", code="c", headers={"Retry-After": "1"})
+    assert body_of(refused, "anthropic") == {
         "type": "error", "error": {"type": "rate_limit_error", "message": "wait"},
     }  # fmt: skip
-    assert body_of(with_errors, "plain")["error"]["code"] == 429
+    assert body_of(refused, "plain")["error"]["code"] == 429
     assert body_of(Refusal(413, "x"), "anthropic")["error"]["type"] == "request_too_large"
     assert body_of(Refusal(418, "x"), "openai")["error"]["type"] == "invalid_request_error"
     assert dialect_of("/v1/messages/count_tokens") == "anthropic"
     assert dialect_of("/v1/messages_") == dialect_of("/nowhere") == "openai"
     assert {"openai", *DIALECTS.values()} == {"openai", "anthropic", "plain"}
     scope = {"path": "/v1/messages", "dgemma.request_id": "req_1"}
-    assert respond(with_errors, scope).headers["retry-after"] == "1"
+    assert respond(refused, scope).headers["retry-after"] == "1"
     assert refusal(KeyError("x")).status == 500
     named = refusal(InvalidRequest("messages[0].content is missing", field="messages[0].content"))
     assert (
@@ -327,8 +327,8 @@ def test_shapes_of_errors() -> None:
     plain = Refusal(400, "max_tokens is 0", param="max_tokens", code="x")
     for sent, name in (({"a": {"b": 0}}, "a.b"), ({"c": 1, "a": {"b": None}}, "c"),
                        ({"a": 1}, "max_tokens")):  # fmt: skip
-        with_errors = renamed(plain, names, sent)
-        assert (with_errors.message, with_errors.param, with_errors.code) == (
+        found = renamed(plain, names, sent)
+        assert (found.message, found.param, found.code) == (
             f"{name} is 0",
             name,
             "x",

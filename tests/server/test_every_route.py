@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,8 @@ from tests.support.bodies import BODIES, STREAMED, TOOLS, USED
 from tests.support.client import Client, Recorder, Written, serve
 
 pytestmark = pytest.mark.model
+
+DECIDED = ("/v1/decisions", "/v1/systemone")
 
 HUGE = 10**30
 ODD: tuple[Any, ...] = (None, True, -1, HUGE, 0.5, "", "\x00<turn|>", [], [None], {"": None})
@@ -157,3 +160,12 @@ def test_when_the_client_is_gone_its_requests_end(path: str, stream: bool) -> No
     asyncio.run(hang_up(app, path, BODIES[path] | ({"stream": True} if stream else {}), started))
     assert started and all(one.closed for one in started)
     assert app.state.service.open_requests == 0
+
+
+@pytest.mark.parametrize("path", [path for path in BODIES if path not in DECIDED])
+def test_the_log_has_the_tokens_of_an_answer(path: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Catches an API whose answers are in the metrics but not in the log."""
+    caplog.set_level(logging.INFO, "dgemma.server")
+    assert serve().post(path, BODIES[path]).status_code == 200
+    line = json.loads(caplog.records[-1].message)
+    assert line["prompt_tokens"] > 0 and line["completion_tokens"] >= 0

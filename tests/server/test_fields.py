@@ -14,11 +14,11 @@ from dgemma.server.apis.chat.schema import (
     ChatRequest,
     JsonSchema,
     ResponseFormat,
-    StreamOptions,
     StructuredOutputs,
     TemplateOptions,
 )
 from dgemma.server.apis.meta.schema import DetokenizeRequest, TemplateRequest, TokenizeRequest
+from dgemma.server.choices import StreamOptions
 from dgemma.server.request_body import Ignorable
 from dgemma.server.sampling_fields import Diffusion, Prediction, TextPart
 from tests.support.client import ASK, QUESTION, Recorder, events, serve, written
@@ -160,13 +160,13 @@ def sent(body: Mapping[str, Any]) -> tuple[httpx.Response, str]:
     model = Recorder()
     response = serve(model, names=("nano", "other")).post("/v1/chat/completions", dict(body))
     streamed = "event-stream" in response.headers["content-type"]
-    with_errors = events(response) if streamed else [response.json()]
-    for part in with_errors:
+    replies = events(response) if streamed else [response.json()]
+    for part in replies:
         for name in ("id", "created", "timings"):
             part.pop(name, None)
     shown = [repr(request.params) + repr(request) for request, _, _ in model.asked]
     calls = [repr(called) for _, _, called in model.asked]
-    return response, json.dumps([shown, calls, with_errors], sort_keys=True)
+    return response, json.dumps([shown, calls, replies], sort_keys=True)
 
 
 def test_every_field_is_in_a_table() -> None:
@@ -222,8 +222,8 @@ def test_neutral_values_change_nothing(name: str) -> None:
     """Catches a client turned away for a value that every client sends, or treated otherwise."""
     response, found = sent({**BASE, name: NEUTRAL[name]})
     assert response.status_code == 200, response.text
-    with_errors, plain = json.loads(found), json.loads(sent(BASE)[1])
-    assert with_errors[1:] == plain[1:]
+    changed, plain = json.loads(found), json.loads(sent(BASE)[1])
+    assert changed[1:] == plain[1:]
 
 
 @pytest.mark.parametrize(("fields", "param"), [

@@ -35,9 +35,9 @@ def test_fim_is_infill() -> None:
     plain = serve().post(FIM, FILL | FAST).json()
     assert plain["choices"][0]["text"] == expected() != ""
     assert plain["choices"][0]["finish_reason"] == "stop"
-    with_errors = events(serve().post(FIM, FILL | FAST | {"stream": True}))
-    assert "".join(event["choices"][0]["text"] for event in with_errors) == expected()
-    assert with_errors[-1]["usage"] == plain["usage"]
+    chunks = events(serve().post(FIM, FILL | FAST | {"stream": True}))
+    assert "".join(event["choices"][0]["text"] for event in chunks) == expected()
+    assert chunks[-1]["usage"] == plain["usage"]
 
 
 def test_llamas_infill() -> None:
@@ -53,9 +53,9 @@ def test_llamas_infill() -> None:
     prompt = nano().frontend.tokenizer.decode(model.asked[0][0].token_ids)
     assert "File: a.py\nx = 1" in prompt
     lines = serve().post(INFILL, LLAMA | FAST | {"stream": True}).text.split("\n\n")
-    with_errors = [json.loads(line.removeprefix("data: ")) for line in lines if line]
-    assert "".join(event["content"] for event in with_errors) == expected()
-    assert [event["stop"] for event in with_errors] == [False] * (len(with_errors) - 1) + [True]
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line]
+    assert "".join(event["content"] for event in chunks) == expected()
+    assert [event["stop"] for event in chunks] == [False] * (len(chunks) - 1) + [True]
 
 
 def test_what_ends_a_text_of_llamas() -> None:
@@ -115,11 +115,8 @@ def test_a_failing_stream_says_so() -> None:
     def broken(request: Any) -> Any:
         raise ValueError("secret")
 
-    with_errors = events(serve(Recorder(broken)).post(FIM, long))
-    assert (
-        "secret" not in json.dumps(with_errors)
-        and with_errors[-1]["error"]["type"] == "server_error"
-    )
+    chunks = events(serve(Recorder(broken)).post(FIM, long))
+    assert "secret" not in json.dumps(chunks) and chunks[-1]["error"]["type"] == "server_error"
 
 
 def test_next_edit_changes_its_region_alone() -> None:

@@ -34,12 +34,12 @@ async def leave(
     The one that leaves before the first event waits until the model is at work.
     """
     body, steps = json.dumps(base | fields).encode(), nano().counters().steps
-    with_errors, gone, events = False, asyncio.Event(), 0
+    sent, gone, events = False, asyncio.Event(), 0
 
     async def receive() -> dict[str, Any]:
-        nonlocal with_errors
-        if not with_errors:
-            with_errors = True
+        nonlocal sent
+        if not sent:
+            sent = True
             return {"type": "http.request", "body": body, "more_body": False}
         if after:
             await gone.wait()

@@ -55,8 +55,8 @@ def test_the_answer_is_chats() -> None:
     assert reply["usage"] == {
         "input_tokens": out.usage.prompt_tokens, "output_tokens": out.usage.completion_tokens
     }  # fmt: skip
-    with_errors = parsed(serve().post(PATH, ASK | {"system": "Be kind.", "stream": True}).text)
-    again = folded(with_errors)
+    received = parsed(serve().post(PATH, ASK | {"system": "Be kind.", "stream": True}).text)
+    again = folded(received)
     for name in ("content", "stop_reason", "usage", "diffusion_usage", "seed"):
         assert again[name] == reply[name]
 
@@ -69,14 +69,14 @@ def test_a_stream_has_anthropics_order() -> None:
         '<|tool_call>call:add{a:3}<tool_call|>'
     )  # fmt: skip
     asked = ASK | {"stream": True, "tools": TOOLS}
-    with_errors = parsed(serve(answering(canvas)).post(PATH, asked).text)
-    names = [event["type"] for event in with_errors]
+    received = parsed(serve(answering(canvas)).post(PATH, asked).text)
+    names = [event["type"] for event in received]
     assert names[:2] == ["message_start", "ping"] and names[-2:] == [
         "message_delta",
         "message_stop",
     ]
     opened, kinds = None, []
-    for event in with_errors:
+    for event in received:
         if event["type"] == "content_block_start":
             assert opened is None and event["index"] == len(kinds)
             opened = event["index"]
@@ -89,7 +89,7 @@ def test_a_stream_has_anthropics_order() -> None:
             assert event["index"] == opened
             opened = None
     assert opened is None and kinds == ["thinking", "text", "tool_use", "tool_use"]
-    message = folded(with_errors)
+    message = folded(received)
     thought, text, first, second = message["content"]
     assert (thought["thinking"], text["text"]) == ("I add them", "So:")
     assert (first["name"], first["input"], second["input"]) == ("add", {"a": 2}, {"a": 3})
@@ -187,8 +187,8 @@ def test_keys_and_errors_are_anthropics() -> None:
     wrong = serve().post(PATH, ASK | {"model": "other"})
     assert (wrong.status_code, wrong.json()["error"]["type"]) == (404, "not_found_error")
     failing = Recorder(lambda request: written(request, [], reason="error", error="broke"))
-    with_errors = parsed(serve(failing).post(PATH, ASK | {"stream": True}).text)
-    assert with_errors[-1] == {"type": "error", "error": {"type": "api_error", "message": "broke"}}
+    received = parsed(serve(failing).post(PATH, ASK | {"stream": True}).text)
+    assert received[-1] == {"type": "error", "error": {"type": "api_error", "message": "broke"}}
 
 
 @pytest.mark.parametrize("more, field", [

@@ -56,14 +56,14 @@ def narrow() -> Client:
 def message(response: Any, path: str, *statuses: int) -> str:
     """What an error says, after its shape was checked against the API that the path speaks."""
     assert response.status_code in statuses, (path, response.status_code, response.text)
-    with_errors = response.json()
+    body = response.json()
     fields = {
         "openai": {"message", "type", "param", "code"}, "anthropic": {"type", "message"},
         "plain": {"code", "message", "type"},
     }[dialect_of(path)]  # fmt: skip
-    assert set(with_errors["error"]) == fields, with_errors
-    assert (with_errors.get("type") == "error") == (dialect_of(path) == "anthropic")
-    found: str = with_errors["error"]["message"]
+    assert set(body["error"]) == fields, body
+    assert (body.get("type") == "error") == (dialect_of(path) == "anthropic")
+    found: str = body["error"]["message"]
     assert found
     return found
 
@@ -77,8 +77,8 @@ def test_every_path_is_here(client: Client) -> None:
 @pytest.mark.parametrize("path", ALL)
 def test_strangers(client: Client, path: str) -> None:
     """Catches a path that forgets the keys."""
-    for with_errors in ("Bearer sk-a-wrong-key", "", f"Basic {KEY}", f"Bearer {KEY}x"):
-        refused = client.post(path, ALL[path], headers={"authorization": with_errors})
+    for header in ("Bearer sk-a-wrong-key", "", f"Basic {KEY}", f"Bearer {KEY}x"):
+        refused = client.post(path, ALL[path], headers={"authorization": header})
         assert "API key" in message(refused, path, 401)
 
 

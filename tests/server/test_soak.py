@@ -184,8 +184,8 @@ def logged(live: Live) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for line in live.log.read_text().splitlines():
         if line.startswith('{"request_id"'):
-            with_errors = json.loads(line)
-            found.setdefault(with_errors["request_id"], []).append(with_errors["status"])
+            entry = json.loads(line)
+            found.setdefault(entry["request_id"], []).append(entry["status"])
     return found
 
 
@@ -233,12 +233,12 @@ def test_soak(
     assert not crowd.faults, "\n".join(crowd.faults[:20])
     assert len(crowd.kinds) == 6 and min(crowd.kinds.values()) > 0
     assert {200, 400, 401} <= set(crowd.seen.values())
-    with_errors = logged(live)
+    statuses = logged(live)
     for name, status in crowd.seen.items():
-        ends = with_errors.get(name, [])
+        ends = statuses.get(name, [])
         assert len(ends) == 1 or (name in crowd.maybe and not ends), (name, ends)
         assert status in (None, *ends), (name, status, ends)
-    assert not [name for name, [status] in with_errors.items() if status >= 500]
+    assert not [name for name, [status] in statuses.items() if status >= 500]
     assert "Traceback" not in live.log.read_text()
     assert [after[name] for name in LEFT] == [0] * len(LEFT)
     assert {name: after[name] for name in STEADY} == {name: before[name] for name in STEADY}

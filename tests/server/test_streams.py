@@ -47,11 +47,11 @@ def client() -> Client:
     return serve()
 
 
-def stream_of(with_errors: Sequence[Event], *, chat: bool, stop: Sequence[str] = ()) -> TextStream:
+def stream_of(history: Sequence[Event], *, chat: bool, stop: Sequence[str] = ()) -> TextStream:
     """A model's stream of these events, and the end that they lead to."""
     reader = AnswerReader(nano().frontend.tokenizer, stop=stop, chat=chat)
     kept: list[Event] = []
-    for event in with_errors:
+    for event in history:
         if event.type == "commit":
             reader.should_stop(event.ids)
         kept.append(event)
@@ -66,10 +66,10 @@ def stream_of(with_errors: Sequence[Event], *, chat: bool, stop: Sequence[str] =
     return TextStream(Written(kept), reader)
 
 
-def pieces_of(with_errors: Sequence[Event], *, chat: bool, **params: Any) -> list[Piece]:
+def pieces_of(history: Sequence[Event], *, chat: bool, **params: Any) -> list[Piece]:
     """What a reading makes of them."""
     request = Request(token_ids=(2, 300), params=SamplingParams(**params), frames=True)
-    stream = stream_of(with_errors, chat=chat, stop=params.get("stop", ()))
+    stream = stream_of(history, chat=chat, stop=params.get("stop", ()))
     return asyncio.run(collected(PieceReader(nano().facts, request, stream, chat=chat)))
 
 
@@ -93,9 +93,9 @@ def test_a_draft_stands_behind_what_was_committed(chat: bool) -> None:
     encode = nano().frontend.tokenizer.encode
     one, two, three = (encode(text) for text in ("One two ", "three four", " five six"))
     ids = [*two, *three]
-    with_errors = [draft(0, one), commit(0, one), draft(1, ids), commit(1, two, whole=False),
+    history = [draft(0, one), commit(0, one), draft(1, ids), commit(1, two, whole=False),
             draft(1, ids), commit(1, three)]  # fmt: skip
-    pieces = pieces_of(with_errors, chat=chat)
+    pieces = pieces_of(history, chat=chat)
     frames = [piece for piece in pieces if isinstance(piece, Frame)]
     whole = "One two three four five six"
     assert [frame.whole for frame in frames] == ["One two ", whole, whole]
@@ -108,14 +108,14 @@ def test_scores_follow_their_text() -> None:
     encode = nano().frontend.tokenizer.encode
     parts = [encode(text, control=True) for text in
              ("<|channel>thought\nhm", "<channel|>One", " two", " STOP three")]  # fmt: skip
-    with_errors = [commit(0, ids, whole=k > 2, scored=True) for k, ids in enumerate(parts)]
-    pieces = pieces_of(with_errors, chat=True, logprobs=0)
+    history = [commit(0, ids, whole=k > 2, scored=True) for k, ids in enumerate(parts)]
+    pieces = pieces_of(history, chat=True, logprobs=0)
     kinds = [type(piece).__name__ for piece in pieces if isinstance(piece, (Text, Scores))]
     assert kinds[:4] == ["Text", "Scores", "Text", "Scores"]
     scores = [s.token_id for piece in pieces if isinstance(piece, Scores) for s in piece.scores]
     text = nano().frontend.tokenizer.decode(scores)
     assert text == "One two STOP three"
-    pieces = pieces_of(with_errors, chat=True, logprobs=0, stop=["STOP"])
+    pieces = pieces_of(history, chat=True, logprobs=0, stop=["STOP"])
     assert "".join(piece.text for piece in pieces if isinstance(piece, Text)) == "One two "
     found = [piece for piece in pieces if isinstance(piece, Scores)]
     assert len(found) == 1 and isinstance(pieces[-2], Scores)
@@ -132,8 +132,8 @@ async def _replay(pieces: Sequence[Piece]) -> Any:
 def test_the_fold_has_every_score() -> None:
     """A plain reply that lacks the scores its stream has."""
     ids = nano().frontend.tokenizer.encode("One two three")
-    with_errors = [commit(0, ids[:2], whole=False, scored=True), commit(0, ids[2:], scored=True)]
-    folded = asyncio.run(fold(_replay(pieces_of(with_errors, chat=True, logprobs=0))))
+    history = [commit(0, ids[:2], whole=False, scored=True), commit(0, ids[2:], scored=True)]
+    folded = asyncio.run(fold(_replay(pieces_of(history, chat=True, logprobs=0))))
     assert [score.token_id for score in folded.scores] == list(ids)
 
 

@@ -1,4 +1,4 @@
-"""The routes, one module per API; `ROUTERS` is what an app includes."""
+"""The APIs, one folder each; an app includes `ROUTERS`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The canvas API: what it takes, what it does, what it answers."""
+"""The native API: a canvas in segments: schema, route, reply."""

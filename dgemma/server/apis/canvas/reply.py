@@ -1,29 +1,37 @@
-"""The native reply: what became of each segment, and how.
+"""The native reply: each segment after the run, and the run itself.
 
-For the OpenAPI document and for clients in typed languages. Knows nothing about how it is made.
+Takes the values of `dgemma.types` and `dgemma.compose` by their own names. Knows nothing about how
+they are made.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
-from dgemma.server.reply_schema import Costs
+from dgemma.server.accounting import CostedReply
+from dgemma.server.choices import LEAST
+from dgemma.types import StopReason
+
+Number = Annotated[float, AfterValidator(lambda value: max(value, LEAST))]
+"""A logarithm of a probability, which may be zero, or an entropy."""
+
+Bytes = Annotated[list[int], BeforeValidator(list)]
 
 
 class Alternative(BaseModel):
-    """A token that might have stood there."""
+    """Another token and its probability."""
 
     token: str
     id: int
-    logprob: float
+    logprob: Number
 
 
 class PositionScore(Alternative):
-    """What a position holds."""
+    """The token of a position."""
 
-    entropy: float = Field(description="nats")
+    entropy: Number = Field(description="nats")
     alternatives: list[Alternative]
 
 
@@ -31,9 +39,9 @@ class LengthTried(BaseModel):
     """A length that a hole was tried at."""
 
     tokens: int
-    reading: float = Field(description="mean log-probability of what stands around, one reading")
-    score: float = Field(description="by which the lengths to be denoised were chosen")
-    final: float | None = Field(description="the same after denoising; null: not denoised")
+    reading: Number = Field(description="mean log-probability of its tokens after one step")
+    score: Number = Field(description="by which the lengths to denoise were chosen")
+    final: Number | None = Field(description="the same after denoising; null: not denoised")
     chosen: bool
 
 
@@ -43,11 +51,11 @@ class WrittenSegment(BaseModel):
     role: Literal["pinned", "seed", "hole"]
     text: str
     tokens: list[int] | None = Field(
-        default=None, description="missing for text around holes whose lengths were looked for"
+        default=None, description="missing for text around holes whose lengths were searched"
     )
     confidence: float | None = Field(default=None, description="of such a hole, 0 to 1")
     length_search: list[LengthTried] | None = None
-    logprobs: list[PositionScore] | None = Field(default=None, description="where asked for")
+    logprobs: list[PositionScore] | None = Field(default=None, description="on request")
 
 
 class Status(BaseModel):
@@ -67,19 +75,16 @@ class Step(BaseModel):
     temperature: float
     ids: list[int]
     argmax: list[int]
-    accepted: list[int] = Field(description="1 accepted, 2 pinned, 0 noise anew")
-    entropy: list[float] = Field(description="nats")
-    reason: Literal["", "converged", "step_cap"] = Field(description="why the canvas ended here")
+    accepted: Bytes = Field(description="1 accepted, 2 pinned, 0 noise anew")
+    entropy: list[Number] = Field(description="nats")
+    reason: StopReason = Field(description="why the canvas ended here")
 
 
-class CanvasReply(Costs):
+class CanvasReply(CostedReply):
     """The filled segments."""
 
-    id: str
     object: Literal["canvas"]
-    created: int
-    model: str
     text: str
     segments: list[WrittenSegment]
     status: Status
-    trace: list[Step] | None = Field(default=None, description="where asked for")
+    trace: list[Step] | None = Field(default=None, description="on request")

@@ -1,6 +1,6 @@
-"""The native request: a canvas said in segments, and the same as a control or as holes to fill.
+"""The native request: a canvas in segments, and the same as a control or as holes to fill.
 
-Knows segments, and how they stand on a canvas. Knows nothing about HTTP or how a canvas is run.
+Knows segments and their positions on a canvas. Knows nothing about HTTP or how a canvas is run.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from dgemma.compose.fill import Hole
-from dgemma.errors import InvalidRequest
 from dgemma.frontend import ModelFacts
 from dgemma.params import SamplingParams, canvas_width
+from dgemma.server.errors import bad_field
 from dgemma.server.request_body import Body
-from dgemma.server.sampling_fields import SamplingFields
+from dgemma.server.sampling_fields import SamplingFields, Share
 from dgemma.text.token_table import token_table_of
 from dgemma.types import CanvasControl
 
@@ -29,10 +29,10 @@ class Segment(Body):
     """A part of the canvas.
 
     Attributes:
-        text, tokens: what stands there, one of the two; neither for a hole.
+        text, tokens: the content, one of the two; neither for a hole.
         role: "pinned": it stays; "seed": it is denoised from there on; "hole": to be written.
-            None: a hole where nothing is given, else pinned.
-        min_length, max_length: tokens of a hole; where they differ, lengths are looked for.
+            None: a hole if there is no content, else pinned.
+        min_length, max_length: tokens of a hole; if they differ, its length is searched.
         allowed_token_ids: the only ids a hole (or a seed) may hold.
         choices: the only texts a hole of one token may hold; each must be one token.
         noise: how much of a seed gives way to noise, at least the request's `strength`.
@@ -45,11 +45,11 @@ class Segment(Body):
     max_length: int | None = Field(default=None, ge=1)
     allowed_token_ids: list[int] | None = Field(default=None, min_length=1)
     choices: list[str] | None = Field(default=None, min_length=1)
-    noise: float | None = Field(default=None, ge=0, le=1)
+    noise: Share | None = None
 
 
 class Returned(Body):
-    """What the reply holds beside the text: every step, log-probabilities, so many alternatives."""
+    """The fields of the reply beside the text: every step, log-probabilities, alternatives."""
 
     trace: bool = False
     logprobs: bool = False
@@ -61,13 +61,11 @@ class CanvasRequest(SamplingFields):
 
     Attributes:
         segments: in order; together they are the whole answer.
-        messages, prompt: what the canvas follows, one of the two or neither. Messages and token
-            ids are the whole prompt; a text stands in the user's message before the request to
-            write.
+        messages, prompt: the prompt, one of the two or neither. Messages and token ids are the
+            whole prompt; a text is put into the user's message before the request to write.
         strength: how much of the seeds gives way to noise, and the part of the schedule that is
             run, 0 to 1.
-        read_only: make `max_steps` steps (1 where it is not set) and report what the canvas then
-            is.
+        read_only: make `max_steps` steps (1 if it is not set) and report the canvas then.
         returns: see `Returned`; "return" in the request.
     """
 
@@ -81,14 +79,14 @@ class CanvasRequest(SamplingFields):
     segments: list[Segment] = Field(min_length=1, max_length=MOST_SEGMENTS)
     messages: list[dict[str, Any]] | None = None
     prompt: str | list[int] | None = None
-    strength: float | None = Field(default=None, ge=0, le=1)
+    strength: Share | None = None
     read_only: bool = False
     returns: Returned = Field(default=Returned(), alias="return")
 
 
 @dataclass(frozen=True, slots=True)
 class PlacedSegments:
-    """A canvas of segments: what is fixed on it, and each segment's positions."""
+    """A canvas of segments: its control, and each segment's positions."""
 
     control: CanvasControl
     positions: tuple[range, ...]
@@ -105,13 +103,13 @@ class PlacedSegments:
 
 
 def role_of(segment: Segment) -> str:
-    """What a segment is, where it does not say so."""
+    """The role of a segment, given or not."""
     given = segment.text is not None or segment.tokens is not None
     return segment.role or ("pinned" if given else "hole")
 
 
 def check(segments: Sequence[Segment], strength: float | None) -> None:
-    """Refuse fields that mean nothing where they stand.
+    """Refuse fields that have no meaning for their segment.
 
     Raises:
         InvalidRequest: the message names the segment and the field.
@@ -119,11 +117,11 @@ def check(segments: Sequence[Segment], strength: float | None) -> None:
     for number, one in enumerate(segments):
         where, role = f"segments[{number}]", role_of(one)
         if one.text is not None and one.tokens is not None:
-            raise InvalidRequest(f"{where} has text and tokens; give one of them", field=where)
+            raise bad_field(where, "has text and tokens; give one of them")
         given = one.text is not None or one.tokens is not None
         if given == (role == "hole"):
-            need = "holds nothing yet; leave out text and tokens" if given else "needs text, tokens"
-            raise InvalidRequest(f"{where}: a {role} segment {need}", field=where)
+            remedy = "leave out text and tokens" if given else "give text or tokens"
+            raise bad_field(where, f"is a {role} segment; {remedy}")
         barred = {
             "pinned": ("min_length", "max_length", "allowed_token_ids", "choices", "noise"),
             "seed": ("min_length", "max_length", "choices"),
@@ -131,26 +129,18 @@ def check(segments: Sequence[Segment], strength: float | None) -> None:
         }[role]
         for name in barred:
             if getattr(one, name) is not None:
-                raise InvalidRequest(
-                    f"{where}.{name} has no meaning for a {role} segment", field=f"{where}.{name}"
-                )
+                raise bad_field(f"{where}.{name}", f"has no meaning for a {role} segment")
         if one.choices is not None and one.allowed_token_ids is not None:
-            raise InvalidRequest(
-                f"{where}: choices and allowed_token_ids; give one of them", field=where
-            )
+            raise bad_field(where, "has choices and allowed_token_ids; give one of them")
         if one.max_length is not None and (one.min_length or 0) > one.max_length:
-            raise InvalidRequest(f"{where}: min_length is above max_length", field=where)
+            raise bad_field(where, "has a min_length above its max_length")
         if one.noise is not None and strength is not None and one.noise < strength:
-            raise InvalidRequest(
-                f"{where}.noise {one.noise} is below strength {strength}", field=f"{where}.noise"
-            )
+            raise bad_field(f"{where}.noise", f"{one.noise} is below strength {strength}")
     roles = {role_of(one) for one in segments}
     if strength is not None and "seed" not in roles:
-        raise InvalidRequest("strength has no meaning without a seed segment", field="strength")
+        raise bad_field("strength", "has no meaning without a seed segment")
     if roles == {"pinned"}:
-        raise InvalidRequest(
-            "segments has nothing to write; add a hole or a seed", field="segments"
-        )
+        raise bad_field("segments", "has nothing to write; add a hole or a seed")
 
 
 def is_text(segments: Sequence[Segment]) -> bool:
@@ -177,13 +167,9 @@ def parts(facts: ModelFacts, segments: Sequence[Segment]) -> list[str | Hole]:
 
 
 def place(
-    facts: ModelFacts, segments: Sequence[Segment], *, strength: float | None, seed: int,
-    read_only: bool, canvas_length: int | Literal["auto"] | None,
-) -> PlacedSegments:  # fmt: skip
-    """The canvas on which the segments stand, each as long as it says; the end follows.
-
-    Args:
-        canvas_length: None: as wide as need be.
+    facts: ModelFacts, body: CanvasRequest, params: SamplingParams, seed: int
+) -> PlacedSegments:
+    """The canvas of the segments, each with its fixed length; the end follows.
 
     Raises:
         InvalidRequest: a hole without one length, or more than a canvas holds.
@@ -194,8 +180,8 @@ def place(
     lists: dict[tuple[int, ...], int] = {}
     pinned: list[int] = []
     positions: list[range] = []
-    start = _strength(segments, strength)
-    for number, one in enumerate(segments):
+    start = _strength(body)
+    for number, one in enumerate(body.segments):
         where, role = f"segments[{number}]", role_of(one)
         own = _ids(facts, one, where)
         begin = len(ids)
@@ -214,30 +200,27 @@ def place(
         positions.append(range(begin, len(ids)))
     content = len(ids)
     if not content:
-        raise InvalidRequest(
-            "segments hold no token; give some text, or a hole with a length", field="segments"
-        )
-    width = SamplingParams(max_tokens=content, canvas_length=canvas_length or "auto")
+        raise bad_field("segments", "holds no token; give some text, or a hole with a length")
+    width = SamplingParams(max_tokens=content, canvas_length=params.canvas_length or "auto")
     room = canvas_width(width, facts.canvas)
     if content > room:
-        raise InvalidRequest(
-            f"segments take {content} tokens of a canvas of {room}; with tokens, seeds or holes "
-            "of one length all of it must fit; give less, or leave the holes' lengths open",
-            field="segments",
-        )
+        raise bad_field(
+            "segments", f"takes {content} tokens of a canvas of {room}; with tokens, seeds or "
+            "holes of one length all must fit; give less, or leave the holes' lengths open",
+        )  # fmt: skip
     if content < room:
         ids.append(facts.end_id)
         ids += [facts.fill_id] * (room - len(ids))
         pinned += range(content, room)
     control = CanvasControl(
         ids=tuple(ids), pinned=tuple(pinned), strength=start, allowed=tuple(lists),
-        masks=tuple(masks), read_only=read_only,
+        masks=tuple(masks), read_only=body.read_only,
     )  # fmt: skip
     return PlacedSegments(control, tuple(positions))
 
 
 def _ids(facts: ModelFacts, one: Segment, where: str) -> list[int]:
-    """What a segment begins with; -1 for noise."""
+    """The ids that a segment begins with; -1 for noise."""
     if one.tokens is not None:
         _inside(facts, one.tokens, f"{where}.tokens")
         return list(one.tokens)
@@ -246,11 +229,10 @@ def _ids(facts: ModelFacts, one: Segment, where: str) -> list[int]:
     if one.choices is not None:
         return [-1]
     if one.max_length is None or one.min_length != one.max_length:
-        raise InvalidRequest(
-            f"{where}: beside tokens or seeds, or where log-probabilities, a trace or a reading "
-            "are asked for, a hole has one length; set min_length and max_length to the same",
-            field=where,
-        )
+        raise bad_field(
+            where, "needs one length, beside tokens or seeds, or with log-probabilities, a trace "
+            "or read_only; set min_length and max_length to the same",
+        )  # fmt: skip
     return [-1] * one.max_length
 
 
@@ -258,9 +240,7 @@ def _inside(facts: ModelFacts, ids: Sequence[int], where: str) -> None:
     size = facts.tokenizer.vocab_size
     for token in ids:
         if not 0 <= token < size:
-            raise InvalidRequest(
-                f"{where}: {token} is outside the vocabulary of {size}", field=where
-            )
+            raise bad_field(where, f"has {token}, which is outside the vocabulary of {size}")
 
 
 def _allowed(facts: ModelFacts, one: Segment, where: str) -> tuple[int, ...] | None:
@@ -271,34 +251,30 @@ def _allowed(facts: ModelFacts, one: Segment, where: str) -> tuple[int, ...] | N
     if one.choices is None:
         return None
     if (one.max_length or 1) != 1 or (one.min_length or 1) != 1:
-        raise InvalidRequest(
-            f"{where}: choices fill a hole of one token; leave out the lengths", field=where
-        )
+        raise bad_field(where, "has choices, so it is one token long; leave out the lengths")
     found = [facts.tokenizer.encode(choice) for choice in one.choices]
     for choice, ids in zip(one.choices, found, strict=True):
         if len(ids) != 1:
-            raise InvalidRequest(
-                f"{where}.choices: {choice!r} is {len(ids)} tokens; here a choice must be one "
-                "(for longer ones use /v1/decisions, or `choices` of a chat)",
-                field=f"{where}.choices",
-            )
+            raise bad_field(
+                f"{where}.choices", f"holds {choice!r}, which is {len(ids)} tokens; give one, "
+                "or use /v1/decisions, or `guided_choice` of a chat",
+            )  # fmt: skip
     return tuple(sorted({ids[0] for ids in found}))
 
 
-def _strength(segments: Sequence[Segment], strength: float | None) -> float:
-    """Where the schedule begins: as asked, else by the seed that keeps the most."""
-    if strength is not None:
-        return strength
-    if not any(role_of(one) == "seed" for one in segments):
-        return 1.0
-    given = [one.noise for one in segments if role_of(one) == "seed"]
-    return min(STRENGTH if noise is None else noise for noise in given)
+def _strength(body: CanvasRequest) -> float:
+    """The beginning of the schedule: as given, else by the seed that keeps the most."""
+    if body.strength is not None:
+        return body.strength
+    given = [one.noise for one in body.segments if role_of(one) == "seed"]
+    return min((STRENGTH if noise is None else noise for noise in given), default=1.0)
 
 
 def _noised(
     ids: Sequence[int], noise: float | None, strength: float, draw: random.Random
 ) -> list[int]:
-    """Give up so many ids that with those which the canvas gives up it is `noise` of them."""
+    """Turn ids into noise, so that `noise` of them are given up in the end, with those that the
+    canvas's own `strength` gives up."""
     if noise is None or noise <= strength:
         return list(ids)
     share = 1 - (1 - noise) / (1 - strength)

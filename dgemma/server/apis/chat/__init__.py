@@ -1,1 +1,1 @@
-"""The chat API: what it takes, what it does, what it answers."""
+"""OpenAI's chat API: schema, route, reply."""

@@ -1,6 +1,6 @@
 """`/v1/chat/completions`: OpenAI's request with vLLM's, Mercury's and our own fields, and replies.
 
-Knows fields and what they mean for a request to the model. Knows nothing about HTTP.
+Knows the fields and their meaning for a request to the model. Knows nothing about HTTP.
 """
 
 from __future__ import annotations
@@ -10,26 +10,29 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema, model_validator
 
-from dgemma.constrain.cache import Calls, calls_of, named_tool
-from dgemma.errors import InvalidRequest
+from dgemma.constrain.cache import Calls, named_tool
 from dgemma.frontend import ModelFacts
 from dgemma.params import CONSTRAINT_FIELDS, SamplingParams, canvas_width
-from dgemma.server.limits import check_schema
-from dgemma.server.reply_schema import DiffusionUsage, Timings, Usage
-from dgemma.server.request_body import Body, neutral, refuse
+from dgemma.server.accounting import CostedReply
+from dgemma.server.choices import ChoiceFields
+from dgemma.server.errors import bad_field
+from dgemma.server.request_body import Body, refuse
 from dgemma.server.sampling_fields import (
     PREDICTION_STRENGTH,
     VLLM_NAMES,
     Prediction,
     SamplingFields,
-    ThinkingOptions,
-    thinking_of,
+    wanted_calls,
 )
-from dgemma.server.settings import ServerLimits
 from dgemma.types import CanvasControl
 
 OBJECT: dict[str, Any] = {"type": "object"}
 """The schema of any JSON object."""
+
+EFFORTS: dict[str, int | None] = {
+    "none": 0, "instant": 0, "minimal": 64, "low": 256, "medium": 1024, "high": None,
+}  # fmt: skip
+"""`reasoning_effort` -> most thought tokens; 0: no thought at all, None: no bound."""
 
 Effort = Literal["none", "instant", "minimal", "low", "medium", "high"]
 
@@ -63,7 +66,7 @@ MESSAGE: dict[str, Any] = {
         _message("tool", name=_MAYBE, tool_call_id=_MAYBE),
     ],
 }  # fmt: skip
-"""A message for the OpenAPI document; `dgemma.text.messages` is what checks it."""
+"""A message for the OpenAPI document; `dgemma.text.messages` checks it."""
 
 TOOL: dict[str, Any] = {
     "type": "object",
@@ -96,7 +99,7 @@ class JsonSchema(Body):
 
 
 class ResponseFormat(Body):
-    """What the answer as a whole must be."""
+    """A constraint on the answer as a whole."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
@@ -118,22 +121,13 @@ class StructuredOutputs(Body):
     grammar: str | None = None
 
 
-class StreamOptions(Body):
-    """What a stream tells besides the answer."""
-
-    include_usage: bool | None = None
-    include_obfuscation: Annotated[
-        bool | None, neutral(False, why="chunks are not padded against observers")
-    ] = None
-
-
 class TemplateOptions(Body):
     """Variables of the chat template."""
 
     enable_thinking: bool | None = None
 
 
-class ChatRequest(SamplingFields):
+class ChatRequest(ChoiceFields):
     """A conversation to be answered."""
 
     HINTS: ClassVar[Mapping[str, str]] = {
@@ -158,15 +152,11 @@ class ChatRequest(SamplingFields):
     }  # fmt: skip
 
     messages: Messages
-    model: str | None = None
     tools: Tools | None = None
     tool_choice: Literal["auto", "none", "required"] | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = Field(
         default=None, description="false: at most the first call is handed on"
     )
-    n: int | None = Field(default=None, ge=1, description="answers, with seeds seed, seed + 1, ...")
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     max_completion_tokens: int | None = Field(
         default=None, ge=1, description="the same as max_tokens"
     )
@@ -194,58 +184,55 @@ class ChatRequest(SamplingFields):
         for name in ("logprob_token_ids", "return_tokens_as_token_ids"):
             if getattr(self, name) and not self.logprobs:
                 raise refuse(name, "needs logprobs: true; give both")
-        if not self.stream:
-            for name in ("stream_options", "diffusing"):
-                if getattr(self, name):
-                    raise refuse(name, "needs stream: true; give both")
-            if self.shown.stream != "off":
-                raise refuse("diffusion.stream", "needs stream: true; give both")
-        if self.diffusing and self.shown.stream != "off":
+        if self.diffusing and not self.stream:
+            raise refuse("diffusing", "needs stream: true; give both")
+        if self.diffusing and self.denoising.stream != "off":
             raise refuse("diffusing", "and diffusion.stream are two dialects; choose one")
         if self.diffusing and (self.n or 1) > 1:
             raise refuse("n", "cannot be combined with diffusing, which shows one draft")
-        if self.shown.stream_interval > 1 and not self.drafts:
-            raise refuse("diffusion.stream_interval", "needs diffusing or diffusion.stream")
         if self.parallel_tool_calls is False and not self.tools:
             raise refuse("parallel_tool_calls", "needs tools; give some, or leave it out")
         return self
 
     @property
     def drafts(self) -> bool:
-        """Whether frames are wanted."""
-        return bool(self.diffusing) or self.shown.stream != "off"
+        """See `ChoiceFields.drafts`."""
+        return bool(self.diffusing) or super().drafts
 
     @property
-    def thinking(self) -> ThinkingOptions:
-        """Whether a thought is asked for.
+    def thinking(self) -> tuple[bool, int | None]:
+        """Whether a thought is asked for, and its most tokens.
 
         Raises:
             InvalidRequest: fields contradict one another.
         """
+        effort, budget = self.reasoning_effort, self.thinking_token_budget
         options = self.chat_template_kwargs
-        return thinking_of(
-            self.reasoning_effort, self.thinking_token_budget,
-            None if options is None else options.enable_thinking,
-        )  # fmt: skip
+        asked = {
+            "reasoning_effort": None if effort is None else EFFORTS[effort] != 0,
+            "thinking_token_budget": None if budget is None else budget > 0,
+            "enable_thinking": None if options is None else options.enable_thinking,
+        }
+        on = [name for name, value in asked.items() if value]
+        off = [name for name, value in asked.items() if value is False]
+        if on and off:
+            raise bad_field(on[0], f"asks for a thought and {off[0]} for none; drop one")
+        return bool(on), (budget or (EFFORTS[effort] if effort else None)) if on else None
 
     def constraint(self) -> dict[str, Any]:
         """See `SamplingFields.constraint`."""
-        found = [super().constraint()]
+        own = self.structured_outputs or StructuredOutputs()
+        schema = OBJECT if own.json_object else own.json_
+        asked = (schema, own.regex, own.grammar, own.choice)
+        pairs = zip(CONSTRAINT_FIELDS, asked, strict=True)
+        found = [super().constraint(), {name: v for name, v in pairs if v is not None}]
         form = self.response_format
         if form is not None and form.type != "text":
             inner = form.json_schema
             found.append({"json_schema": OBJECT if inner is None else inner.schema_})
-        own = self.structured_outputs
-        if own is not None:
-            schema = OBJECT if own.json_object else own.json_
-            asked = (schema, own.regex, own.grammar, own.choice)
-            pairs = zip(CONSTRAINT_FIELDS, asked, strict=True)
-            found.append({name: value for name, value in pairs if value is not None})
         if sum(map(bool, found)) > 1:
-            raise InvalidRequest(
-                "response_format, structured_outputs and guided_* cannot be combined; choose one",
-                field="response_format",
-            )
+            why = "cannot be combined with structured_outputs or guided_*; choose one"
+            raise bad_field("response_format", why)
         return {name: value for one in found for name, value in one.items()}
 
     def values(self) -> dict[str, Any]:
@@ -254,43 +241,30 @@ class ChatRequest(SamplingFields):
         if found["max_tokens"] is None:
             found["max_tokens"] = self.max_completion_tokens
         found["logprobs"] = (self.top_logprobs or 0) if self.logprobs else None
-        found["thinking_budget"] = self.thinking.budget
+        found["thinking_budget"] = self.thinking[1]
         return found
 
-    def called(self, limits: ServerLimits) -> tuple[Tools | None, Calls | None]:
-        """The tools to show, and for `Model.submit` what is asked of calls.
+    def called(self) -> tuple[Tools | None, Calls | None]:
+        """The tools to show, and the calls to ask of the model; see `wanted_calls`.
 
         Raises:
-            InvalidRequest, Refusal: what cannot be honoured.
+            InvalidRequest: a tool choice that cannot be honoured.
         """
-        choice, tool = named_tool("auto" if self.tool_choice is None else self.tool_choice)
-        if self.tools:
-            check_schema(self.tools, "tools", limits)
-        elif choice == "required":
-            raise InvalidRequest(
-                "tool_choice needs tools; give some, or leave it out", field="tool_choice"
-            )
-        shown = None if choice == "none" else self.tools or None
-        return shown, calls_of(shown, choice, tool)
+        choice, name = named_tool("auto" if self.tool_choice is None else self.tool_choice)
+        return wanted_calls(self.tools, choice, name)
 
     def canvas(self, facts: ModelFacts, params: SamplingParams) -> CanvasControl | None:
         """See `SamplingFields.canvas`; a prediction is a seed."""
         if self.prediction is None:
             return super().canvas(facts, params)
         if self.diffusion_seed_canvas is not None or self.diffusion_read_only:
-            raise InvalidRequest(
-                "prediction and diffusion_* seeds cannot be combined; choose one",
-                field="prediction",
-            )
-        if self.thinking.asked:
-            raise InvalidRequest(
-                "prediction needs an answer without a thought; turn thinking off",
-                field="prediction",
-            )
+            raise bad_field("prediction", "cannot be combined with diffusion_* seeds; choose one")
+        if self.thinking[0]:
+            raise bad_field("prediction", "needs an answer without a thought; turn thinking off")
         width = canvas_width(params, facts.canvas)
         ids = [*facts.tokenizer.encode(self.prediction.text()), facts.end_id]
         ids += [facts.fill_id] * (width - len(ids))
-        strength = self.shown.strength
+        strength = self.denoising.strength
         return CanvasControl(
             ids=tuple(ids[:width]),
             strength=PREDICTION_STRENGTH if strength is None else strength,
@@ -301,7 +275,7 @@ class ChatRequest(SamplingFields):
 
 
 class FunctionCall(BaseModel):
-    """What is called."""
+    """The function and its arguments."""
 
     name: str
     arguments: str = Field(description="a JSON object as text")
@@ -326,7 +300,7 @@ class Message(BaseModel):
 
 
 class TopLogprob(BaseModel):
-    """A token that might have stood there."""
+    """A token and its probability."""
 
     token: str
     logprob: float
@@ -355,15 +329,8 @@ class Choice(BaseModel):
     finish_reason: Literal["stop", "length", "tool_calls"]
 
 
-class ChatReply(BaseModel):
+class ChatReply(CostedReply):
     """The plain reply; a stream's chunks fold to the same."""
 
-    id: str
     object: Literal["chat.completion"]
-    created: int
-    model: str
     choices: list[Choice]
-    usage: Usage
-    diffusion_usage: DiffusionUsage
-    timings: Timings
-    seeds: list[int] = Field(description="of each answer, given or drawn")

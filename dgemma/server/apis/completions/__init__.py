@@ -1,1 +1,1 @@
-"""The completions API: what it takes, what it does, what it answers."""
+"""OpenAI's old API for plain text: schema, route, reply."""

@@ -1,58 +1,48 @@
-"""Replies in the words of OpenAI's old completions API, which Mercury's fill-in-the-middle shares.
+"""The reply of OpenAI's old completions API, which Mercury's fill-in-the-middle shares.
 
-Knows choices, chunks and the old form of log-probabilities. Knows nothing about how text comes.
+Knows the old form of choices and log-probabilities. Knows nothing about how text comes.
 """
 
 from __future__ import annotations
 
-import logging
-import secrets
-import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
-from starlette.requests import Request
-
-from dgemma.frontend import TextStream
-from dgemma.server import sse
-from dgemma.server.apis.chat.reply import LEAST
-from dgemma.server.errors import Refusal, body_of, crash, dialect_of, refusal
-from dgemma.server.service import Service
+from dgemma.server.apis.completions.schema import CompletionRequest
+from dgemma.server.choices import LEAST, ChoiceFields, Choices, finish_reason
+from dgemma.server.pieces import Folded
 from dgemma.text.tokenizer import Detokenizer, Tokenizer
 from dgemma.types import TokenScore
 
-log = logging.getLogger("dgemma.server")
 
-STREAMED: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
-}
-"""What the document says of a route that can stream."""
+class TextChoices(Choices[ChoiceFields]):
+    """Choices that are plain text."""
 
+    PREFIX, KIND, CHUNK = "cmpl", "text_completion", "text_completion"
 
-@dataclass(frozen=True, slots=True)
-class Head:
-    """What every reply and every chunk begins with."""
+    def choice(self, number: int, folded: Folded) -> dict[str, Any]:
+        """See `Choices.choice`."""
+        scores, reason = self.logprobs(folded.scores), finish_reason(folded)
+        return self.chunk(number, folded.text, logprobs=scores, reason=reason)
 
-    model: str
-    kind: str = "cmpl"
-    id: str = field(default_factory=lambda: secrets.token_hex(12))
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    def reply(self, choices: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """A reply or a chunk."""
+    def chunk(
+        self, number: int, content: str | None = None, *,
+        logprobs: dict[str, Any] | None = None, reason: str | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """See `Choices.chunk`."""
         return {
-            "id": f"{self.kind}-{self.id}", "object": "text_completion", "created": self.created,
-            "model": self.model, "choices": list(choices),
-        }  # fmt: skip
+            "text": content or "",
+            "index": number,
+            "logprobs": logprobs,
+            "finish_reason": reason,
+        }
 
-
-def choice(
-    number: int, text: str, reason: str | None = None, logprobs: dict[str, Any] | None = None
-) -> dict[str, Any]:
-    """One choice, or a piece of one."""
-    return {"text": text, "index": number, "logprobs": logprobs, "finish_reason": reason}
+    def logprobs(self, scores: Sequence[TokenScore], first: int = 0) -> dict[str, Any] | None:
+        """See `Choices.logprobs`."""
+        asked = self._asked
+        if not isinstance(asked, CompletionRequest) or asked.logprobs is None:
+            return None
+        return logprobs(scores, asked.logprob_token_ids or (), self.tokenizer, first)
 
 
 def logprobs(
@@ -62,70 +52,20 @@ def logprobs(
 
     Args:
         scores: of all its tokens so far.
-        asked: `logprob_token_ids`, which stand among the likeliest of each position.
-        first: the first of the tokens that are to be told of.
+        asked: `logprob_token_ids`, which are listed among the likeliest of each position.
+        first: the first of the tokens to be shown.
     """
-    letters = Detokenizer(tokenizer)
-    offsets, size, top = [], 0, []
+    detokenizer = Detokenizer(tokenizer)
+    offsets, size = [], 0
     for score in scores:
         offsets.append(size)
-        size += len(letters.push([score.token_id]))
-    scores, offsets = scores[first:], offsets[first:]
-    for score in scores:
-        values = dict(zip(asked, score.asked, strict=False)) | dict(score.top)
-        top.append({tokenizer.token_text(i): max(v, LEAST) for i, v in values.items()})
+        size += len(detokenizer.push([score.token_id]))
+    shown = scores[first:]
+    tops = [dict(zip(asked, score.asked, strict=False)) | dict(score.top) for score in shown]
+    name = tokenizer.token_text
     return {
-        "tokens": [tokenizer.token_text(score.token_id) for score in scores],
-        "token_logprobs": [max(score.logprob, LEAST) for score in scores],
-        "top_logprobs": top, "text_offset": offsets,
-    }  # fmt: skip
-
-
-@contextmanager
-def ending(streams: Sequence[TextStream]) -> Iterator[None]:
-    """Ends what still runs when the block is left: a client may be gone before its reply began."""
-    try:
-        yield
-    finally:
-        end(streams)
-
-
-def end(streams: Sequence[TextStream]) -> None:
-    """End what still runs."""
-    for stream in streams:
-        stream.close()
-
-
-def logged(http: Request, service: Service, **texts: Any) -> dict[str, Any]:
-    """What the log line of a request will hold besides: what was written, if that is wished."""
-    note = texts if service.settings.log_text else {}
-    http.scope["dgemma.log"] = note
-    return note
-
-
-async def with_errors(
-    source: AsyncGenerator[bytes, None], http: Request, service: Service, *, done: bool = False
-) -> AsyncGenerator[bytes, None]:
-    """The same events; what goes wrong on the way is told by one, since the status is out.
-
-    Args:
-        http: its path says in which API's shape; its log line says that it failed.
-        done: whether OpenAI's last line follows.
-    """
-    try:
-        async for piece in source:
-            yield piece
-    except Exception as error:
-        found = refusal(error)
-        path = http.url.path
-        http.scope.setdefault("dgemma.log", {})["error"] = found.code or found.status
-        if found.status >= 500 and not isinstance(error, Refusal):
-            said = crash(error, text=service.settings.log_text)
-            log.error("a stream of %s failed\n%s", path, said)
-        dialect = dialect_of(path)
-        name = "error" if dialect == "anthropic" else None
-        yield sse.event(body_of(found, dialect), name)
-    finally:
-        await source.aclose()
-    if done:
-        yield sse.DONE
+        "tokens": [name(score.token_id) for score in shown],
+        "token_logprobs": [max(score.logprob, LEAST) for score in shown],
+        "top_logprobs": [{name(i): max(v, LEAST) for i, v in top.items()} for top in tops],
+        "text_offset": offsets[first:],
+    }

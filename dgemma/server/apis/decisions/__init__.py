@@ -1,1 +1,1 @@
-"""The decisions API: what it takes, what it does, what it answers."""
+"""Typed questions answered by probabilities: schema, route, reply."""

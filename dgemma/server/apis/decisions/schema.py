@@ -6,14 +6,16 @@ Knows the two forms and the questions of `dgemma.compose`. Knows nothing about H
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
-from dgemma.compose.decide import Answer, Decision
+from dgemma.compose.decide import Answer
 from dgemma.compose.questions import Choice, Predicate, Question, Score
 from dgemma.errors import InvalidRequest
-from dgemma.server.reply_schema import DiffusionUsage
+from dgemma.server.accounting import DiffusionUsage
+from dgemma.server.errors import bad_field
 from dgemma.server.request_body import Body
 
 MOST_QUESTIONS, MOST_OPTIONS, MOST_SAMPLES, MOST_READINGS = 64, 255, 64, 256
@@ -21,43 +23,58 @@ MOST_QUESTIONS, MOST_OPTIONS, MOST_SAMPLES, MOST_READINGS = 64, 255, 64, 256
 
 
 class Option(Body):
-    """A value that may be chosen, and what it means."""
+    """A value that may be chosen, and its meaning."""
 
     value: str
     description: str = ""
 
 
 class Level(Body):
-    """A level of a score, and what it means."""
+    """A level of a score, and its meaning."""
 
     label: str
     description: str = ""
 
 
-class PredicateQuestion(Body):
+class _Question(Body):
+    instructions: str = ""
+
+
+class PredicateQuestion(_Question):
     """Is it so?"""
 
     type: Literal["predicate"]
     name: str
-    instructions: str = ""
+
+    def question(self) -> Question:
+        """The same for `dgemma.compose`."""
+        return Predicate(self.name, self.instructions)
 
 
-class ChoiceQuestion(Body):
+class ChoiceQuestion(_Question):
     """Which of these?"""
 
     type: Literal["choice"]
     name: str
-    instructions: str = ""
     choices: list[Option] = Field(min_length=2, max_length=MOST_OPTIONS)
 
+    def question(self) -> Question:
+        """The same for `dgemma.compose`."""
+        pairs = [(option.value, option.description) for option in self.choices]
+        return Choice(self.name, self.instructions, _once(self.name, pairs))
 
-class ScoreQuestion(Body):
-    """How much? Levels stand from the least to the most."""
+
+class ScoreQuestion(_Question):
+    """How much? Levels go from the least to the most."""
 
     type: Literal["score"]
     name: str
-    instructions: str = ""
     levels: list[Level] = Field(min_length=2, max_length=MOST_OPTIONS)
+
+    def question(self) -> Question:
+        """The same for `dgemma.compose`."""
+        pairs = [(level.label, level.description) for level in self.levels]
+        return Score(self.name, self.instructions, _once(self.name, pairs))
 
 
 AnyQuestion = Annotated[
@@ -66,7 +83,7 @@ AnyQuestion = Annotated[
 
 
 class _Reading(Body):
-    """How the questions are read: fields that both forms have beside their own.
+    """How the questions are read: fields of both forms.
 
     Attributes:
         samples: noise draws that are averaged; more than one gives each answer its `stderr`.
@@ -90,29 +107,55 @@ class DecisionsRequest(_Reading):
     input: str | list[dict[str, Any]]
     questions: list[AnyQuestion] = Field(min_length=1, max_length=MOST_QUESTIONS)
 
+    def asked(self) -> list[Question]:
+        """The questions for `dgemma.compose`.
 
-class NoulQuestion(Body):
-    """Is it so? `criteria` may say what true and false mean."""
+        Raises:
+            InvalidRequest: a name, value or label comes twice.
+        """
+        names = [one.name for one in self.questions]
+        for name in names:
+            if names.count(name) > 1:
+                raise bad_field("questions", f"has the name {name!r} twice; give each its own")
+        return [one.question() for one in self.questions]
+
+
+class NoulQuestion(_Question):
+    """Is it so? `criteria` may define true and false."""
 
     type: Literal["noul"]
-    instructions: str = ""
     criteria: dict[Literal["true", "false"], str] | None = None
 
+    def question(self, name: str) -> Question:
+        """The same for `dgemma.compose`; the criteria become a part of the instructions."""
+        meant = {"true": "yes", "false": "no"}
+        lines = [f"{meant[key]}: {text}" for key, text in (self.criteria or {}).items()]
+        if lines and not self.instructions:
+            raise bad_field(f"questions.{name}", "has criteria, which need instructions; add some")
+        return Predicate(name, "\n".join([self.instructions, *lines]))
 
-class NamedChoice(Body):
+
+class NamedChoice(_Question):
     """Which of these? `criteria` has the values with their meanings."""
 
     type: Literal["choice"]
-    instructions: str = ""
     criteria: dict[str, str] = Field(min_length=2, max_length=MOST_OPTIONS)
 
+    def question(self, name: str) -> Question:
+        """The same for `dgemma.compose`."""
+        return Choice(name, self.instructions, dict(self.criteria))
 
-class NamedScore(Body):
+
+class NamedScore(_Question):
     """How much? `criteria` has the levels from the least to the most."""
 
     type: Literal["score"]
-    instructions: str = ""
     criteria: list[str] = Field(min_length=2, max_length=MOST_OPTIONS)
+
+    def question(self, name: str) -> Question:
+        """The same for `dgemma.compose`."""
+        pairs = [(level, "") for level in self.criteria]
+        return Score(name, self.instructions, _once(name, pairs))
 
 
 NamedQuestion = Annotated[NoulQuestion | NamedChoice | NamedScore, Field(discriminator="type")]
@@ -126,55 +169,13 @@ class SystemOneRequest(_Reading):
     state: str | list[dict[str, Any]]
     questions: dict[str, NamedQuestion] = Field(min_length=1, max_length=MOST_QUESTIONS)
 
+    def asked(self) -> list[Question]:
+        """The questions for `dgemma.compose`.
 
-def asked(questions: Sequence[AnyQuestion]) -> list[Question]:
-    """OpenAI's questions as ours.
-
-    Raises:
-        InvalidRequest: a name, value or label comes twice.
-    """
-    names = [one.name for one in questions]
-    for name in names:
-        if names.count(name) > 1:
-            raise InvalidRequest(
-                f"questions: the name {name!r} comes twice; give each its own", field="questions"
-            )
-    out: list[Question] = []
-    for one in questions:
-        if isinstance(one, PredicateQuestion):
-            out.append(Predicate(one.name, one.instructions))
-        elif isinstance(one, ChoiceQuestion):
-            pairs = [(option.value, option.description) for option in one.choices]
-            out.append(Choice(one.name, one.instructions, _once(one.name, pairs)))
-        else:
-            pairs = [(level.label, level.description) for level in one.levels]
-            out.append(Score(one.name, one.instructions, _once(one.name, pairs)))
-    return out
-
-
-def named(questions: Mapping[str, NamedQuestion]) -> list[Question]:
-    """System One's questions as ours; what true and false mean goes into the instructions.
-
-    Raises:
-        InvalidRequest: a level comes twice, or criteria without instructions for a noul.
-    """
-    out: list[Question] = []
-    for name, one in questions.items():
-        if isinstance(one, NoulQuestion):
-            meant = {"true": "yes", "false": "no"}
-            lines = [f"{meant[key]}: {text}" for key, text in (one.criteria or {}).items()]
-            if lines and not one.instructions:
-                raise InvalidRequest(
-                    f"questions.{name}: criteria need instructions that they belong to",
-                    field=f"questions.{name}",
-                )
-            out.append(Predicate(name, "\n".join([one.instructions, *lines])))
-        elif isinstance(one, NamedChoice):
-            out.append(Choice(name, one.instructions, dict(one.criteria)))
-        else:
-            pairs = [(level, "") for level in one.criteria]
-            out.append(Score(name, one.instructions, _once(name, pairs)))
-    return out
+        Raises:
+            InvalidRequest: a level comes twice, or a noul has criteria without instructions.
+        """
+        return [one.question(name) for name, one in self.questions.items()]
 
 
 def check_size(questions: int, samples: int) -> None:
@@ -184,63 +185,28 @@ def check_size(questions: int, samples: int) -> None:
         InvalidRequest: too many.
     """
     if questions * samples > MOST_READINGS:
-        raise InvalidRequest(
-            f"samples {samples} of {questions} questions are {questions * samples} readings, more "
-            f"than {MOST_READINGS}; lower samples, ask jointly, or ask in several requests",
-            field="samples",
-        )
+        raise bad_field(
+            "samples", f"{samples} of {questions} questions are {questions * samples} readings, "
+            f"more than {MOST_READINGS}; lower samples, ask jointly, or ask in several requests",
+        )  # fmt: skip
 
 
-def openai_answers(
-    names: Sequence[str], decision: Decision, refused: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """Answers in the order of the questions' names; `refused`: why there is none, by name."""
-    out = []
-    for name in names:
-        if name in refused:
-            out.append({"type": "refusal", "name": name, "refusal": refused[name]})
-            continue
-        answer = decision[name]
-        body: dict[str, Any] = {"type": answer.type, "name": answer.name}
-        pairs = answer.probabilities
-        if answer.type == "predicate":
-            body["probability"] = answer.probability
-        elif answer.type == "choice":
-            body["choice"] = answer.choice
-            body["probabilities"] = [{"value": v, "probability": p} for v, p in pairs]
-            body["confidence"] = answer.confidence
-        else:
-            body["score"] = answer.score
-            body["probabilities"] = [
-                {"value": n, "label": v, "probability": p} for n, (v, p) in enumerate(pairs, 1)
-            ]
-            body["confidence"] = answer.confidence
-        out.append(body | _extras(answer))
-    return out
+def openai_answer(answer: Answer) -> dict[str, Any]:
+    """An answer in OpenAI's form; the reply's schema picks the fields of its type."""
+    probabilities = [
+        {"value": number if answer.type == "score" else value, "label": value, "probability": part}
+        for number, (value, part) in enumerate(answer.probabilities, 1)
+    ]
+    return asdict(answer) | {"probabilities": probabilities}
 
 
-def systemone_answers(decision: Decision) -> dict[str, dict[str, Any]]:
-    """Answers by their names."""
-    out: dict[str, dict[str, Any]] = {}
-    for answer in decision.answers:
-        body: dict[str, Any]
-        if answer.type == "predicate":
-            body = {"type": "noul", "noul": answer.probability}
-        elif answer.type == "choice":
-            body = {"type": "choice", "choice": answer.choice}
-            body["probabilities"] = dict(answer.probabilities)
-            body["confidence"] = answer.confidence
-        else:
-            body = {"type": "score", "score": answer.score}
-            body["legend"] = [value for value, _ in answer.probabilities]
-            body["probabilities"] = [p for _, p in answer.probabilities]
-            body["confidence"] = answer.confidence
-        out[answer.name] = body | _extras(answer)
-    return out
-
-
-def _extras(answer: Answer) -> dict[str, Any]:
-    return {"label_mass": answer.label_mass, "stderr": answer.stderr}
+def systemone_answer(answer: Answer) -> dict[str, Any]:
+    """An answer in System One's form; the reply's schema picks the fields of its type."""
+    shares = dict(answer.probabilities)
+    found = asdict(answer) | {"noul": answer.probability, "legend": list(shares)}
+    if answer.type == "predicate":
+        return found | {"type": "noul"}
+    return found | {"probabilities": shares if answer.type == "choice" else list(shares.values())}
 
 
 def _once(name: str, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -255,14 +221,14 @@ def _once(name: str, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
 
 class _Answered(BaseModel):
     label_mass: float = Field(
-        description="probability of all choices together before they were scaled to 1; where it "
-        "is small the question was not understood"
+        description="probability of all choices together before they were scaled to 1; if it "
+        "is small, the question was not understood"
     )
     stderr: float | None = Field(description="over the samples; null: one sample")
 
 
 class PredicateAnswer(_Answered):
-    """How likely it is so."""
+    """The probability of yes."""
 
     type: Literal["predicate"]
     name: str
@@ -277,7 +243,7 @@ class ValueProbability(BaseModel):
 
 
 class ChoiceAnswer(_Answered):
-    """The likeliest value, and how likely it and all others are."""
+    """The likeliest value, and the probability of each."""
 
     type: Literal["choice"]
     name: str
@@ -340,7 +306,7 @@ class DecisionsReply(_Decided):
 
 
 class NoulAnswer(_Answered):
-    """How likely it is so."""
+    """The probability of yes."""
 
     type: Literal["noul"]
     noul: float

@@ -1,1 +1,1 @@
-"""The edit API: what it takes, what it does, what it answers."""
+"""Mercury's API for code editors: schema, route, reply."""

@@ -1,4 +1,4 @@
-"""Requests to edit code in Mercury's forms: the next edit, and an update that is to be applied.
+"""Mercury's requests to edit code: the next edit, and an update to apply.
 
 Knows their fields and how their sections become an instruction. Knows nothing about HTTP or models.
 """
@@ -11,21 +11,21 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, Field
 
 from dgemma.compose.edit import STRENGTH
+from dgemma.server.accounting import CostedReply
 from dgemma.server.apis.edit.sections import NextEdit, Update
-from dgemma.server.reply_schema import Costs
 from dgemma.server.request_body import Body, neutral
 from dgemma.server.sampling_fields import OneAnswer, SamplingFields
 
 
 class SectionsMessage(Body):
-    """The one message: its sections stand between tags."""
+    """The one message, with its sections between tags."""
 
     role: Literal["user"]
     content: str
 
 
 class EditRequest(SamplingFields):
-    """What an editor sends to learn of the next edit, or to have one applied.
+    """An editor's request for the next edit, or to apply an update.
 
     Attributes:
         messages: exactly one.
@@ -42,13 +42,18 @@ class EditRequest(SamplingFields):
     ] = None
 
     @property
+    def text(self) -> str:
+        """The message."""
+        return self.messages[0].content
+
+    @property
     def strength(self) -> float:
-        """How much of the region gives way to noise."""
-        return STRENGTH if self.shown.strength is None else self.shown.strength
+        """The share of the region that gives way to noise."""
+        return STRENGTH if self.denoising.strength is None else self.denoising.strength
 
 
 def instruction(found: NextEdit) -> str:
-    """What is asked of the model; the file itself is shown by the plan."""
+    """The instruction to the model; the plan shows the file."""
     region = found.file[found.start : found.end]
     lines = ["Make the edit that comes next in this file, in the following part of it:", region]
     if found.cursor is not None:
@@ -59,7 +64,7 @@ def instruction(found: NextEdit) -> str:
 
 
 def context(found: NextEdit) -> str | None:
-    """What the model is shown before that."""
+    """The context before the instruction."""
     parts = []
     if found.snippets.strip():
         parts.append(f"Code that was looked at lately:\n{found.snippets}")
@@ -111,11 +116,8 @@ class EditChoice(BaseModel):
     finish_reason: Literal["stop", "length"]
 
 
-class EditReply(Costs):
+class EditReply(CostedReply):
     """An edit in Mercury's form."""
 
-    id: str
     object: Literal["chat.completion"]
-    created: int
-    model: str
     choices: list[EditChoice]

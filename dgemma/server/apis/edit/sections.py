@@ -8,22 +8,22 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from dgemma.errors import InvalidRequest
+from dgemma.server.errors import bad_field
 
-CURSOR = "<|cursor|>"
+CONTENT, CURSOR = "messages[0].content", "<|cursor|>"
 _PATH = re.compile(r"\A\s*current_file_path:[^\n]*(?:\n|\Z)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NextEdit:
-    """What an editor tells about a place where an edit is due.
+    """A place in a file where an edit is due.
 
     Attributes:
-        snippets: code that was looked at lately, with the paths of its files.
-        path: the line that names the file, "" where there is none.
+        snippets: code that was viewed lately, with the paths of its files.
+        path: the line that names the file; "" if there is none.
         file: the file's text without tags.
         start, end: characters [start, end) of the region that may change.
-        cursor: how many characters of `file` stand before the cursor; None: it is not told.
+        cursor: characters of `file` before the cursor; None: it is not given.
         history: the edits so far, as diffs.
     """
 
@@ -38,13 +38,13 @@ class NextEdit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """A file's text, and the new code that goes into it (what stays is left out)."""
+    """A file's text, and the new code that goes into it (with gaps for code that stays)."""
 
     original: str
     snippet: str
 
 
-def next_edit(text: str) -> NextEdit:
+def read_next_edit(text: str) -> NextEdit:
     """Read the message of a next-edit request.
 
     Raises:
@@ -56,13 +56,9 @@ def next_edit(text: str) -> NextEdit:
     found = _PATH.match(file)
     path = found.group().strip() if found else ""
     file = file[found.end() :] if found else file
-    region = section(file, "code_to_edit")
     if file.count(CURSOR) > 1:
-        raise InvalidRequest(
-            f"messages[0].content: {CURSOR} comes twice; there is one cursor",
-            field="messages[0].content",
-        )
-    before, _, after = _around(file, "code_to_edit")
+        raise bad_field(CONTENT, f"is malformed: {CURSOR} comes twice; keep one")
+    before, region, after = _around(file, "code_to_edit")
     tagged = before + region + after
     at = tagged.find(CURSOR)
     before, region, after = (part.replace(CURSOR, "") for part in (before, region, after))
@@ -72,17 +68,20 @@ def next_edit(text: str) -> NextEdit:
     )  # fmt: skip
 
 
-def update(text: str) -> Update:
+def read_update(text: str) -> Update:
     """Read the message of an apply request.
 
     Raises:
-        InvalidRequest: as above.
+        InvalidRequest: the same.
     """
-    return Update(original=section(text, "original_code"), snippet=section(text, "update_snippet"))
+    original = section(text, "original_code")
+    if not original.strip():
+        raise bad_field(CONTENT, "has an empty section <|original_code|>; put the code there")
+    return Update(original=original, snippet=section(text, "update_snippet"))
 
 
 def section(text: str, name: str) -> str:
-    """What stands between `<|name|>` and `<|/name|>`, without the line breaks at the tags.
+    """The text between `<|name|>` and `<|/name|>`, without the line breaks at the tags.
 
     Raises:
         InvalidRequest: one of the tags is missing, or comes twice.
@@ -91,21 +90,15 @@ def section(text: str, name: str) -> str:
 
 
 def _around(text: str, name: str) -> tuple[str, str, str]:
-    """The text before, in and behind a section."""
+    """The text before, in and after a section."""
     opening, closing = f"<|{name}|>", f"<|/{name}|>"
     for tag in (opening, closing):
-        count = text.count(tag)
-        if count != 1:
-            what = "is missing" if not count else "comes twice"
-            raise InvalidRequest(
-                f"messages[0].content: {tag} {what}; put the section between {opening} and "
-                f"{closing}",
-                field="messages[0].content",
-            )
+        if (count := text.count(tag)) != 1:
+            wrong = "comes twice" if count else "is missing"
+            remedy = f"put the section between {opening} and {closing}"
+            raise bad_field(CONTENT, f"is malformed: {tag} {wrong}; {remedy}")
     before, _, rest = text.partition(opening)
     if closing in before:
-        raise InvalidRequest(
-            f"messages[0].content: {closing} stands before {opening}", field="messages[0].content"
-        )
+        raise bad_field(CONTENT, f"has {closing} before {opening}; put it after the section")
     inner, _, after = rest.partition(closing)
     return before, inner.removeprefix("\n").removesuffix("\n"), after

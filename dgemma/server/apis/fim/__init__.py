@@ -1,1 +1,1 @@
-"""The fim API: what it takes, what it does, what it answers."""
+"""Fill in the middle, in Mercury's form and in llama.cpp's: schema, route, reply."""

@@ -1,25 +1,24 @@
 """POST /v1/fim/completions (Mercury, Mistral) and /infill (llama.cpp): fill in the middle.
 
-Knows both paths and their replies. Knows nothing about how a hole is written.
+Knows both paths and llama.cpp's reply. Knows nothing about how a hole is written.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.requests import Request as HTTPRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from dgemma.params import SamplingParams
 from dgemma.server import sse
-from dgemma.server.access import Owner, TheService
-from dgemma.server.apis.chat.reply import costs, timings
-from dgemma.server.apis.chat.route import count
-from dgemma.server.apis.completions.reply import STREAMED, Head, choice, logged, with_errors
+from dgemma.server.accounting import costs, costs_beside
+from dgemma.server.apis.completions.reply import TextChoices
+from dgemma.server.apis.completions.schema import TextReply
 from dgemma.server.apis.fim.schema import (
     DEFAULT_TOKENS,
     FimRequest,
@@ -29,106 +28,94 @@ from dgemma.server.apis.fim.schema import (
     picked,
     reference,
 )
-from dgemma.server.pieces import words
-from dgemma.server.plans import Infilled, infilled, plan_params
-from dgemma.server.reply_schema import ERRORS, PLAIN_ERRORS, TextReply
-from dgemma.server.service import Service
+from dgemma.server.choices import ChoiceFields
+from dgemma.server.errors import ERRORS, PLAIN_ERRORS
+from dgemma.server.exchange import STREAMED, Exchange, HTTPExchange
+from dgemma.server.pieces import End, words
+from dgemma.server.plans import infill_pieces, infilled, plan_params
 
 router = APIRouter(tags=["infill"])
 
 
 @router.post("/v1/fim/completions", response_model=TextReply, responses={**ERRORS, **STREAMED})
-async def fim(
-    http: HTTPRequest, asked: FimRequest,
-    service: TheService,
-    owner: Owner,
-) -> Response:  # fmt: skip
-    """What stands between prompt and suffix, in Mercury's form."""
-    head = Head(service.look_up(asked.model), "fimcmpl")
-    params = plan_params(asked, service, stop=True)
-    if params.max_tokens is None and service.facts.canvas > DEFAULT_TOKENS:
-        asked = asked.model_copy(update={"max_tokens": DEFAULT_TOKENS})
-        params = plan_params(asked, service, stop=True)
-    logged(http, service, prompt=asked.prompt, suffix=asked.suffix)
-    work = partial(infilled, service, owner, asked.prompt, asked.suffix, params, stop=asked.stop)
-    if asked.stream:
-        source = with_errors(_fim_chunks(service, head, work), http, service, done=True)
-        return sse.EventStreamResponse(source, service.settings.heartbeat_s)
-    found = await sse.unless_gone(http, work())
-    count(service, [found.end])
-    return JSONResponse(head.reply([choice(0, found.text, "stop")]) | costs([found.end]))
+async def fim(asked: FimRequest, exchange: HTTPExchange) -> Response:
+    """The text between prompt and suffix, in Mercury's form."""
+    exchange.begin(asked.model, prompt=asked.prompt, suffix=asked.suffix)
+    params = plan_params(asked, exchange.service, stop=True)
+    if params.max_tokens is None and exchange.service.facts.canvas > DEFAULT_TOKENS:
+        params = replace(params, max_tokens=DEFAULT_TOKENS)
+    fill = partial(infilled, exchange, asked.prompt, asked.suffix, params, stop=asked.stop)
+    choices = FimChoices(exchange, [infill_pieces(fill)], ChoiceFields())
+    return await exchange.send(choices, stream=asked.stream)
 
 
-async def _fim_chunks(
-    service: Service, head: Head, work: Callable[[], Awaitable[Infilled]]
-) -> AsyncGenerator[bytes, None]:
-    found = await work()
-    for word in words(found.text):
-        yield sse.event(head.reply([choice(0, word)]))
-    count(service, [found.end])
-    yield sse.event(head.reply([choice(0, "", "stop")]) | costs([found.end]))
+class FimChoices(TextChoices):
+    """Mercury's choice, whose last chunk has all costs."""
+
+    PREFIX = "fimcmpl"
+
+    def last(self, end: End) -> dict[str, Any]:
+        """See `Choices.last`."""
+        return costs([end])
 
 
 @router.post("/infill", response_model=InfillReply, responses={**PLAIN_ERRORS, **STREAMED})
-async def infill(
-    http: HTTPRequest, asked: InfillRequest,
-    service: TheService,
-    owner: Owner,
-) -> Response:  # fmt: skip
-    """What stands between two texts, in llama.cpp's form."""
-    service.look_up(asked.model)
-    params = plan_params(asked.drawing(), service, stop=True)
-    logged(http, service, prefix=asked.input_prefix, prompt=asked.prompt, suffix=asked.input_suffix)
-    if asked.stream:
-        source = with_errors(_infill_chunks(service, owner, asked, params), http, service)
-        return sse.EventStreamResponse(source, service.settings.heartbeat_s)
-    body = await sse.unless_gone(http, _infill_body(service, owner, asked, params))
-    return JSONResponse(picked(body, asked.response_fields))
+async def infill(asked: InfillRequest, exchange: HTTPExchange) -> Response:
+    """The text between two texts, in llama.cpp's form."""
+    exchange.begin(
+        asked.model, prefix=asked.input_prefix, prompt=asked.prompt, suffix=asked.input_suffix
+    )
+    params = plan_params(asked.sampling(), exchange.service, stop=True)
+    return await exchange.send(Infill(exchange, asked, params), stream=asked.stream, done=False)
 
 
-async def _infill_body(
-    service: Service, owner: str, asked: InfillRequest, params: SamplingParams
-) -> dict[str, Any]:
-    """llama.cpp's reply; where nothing was asked for, or the time was not enough, it is empty."""
-    head = {"index": 0, "model": service.name, "stop": True, "truncated": False}
-    nothing = head | {
-        "content": "", "tokens": [], "tokens_predicted": 0, "tokens_evaluated": 0,
-        "stop_type": "limit", "stopping_word": "",
-    }  # fmt: skip
-    if asked.n_predict == 0:
-        return nothing
-    work = infilled(
-        service, owner, asked.input_prefix + asked.prompt, asked.input_suffix, params,
-        stop=asked.stop, context=reference(asked.input_extra),
-    )  # fmt: skip
-    try:
-        found = await asyncio.wait_for(work, asked.limit_s)
-    except TimeoutError:
-        return nothing
-    end = found.end
-    count(service, [end])
-    content = indented(found.text, asked.n_indent)
-    spent = end.output.usage
-    seconds = end.times.total_s
-    written = spent.completion_tokens
-    return head | {
-        "content": content, "tokens": service.facts.tokenizer.encode(content),
-        "tokens_predicted": written, "tokens_evaluated": spent.prompt_tokens,
-        "stop_type": "eos" if found.stopped is None else "word",
-        "stopping_word": found.stopped or "", "seed": end.output.seed,
-        "timings": {
-            "prompt_n": spent.prompt_tokens, "predicted_n": written,
-            "predicted_ms": 1000 * seconds,
-            "predicted_per_second": written / seconds if seconds else 0.0, **timings([end]),
-        },
-        "diffusion_usage": costs([end])["diffusion_usage"],
-    }  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class Infill:
+    """llama.cpp's reply; see `dgemma.server.exchange.Reply`."""
 
+    exchange: Exchange
+    asked: InfillRequest
+    params: SamplingParams
 
-async def _infill_chunks(
-    service: Service, owner: str, asked: InfillRequest, params: SamplingParams
-) -> AsyncGenerator[bytes, None]:
-    body = await _infill_body(service, owner, asked, params)
-    for word in words(body["content"]):
-        yield sse.event({"index": 0, "content": word, "stop": False})
-    yield sse.event(picked(body | {"content": "", "tokens": []}, asked.response_fields))
+    async def whole(self) -> dict[str, Any]:
+        """The plain reply."""
+        return picked(await self._body(), self.asked.response_fields)
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """The same word by word."""
+        body = await self._body()
+        for word in words(body["content"]):
+            yield sse.event({"index": 0, "content": word, "stop": False})
+        yield sse.event(picked(body | {"content": "", "tokens": []}, self.asked.response_fields))
+
+    async def _body(self) -> dict[str, Any]:
+        """All fields; without a text if none is asked for, or the time is over."""
+        asked, exchange = self.asked, self.exchange
+        nothing = InfillReply(model=exchange.service.name, stop_type="limit")
+        found = nothing.model_dump(exclude_none=True)
+        if asked.n_predict == 0:
+            return found
+        work = infilled(
+            exchange, asked.input_prefix + asked.prompt, asked.input_suffix, self.params,
+            stop=asked.stop, context=reference(asked.input_extra),
+        )  # fmt: skip
+        try:
+            end = await asyncio.wait_for(work, asked.limit_s)
+        except TimeoutError:
+            return found
+        exchange.count([end])
+        output, seconds = end.output, end.times.total_s
+        content = indented(output.text, asked.n_indent)
+        prompt, written = output.usage.prompt_tokens, output.usage.completion_tokens
+        spent = costs_beside([end])
+        return found | {
+            "content": content, "tokens": exchange.service.facts.tokenizer.encode(content),
+            "tokens_predicted": written, "tokens_evaluated": prompt,
+            "stop_type": "eos" if output.stopped_by is None else "word",
+            "stopping_word": output.stopped_by or "", "seed": output.seed,
+            "timings": {
+                "prompt_n": prompt, "predicted_n": written, "predicted_ms": 1000 * seconds,
+                "predicted_per_second": written / seconds if seconds else 0.0, **spent["timings"],
+            },
+            "diffusion_usage": spent["diffusion_usage"],
+        }  # fmt: skip

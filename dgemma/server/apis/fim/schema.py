@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from dgemma.params import bounds
-from dgemma.server.reply_schema import DiffusionUsage, Timings
+from dgemma.server.accounting import DiffusionUsage, Timings
 from dgemma.server.request_body import Body
 from dgemma.server.sampling_fields import (
     Diffusion,
@@ -25,21 +25,21 @@ from dgemma.server.sampling_fields import (
 )
 
 DEFAULT_TOKENS = 512
-"""Mercury's own; what fits on a canvas is the bound where that is less."""
+"""Mercury's own default; the canvas is the bound if it is narrower."""
 MOST_EXTRAS = 256
 SAMPLERS = ("top_k", "top_p", "min_p", "temperature")
 Sampler = Literal["top_k", "top_p", "min_p", "temperature",
                   "infill", "penalties", "dry", "typ_p", "top_n_sigma", "xtc"]  # fmt: skip
-"""llama.cpp's steps; those of the second line have nothing to do here, since their own parameters
-are refused."""
+"""llama.cpp's samplers; those of the second line do nothing here, since their own parameters are
+refused."""
 
 
 class FimRequest(SamplingFields):
     """Mercury's form.
 
     Attributes:
-        prompt, suffix: the text before and behind what is to be written.
-        max_tokens: most tokens of it (512, or what fits on a canvas where that is less).
+        prompt, suffix: the texts before and after the one that is written.
+        max_tokens: most tokens of it (512, or as many as fit on a canvas).
         stream: send it as events.
     """
 
@@ -62,16 +62,16 @@ class InfillRequest(Body):
     """llama.cpp's form.
 
     Attributes:
-        input_prefix, input_suffix: the text before and behind.
+        input_prefix, input_suffix: the texts before and after.
         input_extra: files that are shown for reference.
         prompt: text that follows the prefix, as a rule the line up to the cursor.
-        n_predict: most tokens; -1: what fits on a canvas; 0: nothing is done.
+        n_predict: most tokens; -1: as many as fit on a canvas; 0: nothing is done.
         n_indent: the text ends before a line that is indented by fewer blanks.
         samplers: which of top_k, top_p, min_p and temperature are used; None: all.
         t_max_prompt_ms, t_max_predict_ms: when both together are over, the text is empty.
         response_fields: the only fields of the reply; a path such as "timings/predicted_ms"
             becomes a field of that very name.
-        cache_prompt, id_slot: where a prompt is kept; they cannot change a result.
+        cache_prompt, id_slot: for the prompt cache; they cannot change a result.
     """
 
     HINTS: ClassVar[Mapping[str, str]] = {
@@ -107,11 +107,10 @@ class InfillRequest(Body):
     id_slot: int | None = None
     diffusion: Diffusion | None = None
 
-    def drawing(self) -> SamplingFields:
-        """The same in the words of all other routes."""
-        found = {name: getattr(self, name) for name in SAMPLERS}
-        if self.samplers is not None:
-            found = {k: v if k in self.samplers else None for k, v in found.items()}
+    def sampling(self) -> SamplingFields:
+        """The same in the words of the other routes."""
+        used = SAMPLERS if self.samplers is None else self.samplers
+        found = {name: getattr(self, name) for name in SAMPLERS if name in used}
         return SamplingFields(
             max_tokens=self.n_predict if (self.n_predict or 0) > 0 else None,
             seed=None if self.seed == -1 else self.seed, diffusion=self.diffusion, **found,

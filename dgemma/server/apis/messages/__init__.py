@@ -1,1 +1,1 @@
-"""The messages API: what it takes, what it does, what it answers."""
+"""Anthropic's API: schema, route, reply."""

@@ -1,4 +1,4 @@
-"""An answer in Anthropic's form: the events of its stream, and the message they fold to.
+"""An answer in Anthropic's form: the events of its stream, and the message that they fold to.
 
 Knows content blocks, event names and stop reasons. Knows nothing about HTTP or how text comes.
 """
@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable, Mapping
+import secrets
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
+from dgemma.server import sse
+from dgemma.server.accounting import DiffusionUsage, Timings, costs_beside
 from dgemma.server.apis.messages.schema import input_json
-from dgemma.server.reply_schema import DiffusionUsage, Timings
+from dgemma.server.exchange import Exchange
+from dgemma.server.pieces import Call, End, Piece, PieceReader, Text, Thought
 from dgemma.text.parse import Delta
 from dgemma.types import Output, ToolCall
 
@@ -30,6 +35,16 @@ class ContentBlocks:
         self._index = -1
         self._open = ""
         self._calls = 0
+
+    def of(self, piece: Piece) -> list[Event]:
+        """The events of one more piece; none of a piece that is not part of the answer."""
+        if isinstance(piece, Text):
+            return self.add(("text", piece.text))
+        if isinstance(piece, Thought):
+            return self.add(("thinking", piece.text))
+        if isinstance(piece, Call):
+            return self.add(("tool_call", piece.call))
+        return self.close() if isinstance(piece, End) else []
 
     def add(self, delta: Delta) -> list[Event]:
         """The events of one more piece."""
@@ -73,23 +88,58 @@ class ContentBlocks:
         return {"type": "content_block_delta", "index": self._index, "delta": dict(delta)}
 
 
-def begin(answer_id: str, model: str, input_tokens: int) -> Event:
-    """The first event."""
-    message: dict[str, Any] = {
-        "id": f"msg_{answer_id}", "type": "message", "role": "assistant", "model": model,
-        "content": [], "stop_reason": None, "stop_sequence": None,
-        "usage": {"input_tokens": input_tokens, "output_tokens": 0},
+class MessageEvents:
+    """The events of one answer, which fold to the plain reply."""
+
+    def __init__(self, exchange: Exchange, reader: PieceReader, input_tokens: int) -> None:
+        """`input_tokens` is the length of the prompt."""
+        self._exchange = exchange
+        self._reader = reader
+        self._input_tokens = input_tokens
+
+    async def whole(self) -> dict[str, Any]:
+        """The plain reply."""
+        async with aclosing(self._events()) as source:
+            return folded([event async for event in source])
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """The same as a stream."""
+        async with aclosing(self._events()) as source:
+            async for event in source:
+                yield sse.event(event, event["type"])
+
+    async def _events(self) -> AsyncGenerator[Event, None]:
+        answer_id = secrets.token_hex(12)
+        blocks = ContentBlocks(answer_id)
+        message: dict[str, Any] = {
+            "id": f"msg_{answer_id}", "type": "message", "role": "assistant",
+            "model": self._exchange.service.name, "content": [], "stop_reason": None,
+            "stop_sequence": None,
+            "usage": {"input_tokens": self._input_tokens, "output_tokens": 0},
+        }  # fmt: skip
+        yield {"type": "message_start", "message": message}
+        yield PING
+        async with aclosing(self._reader.pieces()) as source:
+            async for piece in source:
+                for event in blocks.of(piece):
+                    yield event
+                if isinstance(piece, End):
+                    self._exchange.count([piece])
+                    yield last(piece)
+                    yield {"type": "message_stop"}
+
+
+def last(end: End) -> Event:
+    """The last event before the stop, with fields that Anthropic does not have."""
+    output, spent = end.output, end.output.usage
+    beside = costs_beside([end])
+    return {
+        "type": "message_delta",
+        "delta": {"stop_reason": stop_reason(output), "stop_sequence": output.stopped_by},
+        "usage": {"input_tokens": spent.prompt_tokens, "output_tokens": spent.completion_tokens},
+        "diffusion_usage": beside["diffusion_usage"], "timings": beside["timings"],
+        "seed": output.seed,
     }  # fmt: skip
-    return {"type": "message_start", "message": message}
-
-
-def end(output: Output, usage: Mapping[str, Any], extra: Mapping[str, Any]) -> list[Event]:
-    """The last two events; `extra` are fields that Anthropic does not have."""
-    delta = {"stop_reason": stop_reason(output), "stop_sequence": output.stopped_by}
-    return [
-        {"type": "message_delta", "delta": delta, "usage": dict(usage), **extra},
-        {"type": "message_stop"},
-    ]
 
 
 def stop_reason(output: Output) -> str:

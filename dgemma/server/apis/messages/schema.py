@@ -7,15 +7,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from dgemma.constrain.cache import Calls
-from dgemma.errors import InvalidRequest
+from dgemma.params import SamplingParams
+from dgemma.server.errors import bad_field
 from dgemma.server.request_body import Body, neutral, refuse
-from dgemma.server.sampling_fields import Diffusion, SamplingFields, Stops, bounded
+from dgemma.server.sampling_fields import (
+    Diffusion,
+    SamplingFields,
+    Share,
+    Stops,
+    bounded,
+    wanted_calls,
+)
+from dgemma.server.settings import ServerLimits
 
 IMAGES = ("image", "document")
 
@@ -73,7 +82,7 @@ AnyBlock = Annotated[
 
 
 def _blocks(content: Any) -> Any:
-    """A text as the one block that it stands for; images are refused by name."""
+    """A text as one block; images are refused by name."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
     for block in content if isinstance(content, list) else ():
@@ -160,7 +169,7 @@ class MessagesRequest(CountRequest):
 
     max_tokens: int = bounded("max_tokens", default=...)
     stop_sequences: Stops | None = None
-    temperature: float | None = Field(default=None, ge=0, le=1)
+    temperature: Share | None = None
     top_p: float | None = bounded("top_p")
     top_k: int | None = bounded("top_k")
     stream: bool = False
@@ -169,48 +178,43 @@ class MessagesRequest(CountRequest):
     metadata: Metadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
 
-    def drawing(self) -> SamplingFields:
-        """How it is drawn, in the words of all other routes."""
-        return _Drawing(
+    def params(self, limits: ServerLimits) -> SamplingParams:
+        """See `SamplingFields.params`.
+
+        Raises:
+            InvalidRequest, Refusal: a value that cannot be honoured.
+        """
+        fields = SamplingFields(
             max_tokens=self.max_tokens, stop=self.stop_sequences, temperature=self.temperature,
             top_p=self.top_p, top_k=self.top_k, seed=self.seed, diffusion=self.diffusion,
-            thinking_budget=None if self.thinking is None else self.thinking.budget_tokens,
         )  # fmt: skip
-
-
-class _Drawing(SamplingFields):
-    """With Anthropic's bound of the thought."""
-
-    thinking_budget: int | None = None
-
-    def values(self) -> dict[str, Any]:
-        """See `SamplingFields.values`."""
-        return super().values() | {"thinking_budget": self.thinking_budget}
+        budget = None if self.thinking is None else self.thinking.budget_tokens
+        return replace(fields.params(limits), thinking_budget=budget)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conversation:
-    """What a chat template is given.
+    """The input of a chat template.
 
     Attributes:
-        messages, tools: in OpenAI's form; tools None where they are not shown.
+        messages, tools: in OpenAI's form; tools None if they are not shown.
         thinking: whether the model thinks first.
-        calls: what must be called.
-        begun: text that the answer begins with already.
+        calls: that must be made.
+        prefill: the beginning of the answer.
     """
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None
     thinking: bool
     calls: Calls | None
-    begun: str = ""
+    prefill: str = ""
 
 
 def conversation(request: CountRequest) -> Conversation:
-    """A request as the conversation that it means.
+    """The conversation of a request.
 
     Raises:
-        InvalidRequest: blocks where they cannot stand, a tool result without its call, a choice
+        InvalidRequest: blocks in a wrong place, a tool result without its call, a choice
             of a tool that is not there; the message names the field.
     """
     messages: list[dict[str, Any]] = []
@@ -223,15 +227,12 @@ def conversation(request: CountRequest) -> Conversation:
         else:
             messages.append(_assistant(message.content, where))
     thinking = _thinks(request.thinking)
-    begun = _begun(messages, thinking)
+    prefill = _prefill(messages, thinking)
     tools, calls = _tools(request)
-    if begun and calls:
-        raise InvalidRequest(
-            "tool_choice: an answer that is begun cannot be made to call a tool",
-            field="tool_choice",
-        )
+    if prefill and calls:
+        raise bad_field("tool_choice", "cannot require a call after the beginning of an answer")
     return Conversation(
-        messages=messages, tools=tools, thinking=thinking, calls=calls, begun=begun
+        messages=messages, tools=tools, thinking=thinking, calls=calls, prefill=prefill
     )  # fmt: skip
 
 
@@ -244,30 +245,25 @@ def _thinks(thinking: Thinking | None) -> bool:
     if thinking is None:
         return False
     if (thinking.type == "enabled") != (thinking.budget_tokens is not None):
-        raise InvalidRequest(
-            "thinking.budget_tokens belongs to type 'enabled', which needs it; give both, or none",
-            field="thinking.budget_tokens",
-        )
+        why = "belongs to type 'enabled', which needs it; give both, or none"
+        raise bad_field("thinking.budget_tokens", why)
     return thinking.type != "disabled"
 
 
-def _begun(messages: list[dict[str, Any]], thinking: bool) -> str:
-    """Take the text of a last assistant's message off: the answer goes on from it."""
+def _prefill(messages: list[dict[str, Any]], thinking: bool) -> str:
+    """Take off the text of a last assistant's message, which the answer continues."""
     if messages[-1]["role"] != "assistant":
         return ""
     last = messages.pop()
     if last.get("tool_calls") or thinking:
-        raise InvalidRequest(
-            "messages end with an assistant's turn that cannot be gone on with; end with a "
-            "user's turn (where it calls a tool: with the tool_result)",
-            field="messages",
-        )
-    begun: str = last["content"]
-    if not begun or not any(m["role"] == "user" for m in messages):
-        raise InvalidRequest(
-            "messages need a user's turn, and no empty one behind it", field="messages"
-        )
-    return begun
+        raise bad_field(
+            "messages", "ends with an assistant's turn that cannot be continued; end with a "
+            "user's turn (after a tool call: with its tool_result)",
+        )  # fmt: skip
+    prefill: str = last["content"]
+    if not prefill or not any(m["role"] == "user" for m in messages):
+        raise bad_field("messages", "needs a user's turn, and no empty one after it")
+    return prefill
 
 
 def _user(blocks: Sequence[AnyBlock], where: str) -> list[dict[str, Any]]:
@@ -277,10 +273,7 @@ def _user(blocks: Sequence[AnyBlock], where: str) -> list[dict[str, Any]]:
     for number, block in enumerate(blocks):
         if isinstance(block, ToolResultBlock):
             if texts:
-                raise InvalidRequest(
-                    f"{where}[{number}]: tool_result blocks come first, text behind them",
-                    field=f"{where}[{number}]",
-                )
+                raise bad_field(f"{where}[{number}]", "is a tool_result; put it before all text")
             said = _joined(block.content or "", f"{where}[{number}].content")
             out.append({
                 "role": "tool", "tool_call_id": block.tool_use_id,
@@ -289,10 +282,8 @@ def _user(blocks: Sequence[AnyBlock], where: str) -> list[dict[str, Any]]:
         elif isinstance(block, TextBlock):
             texts.append(block.text)
         else:
-            raise InvalidRequest(
-                f"{where}[{number}]: a user's turn holds no {block.type} block",
-                field=f"{where}[{number}]",
-            )
+            why = f"is a {block.type} block, which a user's turn cannot hold"
+            raise bad_field(f"{where}[{number}]", why)
     if texts or not out:
         out.append({"role": "user", "content": "".join(texts)})
     return out
@@ -309,10 +300,8 @@ def _assistant(blocks: Sequence[AnyBlock], where: str) -> dict[str, Any]:
             function = {"name": block.name, "arguments": block.input}
             calls.append({"id": block.id, "type": "function", "function": function})
         else:
-            raise InvalidRequest(
-                f"{where}[{number}]: an assistant's turn holds no tool_result",
-                field=f"{where}[{number}]",
-            )
+            why = "is a tool_result, which an assistant's turn cannot hold"
+            raise bad_field(f"{where}[{number}]", why)
     out: dict[str, Any] = {"role": "assistant", "content": "".join(texts)}
     if thoughts:
         out["reasoning_content"] = "\n".join(thoughts)
@@ -332,50 +321,30 @@ def _joined(content: str | Sequence[TextBlock | Mapping[str, Any]], where: str =
             continue
         kind, text = block.get("type"), block.get("text")
         if kind in IMAGES:
-            raise InvalidRequest(
-                f"{where}[{number}]: {kind}s are not supported yet; send text",
-                field=f"{where}[{number}]",
-            )
+            why = f"is of type {kind!r}, which is not supported yet; send text"
+            raise bad_field(f"{where}[{number}]", why)
         if kind != "text" or not isinstance(text, str):
-            raise InvalidRequest(
-                f"{where}[{number}] must be a block of type 'text'", field=f"{where}[{number}]"
-            )
+            raise bad_field(f"{where}[{number}]", "must be a block of type 'text'")
         texts.append(text)
     return "".join(texts)
 
 
-def _tools(
-    request: CountRequest,
-) -> tuple[list[dict[str, Any]] | None, Calls | None]:
-    """Tools as they are shown, and what must be called."""
-    tools = [
+def _tools(request: CountRequest) -> tuple[list[dict[str, Any]] | None, Calls | None]:
+    """The tools to show, and the calls to ask of the model."""
+    tools: list[dict[str, Any]] = [
         {"type": "function", "function": {
             "name": tool.name, "description": tool.description, "parameters": tool.input_schema,
         }}
         for tool in request.tools or ()
     ]  # fmt: skip
-    choice = request.tool_choice
-    if choice is None:
-        return tools or None, None
+    choice = request.tool_choice or ToolChoice(type="auto")
     if choice.name is not None and choice.type != "tool":
-        raise InvalidRequest(
-            f"tool_choice.name has no meaning with type {choice.type!r}", field="tool_choice.name"
-        )
-    if choice.type in ("any", "tool") and not tools:
-        raise InvalidRequest(
-            "tool_choice needs tools; give some, or leave it out", field="tool_choice"
-        )
-    if choice.type == "tool":
-        names = [tool["function"]["name"] for tool in tools]  # type: ignore[index]
-        if choice.name not in names:
-            raise InvalidRequest(
-                f"tool_choice.name {choice.name!r} is none of the tools {names}",
-                field="tool_choice.name",
-            )
-        return tools, Calls(tools, choice.name)
-    if choice.type == "none":
-        return None, None
-    return tools or None, Calls(tools) if choice.type == "any" else None
+        raise bad_field("tool_choice.name", f"has no meaning with type {choice.type!r}")
+    names = [tool.name for tool in request.tools or ()]
+    if tools and choice.type == "tool" and choice.name not in names:
+        raise bad_field("tool_choice.name", f"{choice.name!r} is none of the tools {names}")
+    wanted = {"any": "required", "tool": "required"}.get(choice.type, choice.type)
+    return wanted_calls(tools, wanted, choice.name)
 
 
 def input_json(value: Mapping[str, Any]) -> str:

@@ -1,1 +1,1 @@
-"""The meta API: what it takes, what it does, what it answers."""
+"""Models, health, metrics, and the tokenizer over HTTP: schema, route."""

@@ -1,4 +1,4 @@
-"""The shapes of the small routes: models, health, and the tokenizer over HTTP.
+"""Requests and replies of the small routes: models, health, and the tokenizer over HTTP.
 
 Knows fields. Knows nothing about HTTP.
 """

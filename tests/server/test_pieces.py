@@ -92,16 +92,16 @@ def scored(text: str, *, size: int, must_call: bool = False) -> tuple[Folded, st
     tokenizer = nano().frontend.tokenizer
     ids = tokenizer.encode(text, control=True)
     reader = AnswerReader(tokenizer, chat=True, must_call=must_call)
-    with_errors, scores = list[Event](), list[TokenScore]()
+    history, scores = list[Event](), list[TokenScore]()
     for canvas, low in enumerate(range(0, len(ids), size)):
         piece = ids[low : low + size]
         reader.should_stop(piece)
         own = tuple(TokenScore(token_id=token_id, logprob=-1.0) for token_id in piece)
         scores += own
-        with_errors.append(Event(type="commit", canvas=canvas, ids=tuple(piece), scores=own))
+        history.append(Event(type="commit", canvas=canvas, ids=tuple(piece), scores=own))
     output = Output(token_ids=tuple(ids), scores=tuple(scores), finish_reason="length")
-    with_errors.append(Event(type="done", output=output))
-    stream = TextStream(Written(with_errors), reader)
+    history.append(Event(type="done", output=output))
+    stream = TextStream(Written(history), reader)
     request = Request(token_ids=(2, 300), params=SamplingParams(logprobs=0))
     reader = PieceReader(nano().facts, request, stream, chat=True, must_call=must_call)
     folded = asyncio.run(fold(reader.pieces()))
@@ -148,9 +148,9 @@ def test_a_call_that_is_cut_off_in_every_api(must: bool) -> None:
     model = Recorder(lambda request: written(request, [ids], reason="length"))
     tools = [{"type": "function", "function": TOOL}]
     choice = "required" if must else "auto"
-    with_errors = serve(model).ask(tools=tools, tool_choice=choice).json()["choices"][0]
-    assert with_errors["message"]["content"] == ("" if must else begun)
-    assert with_errors["finish_reason"] == "length"
+    cut = serve(model).ask(tools=tools, tool_choice=choice).json()["choices"][0]
+    assert cut["message"]["content"] == ("" if must else begun)
+    assert cut["finish_reason"] == "length"
     asked = {
         "messages": QUESTION, "max_tokens": 8, "tool_choice": {"type": "any" if must else "auto"},
         "tools": [{"name": "f", "input_schema": TOOL["parameters"]}],

@@ -1,0 +1,248 @@
+"""OpenAI's n choices: the fields that ask for them, and their reply, as a whole or in chunks.
+
+Knows the common part of the chat API and the old completions API. Knows nothing about HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
+
+from pydantic import Field, model_validator
+
+from dgemma.compose.drafts import drafts
+from dgemma.frontend import ModelFacts
+from dgemma.params import SamplingParams
+from dgemma.server import sse
+from dgemma.server.accounting import costs, costs_beside
+from dgemma.server.exchange import Exchange
+from dgemma.server.pieces import End, Folded, Frame, Piece, Progress, Scores, Text, fold
+from dgemma.server.request_body import Body, neutral, refuse
+from dgemma.server.sampling_fields import SamplingFields
+from dgemma.text.tokenizer import Tokenizer
+from dgemma.types import ENTROPY_PER_NAT, Request, TokenScore
+
+STATES = ("renoised", "accepted", "pinned")
+"""A position's state, by `Event.accepted`."""
+
+LEAST = -9999.0
+"""Stands for the logarithm of zero, which JSON cannot hold."""
+
+
+class StreamOptions(Body):
+    """Further chunks of a stream."""
+
+    include_usage: bool | None = None
+    include_obfuscation: Annotated[
+        bool | None, neutral(False, why="chunks are not padded against observers")
+    ] = None
+
+
+class ChoiceFields(SamplingFields):
+    """Fields of a request for choices."""
+
+    model: str | None = None
+    n: int | None = Field(default=None, ge=1, description="answers, with seeds seed, seed + 1, ...")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _streamed(self) -> ChoiceFields:
+        if not self.stream:
+            if self.stream_options:
+                raise refuse("stream_options", "needs stream: true; give both")
+            if self.denoising.stream != "off":
+                raise refuse("diffusion.stream", "needs stream: true; give both")
+        if self.denoising.stream_interval > 1 and not self.drafts:
+            raise refuse("diffusion.stream_interval", "needs drafts; set diffusion.stream")
+        return self
+
+    @property
+    def drafts(self) -> bool:
+        """Whether frames are wanted."""
+        return self.denoising.stream != "off"
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream's last chunk has the usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def requests(
+        self, facts: ModelFacts, prompts: Sequence[Sequence[int]], params: SamplingParams, n: int
+    ) -> list[Request]:
+        """The requests to the model, n for each prompt, side by side.
+
+        Raises:
+            InvalidRequest: a field that cannot be honoured.
+        """
+        control = self.canvas(facts, params)
+        return [
+            replace(request, frames=self.drafts, status=self.drafts, canvas=control)
+            for request in drafts(prompts, params, n)
+        ]
+
+
+A = TypeVar("A", bound=ChoiceFields)
+
+
+class Choices(ABC, Generic[A]):
+    """The reply of a request for choices; see `dgemma.server.exchange.Reply`.
+
+    Attributes:
+        PREFIX: of the reply's id.
+        KIND, CHUNK: the `object` of a reply and of a chunk.
+    """
+
+    PREFIX: ClassVar[str]
+    KIND: ClassVar[str]
+    CHUNK: ClassVar[str]
+
+    def __init__(
+        self, exchange: Exchange, sources: list[AsyncGenerator[Piece, None]], asked: A
+    ) -> None:
+        """`sources` are the pieces of each choice; every `asked.n` of them share a prompt."""
+        self._exchange = exchange
+        self._sources = sources
+        self._asked = asked
+        self._share = asked.n or 1
+        self._usage: dict[str, Any] = {"usage": None} if asked.include_usage else {}
+        self._tokens = asked.denoising.stream == "tokens"
+        self._head = head(self.PREFIX, exchange.service.name)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's."""
+        return self._exchange.service.facts.tokenizer
+
+    @abstractmethod
+    def choice(self, number: int, folded: Folded) -> dict[str, Any]:
+        """A whole choice."""
+
+    @abstractmethod
+    def chunk(
+        self, number: int, content: str | None = None, *,
+        logprobs: dict[str, Any] | None = None, reason: str | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """A part of a choice."""
+
+    @abstractmethod
+    def logprobs(self, scores: Sequence[TokenScore], first: int = 0) -> dict[str, Any] | None:
+        """Log-probabilities of a choice's tokens from one on, if they are asked for."""
+
+    async def whole(self) -> dict[str, Any]:
+        """The plain reply."""
+        return self.folded(await asyncio.gather(*map(fold, self._sources)))
+
+    def folded(self, choices: Sequence[Folded]) -> dict[str, Any]:
+        """The plain reply from choices that are done."""
+        shown = [self.choice(number, one) for number, one in enumerate(choices)]
+        return self._head | {"object": self.KIND, "choices": shown} | self._costs(choices)
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """The chunks of a stream, without its last line."""
+        head = self._head | {"object": self.CHUNK} | self._usage
+        source = sse.merge(self._sources)
+        folded = [Folded() for _ in self._sources]
+        try:
+            for choice in self.opening():
+                yield sse.event(head | {"choices": [choice]})
+            async for number, piece in source:
+                folded[number].add(piece)
+                for choice, beside in self.parts(number, piece, folded[number]):
+                    yield sse.event(head | {"choices": [choice]} | beside)
+            spent = self._costs(folded)
+            if self._usage:
+                yield sse.event(head | {"choices": []} | spent)
+        finally:
+            await source.aclose()
+
+    def opening(self) -> Iterator[dict[str, Any]]:
+        """Chunks that come before any piece."""
+        yield from ()
+
+    def parts(
+        self, number: int, piece: Piece, so_far: Folded
+    ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """The chunks of one piece: a choice, and the fields beside the choices."""
+        if isinstance(piece, Text):
+            yield self.chunk(number, piece.text), {}
+        elif isinstance(piece, Frame):
+            yield self.chunk(number), draft(piece, self.tokenizer if self._tokens else None)
+        elif isinstance(piece, Progress):
+            yield self.chunk(number), {"diffusion": progress(piece)}
+        elif isinstance(piece, Scores):
+            first = len(so_far.scores) - len(piece.scores)
+            yield self.chunk(number, logprobs=self.logprobs(so_far.scores, first)), {}
+        elif isinstance(piece, End):
+            yield self.chunk(number, reason=finish_reason(so_far)), self.last(piece)
+
+    def last(self, end: End) -> dict[str, Any]:
+        """The fields beside a choice's last chunk."""
+        return costs_beside([end])
+
+    def _costs(self, folded: Sequence[Folded]) -> dict[str, Any]:
+        ends = [one.ended for one in folded]
+        self._exchange.count(ends, self._share)
+        return costs(ends, self._share)
+
+
+def head(prefix: str, model: str) -> dict[str, Any]:
+    """The beginning of a reply and of each of its chunks."""
+    return {"id": f"{prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
+
+
+def finish_reason(folded: Folded) -> str:
+    """The engine's reason in OpenAI's words."""
+    if folded.ended.output.finish_reason == "length":
+        return "length"
+    return "tool_calls" if folded.calls else "stop"
+
+
+def progress(piece: Progress) -> dict[str, Any]:
+    """A status or a commit."""
+    event = piece.event
+    if event.type == "commit":
+        return {
+            "type": "commit", "canvas": event.canvas, "tokens": len(event.ids),
+            "steps": event.step, "whole": event.whole, "stop_reason": event.reason or None,
+        }  # fmt: skip
+    found = {"type": "status", "state": event.state}
+    if event.state == "queued":
+        return found
+    return found | {"encoded": event.step, "prompt_tokens": piece.prompt_tokens}
+
+
+def draft(piece: Frame, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """A draft as fields beside the choices: our own and those of Unsloth Studio.
+
+    Args:
+        tokenizer: to show each position; None: only the text.
+    """
+    event = piece.event
+    found: dict[str, Any] = {
+        "type": "frame", "canvas": event.canvas, "step": event.step, "max_steps": piece.most_steps,
+        "mean_entropy": round(piece.mean_entropy, 5),
+        "accepted": event.accepted.count(1), "renoised": event.accepted.count(0),
+        "pinned": event.accepted.count(2), "text": piece.text,
+    }  # fmt: skip
+    if piece.thinking:
+        found["thinking"] = piece.thinking
+    if tokenizer is not None:
+        found["tokens"] = [
+            {
+                "position": position, "id": token_id, "text": tokenizer.token_text(token_id),
+                "state": STATES[state], "entropy": entropy / ENTROPY_PER_NAT,
+            }
+            for position, (token_id, state, entropy) in enumerate(
+                zip(event.ids, event.accepted, event.entropy, strict=True)
+            )
+        ]  # fmt: skip
+    return {
+        "diffusion": found, "type": "diffusion_frame", "block": event.canvas, "step": event.step,
+        "total": piece.most_steps, "text": piece.text,
+    }  # fmt: skip
