@@ -6,7 +6,7 @@ checkpoint's directory and a few numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,15 +28,11 @@ REFERENCE_SHARE = 4
 """At most one part in that many of the context goes to text that is only shown for reference."""
 
 
-class Events(Protocol):
-    """The engine's events of one request."""
-
-    def __next__(self) -> Event:
-        """The next event; the last is "done"."""
-        ...
+class Events(Iterator[Event], Protocol):
+    """The engine's events of one request; the last is "done"."""
 
     async def __anext__(self) -> Event:
-        """The same in an event loop."""
+        """The next event, in an event loop."""
         ...
 
     def close(self) -> None:
@@ -44,7 +40,7 @@ class Events(Protocol):
         ...
 
 
-class TextStream:
+class TextStream(Iterator[Event], AsyncIterator[Event]):
     """The events of one request with their text; iterate it with `for` or `async for`.
 
     `close` works at any time. Before the end it cancels the request: nothing more is computed for
@@ -60,16 +56,10 @@ class TextStream:
     def __repr__(self) -> str:
         return f"TextStream({'running' if self._output is None else self._output})"
 
-    def __iter__(self) -> TextStream:
-        return self
-
     def __next__(self) -> Event:
         if self._output is not None:
             raise StopIteration
         return self._with_text(next(self._events))
-
-    def __aiter__(self) -> TextStream:
-        return self
 
     async def __anext__(self) -> Event:
         if self._output is not None:

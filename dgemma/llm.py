@@ -159,7 +159,7 @@ class LLM:
         return self.engine.counters()
 
     def close(self, *, finish: bool = False) -> None:
-        """Cancel what runs, or wait until it is finished, and take no further request."""
+        """Cancel the running requests, or let them finish; take no further one."""
         self.worker.close(finish=finish)
 
     def run(
@@ -369,7 +369,7 @@ def load(
 
     Raises:
         ModelNotFound, ConfigError, CheckpointError, TokenizerError, TemplateError, DeviceError:
-            what is wrong and what to do; nothing is half loaded.
+            each names its remedy; nothing is half loaded.
     """
     directory, _ = find_model(name)
     checkpoint = open_checkpoint(directory, strict=strict)

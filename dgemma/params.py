@@ -19,7 +19,7 @@ WIDTH_STEP, END_ROOM = 32, 16
 MOST_ALTERNATIVES = 64
 
 CONSTRAINT_FIELDS = ("json_schema", "regex", "grammar", "choices")
-"""Fields that say what an answer as a whole must be."""
+"""Fields that constrain an answer as a whole; at most one of them is given."""
 
 COLDEST, HOTTEST, MOST_BIAS = 1e-3, 1e3, 1e9
 """Temperatures and additions to logits beyond these overflow, or vanish, in 32 bits."""
@@ -68,10 +68,10 @@ class SamplingKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class SamplingOption:
-    """What holds for one field of `SamplingParams`.
+    """The rule of one field of `SamplingParams`.
 
     Attributes:
-        check: from name, value and this to the value's plain form.
+        check: from name, value and rule to the value's plain form.
         help: one line for people.
         least, most: bounds of a number; `most` members of a list; None: no end.
         refused_by: "autoregressive" (it is greedy, so it draws nothing; it has neither steps nor
@@ -91,7 +91,8 @@ def _option(*rule: Any, **more: Any) -> Any:
     return dataclasses.field(default=None, metadata={"option": SamplingOption(*rule, **more)})
 
 
-def _refused(name: str, must: str, value: Any = dataclasses.MISSING) -> InvalidRequest:
+def refused(name: str, must: str, value: Any = dataclasses.MISSING) -> InvalidRequest:
+    """The error of a field whose value is not as it must be."""
     got = "" if value is dataclasses.MISSING else f", got {value!r}"
     return InvalidRequest(f"{name} must {must}{got}", field=name)
 
@@ -100,37 +101,37 @@ def _integer(name: str, value: Any, option: SamplingOption) -> object:
     if name == "canvas_length" and value == "auto":
         return value
     if isinstance(value, bool) or not isinstance(value, int):
-        raise _refused(name, "be an integer", value)
+        raise refused(name, "be an integer", value)
     if value < option.least:
-        raise _refused(name, f"be at least {option.least}", value)
+        raise refused(name, f"be at least {option.least}", value)
     if option.most is not None and value > option.most:
-        raise _refused(name, f"be at most {option.most}", value)
+        raise refused(name, f"be at most {option.most}", value)
     return value
 
 
 def _number(name: str, value: Any, option: SamplingOption) -> object:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _refused(name, "be a number", value)
+        raise refused(name, "be a number", value)
     zero = value == 0 and (option.least > 0 or name == "top_p")
     if zero or not 0 <= value <= sys.float_info.max:
-        raise _refused(name, "be positive and finite", value)
+        raise refused(name, "be positive and finite", value)
     if option.most == HOTTEST and value and not COLDEST <= value <= HOTTEST:
-        raise _refused(name, f"be {COLDEST} to {HOTTEST:.0f}", value)
+        raise refused(name, f"be {COLDEST} to {HOTTEST:.0f}", value)
     if option.most is not None and value > option.most:
-        raise _refused(name, f"be at most {option.most}", value)
+        raise refused(name, f"be at most {option.most}", value)
     return value
 
 
 def _flag(name: str, value: Any, option: SamplingOption) -> object:
     if not isinstance(value, bool):
-        raise _refused(name, "be true or false", value)
+        raise refused(name, "be true or false", value)
     return value
 
 
 def _strings(name: str, value: Any, option: SamplingOption) -> object:
     strings = (value,) if isinstance(value, str) else value
     if not isinstance(strings, Sequence) or not all(isinstance(s, str) and s for s in strings):
-        raise _refused(name, "be a list of strings that are not empty")
+        raise refused(name, "be a list of strings that are not empty")
     longest = max(map(len, strings), default=0)
     if option.most is not None and longest > LONGEST_STRING:
         raise InvalidRequest(
@@ -144,7 +145,7 @@ def _strings(name: str, value: Any, option: SamplingOption) -> object:
 def _ids(name: str, value: Any, option: SamplingOption) -> object:
     ids = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
     if not ids or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-        raise _refused(name, "be a list of token ids that is not empty")
+        raise refused(name, "be a list of token ids that is not empty")
     return _few(name, tuple(dict.fromkeys(ids)), "ids", option)
 
 
@@ -160,21 +161,21 @@ def _bias(name: str, value: Any, option: SamplingOption) -> object:
     try:
         bias = {int(i): float(added) for i, added in value.items()}
     except (AttributeError, TypeError, ValueError, OverflowError) as error:
-        raise _refused(name, "map token ids to numbers") from error
+        raise refused(name, "map token ids to numbers") from error
     if not all(abs(added) <= MOST_BIAS for added in bias.values()):
-        raise _refused(name, f"hold numbers of {MOST_BIAS:.0e} at most")
+        raise refused(name, f"hold numbers of {MOST_BIAS:.0e} at most")
     return bias
 
 
 def _text(name: str, value: Any, option: SamplingOption) -> object:
     if not isinstance(value, str):
-        raise _refused(name, "be a string", value)
+        raise refused(name, "be a string", value)
     return value
 
 
 def _schema(name: str, value: Any, option: SamplingOption) -> object:
     if not isinstance(value, (Mapping, str, bool)):
-        raise _refused(name, "be a JSON object, its text, or true")
+        raise refused(name, "be a JSON object, its text, or true")
     return value
 
 
@@ -203,7 +204,7 @@ class SamplingParams:
         _integer, "how many earlier canvases must equal the newest", 0, _WORD
     )
     ignore_tail: bool | None = _option(
-        _flag, "behind the first end id nothing must be stable or certain"
+        _flag, "after the first end id nothing must be stable or certain"
     )
     stable_prefix: bool | None = _option(
         _flag, "emit text as soon as it can no longer change, canvas finished or not",
@@ -315,7 +316,7 @@ class SamplingParams:
 
     @property
     def constraint_field(self) -> str | None:
-        """Which field says what the answer as a whole must be."""
+        """The field that constrains the answer as a whole, if one does."""
         return next((name for name in CONSTRAINT_FIELDS if getattr(self, name) is not None), None)
 
     @classmethod
@@ -375,7 +376,7 @@ RELEASED = SamplingParams(
 
 
 def canvas_width(params: SamplingParams, full: int) -> int:
-    """Tokens of a canvas under `params`, where the checkpoint's own canvas has `full`.
+    """Tokens of a canvas under `params`; the checkpoint's own canvas has `full`.
 
     Raises:
         InvalidRequest: a wider canvas than the checkpoint's.

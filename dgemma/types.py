@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from dgemma.errors import InvalidRequest
-from dgemma.params import MOST_BIAS, SamplingParams
+from dgemma.params import MOST_BIAS, SamplingParams, refused
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,11 +104,11 @@ class CanvasControl:
     """The caller's control of the first canvas of a request; positions count from 0.
 
     Attributes:
-        ids: what the canvas begins with, one id a position; -1, or past the end: noise.
+        ids: the beginning of the canvas, one id a position; -1, or past the end: noise.
         pinned: positions that keep their id to the end. They count neither for the positions that
             a step accepts nor for the end of the canvas.
         strength: how much of the other given ids gives way to noise, 0 (none) to 1 (all); the
-            temperatures begin at the step where that much of the schedule is left.
+            temperatures begin at the step that leaves that much of the schedule.
         allowed: lists of ids.
         masks: for each position the list of `allowed` that holds there; -1, or past the end: any
             id.
@@ -130,7 +130,7 @@ class CanvasControl:
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:
-            raise InvalidRequest(f"strength must be 0 to 1, got {self.strength}", field="strength")
+            raise refused("strength", "be 0 to 1", self.strength)
         for position in self.pinned:
             if not 0 <= position < len(self.ids) or self.ids[position] < 0:
                 raise InvalidRequest(f"position {position} is pinned but has no id", field="pinned")
@@ -239,28 +239,18 @@ class Request:
     def __post_init__(self) -> None:
         for name in ("owner", "replaces"):
             if not isinstance(getattr(self, name), str):
-                raise InvalidRequest(
-                    f"{name} must be a string, got {getattr(self, name)!r}", field=name
-                )
+                raise refused(name, "be a string", getattr(self, name))
         if isinstance(self.priority, bool) or not isinstance(self.priority, int):
-            raise InvalidRequest(
-                f"priority must be an integer, got {self.priority!r}", field="priority"
-            )
+            raise refused("priority", "be an integer", self.priority)
         if abs(self.priority) > MOST_PRIORITY:
-            raise InvalidRequest(
-                f"priority must be -{MOST_PRIORITY} to {MOST_PRIORITY}, got {self.priority}",
-                field="priority",
-            )
+            raise refused("priority", f"be -{MOST_PRIORITY} to {MOST_PRIORITY}", self.priority)
         for name in ("deadline_s", "queue_timeout_s"):
             value = getattr(self, name)
             if value is None:
                 continue
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not 0 < value <= MOST_SECONDS:
-                raise InvalidRequest(
-                    f"{name} must be above 0 and at most {MOST_SECONDS} seconds, got {value!r}",
-                    field=name,
-                )
+                raise refused(name, f"be above 0 and at most {MOST_SECONDS} seconds", value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,8 +282,7 @@ class TraceStep:
         temperature: of this step.
         ids: the canvas the network read.
         argmax: the most likely id of each position.
-        accepted: 1 where the sample was accepted, 2 where the position is pinned, else 0, one byte
-            a position.
+        accepted: one byte a position: 1 if its sample was accepted, 2 if it is pinned, else 0.
         entropy: nats of each position under the tempered distribution.
         reason: why the canvas ended here: "converged", "step_cap", or "" if it went on.
     """
@@ -376,7 +365,7 @@ class Event:
         scores: of a commit's ids, if the request asks for them.
         state: on "status".
         text: `ids` as text; filled in by `LLM`.
-        accepted: one byte a position: 1 where this step accepted its sample, 2 where it is pinned.
+        accepted: one byte a position: 1 if this step accepted its sample, 2 if it is pinned.
         entropy: one byte a position, see `ENTROPY_PER_NAT`.
         output: the finished answer, on "done" alone.
     """

@@ -1,4 +1,4 @@
-"""What a user meets first: keywords, batches, mistakes with a hint, short reprs, `python -m`."""
+"""The first calls of a user: keywords, batches, mistakes with a hint, short reprs, `python -m`."""
 
 from __future__ import annotations
 

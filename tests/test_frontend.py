@@ -1,4 +1,4 @@
-"""The text side of a model by itself: what another process must be able to do without torch."""
+"""The text side of a model by itself, as another process uses it: without torch."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable, Sequence
 from typing import TypeVar
 
 from dgemma.errors import EngineError, InvalidRequest
-from dgemma.params import SamplingParams
+from dgemma.params import SamplingParams, refused
 from dgemma.types import Output, Request, Usage
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ def run(requests: Sequence[Request]) -> Plan[list[Output]]:
 
 
 def total(usages: Iterable[Usage]) -> Usage:
-    """The sum of what several requests cost."""
+    """The cost of several requests together."""
     kept = list(usages)
     return Usage(
         prompt_tokens=sum(u.prompt_tokens for u in kept),
@@ -57,10 +57,10 @@ def share(name: str, value: object) -> float:
     """A number from 0 to 1.
 
     Raises:
-        InvalidRequest: it is none.
+        InvalidRequest: another value.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise InvalidRequest(f"{name} must be a number from 0 to 1, got {value!r}", field=name)
+        raise refused(name, "be a number from 0 to 1", value)
     return float(value)
 
 
@@ -68,7 +68,7 @@ def refuse(params: SamplingParams, names: Iterable[str], why: str) -> None:
     """Refuse parameters that a plan cannot honour.
 
     Raises:
-        InvalidRequest: one of `names` is set; `why` says what to do.
+        InvalidRequest: one of `names` is set; `why` names the remedy.
     """
     for name in names:
         if getattr(params, name) is not None:

@@ -1,7 +1,7 @@
 """One pass: a forward over the parts of all scheduled sequences, then the vocabulary.
 
 Computes, and changes nothing that a second try would miss. It must not know the order of the
-sequences, or what becomes of its results.
+sequences, or the use of its results.
 """
 
 from __future__ import annotations

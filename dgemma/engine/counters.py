@@ -13,7 +13,7 @@ Part = Literal["schedule", "forward", "vocabulary", "apply"]
 
 @dataclass(slots=True, kw_only=True)
 class Counters:
-    """The state of an engine, and what it has done since it was made.
+    """The state of an engine, and its work since it was made.
 
     Attributes:
         waiting, running: requests.

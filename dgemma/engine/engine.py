@@ -79,7 +79,7 @@ class Engine:
             end_ids: ids that end an answer; None: those of the config.
             defaults: the checkpoint's own sampler.
             chunk: most prompt tokens of one request that a step encodes.
-            cache_bytes: memory for keys and values; None: a share of what is free.
+            cache_bytes: memory for keys and values; None: a share of the free memory.
             max_running, max_tokens, max_waiting: see `Scheduler`.
             clock: seconds, for deadlines and ageing.
 
@@ -336,7 +336,7 @@ class Engine:
         self._live.remove(seq)
         try:
             self.scheduler.remove(seq)
-        finally:  # whatever is wrong here, nobody may wait for this sequence
+        finally:  # even after a fault here nobody may wait for this sequence
             self._report(seq)
 
     def _report(self, seq: Sequence) -> None:
@@ -350,10 +350,10 @@ class Engine:
         with self._alone():
             self.scheduler.pages.forget()
 
-    # -- what there is to see ------------------------------------------------------------------
+    # -- counters ------------------------------------------------------------------------------
 
     def counters(self) -> Counters:
-        """Plain numbers about what runs and what has run."""
+        """The state of the engine and its work so far, as plain numbers."""
         scheduler, pages, counted = self.scheduler, self.scheduler.pages, self._counted
         return replace(
             counted,

@@ -79,16 +79,10 @@ class EventStream(Iterator[Event], AsyncIterator[Event]):
         self._step = step
         self._over = False
 
-    def __iter__(self) -> EventStream:
-        return self
-
     def __next__(self) -> Event:
         if self._over:
             raise StopIteration
         return self._seen(self._events.wait() if self._step is None else self._driven(self._step))
-
-    def __aiter__(self) -> EventStream:
-        return self
 
     async def __anext__(self) -> Event:
         if self._over:

@@ -8,7 +8,7 @@ by the tokens they have had, within an owner sequences go in order of arrival.
 When pages run out, the scheduler preempts the running sequence of the lowest priority, the latest
 of them: it keeps its canvas and loses its pages, which stay cached as long as nobody needs them.
 
-It must not know tensors (no torch), threads, or what a pass computes; the clock is handed in.
+It must not know tensors (no torch), threads or clocks; the time is handed in.
 """
 
 from __future__ import annotations
@@ -210,9 +210,9 @@ class Scheduler:
     def _next_for(self, seq: Sequence) -> Scheduled:
         """The next part of a sequence.
 
-        A piece of a prompt ends where a page does, see `CachedContext`. With the last piece goes
-        the first step of the canvas: its keys are there, layer by layer, when the canvas reads
-        them, and the weights are read once for both.
+        A piece of a prompt ends at the end of a page, see `CachedContext`. The last piece runs
+        together with the first step of the canvas: its keys are there, layer by layer, when the
+        canvas reads them, and the weights are read once for both.
         """
         done, context = seq.encoded, len(seq.context)
         most = min(self.chunk, self.limit)

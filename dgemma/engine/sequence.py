@@ -90,7 +90,7 @@ class Sequence:
     def __post_init__(self) -> None:
         self.context += self.request.token_ids
 
-    # -- what the scheduler asks ---------------------------------------------------------------
+    # -- for the scheduler ---------------------------------------------------------------------
 
     @property
     def priority(self) -> int:

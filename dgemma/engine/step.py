@@ -37,7 +37,7 @@ class CanvasState:
 
     Attributes:
         spec: of the canvases.
-        head: for what is decided position by position.
+        head: for decisions on single positions.
         constrained: keeps the answer in its grammar.
         canvas: the one being denoised, None between two.
     """
@@ -109,7 +109,7 @@ def _control(seq: Sequence) -> CanvasControl | None:
 
 
 def apply(scheduled: Scheduled, result: StepResult) -> None:
-    """Take in the result of a pass; the scheduler knows already what was encoded."""
+    """Take in the result of a pass; the scheduler has recorded the encoded tokens already."""
     seq = scheduled.sequence
     if scheduled.count:
         _take_encoded(seq, result, scheduled.count)

@@ -18,7 +18,7 @@ from dgemma.engine.engine import Engine
 from dgemma.engine.events import EventStream
 from dgemma.engine.sequence import Sequence, ShouldStop
 from dgemma.errors import EngineError
-from dgemma.types import Event, Request
+from dgemma.types import Request
 
 Message = tuple[Literal["add", "cancel"], Sequence] | tuple[Literal["close"], bool]
 Inbox = queue.SimpleQueue[Message]  # its `put` may be called while garbage is collected
@@ -47,7 +47,7 @@ class Worker:
         Raises:
             InvalidRequest, ContextOverflow: it cannot be honoured; nothing was started.
             Overloaded: too many requests wait.
-            EngineError: the worker is closed, or stayed behind in the parent of this process.
+            EngineError: the worker is closed, or its thread is in the parent of this process.
         """
         seq = self.engine.prepare(request, should_stop, constrained)
         if self._process != os.getpid():
@@ -76,7 +76,7 @@ class Worker:
         self._inbox.put(("cancel", seq))
 
     def close(self, *, finish: bool = False) -> None:
-        """End what runs, or let it finish; no further request is taken. Waits for the thread."""
+        """End the running requests, or let them finish, and wait; take no further one."""
         with self._starting:
             self._closed = True
             thread = self._thread
@@ -87,7 +87,7 @@ class Worker:
 
 def _end(inbox: Inbox, thread: threading.Thread) -> None:
     if not thread.is_alive():
-        return  # it ended, or stayed behind in the parent of this process
+        return  # it ended, or it is in the parent of this process
     inbox.put(("close", False))
     if thread is not threading.current_thread():
         thread.join()
@@ -100,19 +100,18 @@ def _serve(engine: Engine, inbox: Inbox) -> None:
         wait = not engine.running and not closing
         while wait or not inbox.empty():
             wait = False
-            kind, what = inbox.get()
-            if kind == "close":
-                closing, finish = True, bool(what)
-            elif isinstance(what, Sequence):
-                _pass_on(engine, kind, what)
+            kind, subject = inbox.get()
+            if isinstance(subject, Sequence):
+                _pass_on(engine, kind, subject)
+            else:
+                closing, finish = True, subject
         if engine.running and not (closing and not finish):
             _step(engine)
+    while not inbox.empty():  # sent while the last step ran
+        kind, subject = inbox.get()
+        if isinstance(subject, Sequence):
+            _pass_on(engine, kind, subject)
     engine.end_all()
-    while not inbox.empty():  # added while the last step ran
-        _, what = inbox.get()
-        if isinstance(what, Sequence) and what.output is None:
-            what.finish("cancelled")
-            what.events.put(Event(type="done", index=what.request.index, output=what.output))
 
 
 def _pass_on(engine: Engine, kind: str, seq: Sequence) -> None:

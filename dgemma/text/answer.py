@@ -84,7 +84,7 @@ class AnswerReader:
         return self._advance(final=False)
 
     def finish(self) -> str:
-        """What was held back."""
+        """End the answer, and return the text that was held back."""
         if self.stopped:
             return ""
         if self._parser is not None:

@@ -113,7 +113,7 @@ class StreamParser:
             self._state = "thinking"
 
     def push(self, ids: Sequence[int]) -> list[Delta]:
-        """Read these ids and return what they add, neighbours of one field joined.
+        """Read these ids and return the deltas, neighbours of one field joined.
 
         Nothing counts after the first end id.
 
@@ -136,7 +136,7 @@ class StreamParser:
         return _joined(out)
 
     def finish(self) -> list[Delta]:
-        """End the answer, and return what was held back."""
+        """End the answer, and return the deltas that were held back."""
         out: list[Delta] = []
         self._end(out)
         return _joined(out)
