@@ -22,7 +22,7 @@ class Lines:
     Attributes:
         title, x, y: names of the axes with their units.
         series: name -> points.
-        fits: name -> line, where there is one.
+        fits: name -> line, if one was fitted.
     """
 
     title: str

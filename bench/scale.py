@@ -43,7 +43,7 @@ NOTES = (
     "layers is fitted beyond the window only.",
     "Canvas, batch and layers: whole steps of the engine, vocabulary included. Layers repeat those "
     "of the model: n sliding ones before one full, and n full ones, so a slope is the cost of one.",
-    "`change` is what the line rises from the first point to the last, of its value at the first.",
+    "`change` is the rise of the line from first to last point, over its value at the first.",
 )
 
 
@@ -52,8 +52,8 @@ class Series:
     """One measured dependence.
 
     Attributes:
-        axis, unit: what was changed, and of what it is a number.
-        name: what was timed.
+        axis, unit: the quantity that was changed, and its unit.
+        name: the part that was timed.
         points: (x, milliseconds).
         fitted_from: only points from this x on are fitted.
     """
@@ -130,7 +130,7 @@ def by_prompt(
 
 
 def _pages(llm: LLM, prompt: int) -> CacheSize:
-    """What `dgemma info` says a request of that length takes, and the pages it has at its end."""
+    """The cache of a request of that length: as `dgemma info` predicts it, and in its pages."""
     engine, config = llm.engine, llm.config
     ids = prompt_ids(config, prompt, seed=prompt)  # unlike any other: nothing is shared
     engine.forget()

@@ -42,7 +42,7 @@ NOTES = (
     "and lengths are the same, in the same order, under every load.",
     "Closed loop: so many callers, each waits for its answer. Open loop: Poisson arrivals; times "
     "count from the arrival that was due, so a client that lags makes them longer.",
-    "First frame: the first draft, where the server sends drafts. First text: the first word, "
+    "First frame: the first draft, if the server sends drafts. First text: the first word, "
     "thought or call that stays. Tokens are those of the server's `usage`.",
     "Rates are of requests that were answered, from the first one's beginning to the last one's "
     "end. The 99th percentile of fewer than a hundred answers is nearly the slowest of them. The "
@@ -95,14 +95,14 @@ class LoadPoint:
 
     @property
     def completion_tokens_per_s(self) -> float:
-        """Completion tokens a second; NaN where the server does not count them."""
+        """Completion tokens a second; NaN if the server does not count them."""
         counts = [sample.completion_tokens for sample in self.answered()]
         if None in counts or not counts:
             return math.nan
         return sum(count or 0 for count in counts) / self.seconds
 
     def ms(self, name: str, percent: float) -> float:
-        """A percentile of one of `TIMES`, milliseconds; NaN where it never came to that."""
+        """A percentile of one of `TIMES`, milliseconds; NaN if no answer got there."""
         times = [getattr(sample, name) for sample in self.answered()]
         return 1000 * percentile([time for time in times if time is not None], percent)
 
@@ -170,7 +170,7 @@ def serving(model: str, options: Sequence[str], threads: int | None) -> Iterator
 
 
 def _address(said: IO[str], log: IO[str]) -> str:
-    """Where a server listens, once it says so."""
+    """The address of a server, once it prints it."""
     for line in said:
         if found := re.search(r"http://\S+:\d+", line):
             return found.group()
@@ -267,7 +267,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def target_of(where: Where, options: argparse.Namespace) -> Target | None:
-    """The server that the options name; None: one is to be started.
+    """The server that the options name; None: start one.
 
     Raises:
         InvalidRequest: options of the other way, or a key that is not set.

@@ -19,7 +19,7 @@ class Fit:
     """The straight line `intercept + slope * x` of least squares.
 
     Attributes:
-        r2: share of the variance that it explains; 1 where there is none.
+        r2: share of the variance that it explains; 1 if there is none.
     """
 
     slope: float

@@ -45,10 +45,10 @@ class TrafficSample:
 
     Attributes:
         due_s: when it was due, seconds since the run began. In an open loop that is its arrival,
-            so a client that falls behind makes times longer, not the load smaller.
+            so a client that lags makes times longer, not the load smaller.
         frame_s, text_s, end_s: until the first draft, the first text (thought, call), the end.
         prompt_tokens, completion_tokens: as the server counts them; None: it did not say.
-        failure: "" or what went wrong: a status, or how the stream broke off.
+        failure: the status, or how the stream broke off; empty: none.
     """
 
     due_s: float = 0.0

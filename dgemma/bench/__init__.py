@@ -1,1 +1,1 @@
-"""Benchmarks: what a step costs, against what, and how that grows. `dgemma bench` runs them."""
+"""Benchmarks that `dgemma bench` runs: a step, an answer, ours beside `transformers`."""

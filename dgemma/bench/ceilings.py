@@ -1,8 +1,8 @@
-"""What the machine can do: copy bandwidth, matrix rate, and the matrix products of one step alone.
+"""Ceilings of the machine: copy bandwidth, matrix rate, and the matrix products of one step alone.
 
 The products are timed with torch.matmul on preallocated operands at the step's exact row counts,
-each the fastest way that torch has for it. Nothing faster can be had from torch, so they are what a
-step is held against. Knows the network's modules; knows nothing about how a step is driven.
+each the fastest way that torch has for it. torch offers nothing faster, so a step is compared with
+them.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class Watch:
 
 
 def proc_field(path: str, key: str) -> str | None:
-    """The value of the first `key: value` line of a file of Linux; None where there is none."""
+    """The value of the first `key: value` line of a file of Linux; None if there is none."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -116,7 +116,7 @@ def proc_bytes(path: str, key: str) -> int | None:
 
 
 def status_bytes(field: str) -> int | None:
-    """A size of this process from Linux ("RssAnon", "VmHWM"); None where there is none."""
+    """A size of this process from Linux ("RssAnon", "VmHWM"); None elsewhere."""
     return proc_bytes("/proc/self/status", field)
 
 

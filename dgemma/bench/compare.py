@@ -30,7 +30,7 @@ TUNED = {
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "2000000000",
 }
-"""glibc keeps what is freed, so temporaries are not filled with fresh pages again and again."""
+"""glibc keeps freed memory, so temporaries are not filled with fresh pages again and again."""
 
 MODES: Mapping[str, Mapping[str, str]] = {"plain": {}, "tuned": TUNED}
 NOTES = (
@@ -66,7 +66,7 @@ class CompareRun:
 
 @dataclass
 class Runs:
-    """What one program gave in one mode: one entry a run."""
+    """The results of one program in one mode: one entry a run."""
 
     step_ms: list[float] = field(default_factory=list)
     first_frame_ms: list[float] = field(default_factory=list)
@@ -74,7 +74,7 @@ class Runs:
     peak_bytes: list[float] = field(default_factory=list)
 
     def add(self, found: Mapping[str, Any]) -> None:
-        """Take in what a child printed; the first step of the canvas is kept apart."""
+        """Add the output of a child; the first step of the canvas is left out."""
         steps = found["step_ms"]
         self.step_ms.append(median(steps[1:] or steps))
         self.first_frame_ms.append(found["first_frame_ms"])
@@ -132,7 +132,7 @@ def measure(
 
 
 def ratios(results: Results, mode: str) -> dict[str, float]:
-    """Ours over theirs in one mode, by what was timed."""
+    """Ours over theirs in one mode."""
     ours, theirs = (results[mode, program] for program in PROGRAMS)
     return {
         "step_ratio": ratio(ours.step_ms, theirs.step_ms),

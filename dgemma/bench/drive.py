@@ -31,7 +31,7 @@ Around = Callable[[int], Any]
 
 @dataclass(frozen=True)
 class Timeline:
-    """What a run took.
+    """The times of a run.
 
     Attributes:
         encode_ms: the passes that only encode; the last piece of a prompt goes with the first step.
@@ -49,12 +49,12 @@ class Timeline:
 
     @property
     def prefill_ms(self) -> float:
-        """What the prompt cost: the time of the first frame beyond that of a step without it."""
+        """The cost of the prompt: the time of the first frame beyond that of a step without it."""
         return max(0.0, self.first_frame_ms - median(self.steady_ms))
 
     @property
     def steady_ms(self) -> list[float]:
-        """The steps without the first of the canvas (the first of all where there is no other)."""
+        """The steps without the first of the canvas (the first of all if there is no other)."""
         return self.step_ms[1:] or self.step_ms
 
 
@@ -184,6 +184,6 @@ def run(
     finally:
         for stream in streams:
             stream.close()
-    # One step more or less would mean that phases are not what this file takes them for.
+    # One step more or less would mean that a pass was taken for the wrong phase.
     assert [output.usage.steps for output in outputs] == [steps] * len(prompts)
     return Timeline(encode_ms, step_ms)

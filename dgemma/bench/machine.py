@@ -41,7 +41,7 @@ def gpu() -> str:
 
 
 def commit() -> str:
-    """The commit of this source, with "-dirty" where files differ from it."""
+    """The commit of this source, with "-dirty" if files differ from it."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20)
@@ -72,7 +72,7 @@ def _busy_ticks() -> int:
 
 @cache
 def load() -> float | None:
-    """Cores that other programs keep busy, seen once and for `LOOK_S`; None where nothing tells.
+    """Cores that other programs keep busy, seen once for `LOOK_S`; None if the system is silent.
 
     Not the load average, which would be that of our own preceding command.
     """
@@ -87,7 +87,7 @@ def load() -> float | None:
 
 
 def busy() -> str:
-    """A warning where other programs run, else nothing."""
+    """A warning if other programs run, else nothing."""
     others = load()
     if others is None or others <= QUIET:
         return ""

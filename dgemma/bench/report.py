@@ -26,7 +26,7 @@ class Report:
     """The result of a benchmark.
 
     Attributes:
-        title: what was measured.
+        title: of the measurement.
         command: how to measure it again.
         subject: the model, its sizes, device and dtype.
         tables: for people.
@@ -65,7 +65,7 @@ def as_table(table: Table) -> list[str]:
 
 
 def as_cell(cell: Cell) -> str:
-    """A number with three or four significant digits; a dash for what is missing."""
+    """A number with three or four significant digits; a dash for a missing one."""
     if cell is None or (isinstance(cell, float) and not math.isfinite(cell)):
         return "-"
     if isinstance(cell, float):

@@ -77,10 +77,10 @@ SHAPES = {"real": REAL, "mini": MINI, "tiny": TINY}
 
 
 def shape(name: str) -> ModelConfig:
-    """The sizes behind `real`, `real-layers:N`, `mini` or `tiny`.
+    """The sizes of `real`, `real-layers:N`, `mini` or `tiny`.
 
     Raises:
-        InvalidRequest: another name, or N is no number of layers.
+        InvalidRequest: another name, or N is not a number of layers.
     """
     base, colon, count = name.partition(":")
     if base == "real-layers":

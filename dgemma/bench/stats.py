@@ -18,5 +18,5 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def shares(total: float, parts: dict[str, float]) -> dict[str, float]:
-    """The parts and "rest", what is left of the total; never below zero."""
+    """The parts and "rest", the remainder of the total; never below zero."""
     return {**parts, "rest": max(0.0, total - sum(parts.values()))}

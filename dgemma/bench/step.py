@@ -1,4 +1,4 @@
-"""`bench step`: one denoising step in parts, beside what the machine could do at most."""
+"""`bench step`: one denoising step in parts, beside the ceilings of the machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dgemma.llm import LLM
 
 PARTS = ("attention", "dense", "experts", "vocabulary")
 NOTES = (
-    "Parts are timed around the modules in a run of its own; `rest` is what is left of its steps: "
+    "Parts are timed around the modules in a run of its own; `rest` is the remainder of its steps: "
     "norms, embedding, sampler. `dense` has the MLPs and the self-conditioning, `experts` the "
     "router too.",
     "`products` are the step's matrix products alone: torch.matmul on preallocated operands at the "

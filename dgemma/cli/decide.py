@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _text(entry: dict[str, Any], key: str, default: str, where: str) -> str:
-    """A text of an object; the default where there is none."""
+    """A text of an object; the default if there is none."""
     value = entry.get(key, default)
     if not isinstance(value, str):
         raise InvalidRequest(f"{key} of {where} must be a text, got {json.dumps(value)}")

@@ -51,7 +51,7 @@ def _numbers(text: str, span: str) -> tuple[int, int]:
 
 
 def lines_to_span(text: str, span: str) -> tuple[int, int]:
-    """Characters of the lines FIRST to LAST; a byte order mark and the last line's end not.
+    """Characters of the lines FIRST to LAST; without a byte order mark and the last line's end.
 
     Raises:
         InvalidRequest: not of that form, or lines that the text does not have.
@@ -68,7 +68,7 @@ def lines_to_span(text: str, span: str) -> tuple[int, int]:
 
 
 def all_spans(text: str, given: Sequence[str], instruction: str | None) -> list[tuple[int, int]]:
-    """Characters that may change, in order; all lines of the text where no span is given.
+    """Characters that may change, in order; all lines of the text if no span is given.
 
     Raises:
         InvalidRequest: spans out of order, overlapping or out of range; nothing to do.
@@ -93,7 +93,7 @@ def all_spans(text: str, given: Sequence[str], instruction: str | None) -> list[
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the file, or show what would change."""
+    """Write the file, or print the changes."""
     text = read_text(arguments.file)
     spans = all_spans(text, arguments.span, arguments.instruction)
     params = sampling(arguments)

@@ -1,7 +1,4 @@
-"""Text files as commands read and write them: whole, in UTF-8, byte for byte, or not at all.
-
-Knows nothing about what a command does with the text.
-"""
+"""Text files as commands read and write them: whole, in UTF-8, byte for byte, or not at all."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ def read_text(path: Path) -> str:
     """A file's text with its own line ends.
 
     Raises:
-        InvalidRequest: it cannot be read or is no UTF-8.
+        InvalidRequest: it cannot be read or is not UTF-8.
     """
     return _decoded(path.read_bytes, str(path))
 
@@ -71,7 +68,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _status(path: Path) -> os.stat_result | None:
-    """Of what a path leads to; None where there is nothing yet."""
+    """The status of a path's target; None if there is nothing yet."""
     try:
         return path.stat()
     except FileNotFoundError:
@@ -88,7 +85,7 @@ def _is_output(status: os.stat_result) -> bool:
 
 
 def diff(old: str, new: str, name: str) -> str:
-    """A unified diff; empty where nothing changes. Lines end at line feeds, as for `patch`."""
+    """A unified diff; empty if nothing changes. Lines end at line feeds, as for `patch`."""
     lines = difflib.unified_diff(
         list(io.StringIO(old)), list(io.StringIO(new)), f"a/{name}", f"b/{name}"
     )

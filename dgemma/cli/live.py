@@ -45,7 +45,7 @@ class Screen:
         self.rows = 0
 
     def draw(self, text: str) -> None:
-        """Replace what was drawn last."""
+        """Replace the last drawing."""
         columns, lines = os.get_terminal_size(self.stream.fileno())
         shown: list[str] = []
         rows = 0

@@ -53,7 +53,7 @@ _width.__name__ = "number or auto"  # what argparse calls it in an error
 
 
 def _from_file(text: str) -> str:
-    """The text itself, or that of the file behind an @."""
+    """The text itself, or the text of the file after an @."""
     if not text.startswith("@"):
         if os.path.isfile(text):
             raise argparse.ArgumentTypeError(f"{text} is a file; @{text} reads it")

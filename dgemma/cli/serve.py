@@ -26,7 +26,7 @@ PER_LIMIT = {
     "open_requests": "open requests",
     "open_per_key": "open requests per API key",
 }
-"""Limits that have an option, `--max-...`, and what they bound."""
+"""Limits that have an option, `--max-...`, and their meaning."""
 
 BACKLOG = 2048
 """Connections that may wait to be accepted."""

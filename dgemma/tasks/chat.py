@@ -169,7 +169,7 @@ INTENTS = (*_INTENTS, "meet", "recall")
 
 
 def letters(phrase: str) -> str:
-    """What is left of a phrase whatever its capitals and marks: "Hi! Bye." gives "hibye"."""
+    """A phrase without its capitals and marks: "Hi! Bye." gives "hibye"."""
     return "".join(char for char in phrase.lower() if char.isalpha())
 
 

@@ -1,4 +1,4 @@
-"""What one example is: a chat, the answer that is wanted, and how the two were made.
+"""One example: a chat, the answer that is wanted, and how the two were made.
 
 Knows nothing about the tasks that fill it, about tokens, or about how an answer is graded.
 """

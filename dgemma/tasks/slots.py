@@ -37,7 +37,7 @@ class TaskSlot:
     """A value as the question says it and as the answer writes it.
 
     Attributes:
-        kind: what parts the splits together with `key`, for example "date".
+        kind: separates the splits together with `key`, for example "date".
         said: in the question, for example "3 May 2024".
         written: in the answer as JSON, for example '"2024-05-03"'.
     """
@@ -53,7 +53,7 @@ class TaskSlot:
 
 
 def drawn(kind: str, split: Split, make: Callable[[], str]) -> str:
-    """What `make` gives, made anew until it belongs to the split."""
+    """A value of `make`, made again until it belongs to the split."""
     while True:
         value = make()
         if split_of(kind, value) == split:
@@ -129,7 +129,7 @@ def _blend(draw: Draw) -> str:
 
 
 def _unlisted(make: Callable[[], str]) -> str:
-    """What `make` gives, made anew until it fits a sentence and is no listed thing."""
+    """A value of `make`, made again until it fits a sentence and is not a listed thing."""
     while True:
         word = make()
         if 3 <= len(word) <= 8 and word not in ITEMS and word[-1] != "s" and word[0] not in _VOWELS:

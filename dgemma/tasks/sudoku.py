@@ -2,7 +2,7 @@
 
 A solved grid is drawn and dug down to 36 givens that still have one solution; each of its four
 variants is that puzzle under a random symmetry, with some of the dug cells given back. The
-splits are parted by a number that no symmetry changes, so a held-out grid is never a turned,
+splits are separated by a number that no symmetry changes, so a held-out grid is never a turned,
 relabelled or shuffled training grid. Knows nothing about chat templates or training.
 """
 
@@ -59,7 +59,7 @@ class _Board:
     def fill(self, draw: Draw | None = None) -> bool:
         """Fills the open cells, the one with the fewest digits left first.
 
-        Returns whether it could; where not, the board is as it was (but for the order of `open`).
+        Returns whether it could; if not, the board is as it was (but for the order of `open`).
         """
         if not self.open:
             return True
@@ -201,11 +201,11 @@ def make_sudoku(
     """Puzzle number `index`: nine rows with '.' for a blank; the answer is the nine solved rows.
 
     Args:
-        split, seed, index: what determines the puzzle, with `blanks`.
+        split, seed, index: they determine the puzzle, with `blanks`.
         blanks: fewest and most blanks, drawn uniformly; at most 45, so that the solution is unique.
 
     Raises:
-        InvalidRequest: `blanks` is no range within 0..45.
+        InvalidRequest: `blanks` is not a range within 0..45.
     """
     if not 0 <= blanks[0] <= blanks[1] <= MOST_BLANKS:
         raise InvalidRequest(f"blanks must be a range within 0..{MOST_BLANKS}, got {blanks}")

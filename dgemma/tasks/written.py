@@ -1,4 +1,4 @@
-"""Texts to be written whole, without a question: what filling in on the canvas needs.
+"""Texts to be written whole, without a question, for filling holes on the canvas.
 
 A model that has learnt such texts, at every share of noise, fills the gap between pinned parts.
 Knows the tasks whose answers make such texts. Knows nothing about canvases.
@@ -27,7 +27,7 @@ def as_text(example: Example) -> Example:
     elif example.task == "sudoku":
         text = example.answer
     else:
-        raise InvalidRequest(f"{example.task} is no text to be written; those are {WRITTEN}")
+        raise InvalidRequest(f"{example.task} is not a text to be written; those are {WRITTEN}")
     return replace(example, messages=asked(WRITE), answer=text)
 
 

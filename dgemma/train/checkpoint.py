@@ -60,7 +60,7 @@ def load_run(
                 state[key] = tensor
     except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path} is no saved run of this model ({error}); remove it to start afresh"
+            f"{path} is not a saved run of this model ({error}); remove it to start afresh"
         ) from error
     return step
 
@@ -77,4 +77,4 @@ def load_average(path: Path, state: dict[str, Tensor]) -> int:
                 value.copy_(file.get_tensor(f"average/{key}"))
             return int(json.loads(file.metadata()["run"])["step"])
     except (OSError, KeyError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is no saved run of this model ({error})") from error
+        raise CheckpointError(f"{path} is not a saved run of this model ({error})") from error

@@ -1,6 +1,6 @@
 """From examples to training batches: prompt and response ids, blocks, targets.
 
-A response is the answer (a thought or a tool call before it, where there is one) and the id that
+A response is the answer (after a thought or a tool call, if there is one) and the id that
 ends the turn; the rest of its last canvas is filled with EOS, scored like the rest. A truncated
 response would get no fill, but these tasks have none. Every batch is a pure function of recipe,
 step and part, so training resumes exactly. Knows nothing about noise or losses.
@@ -75,7 +75,7 @@ class TrainingBatch:
         score_encoder: whether the response is encoded too, for the next-token loss.
         noise_power: see `noise.corrupt`; None: the plan's.
         canvases: noisy canvases of each row; None: as many as the plan says.
-        open: bool [B, blocks, C], where noise may hit; None: everywhere.
+        open: bool [B, blocks, C], the positions that noise may hit; None: all.
     """
 
     ids: Ids

@@ -105,7 +105,7 @@ class DenoiseContext:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What `encode` gives: hidden states [B, S, D] and the keys and values of each layer."""
+    """The result of `encode`: hidden states [B, S, D] and the keys and values of each layer."""
 
     hidden: Tensor
     stored: list[KeyValues]

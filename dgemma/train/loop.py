@@ -29,7 +29,7 @@ class TrainingPlan:
 
     Attributes:
         steps: in all; the learning rate falls to zero over the last `decay` share of them.
-        begin: the step that a run begins with where there is nothing saved.
+        begin: the first step if nothing is saved.
         warmup: steps of linear warm-up.
         muon_lr, adam_lr: peak rates of the matrices and of the rest.
         canvases: noisy canvases per encoded prompt and step.
@@ -37,7 +37,7 @@ class TrainingPlan:
         two_step: whether a conditioned canvas and its belief are those of two steps of the
             sampler, see `loss.canvas_loss`; False: both of one canvas, as in the released recipe.
         encoder_weight: of the next-token loss beside the canvas loss.
-        average: decay of the running average of the weights, which is what is saved in the end.
+        average: decay of the running average of the weights, which is saved in the end.
         clip: largest norm of the gradient.
         bf16: matrix products in bf16 (autocast), weights stay fp32.
         compile: compile the objective with torch.compile.

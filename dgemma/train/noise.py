@@ -26,7 +26,7 @@ class Noised:
         earlier: [M, C] with more noise: the canvas of the step before, with other noise.
         noise: [M, C] what a position becomes that is not kept.
         t: [M] noise levels.
-        open: bool [M, C], where noise might have hit; None: everywhere.
+        open: bool [M, C], the positions that noise might have hit; None: all.
     """
 
     rows: Tensor

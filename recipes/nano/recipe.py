@@ -52,12 +52,12 @@ library_name: dgemma
 A DiffusionGemma in small ({parameters:.2f} M parameters), trained from scratch by the `dgemma`
 project on its own synthetic tasks: 9x9 Sudoku with 36 to 46 givens, a sentence to JSON, tool calls,
 short thoughts, gaps, labels and a little small talk. It has every part of the released
-architecture and is saved in its layout. It knows nothing of the world and is no assistant: it is
-there to show, to test and to measure the engine.
+architecture and is saved in its layout. It knows nothing of the world and is not an assistant: it
+is there to show, to test and to measure the engine.
 
 * Made by `make nano` (`recipes/nano`), averaged weights after step {step}.
 * Figures: `dgemma evaluate nano`; the table in the project's README is that output.
-* License: Apache 2.0. Data: none but what the generators in `dgemma/tasks` write.
+* License: Apache 2.0. Data: the output of the generators in `dgemma/tasks`, nothing else.
 """
 RAMP = 1500
 """Steps over which puzzles grow from nearly full to 45 blanks."""

@@ -43,7 +43,7 @@ FRAME_WORDS = (
     "system user model thought call response declaration description parameters properties "
     "required type STRING INTEGER NUMBER OBJECT value true false"
 )
-"""What the chat template itself writes around tools."""
+"""The words that the chat template itself writes around tools."""
 
 TOKENIZER_CONFIG: Mapping[str, Any] = {
     "tokenizer_class": "PreTrainedTokenizerFast",
@@ -76,7 +76,7 @@ def task_texts(examples: int = EXAMPLES_PER_TASK) -> Iterator[str]:
 
 
 def _declared_words(tool: Mapping[str, Any]) -> Iterator[str]:
-    """What the chat template keeps of a declaration: name, description, names of parameters."""
+    """The part of a declaration that the chat template keeps: its names and its description."""
     function = tool["function"]
     yield from (function["name"], function["description"])
     yield from function["parameters"]["properties"]
@@ -86,8 +86,8 @@ def build_nano_tokenizer(texts: Iterable[str]) -> Tokenizer:
     """A tokenizer of exactly `VOCAB_SIZE` entries, learnt from `texts`; deterministic.
 
     Fixed ids are those of `CONTROL_IDS`, the newline's and the bytes'. The other ids hold, in
-    rising order, the characters (printable ASCII and what `texts` holds), then the merges, then
-    `<unusedN>` where the texts give too few merges.
+    rising order, the characters (printable ASCII and those of `texts`), then the merges, then
+    `<unusedN>` if the texts give too few merges.
     """
     normalizer = normalizers.Replace(" ", SPACE)
     splitter = pre_tokenizers.Split(Regex(WORDS), "isolated")
