@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--autoregressive", action="store_true", help="decode token by token, no denoising")
     add("--json", action="store_true", help="print the whole output as JSON")
     add_sampling(parser)
-    parser.epilog = "example:\n  dgemma generate nano 'JSON: Mira is 31 years old.' --seed 1"
+    parser.epilog = "example:\n  dgemma generate nano 'JSON: Mira Kovar is 31 years old.'"
 
 
 def as_json(output: Output) -> str:

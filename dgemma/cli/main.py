@@ -70,6 +70,8 @@ class Parser(argparse.ArgumentParser):
         wrong = re.search(r"unrecognized arguments: (--[\w-]+)", message)
         choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
         hint = nearest(wrong[1], options) if wrong else ""
+        if "unrecognized arguments" in message and not wrong and self.get_default("then"):
+            hint = f"; a {self.get_default('then')} of several words goes in quotes"
         if choice:
             known = re.findall(r"[\w-]+", choice[2])
             hint = nearest(MEANT.get(choice[1], choice[1]), known)

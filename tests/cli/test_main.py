@@ -145,6 +145,7 @@ def test_broken_checkpoint(
         (("info", "--prompt", "9999999"), "at most"),
         (("info", "--batch", "0"), "at least 1"),
         (("chat", "one", "-m", "two"), "two models, 'one' and 'two'; name one"),
+        (("generate", "a", "b", "c"), "unrecognized arguments: c; a PROMPT of several words"),
         (("generate", "Hello", "world"), "A PROMPT of several words goes in quotes."),
         (("generate", "--choices", "even", "odd", "x"), "--choices takes all words after it"),
         (("decide", "x", "--choice", "good", "bad"), "write 'good?', or '' good bad"),
