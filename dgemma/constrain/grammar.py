@@ -17,7 +17,7 @@ from typing import Any
 
 from dgemma.constrain.completion import shortest, symbols_of
 from dgemma.constrain.guidance import GrammarAutomaton, compiled, llguidance, refused
-from dgemma.constrain.json_schema import checked_schema
+from dgemma.constrain.json_schema import checked_schema, json_grammar
 from dgemma.constrain.matcher import GrammarMatcher
 from dgemma.constrain.regex import portable
 from dgemma.constrain.tool_calls import call_lark, strict_lark
@@ -53,12 +53,6 @@ MOST_CHOICES = 1999
 """The library has room for 2,000 things at a place, and the rule itself is one."""
 WORDS = 32
 """Most words of its source that a closing text is tried with."""
-_JSON = {
-    "whitespace_flexible": True, "whitespace_pattern": " ?", "json_allowed_escapes": 'nrbtf\\"',
-}  # fmt: skip
-"""Between the parts of JSON a blank may stand or not: the model's own habit costs it nothing, and
-no room is lost to white space without end. Without \\u every text has one spelling: else a key that
-is no property's name as it is written could be one as it is read, and take its place."""
 _REFUSED_LARK = re.compile(r"\b(max_tokens|temperature|stop|stop_capture)\b\s*=|%llguidance|<\[")
 
 
@@ -130,9 +124,7 @@ class Grammar:
             MissingExtra: llguidance is not installed.
         """
         checked = checked_schema(schema)
-        source = llguidance().LLMatcher.grammar_from_json_schema(
-            json.dumps(checked, ensure_ascii=False), overrides=_JSON
-        )
+        source = json_grammar(checked)
         words = _words(" ".join(_patterns(checked)))
         return cls("json_schema", source, tokenizer, end_ids, token_table_of(tokenizer).text, words)
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Sequence
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from dgemma.constrain.completion import BYTE_ORDER, BYTES
+from dgemma.constrain.completion import BYTE_ORDER, BYTES, symbols_of
 from dgemma.errors import EngineError, InvalidRequest, MissingExtra
 from dgemma.text.token_table import token_table_of
 from dgemma.text.tokenizer import Tokenizer
@@ -63,17 +64,48 @@ def compiled(kind: str, source: str, tokenizer: Tokenizer) -> tuple[Any, Any]:
         InvalidRequest: the library cannot compile it, or would not keep to a part of it.
         MissingExtra: the library is not installed.
     """
+    tokens, single = _vocabularies(tokenizer)
+    return _compiled(kind, source, tokens), _compiled(kind, source, single)
+
+
+def check(kind: str, source: str) -> None:
+    """Compile a grammar without control tokens for its errors alone; see `compiled`."""
+    _compiled(kind, source, _plain_bytes())
+
+
+def _compiled(kind: str, source: str, vocabulary: Any) -> Any:
     library = llguidance()
-    made = []
-    for vocabulary in _vocabularies(tokenizer):
-        limits = library.LLParserLimits(step_lexer_fuel=STEP_FUEL)
-        matcher = library.LLMatcher(vocabulary, source, log_level=0, limits=limits)
-        if matcher.is_error():
-            raise refused(kind, matcher.get_error())
-        if ignored := matcher.get_grammar_warnings():
-            raise refused(kind, "; ".join(ignored))
-        made.append(matcher)
-    return made[0], made[1]
+    limits = library.LLParserLimits(step_lexer_fuel=STEP_FUEL)
+    matcher = library.LLMatcher(vocabulary, source, log_level=0, limits=limits)
+    if matcher.is_error():
+        raise refused(kind, matcher.get_error())
+    if ignored := matcher.get_grammar_warnings():
+        raise refused(kind, "; ".join(ignored))
+    return matcher
+
+
+@lru_cache(maxsize=256)
+def _probe(source: str) -> Any:
+    """A matcher of a grammar over plain bytes, to be copied."""
+    return llguidance().LLMatcher(_plain_bytes(), source, log_level=0)
+
+
+def has_text(lark: str) -> bool:
+    """Whether a grammar of one terminal or one JSON value has a text; True if it is broken."""
+    matcher = _probe(llguidance().LLMatcher.grammar_from_lark(lark)).deep_copy()
+    if matcher.is_error():
+        return "Unsatisfiable" not in matcher.get_error()
+    options = int.from_bytes(matcher.compute_bitmask(), "little") & ((1 << BYTES) - 1)
+    stuck = matcher.get_error().startswith("NoExtensionBias")
+    return bool(options) or matcher.is_accepting() or not stuck
+
+
+def matches(regex: str, text: str) -> bool:
+    """Whether an expression matches a whole text; takes time that grows with the text alone."""
+    matcher = _probe(llguidance().LLMatcher.grammar_from_regex(regex)).deep_copy()
+    symbols = symbols_of([text])[0]
+    taken: int = matcher.try_consume_tokens(symbols)
+    return taken == len(symbols) and bool(matcher.is_accepting())
 
 
 class GrammarAutomaton:
@@ -154,6 +186,12 @@ class _SingleBytes:
     def __call__(self, text: str | bytes) -> list[int]:
         plain = text.encode() if isinstance(text, str) else text
         return [BYTE_ORDER.index(byte) for byte in plain]
+
+
+@lru_cache(maxsize=1)
+def _plain_bytes() -> Any:
+    """The library's form of the bytes without control tokens."""
+    return llguidance().LLTokenizer(_SingleBytes(()), slices=[])
 
 
 _KEPT: WeakKeyDictionary[Tokenizer, tuple[Any, Any]] = WeakKeyDictionary()

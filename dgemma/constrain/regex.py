@@ -19,6 +19,61 @@ _OUTSIDE = {
 _IN_CLASS = {"d": "0-9", "w": "0-9A-Za-z_", "D": r"\P{Nd}"}
 _IN_NEGATED = {"d": r"\p{Nd}", "w": r"\p{Alphabetic}\p{M}\p{N}\p{Pc}", "s": r"\s\x1c-\x1f"}
 _DOUBLES = ("&&", "--", "~~", "||")
+_ANY = "(?s:.*)"
+_REPEAT = re.compile(r"[*+?]|\{[0-9]+(?:,[0-9]*)?\}")
+_PIECE = re.compile(
+    rf"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|{_REPEAT.pattern}|.", re.DOTALL
+)  # an escape, a class, a repeat, or a character
+_GROUP = re.compile(r"\((\?:|\?P<\w+>|)(.*)\)", re.DOTALL)
+
+_DATE = (
+    "[0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)"
+    "|02-(0[1-9]|1[0-9]|2[0-9]))"
+)
+_TIME = (
+    r"([01][0-9]|2[0-3]):[0-5][0-9]:([0-5][0-9]|60)(\.[0-9]+)?"
+    r"([zZ]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+)
+_SPAN = "T([0-9]+H([0-9]+M([0-9]+S)?)?|[0-9]+M([0-9]+S)?|[0-9]+S)"
+_WORD = r"[a-zA-Z0-9!#$%&'*+\-/=?\^_`{|}~]+"
+_LABEL = "[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?"
+_HOST = "[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
+_BYTE = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_IPV4 = rf"({_BYTE}\.){{3}}{_BYTE}"
+_HEX = "[0-9a-fA-F]{1,4}"
+_USER = r"([a-zA-Z0-9\-._~!$&'()*+,;=:]|%[0-9a-fA-F]{2})*"
+_NAME = r"([a-zA-Z0-9\-._~!$&'()*+,;=]|%[0-9a-fA-F]{2})*"
+_PART = r"([a-zA-Z0-9\-._~!$&'()*+,;=:@]|%[0-9a-fA-F]{2})"
+_QUERY = r"([a-zA-Z0-9\-._~!$&'()*+,;=:@/?]|%[0-9a-fA-F]{2})*"
+_LITERAL = "|".join([
+    f"({_HEX}:){{7}}{_HEX}", f"({_HEX}:){{1,7}}:",
+    *(f"({_HEX}:){{1,{7 - k}}}(:{_HEX}){{1,{k}}}" for k in range(1, 7)),
+    f":(:{_HEX}){{1,7}}", "::", r"v[0-9a-fA-F]+\.[a-zA-Z0-9\-._~!$&'()*+,;=:]+",
+])  # fmt: skip
+FORMATS = {
+    "date": _DATE,
+    "time": _TIME,
+    "date-time": f"{_DATE}[tT]{_TIME}",
+    "duration": (
+        f"P(([0-9]+Y([0-9]+M([0-9]+D)?)?|[0-9]+M([0-9]+D)?|[0-9]+D)({_SPAN})?|{_SPAN}|[0-9]+W)"
+    ),
+    "email": rf"{_WORD}(\.{_WORD})*@({_LABEL}(\.{_LABEL})*|\[{_IPV4}\])",
+    "hostname": rf"{_HOST}(\.{_HOST})*",
+    "ipv4": _IPV4,
+    "ipv6": "|".join([
+        f"({_HEX}:){{7}}{_HEX}", f"::({_HEX}:){{0,5}}{_HEX}:{_HEX}",
+        *(f"(({_HEX}:){{0,{k}}}{_HEX})?::({_HEX}:){{0,{4 - k}}}{_HEX}:{_HEX}" for k in range(5)),
+        f"(({_HEX}:){{0,5}}{_HEX})?::{_HEX}", f"(({_HEX}:){{0,6}}{_HEX})?::",
+    ]),
+    "uuid": "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
+    "uri": (
+        rf"[a-zA-Z][a-zA-Z0-9+\-.]*:"
+        rf"(//({_USER}@)?(\[({_LITERAL})\]|{_NAME})(:[0-9]*)?(/{_PART}*)*"
+        rf"|/({_PART}+(/{_PART}*)*)?|{_PART}+(/{_PART}*)*|)(\?{_QUERY})?(#{_QUERY})?"
+    ),
+}  # fmt: skip
+"""The formats of strings, as expressions for a whole text. Each describes the language that
+llguidance enforces for it in JSON, so that a format means the same in a tool call."""
 
 
 def portable(pattern: str, where: str, *, strict: bool = True) -> str:
@@ -45,39 +100,45 @@ def portable(pattern: str, where: str, *, strict: bool = True) -> str:
     return out
 
 
-def alternatives(pattern: str) -> list[str]:
-    """The pattern cut at each `|` that stands in no group or class."""
-    out, depth, in_class, at = [""], 0, False, 0
-    while at < len(pattern):
-        piece = pattern[at : at + 2] if pattern[at] == "\\" else pattern[at]
-        at += len(piece)
-        if in_class:
-            in_class = piece != "]"
-        elif piece == "[":
-            in_class = True
-            if pattern[at : at + 1] == "^":
-                piece, at = piece + "^", at + 1
-            if pattern[at : at + 1] == "]":
-                piece, at = piece + "]", at + 1
-        depth += {"(": 1, ")": -1}.get(piece, 0) if not in_class else 0
-        if piece == "|" and not depth and not in_class:
-            out.append("")
+def whole(pattern: str, start: bool = True, end: bool = True) -> str:
+    """An expression for the whole texts in which `pattern`, as `portable` writes it, is found.
+
+    An anchor counts at the edge of an alternative, also within a group at that edge.
+
+    Args:
+        start, end: whether other text may come before and after.
+    """
+    found = []
+    for atoms in _alternatives(pattern):
+        before, after = start, end
+        while before and atoms[:1] == ["^"]:
+            before, atoms = False, atoms[1:]
+        while after and atoms[-1:] == ["$"]:
+            after, atoms = False, atoms[:-1]
+        for at in (0, -1):
+            group = _GROUP.fullmatch(atoms[at]) if atoms else None
+            alone = len(atoms) == 1
+            inner = (before and (alone or not at), after and (alone or bool(at)))
+            if group and any(inner):
+                atoms[at] = f"({group[1]}{whole(group[2], *inner)})"
+                before, after = before and not inner[0], after and not inner[1]
+        found.append(_ANY * before + "".join(atoms) + _ANY * after)
+    return "|".join(found)
+
+
+def _alternatives(pattern: str) -> list[list[str]]:
+    """The atoms, with their repeats, of each alternative that is not within a group."""
+    found: list[list[str]] = [[]]
+    depth = 0
+    for piece in _PIECE.findall(pattern):
+        if piece == "|" and not depth:
+            found.append([])
+        elif depth or (found[-1] and _REPEAT.fullmatch(piece)):
+            found[-1][-1] += piece
         else:
-            out[-1] += piece
-    return out
-
-
-def whole(pattern: str) -> str:
-    """A pattern that matches a whole text where `pattern` is found somewhere in it."""
-    out = []
-    for part in alternatives(pattern):
-        head, tail = "(?s:.*)", "(?s:.*)"
-        if part.startswith("^"):
-            head, part = "", part[1:]
-        if re.search(r"(?<!\\)(\\\\)*\$$", part):
-            tail, part = "", part[:-1]
-        out.append(f"{head}(?:{part}){tail}")
-    return "|".join(out)
+            found[-1].append(piece)
+        depth += {"(": 1, ")": -1}.get(piece, 0)
+    return found
 
 
 class _PatternReader:

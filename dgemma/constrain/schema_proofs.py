@@ -1,183 +1,269 @@
-"""What can be proved about JSON schemas: that two exclude one another, that one can be satisfied.
+"""What follows from JSON schemas that hold at once: alternatives, members, values, contradictions.
 
-Both err on the safe side: "not disjoint" means not proved so. Knows where a reference leads.
-Knows nothing about grammars; schemas come in checked.
+A conjunction is a tuple of schemas, a flat one has no references and branches left to follow.
+Proofs err on the safe side: "not disjoint" means not proved so. Knows nothing about grammars;
+schemas come in checked.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
 from typing import Any
 
+from dgemma.constrain.guidance import matches
+from dgemma.constrain.regex import FORMATS, whole
 from dgemma.errors import InvalidRequest
 
-DEEPEST = 12
-"""References that a proof follows."""
+Conjunction = tuple[Any, ...]
+EFFORT = 5_000_000
+"""Schemas that may be copied into branches while one schema is read."""
+COMPARED = {
+    "minimum": operator.ge, "exclusiveMinimum": operator.gt,
+    "maximum": operator.le, "exclusiveMaximum": operator.lt,
+}  # fmt: skip
+NUMBERS = frozenset(("integer", "fraction"))
+EVERY = NUMBERS | {"null", "boolean", "string", "array", "object"}
+KINDS = ((type(None), "null"), (bool, "boolean"), (int, "integer"), (str, "string"),
+         (list, "array"), (dict, "object"))  # fmt: skip
+COUNTED = {"string": "Length", "array": "Items", "object": "Properties"}
+"""What minLength, maxItems and their like count."""
 
 
-def resolve(target: str, root: Mapping[str, Any]) -> Any:
-    """The part of a schema that a pointer such as `#/$defs/x` names.
-
-    Raises:
-        InvalidRequest: there is none.
-    """
-    found: Any = root
+def resolve(target: str, root: Any) -> Any:
+    """The part of a schema that a pointer such as `#/$defs/x` names."""
+    found = root
     for part in target.split("/")[1:]:
         key = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(found, Mapping) and key in found:
-            found = found[key]
-        elif isinstance(found, list) and key.isascii() and key.isdigit() and int(key) < len(found):
-            found = found[int(key)]
-        else:
-            raise InvalidRequest(f"$ref {target!r} leads nowhere in the schema; correct it")
+        found = found[int(key) if isinstance(found, list) else key]
     return found
 
 
-def disjoint(one: Any, other: Any, root: Mapping[str, Any], depth: int = 0) -> bool:
-    """Whether it is proved that no value satisfies both."""
-    if one is False or other is False:
-        return True
-    if not isinstance(one, Mapping) or not isinstance(other, Mapping) or depth > DEEPEST:
-        return False
-    for a, b in ((one, other), (other, one)):
-        if "$ref" in a and disjoint(resolve(a["$ref"], root), b, root, depth + 1):
-            return True
-        for key in ("anyOf", "oneOf"):
-            if key in a and all(disjoint(branch, b, root, depth + 1) for branch in a[key]):
+def within_bounds(kind: str, flat: Conjunction) -> bool:
+    """Whether the bounds of numbers leave room; true for all other kinds."""
+    lowest, highest = bounds(flat)
+    return kind not in NUMBERS or lowest <= highest
+
+
+class SchemaReader:
+    """Reads one schema and all that it refers to."""
+
+    def __init__(self, root: Any, scalar: Callable[[str, Conjunction], bool] | None) -> None:
+        """
+        Args:
+            root: the schema that references lead into.
+            scalar: whether a flat conjunction that allows a kind of scalar has a value of it;
+                None: no contradiction is looked for.
+        """
+        self._root = root
+        self._scalar = scalar
+        self._left = EFFORT
+        self._forms: dict[int, dict[str, Any]] = {}
+        self._possible: set[frozenset[int]] = set()
+        self._impossible: set[frozenset[int]] = set()
+        self._open: set[frozenset[int]] = set()
+        self._assumed = False
+
+    def alternatives(self, schemas: Conjunction) -> Iterator[Conjunction]:
+        """The flat conjunctions of which one holds where all these schemas hold.
+
+        Raises:
+            InvalidRequest: too many.
+        """
+        Pending = list[tuple[Any, frozenset[int]]]  # schemas, and those that they are a part of
+        start: Pending = [(schema, frozenset()) for schema in reversed(schemas)]
+        todo: list[tuple[Pending, dict[int, Any]]] = [(start, {})]
+        while todo:
+            pending, flat = todo.pop()
+            while pending:
+                node, path = pending.pop()
+                if node is False or id(node) in path:
+                    break  # a schema that is one of its own parts adds no value
+                if node is True or id(node) in flat:
+                    continue
+                flat[id(node)] = node
+                path |= {id(node)}
+                if "$ref" in node:
+                    pending.append((resolve(node["$ref"], self._root), path))
+                pending += [(part, path) for part in node.get("allOf", ())]
+                if branches := node.get("anyOf"):
+                    self._left -= len(branches) * (len(pending) + len(flat))
+                    if self._left < 0:
+                        raise InvalidRequest("too many combinations of branches; merge some")
+                    todo += [([*pending, (branch, path)], dict(flat)) for branch in branches[::-1]]
+                    break
+            else:
+                yield tuple(flat.values())
+
+    def possible(self, schemas: Conjunction) -> bool:
+        """Whether some finite value may satisfy all; False only where that is proved wrong."""
+        while True:
+            known, self._open, self._assumed = len(self._possible), set(), False
+            if self._satisfiable(schemas):
                 return True
-        if any(disjoint(branch, b, root, depth + 1) for branch in a.get("allOf", ())):
+            if not self._assumed or len(self._possible) == known:  # another round shows no more
+                self._impossible |= {key for key in self._open - self._possible if len(key) == 1}
+                return False
+
+    def _satisfiable(self, schemas: Conjunction) -> bool:
+        """One round: a conjunction that was asked for already counts as impossible for now."""
+        key = frozenset(id(schema) for schema in schemas if schema is not True)
+        if key in self._possible or key in self._impossible:
+            return key in self._possible
+        self._assumed |= key in self._open
+        if key not in self._open:
+            self._open.add(key)
+            if any(map(self._fits, self.alternatives(schemas))):
+                self._possible.add(key)
+        return key in self._possible
+
+    def _fits(self, flat: Conjunction) -> bool:
+        left, scalar = kinds(flat), self._scalar
+        if lists(flat):
+            return scalar is None or bool(self.listed(flat))
+        if scalar is None and not left:
+            return all(self._fits((node,)) for node in flat)
+        if any(scalar is None or scalar(kind, flat) for kind in left - {"array", "object"}):
             return True
-    first, second = _values(one), _values(other)
-    if first is not None and second is not None:
-        return first.isdisjoint(second)
-    if _kinds(one).isdisjoint(_kinds(other)):
+        least, most = limits(flat, "array")
+        items = [item(flat, k) for k in range(min(least, prefix_length(flat) + 1))]
+        if "array" in left and least <= most and all(map(self._satisfiable, items)):
+            return True
+        members = [member(flat, name) for name in required(flat)]
+        few = len(members) <= limits(flat, "object")[1]
+        return "object" in left and few and all(map(self._satisfiable, members))
+
+    def listed(self, flat: Conjunction) -> list[Any]:
+        """The values of a flat conjunction that lists them."""
+        first, *others = (self._values(node) for node in flat if lists((node,)))
+        return [
+            value for known, value in first.items()
+            if all(known in other for other in others) and self.allowed(value, flat)
+        ]  # fmt: skip
+
+    def allowed(self, value: Any, flat: Conjunction) -> bool:
+        """Whether a value satisfies a flat conjunction."""
+        kind = _kind(value)
+        if kind not in kinds(flat):
+            return False
+        if not all(form(value) in self._values(node) for node in flat if lists((node,))):
+            return False
+        if kind in COUNTED:
+            least, most = limits(flat, kind)
+            if not least <= len(value) <= most:
+                return False
+        if kind == "string":
+            return all(matches(pattern, value) for pattern in patterns(flat))
+        if kind == "array":
+            return all(self._allows(part, item(flat, k)) for k, part in enumerate(value))
+        if kind == "object":
+            members = [self._allows(part, member(flat, name)) for name, part in value.items()]
+            return required(flat) <= set(value) and all(members)
+        if kind in NUMBERS:
+            steps = [Fraction(str(node["multipleOf"])) for node in flat if "multipleOf" in node]
+            return not any(Fraction(str(value)) % step for step in steps) and all(
+                compare(value, node[key])
+                for node in flat for key, compare in COMPARED.items() if key in node
+            )  # fmt: skip
         return True
-    if _kinds(one) & _kinds(other) <= {"object"}:
-        return _told_apart(one, other, root, depth)
-    if _kinds(one) & _kinds(other) <= {"integer", "fraction"}:
-        low = max(_low(one), _low(other))
-        high = min(_high(one), _high(other))
-        return low > high
-    return False
+
+    def _allows(self, value: Any, schemas: Conjunction) -> bool:
+        return any(self.allowed(value, flat) for flat in self.alternatives(schemas))
+
+    def _values(self, node: Mapping[str, Any]) -> dict[str, Any]:
+        """The values that a schema lists, by their form."""
+        found = self._forms.get(id(node))
+        if found is None:
+            found = {form(value): value for value in node.get("enum", [node.get("const")])}
+            if "const" in node:
+                known = form(node["const"])
+                found = {known: node["const"]} if known in found else {}
+            self._forms[id(node)] = found
+        return found
 
 
-def _told_apart(one: Any, other: Any, root: Mapping[str, Any], depth: int) -> bool:
-    """Whether a key that one of two objects must have cannot be right for both."""
-    for key in {*one.get("required", ()), *other.get("required", ())}:
-        first, second = _property(one, key), _property(other, key)
-        if disjoint(first, second, root, depth + 1):
-            return True
-    return False
+def kinds(flat: Conjunction) -> frozenset[str]:
+    """The kinds of value that the types leave."""
+    left = EVERY
+    for names in (node["type"] for node in flat if "type" in node):
+        given = {names} if isinstance(names, str) else set(names)
+        left &= given | (NUMBERS if "number" in given else set())
+    return left
 
 
-def _property(node: Mapping[str, Any], key: str) -> Any:
-    named = node.get("properties", {})
-    if key in named:
-        return named[key]
-    return True if node.get("patternProperties") else node.get("additionalProperties", True)
+def lists(flat: Conjunction) -> bool:
+    """Whether only listed values can satisfy a flat conjunction."""
+    return any("enum" in node or "const" in node for node in flat)
 
 
-def _values(node: Mapping[str, Any]) -> set[str] | None:
-    """The only values a schema has, in one form each; None where they are not listed."""
-    if "const" in node:
-        return {_form(node["const"])}
-    return {_form(value) for value in node["enum"]} if "enum" in node else None
+def limits(flat: Conjunction, kind: str) -> tuple[int, float]:
+    """The least and the most characters, items or keys that the conjunction allows."""
+    low, high = f"min{COUNTED[kind]}", f"max{COUNTED[kind]}"
+    least = max((node[low] for node in flat if low in node), default=0)
+    return least, min((node[high] for node in flat if high in node), default=math.inf)
 
 
-def _form(value: Any) -> str:
-    return json.dumps(_plain(value), sort_keys=True)
+def bounds(flat: Conjunction) -> tuple[float, float]:
+    """The lowest and the highest number, as if open bounds were closed."""
+    lows = [node[key] for node in flat for key in ("minimum", "exclusiveMinimum") if key in node]
+    highs = [node[key] for node in flat for key in ("maximum", "exclusiveMaximum") if key in node]
+    return max(lows, default=-math.inf), min(highs, default=math.inf)
 
 
-def _plain(value: Any) -> Any:
-    """The value with 1.0 as 1."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return value
+def required(flat: Conjunction) -> set[str]:
+    """The keys that an object must have."""
+    return {name for node in flat for name in node.get("required", ())}
+
+
+def prefix_length(flat: Conjunction) -> int:
+    """How many items of a list may have a schema of their own."""
+    return max((len(node.get("prefixItems", ())) for node in flat), default=0)
+
+
+def item(flat: Conjunction, number: int) -> Conjunction:
+    """What holds for an item of a list."""
+    found = []
+    for node in flat:
+        prefix = node.get("prefixItems", ())
+        found.append(prefix[number] if number < len(prefix) else node.get("items", True))
+    return tuple(found)
+
+
+def member(flat: Conjunction, name: str) -> Conjunction:
+    """What holds for a key's value."""
+    found: list[Any] = []
+    for node in flat:
+        own = [node["properties"][name]] if name in node.get("properties", ()) else []
+        own += [
+            schema for pattern, schema in node.get("patternProperties", {}).items()
+            if matches(whole(pattern), name)
+        ]  # fmt: skip
+        found += own or [node.get("additionalProperties", True)]
+    return tuple(found)
+
+
+def patterns(flat: Conjunction) -> list[str]:
+    """Expressions that a whole string must match."""
+    found = [whole(node["pattern"]) for node in flat if "pattern" in node]
+    return found + [FORMATS[node["format"]] for node in flat if "format" in node]
+
+
+def form(value: Any) -> str:
+    """A value in one form: 1.0 is 1."""
+    return json.dumps(json.loads(json.dumps(value), parse_float=_number), sort_keys=True)
+
+
+def _number(text: str) -> float:
+    return int(float(text)) if float(text).is_integer() else float(text)
 
 
 def _kind(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else "boolean"
-    if isinstance(value, int | float):
-        return "integer" if value == int(value) else "fraction"
-    if isinstance(value, str):
-        return "string"
-    return "array" if isinstance(value, list) else "object"
-
-
-EVERY = frozenset(("null", "boolean", "integer", "fraction", "string", "array", "object"))
-
-
-def _kinds(node: Mapping[str, Any]) -> frozenset[str]:
-    """The kinds of value that a schema's own type, const and enum leave."""
-    kinds = EVERY
-    if "type" in node:
-        names = [node["type"]] if isinstance(node["type"], str) else node["type"]
-        kinds = frozenset(names) - {"number"}
-        kinds |= {"integer", "fraction"} if "number" in names else set()
-    listed = [node["const"]] if "const" in node else node.get("enum")
-    return kinds if listed is None else kinds & {_kind(value) for value in listed}
-
-
-def _low(node: Mapping[str, Any]) -> float:
-    bounds = [node.get("minimum"), node.get("exclusiveMinimum")]
-    return max((float(bound) for bound in bounds if bound is not None), default=float("-inf"))
-
-
-def _high(node: Mapping[str, Any]) -> float:
-    bounds = [node.get("maximum"), node.get("exclusiveMaximum")]
-    return min((float(bound) for bound in bounds if bound is not None), default=float("inf"))
-
-
-def productive(node: Any, root: Mapping[str, Any]) -> bool:
-    """Whether some finite value may satisfy a schema; False only where that is proved wrong."""
-    return _Productive(root).of(node)
-
-
-class _Productive:
-    """A proof that follows no reference twice: a schema that needs itself has no finite value."""
-
-    def __init__(self, root: Mapping[str, Any]) -> None:
-        self._root = root
-        self._open: set[str] = set()
-
-    def of(self, node: Any) -> bool:
-        if not isinstance(node, Mapping):
-            return node is not False
-        if "const" in node or "enum" in node:
-            return True
-        if "$ref" in node:
-            target = node["$ref"]
-            if target in self._open:
-                return False
-            self._open.add(target)
-            good = self.of(resolve(target, self._root))
-            self._open.discard(target)
-            if not good:
-                return False
-        if not all(self.of(branch) for branch in node.get("allOf", ())):
-            return False
-        for key in ("anyOf", "oneOf"):
-            if key in node and not any(self.of(branch) for branch in node[key]):
-                return False
-        kinds = _kinds(node)
-        if kinds - {"object", "array"}:
-            return True
-        return ("object" in kinds and self._object(node)) or ("array" in kinds and self._list(node))
-
-    def _object(self, node: Mapping[str, Any]) -> bool:
-        return all(self.of(_property(node, key)) for key in node.get("required", ()))
-
-    def _list(self, node: Mapping[str, Any]) -> bool:
-        items = [*node.get("prefixItems", ())][: node.get("minItems", 0)]
-        if node.get("minItems", 0) > len(items):
-            items.append(node.get("items", True))
-        return all(self.of(item) for item in items)
+    if isinstance(value, float):
+        return "integer" if value.is_integer() else "fraction"
+    return next(kind for kind_of, kind in KINDS if isinstance(value, kind_of))
 
 
 def strings_in(value: object) -> Iterator[str]:

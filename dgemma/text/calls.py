@@ -149,8 +149,6 @@ class _CallReader:
             if taken is None or (not taken[0] and taken[1] in "{}[],:"):
                 raise NotACall("a key is missing")
             key = taken[1]
-            if key in out:
-                raise NotACall(f"key {key!r} stands there twice")
             if not self._skip(":"):
                 raise NotACall(f"no colon after key {key!r}")
             out[key] = self.value(depth + 1)

@@ -10,12 +10,22 @@ import jsonschema
 import pytest
 
 from dgemma.constrain.regex import portable, whole
-from dgemma.constrain.schema_proofs import disjoint, productive
+from dgemma.constrain.schema_proofs import SchemaReader, within_bounds
 
 S = {"type": "string"}
 
 VALUES: list[Any] = [None, True, False, 0, 1, 1.0, 1.5, 3, 7, -2, "", "a", "b", [], [1], {},
                      {"k": "a"}, {"k": "b"}, {"k": 1, "j": 2}]  # fmt: skip
+
+
+def disjoint(one: Any, other: Any, root: Any) -> bool:
+    """Whether it is proved that no value satisfies both."""
+    return not SchemaReader(root, within_bounds).possible((one, other))
+
+
+def productive(node: Any, root: Any) -> bool:
+    """Whether nothing proves that a schema has no finite value."""
+    return SchemaReader(root, None).possible((node,))
 
 
 def test_disjoint_is_never_wrong() -> None:

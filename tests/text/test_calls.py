@@ -66,6 +66,7 @@ def test_same_as_the_template(gemma: Tokenizer, gemma_template: ChatTemplate) ->
         ('call:f{<|"|>a<|"|>:<|"|><|"|>}', {"a": ""}),
         ("call:f{a:-0.5e-3}", {"a": -0.0005}),
         ("call:f{a:[[],{}]}", {"a": [[], {}]}),
+        ("call:f{a:1,b:2,a:3}", {"a": 3, "b": 2}),  # as in JSON, where the last one counts too
     ],
 )
 def test_read(text: str, arguments: dict[str, Any]) -> None:
@@ -86,7 +87,7 @@ def test_dotted_names() -> None:
         "", "f{}", "call:{}", "call:f", "call:f{", "call:f{a}", "call:f{a:}", "call:f{a:1",
         "call:f{}}", "call:f{a:1,}",
         "call:f{,}", "call:f{a:1 b:2}", "call:f{a:b}", "call:f{a:[1,]}", "call:f[]",
-        "call:f{a:1,a:2}", "call:f{a:01x}", "call:f{a:1e999}", "call:f{a:nan}", "call:f{a:{}",
+        "call:f{a:01x}", "call:f{a:1e999}", "call:f{a:nan}", "call:f{a:{}",
         'call:f{a:<|"|>x}', 'call:f{a:<|"|>x<|"|>y}', "call:f{} x", "call:f g{}", "call:f{a:[1 2]}",
         "call:f{a:" + "[" * 500 + "]" * 500 + "}", "call:f{a:" + "9" * 5000 + "}", "call:f{[:1}",
     ],
