@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from dgemma.constrain.cache import Calls, GrammarCache
+from dgemma.constrain.cache import GrammarCache
+from dgemma.constrain.tool_choice import ToolUse
 from dgemma.errors import ContextOverflow, InvalidRequest, TemplateError, TokenizerError
 from dgemma.params import SamplingParams
 from dgemma.text.answer import AnswerReader
@@ -309,7 +310,7 @@ class Frontend:
     # -- requests ------------------------------------------------------------------------------
 
     def prepare(
-        self, request: Request, *, chat: bool = False, calls: Calls | None = None
+        self, request: Request, *, chat: bool = False, calls: ToolUse | None = None
     ) -> PreparedRequest:
         """See `PreparedRequest`.
 
@@ -336,9 +337,9 @@ class Frontend:
             request = replace(request, thought=thought)
         reader = AnswerReader(
             tokenizer, stop=params.stop or (), chat=chat, thought_open=is_open,
-            must_call=calls is not None and calls.must,
+            must_call=calls is not None and calls.required,
         )  # fmt: skip
-        constraint = self._grammars.of(
+        constraint = self._grammars.matcher_for(
             params, calls=calls, thought=request.thought if may_think else None
         )
         return PreparedRequest(request, reader, constraint)
@@ -355,7 +356,7 @@ class Frontend:
         return ModelFacts(
             tokenizer=tokenizer, canvas=self._canvas, context=self._context,
             end_id=turn if turn in end_ids else end_ids[0], end_ids=end_ids,
-            fill_id=tokenizer.eos_id, ask=self.message_ids, constraint=self._grammars.of,
+            fill_id=tokenizer.eos_id, ask=self.message_ids, constraint=self._grammars.matcher_for,
         )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from dgemma.compose.plan import Plan
 from dgemma.compose.questions import Question
 from dgemma.compose.revise import Revised, repair, revise
 from dgemma.compose.run import run_drafts, run_plan, run_requests
-from dgemma.constrain.cache import Calls, Tools, calls_of, choose_tools
+from dgemma.constrain.tool_choice import Tools, ToolUse, tool_use
 from dgemma.device import DeviceChoice, choose
 from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.engine.counters import Counters
@@ -132,7 +132,7 @@ class LLM:
     # -- running -------------------------------------------------------------------------------
 
     def submit(
-        self, request: Request, *, chat: bool = False, calls: Calls | None = None
+        self, request: Request, *, chat: bool = False, calls: ToolUse | None = None
     ) -> TextStream:
         """Start a request, from any thread. Iterate the stream for its events, or close it.
 
@@ -163,12 +163,12 @@ class LLM:
         self.worker.close(finish=finish)
 
     def run(
-        self, requests: Sequence[Request], *, chat: bool = False, calls: Calls | None = None
+        self, requests: Sequence[Request], *, chat: bool = False, calls: ToolUse | None = None
     ) -> list[Output]:
         """Run requests together and wait for all; see `submit`."""
         return run_requests(partial(self.submit, chat=chat, calls=calls), requests)
 
-    def run_plan(self, plan: Plan[T], *, chat: bool = False, calls: Calls | None = None) -> T:
+    def run_plan(self, plan: Plan[T], *, chat: bool = False, calls: ToolUse | None = None) -> T:
         """Run a plan of `dgemma.compose` to its end; its requests run beside all others."""
         return run_plan(partial(self.submit, chat=chat, calls=calls), plan)
 
@@ -251,7 +251,8 @@ class LLM:
             InvalidRequest: malformed messages, tools or parameters.
             TemplateError: no chat template, or it refused the conversation.
         """
-        shown, calls = choose_tools(tools, tool_choice)
+        calls = tool_use(tools, tool_choice)
+        shown = None if tool_choice == "none" else tools
         batch = batch_of(messages)
         prompts = [self.chat_ids(one, shown, thinking) for one in batch or [messages]]
         drawn = SamplingParams.of(params, **sampling)
@@ -270,7 +271,7 @@ class LLM:
         ids, chat = self.frontend.ids(prompt, tools, thinking)
         drawn = SamplingParams.of(params, **sampling)
         request = Request(token_ids=tuple(ids), params=drawn, frames=True)
-        return self.submit(request, chat=chat, calls=calls_of(tools, "auto", None))
+        return self.submit(request, chat=chat, calls=tool_use(tools))
 
     def autoregress(
         self, prompt: Prompt | Messages, params: Params = None, *, tools: Tools | None = None,

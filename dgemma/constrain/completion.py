@@ -1,13 +1,13 @@
-"""A short way from anywhere in a language to a place where the text may end.
+"""The completion of a text: a short path through an automaton to a state where the text may end.
 
 Works on symbols: the 256 bytes in an order that puts `}` before `,` and digits before letters, and
-above them control tokens; the higher the better liked. A way goes step by step: one takes the best
-liked symbol that it has taken the fewest times in such a place, one looks a step ahead for a place
-that it has not been to and tries usual ends such as a fence and the words of the grammar, one
-always takes the best liked, and the rest draw at random (the same draws every time). The shortest
-way is kept. A place is known by what may come next there, so a count of characters is not seen.
-Where nothing can be chosen, all that is forced is taken at once, however long it is.
-Knows nothing about tokens, JSON or grammars.
+above them control tokens; the higher, the more it is preferred. Paths are tried one after another:
+one takes the preferred symbol among those that it has taken the fewest times in such a state, one
+looks a step ahead for a state that it has not been to and tries usual ends such as a fence and the
+words of the grammar, one always takes the preferred symbol, and the rest draw at random (the same
+draws every time). The shortest path is kept. A state is known by what may come next there, so a
+count of characters is not seen. If nothing can be chosen, all forced symbols are taken at once,
+however many there are. Knows nothing about tokens, JSON or grammars.
 """
 
 from __future__ import annotations
@@ -22,28 +22,32 @@ EFFORT = 20_000
 RUN = 32
 """Of symbols that are forced in a row, so many cost a step each, and so many of the rest one."""
 SHORT = 16
-"""A way of at most so many symbols is not improved on."""
+"""A path of at most so many symbols is not improved on."""
 EXTRA = 4
-"""Random ways that are tried to find a shorter one."""
+"""Random paths that are tried to find a shorter one."""
 FIRST = 600
-"""Most symbols of the first way, which may go in circles."""
+"""Most symbols of the first path, which may go in circles."""
 
-_LIKED = b"}])\"'`>,:;| \n0123456789nabcdefghijklmopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_.-/=+*#"
-_OTHERS = bytes(byte for byte in range(256) if byte not in _LIKED + b"\t[({\\")
-BYTE_ORDER = (_LIKED + _OTHERS + b"\t[({\\")[::-1]
+_PREFERRED = (
+    b"}])\"'`>,:;| \n0123456789nabcdefghijklmopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_.-/=+*#"
+)
+_OTHERS = bytes(byte for byte in range(256) if byte not in _PREFERRED + b"\t[({\\")
+BYTE_ORDER = (_PREFERRED + _OTHERS + b"\t[({\\")[::-1]
 """All 256 bytes: what opens, what goes on, what closes. Symbol k is the k-th of them."""
+RANK = {byte: rank for rank, byte in enumerate(BYTE_ORDER)}
+"""The symbol of each byte."""
 
 BYTES = 256
-"""The first symbol that is no byte."""
+"""The first symbol that is not a byte."""
 
 
 def _symbols(text: bytes) -> int:
-    return sum(1 << BYTE_ORDER.index(byte) for byte in text)
+    return sum(1 << RANK[byte] for byte in text)
 
 
 _MARKS = bytes(byte for byte in BYTE_ORDER[::-1] if byte < 127 and not chr(byte).isalnum())
 ENDS = [
-    [BYTE_ORDER.index(byte) for byte in text]
+    [RANK[byte] for byte in text]
     for text in (start + bytes((mark,)) * 3 for start in (b"", b"\n") for mark in _MARKS)
 ]
 """What a free text may end with: marks, up to three of a kind, also on a line of their own."""
@@ -56,18 +60,15 @@ _SAMPLES = _symbols(bytes(b for b in range(32, 127) if not chr(b).isalnum()) + b
 
 
 class ByteAutomaton(Protocol):
-    """A place in a language that can be stepped forth and back, symbol by symbol."""
+    """A state of a grammar that steps forth and back, symbol by symbol."""
 
     def options(self) -> int:
         """Bit k: symbol k may come next."""
 
     def forced(self) -> list[int]:
-        """Symbols that must come next, one after another; [] where there is a choice or an end."""
+        """Symbols that must come next, one after another; [] at a choice or an end."""
 
-    def push(self, symbol: int) -> None:
-        """Step over one of the options."""
-
-    def push_all(self, symbols: list[int]) -> None:
+    def push(self, symbols: list[int]) -> None:
         """Step over symbols that are allowed one after another."""
 
     def pop(self, count: int) -> None:
@@ -80,66 +81,56 @@ class ByteAutomaton(Protocol):
 
 def symbols_of(words: Iterable[str]) -> list[list[int]]:
     """Words as symbols, for `shortest`."""
-    return [[BYTE_ORDER.index(byte) for byte in word.encode("utf-8")] for word in words]
+    return [[RANK[byte] for byte in word.encode("utf-8")] for word in words]
 
 
 def shortest(
     automaton: ByteAutomaton, most: int, effort: int = EFFORT, words: Sequence[Sequence[int]] = ()
 ) -> list[int] | None:
-    """Symbols of a short way to a place where the text may end.
+    """Symbols of a short path to a state where the text may end.
 
     Args:
         automaton: is where it was when this returns.
-        most: symbols that the way may have.
+        most: symbols that the path may have.
         effort: steps to spend.
         words: what a text may have to hold though nothing shows it, as symbols.
 
     Returns:
-        The way, [] if the text may end at once; None where none was found.
+        The path, [] if the text may end at once; None if none was found.
     """
     if automaton.accepting:
         return []
     start = automaton.forced()
     if len(start) > most:
         return None
-    automaton.push_all(start)
-    rest = [] if automaton.accepting else _chosen(automaton, most, effort, words, len(start))
-    automaton.pop(len(start))
-    return None if rest is None else start + rest
-
-
-def _chosen(
-    automaton: ByteAutomaton, most: int, effort: int, words: Sequence[Sequence[int]], taken: int
-) -> list[int] | None:
-    """As `shortest`, from where there is a choice; `taken`: symbols of the way up to there."""
-    best: list[int] | None = None
-    search = _Search(automaton, effort, words)
-    most -= taken
-    turn = 0
-    while search.left > 0 and most > 0 and (best is None or turn < 3 + EXTRA):
-        path = search.path(min(most, FIRST) if turn == 0 else most, turn)
+    automaton.push(start)
+    best: list[int] | None = [] if automaton.accepting else None
+    search, left, turn = _Search(automaton, effort, words), most - len(start), 0
+    while best != [] and search.left > 0 and left > 0 and (best is None or turn < 3 + EXTRA):
+        path = search.path(min(left, FIRST) if turn == 0 else left, turn)
         if path is not None:
-            best, most = path, len(path) - 1
-            if taken + len(path) <= SHORT:
+            best, left = path, len(path) - 1
+            if len(start) + len(path) <= SHORT:
                 break
         turn += 1
-    return best
+    automaton.pop(len(start))
+    return None if best is None else start + best
 
 
 class _Search:
-    """Ways from one place, within a budget of steps."""
+    """Paths from one state, within a budget of steps."""
 
     def __init__(
         self, automaton: ByteAutomaton, effort: int, words: Sequence[Sequence[int]]
     ) -> None:
         self._automaton = automaton
         self.left = effort
-        self._share = effort // 4  # of one way
+        self._share = effort // 4  # of one path
         self._ends = [*words, *ENDS]
         self._draw = random.Random(0)
 
     def path(self, most: int, turn: int) -> list[int] | None:
-        """One way of at most `most` symbols; the walk is put back."""
+        """One path of at most `most` symbols; the automaton is put back."""
         automaton = self._automaton
         path: list[int] = []
         taken: Counter[tuple[int, int]] = Counter()
@@ -159,7 +150,7 @@ class _Search:
             else:
                 steps = self._steps(options, turn, taken, seen)
                 self.left -= len(steps)
-            automaton.push_all(steps)
+            automaton.push(steps)
             path += steps
             done = automaton.accepting
         automaton.pop(len(path))
@@ -168,7 +159,7 @@ class _Search:
     def _steps(
         self, options: int, turn: int, taken: Counter[tuple[int, int]], seen: Counter[int]
     ) -> list[int]:
-        """What a way takes where there is a choice: one symbol, or a word."""
+        """What a path takes at a choice: one symbol, or a word."""
         if turn == 1:
             return self._ahead(options, seen)
         if turn == 2:
@@ -181,7 +172,7 @@ class _Search:
         return [symbol]
 
     def _ahead(self, options: int, seen: Counter[int]) -> list[int]:
-        """The best liked step to the place that was seen the fewest times; an end is best."""
+        """The preferred step to the state that was seen the fewest times; an end is best."""
         automaton = self._automaton
         new = not seen[options]
         seen[options] += 1
@@ -200,7 +191,7 @@ class _Search:
             while part and fewest > 0:
                 symbol = part.bit_length() - 1
                 part ^= 1 << symbol
-                automaton.push(symbol)
+                automaton.push([symbol])
                 self.left -= 1
                 count = -1 if automaton.accepting else seen[automaton.options()]
                 automaton.pop(1)
@@ -209,7 +200,7 @@ class _Search:
         return [*word] if word and fewest > 0 else [best]
 
     def _word(self, options: int, seen: Counter[int]) -> tuple[Sequence[int], bool]:
-        """A word after which the text may end, else one that leads to a new place, if any."""
+        """A word after which the text may end, else one that leads to a new state, if any."""
         automaton = self._automaton
         found: Sequence[int] = ()
         for word in self._ends:
@@ -218,7 +209,7 @@ class _Search:
             count = 0
             done = False
             while count < len(word) and not done and automaton.options() >> word[count] & 1:
-                automaton.push(word[count])
+                automaton.push([word[count]])
                 count += 1
                 done = automaton.accepting
             if not done and not found and count == len(word) and not seen[automaton.options()]:
@@ -246,7 +237,7 @@ def _preferred(options: int) -> int:
 
 
 def _least(options: int, taken: Counter[tuple[int, int]]) -> int:
-    """The best liked option that was taken the fewest times with these options."""
+    """The preferred option among those taken the fewest times with these options."""
     favourites = _preferred(options)
     symbol = favourites.bit_length() - 1
     fewest = taken[options, symbol]

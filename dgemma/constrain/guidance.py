@@ -9,6 +9,7 @@ Source: llguidance 1.9, `TokenizerWrapper` and `LLMatcher`.
 
 from __future__ import annotations
 
+import bisect
 import threading
 import weakref
 from collections.abc import Sequence
@@ -17,9 +18,9 @@ from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from dgemma.constrain.completion import BYTE_ORDER, BYTES, symbols_of
+from dgemma.constrain.completion import BYTE_ORDER, BYTES, RANK, symbols_of
 from dgemma.errors import EngineError, InvalidRequest, MissingExtra
-from dgemma.text.token_table import token_table_of
+from dgemma.text.token_table import TokenTable, token_table_of
 from dgemma.text.tokenizer import Tokenizer
 
 STEP_FUEL = 4_000_000
@@ -125,10 +126,7 @@ class GrammarAutomaton:
         self._healthy()
         return found
 
-    def push(self, symbol: int) -> None:
-        self.push_all([symbol])
-
-    def push_all(self, symbols: list[int]) -> None:
+    def push(self, symbols: list[int]) -> None:
         if symbols:
             self._matcher.consume_tokens(symbols)
             self._healthy()
@@ -149,6 +147,25 @@ class GrammarAutomaton:
     def accepting(self) -> bool:
         found: bool = self._matcher.is_accepting()
         return found
+
+
+class Symbols:
+    """What the ids of a vocabulary are to an automaton over bytes and control tokens.
+
+    Attributes:
+        ids: one id for each symbol.
+    """
+
+    def __init__(self, table: TokenTable) -> None:
+        self._table = table
+        self.ids = [*(table.byte_ids[byte] for byte in BYTE_ORDER), *table.special_ids]
+
+    def of(self, token_id: int) -> list[int]:
+        """The symbols of an id, one after another."""
+        text = self._table.table[token_id]
+        if not text:
+            return [BYTES + bisect.bisect_left(self._table.special_ids, token_id)]
+        return [RANK[byte] for byte in text]
 
 
 class _Vocabulary:
@@ -184,8 +201,7 @@ class _SingleBytes:
         self.special_token_ids = [*range(BYTES, self.eos_token_id + 1)]
 
     def __call__(self, text: str | bytes) -> list[int]:
-        plain = text.encode() if isinstance(text, str) else text
-        return [BYTE_ORDER.index(byte) for byte in plain]
+        return [RANK[byte] for byte in (text.encode() if isinstance(text, str) else text)]
 
 
 @lru_cache(maxsize=1)

@@ -1,72 +1,125 @@
-"""A walk through a compiled grammar: which ids may come next, and how the text could soon end.
+"""A compiled grammar, and the matcher that walks it: which ids may come next, and how to end soon.
 
-Knows the matchers that `guidance` makes; knows nothing about where a grammar came from.
+A grammar is bound to a vocabulary, compiled once and walked many times. Each walk has two matchers
+of the library: one over the tokens of the vocabulary, for masks, and one over single bytes, which
+makes the search for a completion independent of the size of the vocabulary. Knows nothing about
+where a grammar came from.
 """
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dgemma.constrain.completion import BYTE_ORDER, BYTES, shortest
-from dgemma.constrain.guidance import GrammarAutomaton, first_line
-from dgemma.errors import EngineError
+from dgemma.constrain.completion import BYTE_ORDER, BYTES, shortest, symbols_of
+from dgemma.constrain.guidance import GrammarAutomaton, Symbols, compiled, first_line
+from dgemma.errors import EngineError, InvalidRequest
 from dgemma.text.token_table import Bits, token_table_of
 from dgemma.text.tokenizer import Tokenizer
 
+LONGEST = 1 << 15
+"""Most bytes of the shortest text of a grammar."""
 AHEAD = 4
 """At so many of the first places of a known text its rest is tried as an end."""
 
-_RANK = {byte: rank for rank, byte in enumerate(BYTE_ORDER)}
+
+class Source(NamedTuple):
+    """A grammar before it is compiled.
+
+    Attributes:
+        text: in the library's form.
+        alphabet: bitset of the ids that may occur, or None.
+        words: that a text may have to hold, see `completion.shortest`.
+    """
+
+    text: str
+    alphabet: Bits | None = None
+    words: Sequence[str] = ()
+
+
+class Grammar:
+    """A compiled grammar over the ids of one tokenizer.
+
+    Attributes:
+        kind: the name of the parameter that it came from, for messages.
+        tokenizer, table: whose ids it is over, and their bytes.
+        symbols: of these ids.
+        ends: ids that are never part of a text; the text ends before them.
+        no_ends: bitset of all others.
+        alphabet, words: as in `Source`, words as symbols.
+        text: a short text of the grammar, as symbols.
+    """
+
+    def __init__(
+        self, kind: str, source: Source, tokenizer: Tokenizer, end_ids: Iterable[int]
+    ) -> None:
+        """
+        Raises:
+            InvalidRequest: the source is broken or has no finite text.
+            MissingExtra: llguidance is not installed.
+        """
+        self.kind = kind
+        self.tokenizer = tokenizer
+        self.table = token_table_of(tokenizer)
+        self.symbols = Symbols(self.table)
+        self.ends = frozenset(end_ids)
+        self.no_ends = self.table.all_but(self.ends)
+        self.alphabet = None if source.alphabet is None else source.alphabet & self.no_ends
+        self.words = symbols_of(source.words)
+        self._source = source.text
+        self._roots: tuple[Any, Any] | None = None
+        try:
+            text = shortest(self.automaton(), LONGEST, 2 * LONGEST, self.words)
+        except EngineError as error:
+            raise InvalidRequest(f"{kind}: {error}") from error
+        if text is None:
+            raise InvalidRequest(
+                f"{kind}: no text of at most {LONGEST} bytes was found for it; is there a longer "
+                "text in it, a recursion without an end, or a length that cannot be reached?"
+            )
+        self.text = text
+
+    def _copies(self, which: int) -> Any:
+        roots = self._roots
+        if roots is None:
+            roots = self._roots = compiled(self.kind, self._source, self.tokenizer)
+        return roots[which].deep_copy()
+
+    def tokens(self) -> Any:
+        """The library's matcher over tokens, at the beginning; cheap."""
+        return self._copies(0)
+
+    def automaton(self) -> GrammarAutomaton:
+        """The walk over bytes, at the beginning; cheap."""
+        return GrammarAutomaton(self._copies(1), len(self.table.special_ids))
+
+    def matcher(self) -> GrammarMatcher:
+        """A fresh walk from the beginning; cheap."""
+        return GrammarMatcher(self)
+
+    def discard(self) -> None:
+        """Compile anew: walks share the library's tables, which stay broken after a limit."""
+        self._roots = None
 
 
 class GrammarMatcher:
-    """A walk through a grammar; see `matchers.Matcher`."""
+    """A walk through a grammar; see `Matcher`."""
 
-    def __init__(
-        self,
-        tokens: Any,
-        single: Any,
-        tokenizer: Tokenizer,
-        no_ends: Bits,
-        ends: frozenset[int],
-        alphabet: Bits | None,
-        words: Sequence[Sequence[int]],
-        text: Sequence[int],
-        broken: Callable[[], None],
-    ) -> None:
-        """From `Grammar.matcher`.
-
-        Args:
-            tokens: becomes this walk's own.
-            single: over single bytes; copied when it is needed.
-            tokenizer, no_ends, ends, alphabet, words: as in `Grammar`.
-            text: a short text of the grammar, as symbols.
-            broken: called before an error of the library is raised.
-        """
-        self._tokens = tokens
-        self._single = single
-        self._tokenizer = tokenizer
-        self._letters = token_table_of(tokenizer)
-        self._no_ends = no_ends
-        self._ends = ends
-        self._alphabet = alphabet
-        self._words = words
-        self._text = text
-        self._broken = broken
+    def __init__(self, grammar: Grammar) -> None:
+        self._grammar = grammar
+        self._tokens = grammar.tokens()
         self._ids: list[int] = []
         self._mask: Bits | None = None
         self._automaton: GrammarAutomaton | None = None
-        self._walked: list[tuple[int, int]] = []  # ids that the byte walk has taken, and its steps
+        self._walked: list[tuple[int, int]] = []  # ids that the automaton has taken, and its steps
 
     def accept(self, ids: Sequence[int]) -> int:
         """See `Matcher`."""
         taken = []
         for token_id in ids:
-            if token_id in self._ends or not 0 <= token_id < self._letters.size:
+            if token_id in self._grammar.ends or not 0 <= token_id < self._grammar.table.size:
                 break
             taken.append(int(token_id))
         if not taken:
@@ -107,8 +160,8 @@ class GrammarMatcher:
             return []
         ids: list[int] = self._tokens.compute_ff_tokens()
         self._healthy()
-        if self._ends.intersection(ids):
-            ids = ids[: next(k for k, token_id in enumerate(ids) if token_id in self._ends)]
+        if self._grammar.ends.intersection(ids):
+            ids = ids[: next(k for k, token_id in enumerate(ids) if token_id in self._grammar.ends)]
         return ids
 
     def completion(self, room: int) -> list[int] | None:
@@ -116,7 +169,7 @@ class GrammarMatcher:
         if self.accepting:
             return []
         automaton = self._byte_automaton()
-        path = shortest(automaton, 12 * room + 16, words=self._words)
+        path = shortest(automaton, 12 * room + 16, words=self._grammar.words)
         self._healthy()
         if path is None:
             return self._known(room)
@@ -136,9 +189,9 @@ class GrammarMatcher:
 
         A search steps over a count of thousands, at every commit; this has not to look for it.
         """
-        gone = sum(len(self._symbols(token_id)) for token_id in self._ids)
+        gone = sum(len(self._grammar.symbols.of(token_id)) for token_id in self._ids)
         for at in (gone, *range(AHEAD)):
-            path = self._text[at:]
+            path = self._grammar.text[at:]
             plain = self._plain(path)
             if path and self._closes(plain, len(plain)):
                 found = plain if len(plain) <= room else self._joined(path)
@@ -147,22 +200,22 @@ class GrammarMatcher:
 
     def alphabet(self) -> Bits | None:
         """See `Matcher`."""
-        return None if self._alphabet is None else self._alphabet.copy()
+        return None if self._grammar.alphabet is None else self._grammar.alphabet.copy()
 
     def _bits(self) -> Bits:
         if self._mask is None:
             if self._tokens.is_stopped():
                 self._healthy()
-                self._mask = np.zeros_like(self._no_ends)
+                self._mask = np.zeros_like(self._grammar.no_ends)
             else:
                 found = np.frombuffer(self._tokens.compute_bitmask(), dtype="<i4")
                 self._healthy()
-                self._mask = found[: len(self._no_ends)] & self._no_ends
+                self._mask = found[: len(self._grammar.no_ends)] & self._grammar.no_ends
         return self._mask
 
     def _healthy(self) -> None:
         if self._tokens.is_error():
-            self._broken()
+            self._grammar.discard()
             raise EngineError(
                 f"the grammar became too complex in mid-text "
                 f"({first_line(self._tokens.get_error())}); "
@@ -172,9 +225,7 @@ class GrammarMatcher:
     def _byte_automaton(self) -> GrammarAutomaton:
         """The walk over bytes, brought to where this walk is."""
         if self._automaton is None:
-            self._automaton = GrammarAutomaton(
-                self._single.deep_copy(), len(self._letters.special_ids)
-            )
+            self._automaton = self._grammar.automaton()
             self._walked = []
         same = 0
         for (walked, _), token_id in zip(self._walked, self._ids, strict=False):
@@ -185,14 +236,14 @@ class GrammarMatcher:
         del self._walked[same:]
         symbols: list[int] = []
         for token_id in self._ids[same:]:
-            found = self._symbols(token_id)
+            found = self._grammar.symbols.of(token_id)
             self._walked.append((token_id, len(found)))
             symbols += found
-        self._automaton.push_all(symbols)
+        self._automaton.push(symbols)
         return self._automaton
 
     def _joined(self, path: Sequence[int]) -> list[int]:
-        """The way in as few tokens as the tokenizer makes of it."""
+        """The path in as few tokens as the tokenizer makes of it."""
         out: list[int] = []
         text = bytearray()
         for symbol in [*path, BYTES]:  # the last one only ends the text
@@ -200,31 +251,20 @@ class GrammarMatcher:
                 text.append(BYTE_ORDER[symbol])
                 continue
             while text and 0x80 <= text[0] < 0xC0:  # the rest of a character that was begun
-                out.append(self._letters.byte_ids[text.pop(0)])
-            ids = self._tokenizer.encode(text.decode("utf-8", "replace"))
-            if b"".join(map(self._letters.table.__getitem__, ids)) != bytes(text):
-                ids = [self._letters.byte_ids[byte] for byte in text]
-            out += [*ids, self._letters.special_ids[symbol - BYTES]]
+                out.append(self._grammar.table.byte_ids[text.pop(0)])
+            ids = self._grammar.tokenizer.encode(text.decode("utf-8", "replace"))
+            if b"".join(map(self._grammar.table.table.__getitem__, ids)) != bytes(text):
+                ids = [self._grammar.table.byte_ids[byte] for byte in text]
+            out += [*ids, self._grammar.table.special_ids[symbol - BYTES]]
             text.clear()
         return out[:-1]
 
     def _plain(self, path: Sequence[int]) -> list[int]:
-        """The way, one id a symbol."""
-        return [self._id_of(symbol) for symbol in path]
-
-    def _id_of(self, symbol: int) -> int:
-        if symbol < BYTES:
-            return self._letters.byte_ids[BYTE_ORDER[symbol]]
-        return self._letters.special_ids[symbol - BYTES]
-
-    def _symbols(self, token_id: int) -> list[int]:
-        text = self._letters.table[token_id]
-        if not text:
-            return [BYTES + bisect.bisect_left(self._letters.special_ids, token_id)]
-        return [_RANK[byte] for byte in text]
+        """The path, one id a symbol."""
+        return [self._grammar.symbols.ids[symbol] for symbol in path]
 
     def _closes(self, ids: Sequence[int], room: int) -> bool:
-        return len(ids) <= room and self._ends.isdisjoint(ids) and self._ends_well(ids)
+        return len(ids) <= room and self._grammar.ends.isdisjoint(ids) and self._ends_well(ids)
 
     def _ends_well(self, ids: Sequence[int]) -> bool:
         count = self.accept(ids)

@@ -1,7 +1,6 @@
-"""Walks through a language of token ids, and two that wrap another: a thought first, barred words.
+"""Matchers that wrap another: one that lets a thought come first, and one that bars words.
 
-A `Matcher` says which ids may come next; which language it walks is its own affair. Knows nothing
-about grammar libraries, canvases or models.
+Knows nothing about grammar libraries, canvases or models.
 """
 
 from __future__ import annotations
@@ -11,37 +10,33 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dgemma.constrain.completion import BYTE_ORDER, BYTES, shortest
+from dgemma.constrain.completion import shortest
+from dgemma.constrain.guidance import Symbols
 from dgemma.errors import InvalidRequest
-from dgemma.text.token_table import WORD, Bits, TokenTable, token_table_of
+from dgemma.text.token_table import WORD, Bits, token_table_of
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import Matcher
+from dgemma.types import Matcher, ThoughtIds
 
 
-class ThoughtFirst:
-    """A free thought, then another language.
+class ThoughtPrefixMatcher:
+    """A free thought, then what another matcher allows.
 
-    At the very start either the thought's opening marker or a text of the inner language may
-    come. Within the thought every id but the end ids is allowed until the closing marker.
+    At the very start either the thought's opening marker or a text of the inner matcher may come.
+    Within the thought every id but the end ids is allowed until the closing marker.
     """
 
     def __init__(
         self,
         inner: Matcher,
-        open_id: int,
-        close_id: int,
-        is_open: bool,
-        *,
+        thought: ThoughtIds,
         tokenizer: Tokenizer,
         end_ids: Sequence[int],
     ) -> None:
-        """`is_open`: the walk begins within the thought."""
         self._inner = inner
-        self._open_id, self._close_id = open_id, close_id
-        self._letters = token_table_of(tokenizer)
+        self._thought = thought
+        self._table = token_table_of(tokenizer)
         self._ends = frozenset(end_ids)
-        self._free = self._letters.all_but(self._ends)
-        self._begins_open = is_open
+        self._free = self._table.all_but(self._ends)
         self._before: list[int] = []  # ids up to the end of the thought
         self._count = 0  # ids that the inner matcher took
 
@@ -49,12 +44,12 @@ class ThoughtFirst:
     def thinking(self) -> bool:
         """The walk is within the thought."""
         if not self._before:
-            return self._begins_open
-        return self._before[-1] != self._close_id
+            return self._thought.is_open
+        return self._before[-1] != self._thought.close_id
 
     @property
     def _at_start(self) -> bool:
-        return not (self._before or self._count or self._begins_open)
+        return not (self._before or self._count or self._thought.is_open)
 
     def accept(self, ids: Sequence[int]) -> int:
         """See `Matcher`."""
@@ -62,11 +57,11 @@ class ThoughtFirst:
         while taken < len(ids):
             token_id = ids[taken]
             thinking = self.thinking
-            if not thinking and not (self._at_start and token_id == self._open_id):
+            if not thinking and not (self._at_start and token_id == self._thought.open_id):
                 count = self._inner.accept(ids[taken:])
                 self._count += count
                 return taken + count
-            if token_id in self._ends or not 0 <= token_id < self._letters.size:
+            if token_id in self._ends or not 0 <= token_id < self._table.size:
                 return taken
             self._before.append(token_id)
             taken += 1
@@ -88,7 +83,7 @@ class ThoughtFirst:
             return self._free.copy()
         bits = self._inner.allowed()
         if self._at_start:
-            bits |= self._letters.bits((self._open_id,))
+            bits |= self._table.bits((self._thought.open_id,))
         return bits
 
     @property
@@ -110,7 +105,7 @@ class ThoughtFirst:
         if not self.thinking:
             return self._inner.completion(room)
         rest = self._inner.completion(room - 1) if room > 0 else None
-        return None if rest is None else [self._close_id, *rest]
+        return None if rest is None else [self._thought.close_id, *rest]
 
     def can_complete(self, room: int) -> bool:
         """See `Matcher`."""
@@ -122,10 +117,10 @@ class ThoughtFirst:
         return None
 
 
-class WithoutWords:
-    """Another language, or any text, in which no barred word occurs as a run of bytes.
+class BadWordsMatcher:
+    """Texts of another matcher, or any, in which no barred word occurs as a run of bytes.
 
-    Control tokens stand for no bytes: a word may not be joined over one either.
+    Control tokens have no bytes: a word may not be joined over one either.
     """
 
     def __init__(
@@ -135,15 +130,14 @@ class WithoutWords:
         tokenizer: Tokenizer,
         end_ids: Sequence[int] = (),
     ) -> None:
-        """Bar `words` from `inner`, or from free text where that is None.
-
+        """
         Raises:
-            InvalidRequest: a word is empty or no Unicode text, or no text of the inner language
+            InvalidRequest: a word is empty or not Unicode text, or no text of the inner matcher
                 can do without them.
         """
         self._inner = inner
         self._words = sorted({_barred(word) for word in words})
-        self._letters = token_table = token_table_of(tokenizer)
+        self._table = token_table = token_table_of(tokenizer)
         self._ends = frozenset(end_ids)
         self._whole = token_table.all_but(self._ends)  # ids that bring no word by themselves
         for word in self._words:
@@ -162,9 +156,9 @@ class WithoutWords:
         """See `Matcher`."""
         tails, at = [], self._tails[-1]
         for token_id in ids:
-            if token_id in self._ends or not 0 <= token_id < self._letters.size:
+            if token_id in self._ends or not 0 <= token_id < self._table.size:
                 break
-            text = at + self._letters.table[token_id]
+            text = at + self._table.table[token_id]
             if any(word in text for word in self._words):
                 break
             at = text[len(text) - self._keep :] if len(text) > self._keep else text
@@ -187,14 +181,14 @@ class WithoutWords:
         bits = self._whole.copy()
         if self._inner is not None:
             bits &= self._inner.allowed()
-        ends = [self._letters.starting(rest) for rest in self._rests()]
+        ends = [self._table.starting(rest) for rest in self._rests()]
         if ends:
-            self._letters.clear(bits, np.concatenate(ends))
+            self._table.clear(bits, np.concatenate(ends))
         return bits
 
     def _rests(self) -> set[bytes]:
         """What would complete a word that has been begun, where one token may bring it."""
-        words, tail, longest = self._words, self._tails[-1], self._letters.longest
+        words, tail, longest = self._words, self._tails[-1], self._table.longest
         found: set[bytes] = set()
         for size in range(1, len(tail) + 1):
             said = tail[len(tail) - size :]
@@ -237,9 +231,9 @@ class WithoutWords:
         self.undo(count)
         if good:
             return ids
-        automaton = _Steps(self, self._letters)
-        path = shortest(automaton, room)
-        return None if path is None else [automaton.ids[symbol] for symbol in path]
+        symbols = Symbols(self._table)
+        path = shortest(MatcherAutomaton(self, symbols), room)
+        return None if path is None else [symbols.ids[symbol] for symbol in path]
 
     def can_complete(self, room: int) -> bool:
         """See `Matcher`."""
@@ -258,49 +252,33 @@ def _barred(word: str) -> bytes:
         return word.encode("utf-8")
     except UnicodeEncodeError:
         raise InvalidRequest(
-            f"barred word {word!a} is no Unicode text; send valid text", field="bad_words"
+            f"barred word {word!a} is not Unicode text; send valid text", field="bad_words"
         ) from None
 
 
-class _Steps:
-    """A matcher as a walk: its symbols are the single bytes and the control tokens."""
+class MatcherAutomaton:
+    """A matcher as an automaton over the single bytes and the control tokens."""
 
-    def __init__(self, matcher: Matcher, token_table: TokenTable) -> None:
-        self.ids = [*(token_table.byte_ids[byte] for byte in BYTE_ORDER), *token_table.special_ids]
+    def __init__(self, matcher: Matcher, symbols: Symbols) -> None:
         self._matcher = matcher
-        self._letters = token_table
-        ids = np.asarray(self.ids)
+        self._symbols = symbols
+        ids = np.asarray(symbols.ids)
         self._word, self._bit = ids // WORD, (ids % WORD).astype(np.uint32)
 
     def options(self) -> int:
         forced = self._matcher.forced()
         if forced:  # then the mask may have this token alone, though its bytes are taken too
-            return 1 << self._symbol(forced[0])
+            return 1 << self._symbols.of(forced[0])[0]
         bits = self._matcher.allowed().view(np.uint32)
         flags = (bits[self._word] >> self._bit & 1).astype(np.uint8)
         return int.from_bytes(np.packbits(flags, bitorder="little").tobytes(), "little")
 
-    def _symbol(self, token_id: int) -> int:
-        text = self._letters.table[token_id]
-        if text:
-            return BYTE_ORDER.index(text[0])
-        return BYTES + bisect.bisect_left(self._letters.special_ids, token_id)
-
     def forced(self) -> list[int]:
-        table, symbols = self._letters.table, list[int]()
-        for token_id in self._matcher.forced():
-            symbols += (
-                map(BYTE_ORDER.index, table[token_id])
-                if table[token_id]
-                else (self._symbol(token_id),)
-            )
-        return symbols
+        ids = self._matcher.forced()
+        return [symbol for token_id in ids for symbol in self._symbols.of(token_id)]
 
-    def push(self, symbol: int) -> None:
-        self.push_all([symbol])
-
-    def push_all(self, symbols: Sequence[int]) -> None:
-        count = self._matcher.accept([self.ids[symbol] for symbol in symbols])
+    def push(self, symbols: Sequence[int]) -> None:
+        count = self._matcher.accept([self._symbols.ids[symbol] for symbol in symbols])
         assert count == len(symbols), "an allowed id was not taken"
 
     def pop(self, count: int) -> None:

@@ -30,7 +30,7 @@ from dgemma.types import CanvasControl, Request
 T = TypeVar("T")
 
 TOGETHER = 32
-"""Calls that run at a time; they share the model's passes."""
+"""ToolUse that run at a time; they share the model's passes."""
 
 NORMAL_95 = 1.96
 

@@ -13,7 +13,7 @@ from fastapi import Depends
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 
-from dgemma.constrain.cache import Calls
+from dgemma.constrain.tool_choice import ToolUse
 from dgemma.server import accounting, sse
 from dgemma.server.errors import body_of, dialect_of, logged
 from dgemma.server.pieces import End, PieceReader
@@ -67,7 +67,7 @@ class Exchange:
         return self.service.look_up(model)
 
     async def start(
-        self, requests: Sequence[Request], *, chat: bool, calls: Calls | None = None,
+        self, requests: Sequence[Request], *, chat: bool, calls: ToolUse | None = None,
         every: int = 1, one_call: bool = False,
     ) -> list[PieceReader]:  # fmt: skip
         """Start requests together, or none of them; see `PieceReader`.
@@ -80,7 +80,8 @@ class Exchange:
         readers = [
             PieceReader(
                 service.facts, request, stream, chat=chat, every=every, one_call=one_call,
-                must_call=calls is not None and calls.must, most_steps=service.most_steps(request),
+                must_call=calls is not None and calls.required,
+                most_steps=service.most_steps(request),
             )
             for request, stream in zip(requests, streams, strict=True)
         ]  # fmt: skip

@@ -11,7 +11,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dgemma.constrain.cache import Calls, calls_of
 from dgemma.errors import InvalidRequest
 from dgemma.frontend import ModelFacts
 from dgemma.params import (
@@ -280,24 +279,6 @@ class SamplingFields(Ignorable):
             )
         except InvalidRequest as error:
             raise bad_field("diffusion_pinned", f"cannot be kept: {error}") from error
-
-
-def wanted_calls(
-    tools: list[dict[str, Any]] | None, choice: str, name: str | None
-) -> tuple[list[dict[str, Any]] | None, Calls | None]:
-    """The tools to show to the model, and the calls to ask of it.
-
-    Args:
-        choice: "auto", "none" or "required".
-        name: the tool that must be called.
-
-    Raises:
-        InvalidRequest: a call is required, but there are no tools.
-    """
-    if choice == "required" and not tools:
-        raise bad_field("tool_choice", "needs tools; give some, or leave it out")
-    shown = None if choice == "none" else tools or None
-    return shown, calls_of(shown, choice, name)
 
 
 Prediction.model_rebuild()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dgemma.constrain.cache import KEPT, GrammarCache
-from dgemma.constrain.grammar import Grammar
+from dgemma.constrain.matcher import Grammar
 from dgemma.errors import InvalidRequest
 from dgemma.params import SamplingParams
 from dgemma.text.parse import MarkerIds
@@ -37,7 +37,7 @@ class Held(GrammarCache):
 
     def takes(self, regex: str, tokenizer: Tokenizer, text: str) -> bool:
         """Whether a regex's language begins with a text."""
-        found = self.of(SamplingParams(regex=regex))
+        found = self.matcher_for(SamplingParams(regex=regex))
         assert found is not None and found[1] == "regex"
         ids = tokenizer.encode(text)
         return found[0].accept(ids) == len(ids)

@@ -10,12 +10,14 @@ import pytest
 
 from dgemma.constrain import wrappers
 from dgemma.constrain.completion import BYTE_ORDER, shortest, symbols_of
-from dgemma.constrain.grammar import Grammar
-from dgemma.constrain.wrappers import Matcher, ThoughtFirst, WithoutWords
+from dgemma.constrain.matcher import Grammar
+from dgemma.constrain.sources import make_grammar
+from dgemma.constrain.wrappers import BadWordsMatcher, Matcher, ThoughtPrefixMatcher
 from dgemma.errors import InvalidRequest
 from dgemma.text.parse import MarkerIds
 from dgemma.text.token_table import token_table_of
 from dgemma.text.tokenizer import Tokenizer
+from dgemma.types import ThoughtIds
 from tests.support.schemas import GRAMMARS, REGEXES, SCHEMAS, random_walk, walk_length
 
 Count = Callable[[int, int], int]
@@ -40,12 +42,9 @@ class Maze:
             found.append(BYTE_ORDER.index(mark.encode()))
         return found
 
-    def push(self, symbol: int) -> None:
-        self.path.append(self.steps[self.path[-1]][chr(BYTE_ORDER[symbol])])
-
-    def push_all(self, symbols: list[int]) -> None:
+    def push(self, symbols: list[int]) -> None:
         for symbol in symbols:
-            self.push(symbol)
+            self.path.append(self.steps[self.path[-1]][chr(BYTE_ORDER[symbol])])
 
     def pop(self, count: int) -> None:
         del self.path[len(self.path) - count :]
@@ -95,12 +94,12 @@ def test_bytes_are_all_there() -> None:
 def all_grammars(tokenizer: Tokenizer, names: list[str] | None = None) -> dict[str, Grammar]:
     """Every language of the corpus, or those of some names."""
     ends = MarkerIds.of(tokenizer).ends
-    makers = {f"json {name}": (Grammar.from_json_schema, s) for name, s in SCHEMAS.items()}
-    makers |= {f"regex {name}": (Grammar.from_regex, s) for name, s in REGEXES.items()}
-    makers |= {f"lark {name}": (Grammar.from_lark, s) for name, s in GRAMMARS.items()}
+    values = {f"json {name}": ("json_schema", s) for name, s in SCHEMAS.items()}
+    values |= {f"regex {name}": ("regex", s) for name, s in REGEXES.items()}
+    values |= {f"lark {name}": ("grammar", s) for name, s in GRAMMARS.items()}
     return {
-        n: make(s, tokenizer, ends)
-        for n, (make, s) in makers.items()
+        n: make_grammar(kind, s, tokenizer, ends)
+        for n, (kind, s) in values.items()
         if names is None or n in names
     }
 
@@ -177,12 +176,12 @@ def test_within_a_character(nano: Tokenizer) -> None:
 # -- a thought first -------------------------------------------------------------------------------
 
 
-def thinking(nano: Tokenizer, is_open: bool = False) -> tuple[ThoughtFirst, MarkerIds]:
+def thinking(nano: Tokenizer, is_open: bool = False) -> tuple[ThoughtPrefixMatcher, MarkerIds]:
     """A thought, then `yes` or `no`."""
     marks = MarkerIds.of(nano)
-    inner = Grammar.from_choices(["yes", "no"], nano, marks.ends).matcher()
+    inner = make_grammar("choices", ["yes", "no"], nano, marks.ends).matcher()
     opened, closed, ends = marks.channel_open, marks.channel_close, sorted(marks.ends)
-    return ThoughtFirst(inner, opened, closed, is_open, tokenizer=nano, end_ids=ends), marks
+    return ThoughtPrefixMatcher(inner, ThoughtIds(opened, closed, is_open), nano, ends), marks
 
 
 def allows(matcher: Matcher, token_id: int) -> bool:
@@ -241,7 +240,7 @@ def test_barred_words(inner: str | None, nano: Tokenizer, count: Count) -> None:
     ends = sorted(MarkerIds.of(nano).ends)
     kept = all_grammars(nano, [inner])[inner].matcher() if inner else None
     autoregressive = all_grammars(nano, [inner])[inner].matcher() if inner else None
-    matcher = WithoutWords(kept, WORDS, nano, ends)
+    matcher = BadWordsMatcher(kept, WORDS, nano, ends)
     barred = [word.encode() for word in WORDS]
     draw = random.Random(4)
     ids: list[int] = []
@@ -283,7 +282,7 @@ def test_tokens_that_hold_a_part(part: str, tokenizer: Tokenizer) -> None:
 
 def test_a_word_is_not_joined_over_a_control_token(nano: Tokenizer) -> None:
     """Control tokens vanish from the text, so what stands around them meets."""
-    matcher = WithoutWords(None, ["cat"], nano)
+    matcher = BadWordsMatcher(None, ["cat"], nano)
     ids = [*nano.encode("c"), MarkerIds.of(nano).quote, *nano.encode("a"), *nano.encode("t")]
     assert matcher.accept(ids) == len(ids) - 1
     assert matcher.accepting and not matcher.finished and matcher.completion(0) == []
@@ -292,14 +291,14 @@ def test_a_word_is_not_joined_over_a_control_token(nano: Tokenizer) -> None:
 def test_a_closing_goes_around_barred_words(nano: Tokenizer) -> None:
     """Catches an end that says the very word, where another end is there."""
     ends = MarkerIds.of(nano).ends
-    inner = Grammar.from_choices(["no", "perhaps", "yes indeed"], nano, ends)
+    inner = make_grammar("choices", ["no", "perhaps", "yes indeed"], nano, ends)
     plain = nano.decode(inner.matcher().completion(64) or [])
-    matcher = WithoutWords(inner.matcher(), [plain[1:]], nano, sorted(ends))
+    matcher = BadWordsMatcher(inner.matcher(), [plain[1:]], nano, sorted(ends))
     completion = matcher.completion(64)
     assert completion is not None and plain[1:] not in nano.decode(completion)
     assert matcher.accept(completion) == len(completion) and matcher.accepting
-    forced = WithoutWords(
-        Grammar.from_choices(["abc def"], nano, ends).matcher(), ["zzz"], nano, ()
+    forced = BadWordsMatcher(
+        make_grammar("choices", ["abc def"], nano, ends).matcher(), ["zzz"], nano, ()
     )
     assert nano.decode(forced.forced()) == "abc def" and forced.alphabet() is not None
 
@@ -309,12 +308,12 @@ def test_a_long_closing_goes_around_barred_words(
 ) -> None:
     """Catches a search of ids one by one through texts in which all but the first is forced."""
     ends, asked = MarkerIds.of(nano).ends, list[object]()
-    inner = Grammar.from_choices(["}" + "x" * 3000, "a\n" + "é word" * 500], nano, ends)
-    options = wrappers._Steps.options
+    inner = make_grammar("choices", ["}" + "x" * 3000, "a\n" + "é word" * 500], nano, ends)
+    options = wrappers.MatcherAutomaton.options
     monkeypatch.setattr(
-        wrappers._Steps, "options", lambda walk: asked.append(walk) or options(walk)
+        wrappers.MatcherAutomaton, "options", lambda walk: asked.append(walk) or options(walk)
     )
-    matcher = WithoutWords(inner.matcher(), ["xx"], nano, sorted(ends))
+    matcher = BadWordsMatcher(inner.matcher(), ["xx"], nano, sorted(ends))
     completion = matcher.completion(9000)
     assert completion is not None and nano.decode(completion) == "a\n" + "é word" * 500
     assert 0 < len(asked) < 200 and matcher.can_complete(9000) and not matcher.can_complete(2)
@@ -323,14 +322,14 @@ def test_a_long_closing_goes_around_barred_words(
 @pytest.mark.parametrize("words", [[""], ["\ud800"], ["yes", "no"]])
 def test_refused_words(words: list[str], nano: Tokenizer) -> None:
     """Catches words that would leave nothing to say, found out only in mid-answer."""
-    inner = Grammar.from_choices(["yes", "no"], nano, MarkerIds.of(nano).ends).matcher()
+    inner = make_grammar("choices", ["yes", "no"], nano, MarkerIds.of(nano).ends).matcher()
     with pytest.raises(InvalidRequest, match="barred word"):
-        WithoutWords(inner, words, nano)
+        BadWordsMatcher(inner, words, nano)
 
 
 def test_barred_words_at_full_size(gemma: Tokenizer, record: Callable[..., None]) -> None:
     """Catches a mask that is made token by token: at 262,144 ids that takes seconds."""
-    matcher = WithoutWords(None, ["stop", "Stop", " the end", "cat"], gemma)
+    matcher = BadWordsMatcher(None, ["stop", "Stop", " the end", "cat"], gemma)
     assert matcher.accept(gemma.encode("we sto")) > 0
     matcher.allowed()
     start = time.perf_counter()

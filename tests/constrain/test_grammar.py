@@ -17,7 +17,8 @@ import jsonschema
 import pytest
 
 from dgemma.constrain import guidance
-from dgemma.constrain.grammar import MOST_CHOICES, Grammar
+from dgemma.constrain.matcher import Grammar
+from dgemma.constrain.sources import MOST_CHOICES, make_grammar
 from dgemma.errors import EngineError, InvalidRequest, MissingExtra
 from dgemma.text.parse import MarkerIds
 from dgemma.text.token_table import token_table_of
@@ -34,7 +35,7 @@ def ends_of(tokenizer: Tokenizer) -> frozenset[int]:
 
 def of_schema(schema: Any, tokenizer: Tokenizer) -> Grammar:
     """A schema's grammar."""
-    return Grammar.from_json_schema(schema, tokenizer, ends_of(tokenizer))
+    return make_grammar("json_schema", schema, tokenizer, ends_of(tokenizer))
 
 
 def takes(grammar: Grammar, tokenizer: Tokenizer, text: str) -> bool:
@@ -85,7 +86,7 @@ def test_every_finished_text_is_valid(name: str, nano: Tokenizer, count: Count) 
 @pytest.mark.parametrize("name", REGEXES)
 def test_every_finished_text_matches(name: str, nano: Tokenizer, count: Count) -> None:
     """Catches a regex that Python reads in another way than the grammar library."""
-    grammar = Grammar.from_regex(REGEXES[name], nano, ends_of(nano))
+    grammar = make_grammar("regex", REGEXES[name], nano, ends_of(nano))
     for text in finished_texts(grammar, nano, name, count(3, 60)):
         assert re.fullmatch(REGEXES[name], text), text
 
@@ -93,7 +94,7 @@ def test_every_finished_text_matches(name: str, nano: Tokenizer, count: Count) -
 @pytest.mark.parametrize("name", GRAMMARS)
 def test_every_grammar_ends(name: str, nano: Tokenizer, count: Count) -> None:
     """Catches a context-free grammar whose texts cannot be ended, and a fence left open."""
-    grammar = Grammar.from_lark(GRAMMARS[name], nano, ends_of(nano))
+    grammar = make_grammar("grammar", GRAMMARS[name], nano, ends_of(nano))
     for text in finished_texts(grammar, nano, name, count(3, 60)):
         assert text
         if name == "code-fence":
@@ -264,7 +265,7 @@ def test_one_spelling(nano: Tokenizer) -> None:
     for text in (r'{"name":"a\n\"\\/","a/b\n":"\u00e9"}', r'{"nam":5,"\n":5}', '{"\u00e9":"\x7f"}'):
         assert takes(grammar, nano, text) is ("\\u" not in text and "\x7f" not in text), text
     for pattern in (r"^[^\x00-\x1f]+$", r"^\\x01$", r"^a\x0a\u000D$", r"^[\x01b]$"):
-        assert Grammar.from_json_schema({**S, "pattern": pattern}, nano, [])
+        assert make_grammar("json_schema", {**S, "pattern": pattern}, nano, [])
 
 
 @pytest.mark.parametrize(("schema", "said"), REFUSED, ids=[repr(s)[:60] for s, _ in REFUSED])
@@ -283,7 +284,7 @@ def test_refused_schemas(schema: Any, said: str, nano: Tokenizer) -> None:
 def test_refused_regexes(regex: str, said: str, nano: Tokenizer) -> None:
     """Catches a broken regex that is found out only in mid-answer."""
     with pytest.raises(InvalidRequest, match="regex") as caught:
-        Grammar.from_regex(regex, nano, ends_of(nano))
+        make_grammar("regex", regex, nano, ends_of(nano))
     assert said in str(caught.value)
 
 
@@ -297,19 +298,19 @@ def test_refused_regexes(regex: str, said: str, nano: Tokenizer) -> None:
 def test_refused_grammars(lark: str, said: str, nano: Tokenizer) -> None:
     """Catches a grammar without a text, and one that would end or count tokens by itself."""
     with pytest.raises(InvalidRequest, match="grammar") as caught:
-        Grammar.from_lark(lark, nano, ends_of(nano))
+        make_grammar("grammar", lark, nano, ends_of(nano))
     assert said in str(caught.value)
 
 
 def test_words_of_the_refusals_may_stand_in_texts(nano: Tokenizer) -> None:
     """Catches a check of a grammar's code that reads its quoted texts and comments too."""
     lark = 'start: "max_tokens=" /[a-z]/ "<turn|>"  // stop=3\n'
-    assert takes(Grammar.from_lark(lark, nano, ends_of(nano)), nano, "max_tokens=b<turn|>")
+    assert takes(make_grammar("grammar", lark, nano, ends_of(nano)), nano, "max_tokens=b<turn|>")
 
 
 def test_control_tokens_of_a_grammar(nano: Tokenizer) -> None:
     """A grammar may name a control token; its spelling in ordinary text is another thing."""
-    grammar = Grammar.from_lark('start: <|think|> "x"', nano, ends_of(nano))
+    grammar = make_grammar("grammar", 'start: <|think|> "x"', nano, ends_of(nano))
     assert grammar.matcher().forced() == [nano.id_of("<|think|>"), *nano.encode("x")]
     assert not takes(grammar, nano, "<|think|>x")
 
@@ -322,13 +323,13 @@ def test_control_tokens_of_a_grammar(nano: Tokenizer) -> None:
 def test_refused_choices(choices: Any, nano: Tokenizer) -> None:
     """Catches choices from which no answer can be made."""
     with pytest.raises(InvalidRequest, match="^choices"):
-        Grammar.from_choices(choices, nano, ends_of(nano))
+        make_grammar("choices", choices, nano, ends_of(nano))
 
 
 def test_as_many_choices_as_may_be(nano: Tokenizer) -> None:
     """A limit that is one too high: the language then breaks off in mid-text."""
     most = [str(number) for number in range(MOST_CHOICES)]
-    assert takes(Grammar.from_choices(most, nano, ends_of(nano)), nano, most[-1])
+    assert takes(make_grammar("choices", most, nano, ends_of(nano)), nano, most[-1])
 
 
 def test_choices(tokenizer: Tokenizer) -> None:
@@ -344,7 +345,7 @@ def test_choices(tokenizer: Tokenizer) -> None:
         " lead",
         "\n",
     ]
-    grammar = Grammar.from_choices(choices, tokenizer, ends_of(tokenizer))
+    grammar = make_grammar("choices", choices, tokenizer, ends_of(tokenizer))
     for choice in choices:
         assert takes(grammar, tokenizer, choice), choice
     assert not takes(grammar, tokenizer, "no wa") and not takes(grammar, tokenizer, "yesno")

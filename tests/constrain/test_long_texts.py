@@ -11,7 +11,9 @@ import pytest
 
 from dgemma.constrain import guidance
 from dgemma.constrain import matcher as grammar_matcher
-from dgemma.constrain.grammar import Grammar
+from dgemma.constrain.matcher import Grammar
+from dgemma.constrain.sources import make_grammar
+from dgemma.constrain.tool_choice import ToolUse
 from dgemma.errors import InvalidRequest
 from dgemma.text.parse import MarkerIds
 from dgemma.text.tokenizer import Tokenizer
@@ -26,19 +28,19 @@ def ends_of(tokenizer: Tokenizer) -> frozenset[int]:
 
 def of_schema(schema: Any, tokenizer: Tokenizer) -> Grammar:
     """A schema's grammar."""
-    return Grammar.from_json_schema(schema, tokenizer, ends_of(tokenizer))
+    return make_grammar("json_schema", schema, tokenizer, ends_of(tokenizer))
 
 
 LONG = "word, " * 4000
 LITERALS: dict[str, Callable[[Tokenizer], Grammar]] = {
-    "choices": lambda t: Grammar.from_choices([LONG, "b" + LONG], t, ends_of(t)),
-    "regex": lambda t: Grammar.from_regex(LONG, t, ends_of(t)),
-    "lark": lambda t: Grammar.from_lark(f"start: {json.dumps(LONG)}", t, ends_of(t)),
+    "choices": lambda t: make_grammar("choices", [LONG, "b" + LONG], t, ends_of(t)),
+    "regex": lambda t: make_grammar("regex", LONG, t, ends_of(t)),
+    "lark": lambda t: make_grammar("grammar", f"start: {json.dumps(LONG)}", t, ends_of(t)),
     "const": lambda t: of_schema({"const": LONG}, t),
     "enum": lambda t: of_schema({"enum": [LONG, "b" + LONG, 3.5]}, t),
-    "tool": lambda t: Grammar.from_tools([{"type": "function", "function": {
+    "tool": lambda t: make_grammar("tools", ToolUse([{"type": "function", "function": {
         "name": "f", "parameters": {"type": "object", "properties": {"a": {"const": LONG}}},
-    }}], t, ends_of(t)),
+    }}]), t, ends_of(t)),
 }  # fmt: skip
 
 
@@ -87,6 +89,6 @@ def test_long_counts(schema: Any, nano: Tokenizer, monkeypatch: pytest.MonkeyPat
 def test_too_long_texts(nano: Tokenizer) -> None:
     """Catches a text beyond the bound whose refusal speaks of something else."""
     with pytest.raises(InvalidRequest, match=r"choices\[1\] has 40000 bytes, more than 32768"):
-        Grammar.from_choices(["a", "é" * 20000], nano, ends_of(nano))
+        make_grammar("choices", ["a", "é" * 20000], nano, ends_of(nano))
     with pytest.raises(InvalidRequest, match="32768 bytes .* longer text"):
         of_schema({"const": "a" * 40000}, nano)

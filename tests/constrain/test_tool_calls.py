@@ -12,8 +12,10 @@ from typing import Any
 import jsonschema
 import pytest
 
-from dgemma.constrain.grammar import Grammar
+from dgemma.constrain.matcher import Grammar
+from dgemma.constrain.sources import make_grammar
 from dgemma.constrain.tool_calls import TEXT
+from dgemma.constrain.tool_choice import ToolUse
 from dgemma.errors import InvalidRequest
 from dgemma.text.answer import parse
 from dgemma.text.calls import QUOTE, format_call
@@ -29,7 +31,7 @@ Count = Callable[[int, int], int]
 
 def of_tools(tools: Any, tokenizer: Tokenizer, name: str | None = None) -> Grammar:
     """The grammar of a call."""
-    return Grammar.from_tools(tools, tokenizer, MarkerIds.of(tokenizer).ends, name)
+    return make_grammar("tools", ToolUse(tools, name), tokenizer, MarkerIds.of(tokenizer).ends)
 
 
 def tool(parameters: Any, name: str = "f.x-1") -> dict[str, Any]:
@@ -237,7 +239,8 @@ def test_strict_calls_among_free_text(nano: Tokenizer) -> None:
     strict = tool({"type": "object", "properties": {"n": INTEGER}, "required": ["n"]}, "get_time")
     strict["function"]["strict"] = True
     ends = MarkerIds.of(nano).ends
-    grammar = Grammar.from_strict_tools([tool({"type": "object"}, "get"), strict], nano, ends)
+    tools = [tool({"type": "object"}, "get"), strict]
+    grammar = make_grammar("tools", ToolUse(tools, required=False), nano, ends)
 
     def taken(text: str) -> bool:
         matcher, ids = grammar.matcher(), nano.encode(text, control=True)

@@ -177,7 +177,7 @@ def test_a_thought_past_its_budget() -> None:
 def test_what_it_cannot_be_combined_with() -> None:
     """A promise that a constraint would break, or a field that is accepted and ignored."""
     engine = nano_engine()
-    words = GrammarCache(nano().frontend.tokenizer, engine.spec.end_ids).of(
+    words = GrammarCache(nano().frontend.tokenizer, engine.spec.end_ids).matcher_for(
         SamplingParams(bad_words=["x"])
     )
     assert words is not None

@@ -17,7 +17,7 @@ import jsonschema
 import pytest
 
 from dgemma.constrain.cache import GrammarCache
-from dgemma.constrain.grammar import READY_MADE, Grammar
+from dgemma.constrain.sources import READY_MADE, make_grammar
 from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.engine.engine import Engine
 from dgemma.errors import InvalidRequest
@@ -61,7 +61,7 @@ def answers(
     for name, language in cases.items():
         for seed in range(seeds):
             params = SamplingParams(seed=seed, max_steps=3, max_tokens=room, **language)
-            found = grammars.of(params)
+            found = grammars.matcher_for(params)
             assert found is not None
             request = Request(token_ids=(2, 5 + seed, 6), params=params)
             streams.append((name, engine.submit(request, constrained=ConstrainedAnswer(*found))))
@@ -149,7 +149,7 @@ def test_grammars(count: Callable[[int, int], int], record: Callable[..., None])
     found = answers(random_engine(1024, (1, 106, 50)), tokenizer, cases, count(1, 3))
     for name, output, text in found:
         if output.finish_reason == "stop":
-            judge = Grammar.from_lark(cases[name]["grammar"], tokenizer, (1,)).matcher()
+            judge = make_grammar("grammar", cases[name]["grammar"], tokenizer, (1,)).matcher()
             ids = tokenizer.encode(text)
             assert judge.accept(ids) == len(ids) and judge.accepting, (name, text)
     share = check_ends(found)
@@ -185,7 +185,7 @@ def test_engine_and_reference_agree(count: Callable[[int, int], int]) -> None:
         request = Request(token_ids=ids, params=params)
 
         def constrained(params: SamplingParams = params) -> ConstrainedAnswer:
-            found = known.of(params)
+            found = known.matcher_for(params)
             assert found is not None
             return ConstrainedAnswer(*found)
 

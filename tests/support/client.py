@@ -29,7 +29,7 @@ ASK: dict[str, Any] = {"messages": QUESTION, "seed": 1, "diffusion": {"max_steps
 
 
 class Client:
-    """Calls an app; each call is a whole exchange."""
+    """ToolUse an app; each call is a whole exchange."""
 
     def __init__(self, app: FastAPI, headers: dict[str, str] | None = None) -> None:
         self.app = app

@@ -32,7 +32,7 @@ def facts_of(tokenizer: Tokenizer, canvas: int = 32, context: int = 512) -> Mode
         tokenizer=tokenizer, canvas=canvas, context=context, end_id=end,
         end_ids=(tokenizer.eos_id, end), fill_id=tokenizer.eos_id,
         ask=lambda text: [*tokenizer.encode(text, bos=True), scheduled],
-        constraint=GrammarCache(tokenizer, (tokenizer.eos_id, end)).of,
+        constraint=GrammarCache(tokenizer, (tokenizer.eos_id, end)).matcher_for,
     )  # fmt: skip
 
 

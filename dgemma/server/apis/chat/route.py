@@ -8,7 +8,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from dgemma.constrain.cache import Calls
+from dgemma.constrain.tool_choice import ToolUse
 from dgemma.server.apis.chat.reply import ChatChoices
 from dgemma.server.apis.chat.schema import ChatReply, ChatRequest
 from dgemma.server.errors import ERRORS, bad_field
@@ -42,7 +42,7 @@ async def _started(asked: ChatRequest, exchange: Exchange) -> ChatChoices:
     return ChatChoices(exchange, [reader.pieces() for reader in readers], asked)
 
 
-def _requests(asked: ChatRequest, service: Service) -> tuple[list[Request], Calls | None]:
+def _requests(asked: ChatRequest, service: Service) -> tuple[list[Request], ToolUse | None]:
     """The requests to the model, and the tool calls they must or may make.
 
     Raises:
@@ -53,7 +53,7 @@ def _requests(asked: ChatRequest, service: Service) -> tuple[list[Request], Call
     check_limit("n", count, limits.n)
     params = asked.params(limits)
     tools, calls = asked.called()
-    if calls is not None and calls.must and params.constraint_field is not None:
+    if calls is not None and calls.required and params.constraint_field is not None:
         why = "cannot be combined with a required tool call; drop one of them"
         raise bad_field("response_format", why)
     prompt = service.chat_ids(asked.messages, tools, asked.thinking[0])

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema, model_validator
 
-from dgemma.constrain.cache import Calls, named_tool
+from dgemma.constrain.tool_choice import ToolUse, tool_use
 from dgemma.frontend import ModelFacts
 from dgemma.params import CONSTRAINT_FIELDS, SamplingParams, canvas_width
 from dgemma.server.accounting import CostedReply
@@ -22,7 +22,6 @@ from dgemma.server.sampling_fields import (
     VLLM_NAMES,
     Prediction,
     SamplingFields,
-    wanted_calls,
 )
 from dgemma.types import CanvasControl
 
@@ -244,14 +243,14 @@ class ChatRequest(ChoiceFields):
         found["thinking_budget"] = self.thinking[1]
         return found
 
-    def called(self) -> tuple[Tools | None, Calls | None]:
-        """The tools to show, and the calls to ask of the model; see `wanted_calls`.
+    def called(self) -> tuple[Tools | None, ToolUse | None]:
+        """The tools to show, and the calls to ask of the model.
 
         Raises:
             InvalidRequest: a tool choice that cannot be honoured.
         """
-        choice, name = named_tool("auto" if self.tool_choice is None else self.tool_choice)
-        return wanted_calls(self.tools, choice, name)
+        choice = "auto" if self.tool_choice is None else self.tool_choice
+        return None if choice == "none" else self.tools or None, tool_use(self.tools, choice)
 
     def canvas(self, facts: ModelFacts, params: SamplingParams) -> CanvasControl | None:
         """See `SamplingFields.canvas`; a prediction is a seed."""

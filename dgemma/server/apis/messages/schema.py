@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from dgemma.constrain.cache import Calls
+from dgemma.constrain.tool_choice import ToolUse, tool_use
 from dgemma.params import SamplingParams
 from dgemma.server.errors import bad_field
 from dgemma.server.request_body import Body, neutral, refuse
@@ -22,7 +22,6 @@ from dgemma.server.sampling_fields import (
     Share,
     Stops,
     bounded,
-    wanted_calls,
 )
 from dgemma.server.settings import ServerLimits
 
@@ -206,7 +205,7 @@ class Conversation:
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None
     thinking: bool
-    calls: Calls | None
+    calls: ToolUse | None
     prefill: str = ""
 
 
@@ -329,7 +328,7 @@ def _joined(content: str | Sequence[TextBlock | Mapping[str, Any]], where: str =
     return "".join(texts)
 
 
-def _tools(request: CountRequest) -> tuple[list[dict[str, Any]] | None, Calls | None]:
+def _tools(request: CountRequest) -> tuple[list[dict[str, Any]] | None, ToolUse | None]:
     """The tools to show, and the calls to ask of the model."""
     tools: list[dict[str, Any]] = [
         {"type": "function", "function": {
@@ -343,8 +342,9 @@ def _tools(request: CountRequest) -> tuple[list[dict[str, Any]] | None, Calls | 
     names = [tool.name for tool in request.tools or ()]
     if tools and choice.type == "tool" and choice.name not in names:
         raise bad_field("tool_choice.name", f"{choice.name!r} is none of the tools {names}")
-    wanted = {"any": "required", "tool": "required"}.get(choice.type, choice.type)
-    return wanted_calls(tools, wanted, choice.name)
+    named = {"name": choice.name} if choice.type == "tool" else None
+    wanted = named or {"any": "required"}.get(choice.type, choice.type)
+    return None if wanted == "none" else tools or None, tool_use(tools, wanted)
 
 
 def input_json(value: Mapping[str, Any]) -> str:

@@ -1,0 +1,188 @@
+"""From the value of a parameter to a grammar: JSON schema, regex, Lark or GBNF, choices, tools.
+
+Source: the documents of llguidance 1.9 (`docs/syntax.md`, `docs/json_schema.md`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from dgemma.constrain.guidance import llguidance, refused
+from dgemma.constrain.json_schema import checked_schema, json_grammar
+from dgemma.constrain.matcher import LONGEST, Grammar, Source
+from dgemma.constrain.regex import portable
+from dgemma.constrain.tool_calls import call_lark, strict_lark
+from dgemma.constrain.tool_choice import ToolUse
+from dgemma.errors import InvalidRequest
+from dgemma.text.token_table import token_table_of
+from dgemma.text.tokenizer import Tokenizer
+
+MARKDOWN_TABLE = (
+    "start: "
+    + " | ".join(f"t{n}" for n in range(1, 9))
+    + "\n"
+    + "\n".join(
+        f't{n}: ROW{n} "\\n" RULE{n} ("\\n" ROW{n})+\n'
+        f"ROW{n}: /(\\| [^|\\s]([^|\\n\\r]*[^|\\s])? ){{{n}}}\\|/\n"
+        f"RULE{n}: /(\\| :?-{{3,}}:? ){{{n}}}\\|/"
+        for n in range(1, 9)
+    )
+)
+"""A table of one to eight columns, every row with the same number; at least one row of values."""
+
+CODE_FENCE = r"""
+start: "```" LANGUAGE "\n" LINE* "```"
+LANGUAGE: /[0-9A-Za-z_+#.-]{0,24}/
+LINE: /`{0,2}([^`\n\r][^\n\r]*)?\n/
+"""
+"""A block of code between fences, with a language word or none; no line begins with a fence."""
+
+READY_MADE = {"markdown-table": MARKDOWN_TABLE, "code-fence": CODE_FENCE}
+
+MOST_CHOICES = 1999
+"""The library has room for 2,000 things at a place, and the rule itself is one."""
+WORDS = 32
+"""Most words of its source that a completion is tried with."""
+_REFUSED_LARK = re.compile(r"\b(max_tokens|temperature|stop|stop_capture)\b\s*=|%llguidance|<\[")
+
+
+def make_grammar(kind: str, value: Any, tokenizer: Tokenizer, end_ids: Iterable[int]) -> Grammar:
+    """Compile a grammar.
+
+    Args:
+        kind: a key of `SOURCES`.
+        value: what the function there takes.
+        tokenizer: whose ids the grammar is over.
+        end_ids: never part of a text; the text ends before them.
+
+    Raises:
+        InvalidRequest: the value is broken, cannot be kept to in full, or has no finite text.
+        MissingExtra: llguidance is not installed.
+    """
+    ends = tuple(end_ids)
+    return Grammar(kind, SOURCES[kind](value, tokenizer, ends), tokenizer, ends)
+
+
+def _json_schema(schema: Any, tokenizer: Tokenizer, end_ids: Sequence[int]) -> Source:
+    """JSON texts that a JSON schema (Draft 2020-12) allows, on one line.
+
+    Args:
+        schema: an object or JSON text of one; True or {}: any JSON value. Named properties come in
+            the order of the schema.
+    """
+    checked = checked_schema(schema)
+    words = _words(" ".join(_patterns(checked)))
+    return Source(json_grammar(checked), token_table_of(tokenizer).text, words)
+
+
+def _regex(regex: str, tokenizer: Tokenizer, end_ids: Sequence[int]) -> Source:
+    """Texts that a regular expression without look-around matches from beginning to end."""
+    _text(regex, "regex")
+    source = llguidance().LLMatcher.grammar_from_regex(portable(regex, "regex", strict=False))
+    return Source(source, token_table_of(tokenizer).text, _words(regex))
+
+
+def _grammar(lark: str, tokenizer: Tokenizer, end_ids: Sequence[int]) -> Source:
+    """Texts of a context-free grammar.
+
+    Args:
+        lark: in llguidance's Lark dialect, in GBNF (it has `::=`), or the name of a ready-made one.
+            Control tokens are named as `<|name|>`; one that counts tokens or names an end id is
+            refused.
+    """
+    _text(lark, "grammar")
+    if lark in READY_MADE:
+        return Source(_lark(READY_MADE[lark]), token_table_of(tokenizer).text)
+    code = re.sub(r'"(\\.|[^"\\\n])*"|(?m://.*$|#.*$)', '""', lark)
+    if found := _REFUSED_LARK.search(code):
+        raise InvalidRequest(f"grammar: {found.group()!r} is not supported; leave it out")
+    for name in map(tokenizer.token_text, end_ids):
+        if name in code:
+            raise InvalidRequest(f"grammar: {name!r} ends every text by itself; leave it out")
+    words = _words(lark)
+    if "::=" in lark:
+        try:
+            lark = llguidance().gbnf_to_lark.any_to_lark(lark)
+        except Exception as error:  # the converter's own class, and errors of its parser
+            raise refused("grammar", f"it cannot be read as GBNF: {error}") from error
+    return Source(_lark(lark), None, words)
+
+
+def _choices(choices: Sequence[str], tokenizer: Tokenizer, end_ids: Sequence[int]) -> Source:
+    """One of these texts."""
+    if isinstance(choices, str) or not choices:
+        raise InvalidRequest("choices must be a list of at least one text; name the answers")
+    for number, choice in enumerate(choices):
+        _text(choice, f"choices[{number}]")
+        if (size := len(choice.encode("utf-8"))) > LONGEST:
+            raise InvalidRequest(
+                f"choices[{number}] has {size} bytes, more than {LONGEST}; shorten it"
+            )
+    texts = list(dict.fromkeys(choices))
+    if len(texts) > MOST_CHOICES:
+        raise InvalidRequest(
+            f"choices has {len(texts)} texts, more than {MOST_CHOICES}; ask in two steps, or "
+            "say them as a regex"
+        )
+    alphabet = token_table_of(tokenizer).inside([text.encode("utf-8") for text in texts])
+    return Source(_lark("start: " + " | ".join(map(json.dumps, texts))), alphabet)
+
+
+def _tools(calls: ToolUse, tokenizer: Tokenizer, end_ids: Sequence[int]) -> Source:
+    """One call of one of some tools in Gemma's own form, markers included; or, if no call is
+    required, any answer in which calls are of these tools, and of strict ones as they declare."""
+    marks = [tokenizer.id_of(mark) for mark in ("<|tool_call>", "<tool_call|>", '<|"|>')]
+    if None in marks:
+        raise InvalidRequest("tools: the vocabulary has no markers of calls; use Gemma 4's")
+    if not calls.required:
+        return Source(_lark(strict_lark(calls.tools)))
+    table = token_table_of(tokenizer)
+    marked = table.bits(mark for mark in marks if mark is not None)
+    return Source(_lark(call_lark(calls.tools, calls.name)), table.text | marked)
+
+
+SOURCES: dict[str, Callable[[Any, Tokenizer, Sequence[int]], Source]] = {
+    "json_schema": _json_schema,
+    "regex": _regex,
+    "grammar": _grammar,
+    "choices": _choices,
+    "tools": _tools,
+}
+
+
+def _lark(text: str) -> str:
+    source: str = llguidance().LLMatcher.grammar_from_lark(text)
+    return source
+
+
+def _text(text: object, where: str) -> None:
+    if not isinstance(text, str) or not text:
+        raise InvalidRequest(f"{where} must be a text that is not empty; got {text!a}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidRequest(
+            f"{where}: {text!a} has a lone surrogate; send valid Unicode"
+        ) from None
+
+
+def _words(source: str) -> list[str]:
+    """Runs of letters and digits that a grammar's source spells out, the longest first."""
+    plain = re.sub(r"\\[A-Za-z]|\[[^\]]*\]|\{[0-9,]*\}", " ", source)
+    found = dict.fromkeys(re.findall(r"\w{2,}", plain))
+    return sorted(found, key=len, reverse=True)[:WORDS]
+
+
+def _patterns(node: Any) -> Iterator[str]:
+    """Every pattern in a schema."""
+    if isinstance(node, dict):
+        if isinstance(node.get("pattern"), str):
+            yield node["pattern"]
+        for part in node.values():
+            yield from _patterns(part)
+    elif isinstance(node, list):
+        for part in node:
+            yield from _patterns(part)

@@ -1,0 +1,57 @@
+"""What tools and a `tool_choice` ask of an answer's tool calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dgemma.errors import InvalidRequest
+
+Tools = Sequence[Mapping[str, Any]]
+
+
+class ToolUse(NamedTuple):
+    """What an answer's tool calls must keep to.
+
+    Attributes:
+        tools: in OpenAI's form.
+        name: of the one that must be called; None: any.
+        required: the answer is a call. Else it is free, but calls keep to the strict tools.
+    """
+
+    tools: Tools
+    name: str | None = None
+    required: bool = True
+
+
+def tool_use(tools: Tools | None, choice: str | Mapping[str, Any] = "auto") -> ToolUse | None:
+    """What is certain of the calls; None: nothing.
+
+    Args:
+        tools: in OpenAI's form.
+        choice: "auto", "none", "required", or {"type": "function", "function": {"name": ...}}.
+
+    Raises:
+        InvalidRequest: a choice of another form, or of a call without tools.
+    """
+    function = choice.get("function", choice) if isinstance(choice, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not (isinstance(name, str) and name) and choice not in ("auto", "none", "required"):
+        raise InvalidRequest(
+            'tool_choice must be "auto", "none", "required" or '
+            f'{{"type": "function", "function": {{"name": ...}}}}, got {choice!r}',
+            field="tool_choice",
+        )
+    if name or choice == "required":
+        if not tools:
+            raise InvalidRequest(
+                "tool_choice needs tools; give some, or leave it out", field="tool_choice"
+            )
+        return ToolUse(tools, name)
+    strict = choice == "auto" and any(map(_is_strict, tools or ()))
+    return ToolUse(tools or (), required=False) if strict else None
+
+
+def _is_strict(tool: Mapping[str, Any]) -> bool:
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    return isinstance(function, Mapping) and bool(function.get("strict"))
