@@ -301,6 +301,13 @@ class Frontend:
             )
         return self.prompt_ids(prompt), False
 
+    @staticmethod
+    def batch(prompt: Any) -> Sequence[Any] | None:
+        """The members of a list of prompts or conversations; None: it is a single one."""
+        if not isinstance(prompt, Sequence) or isinstance(prompt, str) or not prompt:
+            return None
+        return prompt if isinstance(prompt[0], Sequence) else None
+
     def message_ids(self, message: str) -> list[int]:
         """Ids of one user's message; plain text if there is no chat template."""
         if self._template is None:
@@ -358,13 +365,6 @@ class Frontend:
             end_id=turn if turn in end_ids else end_ids[0], end_ids=end_ids,
             fill_id=tokenizer.eos_id, ask=self.message_ids, constraint=self._grammars.matcher_for,
         )  # fmt: skip
-
-
-def batch_of(given: Any) -> Sequence[Any] | None:
-    """The members of a batch of prompts or conversations; None: it is a single one."""
-    if not isinstance(given, Sequence) or isinstance(given, str) or not given:
-        return None
-    return given if isinstance(given[0], Sequence) else None
 
 
 def read_text_files(directory: Path) -> tuple[Tokenizer | None, ChatTemplate | None]:

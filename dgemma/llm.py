@@ -24,15 +24,7 @@ from dgemma.engine.counters import Counters
 from dgemma.engine.engine import Engine
 from dgemma.engine.worker import Worker
 from dgemma.errors import InvalidRequest
-from dgemma.frontend import (
-    Frontend,
-    Messages,
-    ModelFacts,
-    Prompt,
-    TextStream,
-    batch_of,
-    read_text_files,
-)
+from dgemma.frontend import Frontend, Messages, ModelFacts, Prompt, TextStream, read_text_files
 from dgemma.model.config import ModelConfig
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import Params, SamplingKeywords, SamplingParams
@@ -65,7 +57,8 @@ class LLM:
 
     def __new__(cls, *given: Any, **more: Any) -> LLM:
         """Refuses a name with a hint, before `__init__` misses its arguments."""
-        if not isinstance(more.get("model", *given[:1]), DiffusionGemma):
+        model = more.get("model", given[0] if given else None)
+        if not isinstance(model, DiffusionGemma):
             raise InvalidRequest('use dgemma.load("nano") to load a model; it returns an LLM')
         return object.__new__(cls)
 
@@ -207,7 +200,7 @@ class LLM:
             ContextOverflow: a prompt too long for the model.
             TokenizerError: text, but the checkpoint has no tokenizer.
         """
-        batch = batch_of(prompt)
+        batch = self.frontend.batch(prompt)
         prompts = [self.prompt_ids(one) for one in batch or [prompt]]
         drawn = SamplingParams.of(params, **sampling)
         outputs = run_drafts(
@@ -253,7 +246,7 @@ class LLM:
         """
         calls = tool_use(tools, tool_choice)
         shown = None if tool_choice == "none" else tools
-        batch = batch_of(messages)
+        batch = self.frontend.batch(messages)
         prompts = [self.chat_ids(one, shown, thinking) for one in batch or [messages]]
         drawn = SamplingParams.of(params, **sampling)
         submit = partial(self.submit, chat=True, calls=calls)
