@@ -153,7 +153,7 @@ def _network(
 ) -> tuple[list[float], list[dict[str, float]]]:
     """Milliseconds of forwards over a canvas, and of the layers of each kind in them."""
     model, device = llm.model, llm.choice.device
-    soft = model.embed_tokens(canvas)
+    soft = model.head.embed(canvas)
     model.denoise(canvas, cache, soft)  # reserves the room for the canvas
     totals = []
     for _ in range(steps):

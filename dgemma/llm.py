@@ -18,26 +18,23 @@ from dgemma.compose.questions import Question
 from dgemma.compose.revise import Revised, repair, revise
 from dgemma.compose.run import run_drafts, run_plan, run_requests
 from dgemma.constrain.tool_choice import Tools, ToolUse, tool_use
-from dgemma.device import DeviceChoice, choose
+from dgemma.device import DeviceChoice
 from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.engine.counters import Counters
 from dgemma.engine.engine import Engine
 from dgemma.engine.worker import Worker
 from dgemma.errors import InvalidRequest
-from dgemma.frontend import Frontend, Messages, ModelFacts, Prompt, TextStream, read_text_files
+from dgemma.frontend import Frontend, Messages, ModelFacts, Prompt, TextStream
+from dgemma.loading import load_model, save_model
 from dgemma.model.config import ModelConfig
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import Params, SamplingKeywords, SamplingParams
 from dgemma.text.chat import ChatTemplate
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import Output, Request
-from dgemma.weights.files import Checkpoint, find_model, open_checkpoint
-from dgemma.weights.load import load_weights
-from dgemma.weights.save import save_weights
+from dgemma.weights.files import Checkpoint
 
 T = TypeVar("T")
-TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-              "chat_template.jinja", "README.md")  # fmt: skip
 
 
 class LLM:
@@ -363,20 +360,12 @@ def load(
 
     Raises:
         ModelNotFound, ConfigError, CheckpointError, TokenizerError, TemplateError, DeviceError:
-            each names its remedy; nothing is half loaded.
+            the fault and its remedy; nothing is half loaded.
     """
-    directory, _ = find_model(name)
-    checkpoint = open_checkpoint(directory, strict=strict)
-    tokenizer, template = read_text_files(directory)
-    with torch.device("meta"):
-        model = DiffusionGemma(checkpoint.config)
-    count = sum(p.numel() for p in model.parameters())
-    choice = choose(device, dtype, count, checkpoint.dtype)
-    load_weights(model, checkpoint, device=choice.device, dtype=choice.dtype)
-    model.eval().requires_grad_(False)
+    found = load_model(name, device=device, dtype=dtype, strict=strict)
     return LLM(
-        model, checkpoint, choice, tokenizer, template, cache_bytes=cache_bytes,
-        max_running=max_running,
+        found.model, found.checkpoint, found.choice, found.tokenizer, found.template,
+        cache_bytes=cache_bytes, max_running=max_running,
     )  # fmt: skip
 
 
@@ -386,9 +375,4 @@ def save(llm: LLM, directory: str | Path) -> Path:
     Raises:
         CheckpointError: the directory holds something else or cannot be written.
     """
-    source = llm.checkpoint.directory
-    files = {n: source / n for n in TEXT_FILES if (source / n).exists()}
-    return save_weights(
-        llm.model, directory, config=llm.config, generation=llm.checkpoint.generation,
-        files=files, aside=llm.checkpoint,
-    )  # fmt: skip
+    return save_model(llm.model, llm.checkpoint, directory)

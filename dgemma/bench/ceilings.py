@@ -97,7 +97,7 @@ def products(
     for name in ("gate_proj", "up_proj", "down_proj"):
         weight = getattr(model.self_conditioning, name).weight
         out.append(_linear("dense", f"self-conditioning {name}", weight, rows))
-    return [*out, *_vocabulary(model.embed.weight, rows)]
+    return [*out, *_vocabulary(model.embed.tile(0, model.embed.size), rows)]
 
 
 def _fill(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

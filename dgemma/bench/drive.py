@@ -15,15 +15,13 @@ import torch
 
 from dgemma.bench.clock import now_ms
 from dgemma.bench.stats import median
-from dgemma.device import choose
 from dgemma.errors import EngineError, InvalidRequest
 from dgemma.llm import LLM, load
+from dgemma.loading import load_model
 from dgemma.model.config import ModelConfig
-from dgemma.model.size import measure
 from dgemma.params import SamplingParams
 from dgemma.tasks import TASKS, make_example
 from dgemma.types import Output, Request
-from dgemma.weights.files import find_model, open_checkpoint
 
 Around = Callable[[int], Any]
 """From a denoising step's number to a context manager that is entered around it."""
@@ -86,11 +84,11 @@ class Where:
 
     def resolved(self) -> tuple[Path, str, str]:
         """Directory, device and dtype that loading would choose; no weights are read."""
-        directory, _ = find_model(self.model)
-        checkpoint = open_checkpoint(directory, strict=self.strict)
-        parameters = measure(checkpoint.config).parameters
-        choice = choose(self.device, self.dtype, parameters, checkpoint.dtype)
-        return directory, str(choice.device), str(choice.dtype).removeprefix("torch.")
+        found = load_model(
+            self.model, device=self.device, dtype=self.dtype, strict=self.strict, weights=False
+        )
+        place, number = str(found.choice.device), str(found.choice.dtype)
+        return found.checkpoint.directory, place, number.removeprefix("torch.")
 
     def subject(self, config: ModelConfig, device: object, dtype: object) -> dict[str, str]:
         """The model, its sizes, device and dtype, for a report."""

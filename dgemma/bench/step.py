@@ -54,7 +54,7 @@ def watch_parts(watch: Watch, llm: LLM) -> None:
         watch.add("experts", layer.router)
         watch.add("experts", layer.experts)
     watch.add("dense", llm.model.self_conditioning)
-    watch.add("vocabulary", llm.engine.head, "read")
+    watch.add("vocabulary", llm.model.head, "read")
 
 
 def split(llm: LLM, prompt: Sequence[int], steps: int) -> tuple[Split, float]:

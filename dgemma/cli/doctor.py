@@ -31,20 +31,13 @@ def facts(arguments: argparse.Namespace) -> list[tuple[str, str, str]]:
     directory = directory_of(arguments)
     import torch
 
-    from dgemma.device import choose
-    from dgemma.kernels.attention import choose_attention
-    from dgemma.kernels.experts import choose_experts
-    from dgemma.kernels.head import choose_head
-    from dgemma.model.size import measure
-    from dgemma.weights.files import open_checkpoint
+    from dgemma.loading import load_model
 
-    checkpoint = open_checkpoint(directory, strict=not arguments.no_strict)
-    config = checkpoint.config
-    parameters = measure(config).parameters
-    choice = choose(arguments.device, arguments.dtype, parameters, checkpoint.dtype)
-    experts = choose_experts(
-        config.num_experts, config.moe_intermediate_size, choice.dtype, choice.device
-    )
+    found = load_model(
+        directory, device=arguments.device, dtype=arguments.dtype,
+        strict=not arguments.no_strict, weights=False,
+    )  # fmt: skip
+    choice = found.choice
     rows = [
         ("python", platform.python_version(), sys.executable),
         ("dgemma", __version__, "installed"),
@@ -52,9 +45,7 @@ def facts(arguments: argparse.Namespace) -> list[tuple[str, str, str]]:
         ("device", str(choice.device), choice.device_reason),
         ("dtype", str(choice.dtype).removeprefix("torch."), choice.dtype_reason),
         ("threads", str(torch.get_num_threads()), "torch's own choice; OMP_NUM_THREADS changes it"),
-        ("experts", *experts),
-        ("head", *choose_head(config.vocab_size, choice.device)),
-        ("attention", *choose_attention(choice.dtype, choice.device)),
+        *found.model.kernels,
     ]
     for name, extra in PACKAGES.items():
         try:

@@ -19,7 +19,6 @@ from dgemma.engine.scheduler import Scheduled
 from dgemma.engine.sequence import Sequence
 from dgemma.engine.step import CanvasState, StepResult, parts
 from dgemma.kernels.controls import Controls
-from dgemma.kernels.head import Head
 from dgemma.model.cache import PagedMemory
 from dgemma.model.transformer import DiffusionGemma
 
@@ -27,11 +26,9 @@ from dgemma.model.transformer import DiffusionGemma
 class ModelRunner:
     """Runs passes on one model."""
 
-    def __init__(
-        self, model: DiffusionGemma, head: Head, memory: PagedMemory, counted: Counters
-    ) -> None:
+    def __init__(self, model: DiffusionGemma, memory: PagedMemory, counted: Counters) -> None:
         self.model = model
-        self.head = head
+        self.head = model.head
         self.memory = memory
         self.counted = counted
 

@@ -36,7 +36,6 @@ from dgemma.engine.scheduler import Scheduled, Scheduler
 from dgemma.engine.sequence import Sequence, ShouldStop
 from dgemma.engine.step import NOT_FINITE, CanvasState, StepResult, apply, first_canvas, go_on
 from dgemma.errors import InvalidRequest
-from dgemma.kernels.head import Head
 from dgemma.model.cache import PagedMemory
 from dgemma.model.size import page_bytes, page_counts
 from dgemma.model.transformer import DiffusionGemma
@@ -103,7 +102,6 @@ class Engine:
             suppress_ids=config.suppress_ids,
             device=model.device,
         )
-        self.head = Head(model.embed.weight, config.final_logit_softcapping, model.embed_scale())
         budget = cache_bytes
         if budget is None:
             budget = int(free_bytes(model.device) * SHARE[model.device.type])
@@ -125,7 +123,7 @@ class Engine:
         self._clock = clock
         self._live: set[Sequence] = set()
         self._counted = Counters()
-        self.batch = ModelRunner(model, self.head, self.memory, self._counted)
+        self.batch = ModelRunner(model, self.memory, self._counted)
         self.added = 0  # sequences ever added
         self._cancels: deque[Sequence] = deque()
         self._lock = threading.RLock()
@@ -158,7 +156,7 @@ class Engine:
             context_length=self.limits.context,
             should_stop=should_stop,
             state=CanvasState(
-                spec, Schedule.of(resolved.params), self.head, constrained
+                spec, Schedule.of(resolved.params), self.model.head, constrained
             ),
         )  # fmt: skip
         if diffusion:

@@ -33,6 +33,7 @@ TINY_VISION = {
     "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1,
 }  # fmt: skip
 """The reference insists on a vision part; a checkpoint without one gets this, unused."""
+EAGER: dict[str, Any] = {"attn_implementation": "eager", "experts_implementation": "eager"}
 
 
 def reference_model(
@@ -64,6 +65,13 @@ def reference_model(
         str(directory), config=config, dtype=dtype, local_files_only=True, **kernels
     )
     return model.to(device).eval()
+
+
+def reference_generation() -> Any:
+    """The module of the reference's loop, once there is a reference."""
+    from transformers.models.diffusion_gemma import generation_diffusion_gemma
+
+    return generation_diffusion_gemma
 
 
 class Draws:
@@ -217,7 +225,7 @@ def our_generate(
         spec,
         lambda ids: model.encode(ids, cache),
         lambda ids, soft: model.denoise(ids, cache, soft),
-        llm.engine.head.read,
+        model.head.read,
     )
 
 
@@ -239,7 +247,7 @@ def compare(llm: LLM, prompt: str, seed: int) -> dict[str, Any]:
         cache = model.new_cache(1, len(ids) + 1 + llm.config.canvas_length)
         tokens = torch.tensor([ids], device=device)
         model.encode(tokens, cache)
-        ours = model.logits(model.denoise(canvas, cache))
+        ours = model.head.logits(model.denoise(canvas, cache))
         theirs = reference(input_ids=tokens, decoder_input_ids=canvas).logits.float()
     difference = ((ours - theirs).abs().max() / theirs.abs().max()).item()
     params = SamplingParams(seed=seed).merged(llm.defaults)

@@ -1,1 +1,1 @@
-"""The operations that have, or will have, a fast path: vocabulary and experts."""
+"""The operations that have, or will have, a fast path: head, experts, attention, norm."""

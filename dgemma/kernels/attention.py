@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgemma.errors import MissingExtra
 from dgemma.kernels.workspace import WORKSPACE
 
 SCORES = 1 << 22
@@ -78,7 +77,11 @@ ATTENTION: dict[str, Kernel] = {"plain": plain, "sdpa": sdpa, "products": produc
 def choose_attention(
     dtype: torch.dtype, device: torch.device, grad: bool = False
 ) -> tuple[str, str]:
-    """The name of the faster way, and the reason as text; with gradients that is `sdpa`."""
+    """The name of the faster way, and the reason as text.
+
+    "triton" is a kernel of `cuda_kernels`, the others are in `ATTENTION`; with gradients it is
+    "sdpa".
+    """
     if grad:
         return "sdpa", "gradients are wanted"
     if device.type == "cpu" and dtype != torch.float32:
@@ -86,23 +89,6 @@ def choose_attention(
     if device.type == "cuda" and dtype != torch.float32 and find_spec("triton") is not None:
         return "triton", f"{device}: head size 512 and windows without a mask"
     return "sdpa", "torch's own kernel, per request: keys are never padded"
-
-
-def attend_on_cuda(
-    q: Tensor, keys: Tensor, values: Tensor, window: int | None, causal: bool
-) -> Tensor:
-    """The kernel of `attention_triton.attend`, which needs no mask: [T, H, hd] -> the same.
-
-    Raises:
-        MissingExtra: the triton package is not installed.
-    """
-    try:
-        from dgemma.kernels.attention_triton import attend
-    except ModuleNotFoundError as error:
-        raise MissingExtra(
-            "the CUDA kernels need the triton package; pip install 'dgemma[cuda]'"
-        ) from error
-    return attend(q, keys, values, window, causal)
 
 
 def grouped(

@@ -1,4 +1,4 @@
-"""What a caller may ask of the vocabulary operation, and how it acts on logits.
+"""The controls that a caller may give to the head, and their effect on logits.
 
 All controls act on the soft-capped logits before the temperature, as the oracle's own logits
 processors do, and so before entropy, sample and soft embedding. They come in two kinds: those that
@@ -12,7 +12,7 @@ Source: `transformers` 5.17 `generation_diffusion_gemma.py` (order), `logits_pro
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,25 +52,6 @@ class Masks:
     table: Tensor
     index: Tensor
 
-    @staticmethod
-    def pack(allowed: Sequence[Iterable[int]], size: int, index: Tensor) -> Masks:
-        """Masks from lists of ids, on the device of `index`.
-
-        Raises:
-            InvalidRequest: a list is empty or holds an id outside the vocabulary.
-        """
-        bits = torch.zeros(len(allowed), -(-size // WORD), WORD, dtype=torch.bool)
-        for row, ids in enumerate(allowed):
-            chosen = torch.tensor(sorted(set(ids)), dtype=torch.int64)
-            if not len(chosen):
-                raise InvalidRequest(f"mask {row} allows no id")
-            if chosen[0] < 0 or chosen[-1] >= size:
-                raise InvalidRequest(f"mask {row} allows an id outside the vocabulary of {size}")
-            bits[row].view(-1)[chosen] = True
-        values = (bits.long() << torch.arange(WORD)).sum(-1)
-        table = torch.where(values >= 1 << 31, values - (1 << 32), values).to(torch.int32)
-        return Masks(table.to(index.device), index)
-
     def allows(self, ids: Tensor) -> Tensor:
         """bool [N]: whether a row has a bitset that allows the row's id; ids int64 [N]."""
         words = self.table[self.index.clamp(min=0), ids // WORD].long()
@@ -102,7 +83,7 @@ class Filters:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Controls:
-    """What is asked of the vocabulary operation beside the defaults.
+    """The requests to the head beside the defaults.
 
     Attributes:
         suppress_ids: ids with probability zero in every row: never the argmax, never the sample,
@@ -131,6 +112,11 @@ class Controls:
     def wants_logprobs(self) -> bool:
         """Whether any log-probability is asked for."""
         return self.logprobs or self.score_ids is not None or self.alternatives > 0
+
+    def scored(self, argmax: Tensor, sample: Tensor, likely: Sequence[Tensor]) -> Tensor:
+        """The ids of `HeadLogprobs`: int64 [N], [N] and the most likely ones, [N, K] or none."""
+        asked = [] if self.score_ids is None else [self.score_ids]
+        return torch.cat([argmax[:, None], sample[:, None], *asked, *likely], dim=1)
 
     def check(self, size: int) -> None:
         """Refuse suppressed ids that cannot be meant.

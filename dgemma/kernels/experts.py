@@ -3,13 +3,13 @@
 Four ways that give the same numbers within rounding. `experts_sparse` is the reference: expert by
 expert, only what was routed. `experts_grouped` sorts the rows by expert once and does everything
 but the products for all experts together; it is for 16 bit on a CPU, `experts_triton` for CUDA;
-neither has a backward. `experts_dense` computes every expert
-on every row and weighs the unrouted ones with zero, which wins where experts are tiny and is what
-training uses. Knows nothing about routing, layers or configs.
+neither has a backward. `experts_dense` computes every expert on every row and weighs the unrouted
+ones with zero, which wins where experts are tiny. Knows nothing about routing, layers or configs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from itertools import accumulate
 
@@ -17,9 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgemma.errors import MissingExtra
 from dgemma.kernels.linear import rows_linear
 from dgemma.kernels.workspace import WORKSPACE
+
+ExpertsKernel = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Rows x [N, D], their experts: index int64 [N, K] and weight fp32 [N, K], the matrices gate_up
+[E, 2F, D], gate rows first, and down [E, D, F] -> [N, D]."""
 
 DENSE_LIMIT = 1024
 """Largest total width (experts x inner width) at which computing every expert is cheaper."""
@@ -29,6 +32,8 @@ def choose_experts(
     num_experts: int, inner: int, dtype: torch.dtype, device: torch.device, grad: bool = False
 ) -> tuple[str, str]:
     """The name of the faster way for these sizes, and the reason as text.
+
+    "triton" is a kernel of `cuda_kernels`, the others are in `EXPERTS`.
 
     Args:
         num_experts, inner: sizes of the layer.
@@ -49,11 +54,7 @@ def choose_experts(
 
 
 def experts_sparse(
-    x: Tensor,  # [N, D]
-    index: Tensor,  # [N, K] int64
-    weight: Tensor,  # [N, K] fp32
-    gate_up: Tensor,  # [E, 2F, D], gate rows first
-    down: Tensor,  # [E, D, F]
+    x: Tensor, index: Tensor, weight: Tensor, gate_up: Tensor, down: Tensor
 ) -> Tensor:
     """Sum over the routed experts of weight * down(gelu_tanh(gate(x)) * up(x)): [N, D].
 
@@ -78,11 +79,7 @@ def experts_sparse(
 
 
 def experts_grouped(
-    x: Tensor,  # [N, D]
-    index: Tensor,  # [N, K] int64
-    weight: Tensor,  # [N, K] fp32
-    gate_up: Tensor,  # [E, 2F, D], gate rows first
-    down: Tensor,  # [E, D, F]
+    x: Tensor, index: Tensor, weight: Tensor, gate_up: Tensor, down: Tensor
 ) -> Tensor:
     """The same sum with one sort, one activation and one weighted sum for all experts: [N, D].
 
@@ -116,11 +113,7 @@ def experts_grouped(
 
 
 def experts_dense(
-    x: Tensor,  # [N, D]
-    index: Tensor,  # [N, K] int64
-    weight: Tensor,  # [N, K] fp32
-    gate_up: Tensor,  # [E, 2F, D], gate rows first
-    down: Tensor,  # [E, D, F]
+    x: Tensor, index: Tensor, weight: Tensor, gate_up: Tensor, down: Tensor
 ) -> Tensor:
     """The same sum with every expert computed and the unrouted ones weighed with zero: [N, D]."""
     experts, double, hidden = gate_up.shape
@@ -133,30 +126,8 @@ def experts_dense(
     return rows_linear(act.reshape(x.shape[0], -1), wide)
 
 
-def experts_on_cuda(
-    x: Tensor,  # [N, D]
-    index: Tensor,  # [N, K] int64
-    weight: Tensor,  # [N, K] fp32
-    gate_up: Tensor,  # [E, 2F, D], gate rows first
-    down: Tensor,  # [E, D, F]
-) -> Tensor:
-    """The same sum by the kernels of `experts_triton`: [N, D].
-
-    Raises:
-        MissingExtra: the triton package is not installed.
-    """
-    try:
-        from dgemma.kernels.experts_triton import experts_triton
-    except ModuleNotFoundError as error:
-        raise MissingExtra(
-            "the CUDA kernels need the triton package; pip install 'dgemma[cuda]'"
-        ) from error
-    return experts_triton(x, index, weight, gate_up, down)
-
-
-EXPERTS = {
+EXPERTS: dict[str, ExpertsKernel] = {
     "dense": experts_dense,
     "sparse": experts_sparse,
     "grouped": experts_grouped,
-    "triton": experts_on_cuda,
 }

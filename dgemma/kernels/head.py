@@ -3,7 +3,7 @@
 Everything that needs all V logits of a position happens here and in `head_tiles` and nowhere
 else: the soft cap, the temperature, the argmax, the sample, the entropy, the soft embedding. The
 plain reference is here: it makes the logits of a few rows at a time and never those of a whole
-batch. `blocks` says how one uniform picks a token, `controls` what else can be asked.
+batch. `sampling` says how one uniform picks a token, `controls` what else can be asked.
 
 Knows nothing about canvases, steps, requests or where the uniforms come from.
 Source: `transformers` 5.17 `modeling_diffusion_gemma.py` (cap, soft embedding) and
@@ -20,8 +20,9 @@ from torch import Tensor
 
 from dgemma.errors import InvalidRequest
 from dgemma.kernels.controls import Controls
+from dgemma.kernels.embedding import EmbeddingTable
 from dgemma.kernels.head_output import HeadLogprobs, HeadOutput, joined
-from dgemma.kernels.head_tiles import TiledReader
+from dgemma.kernels.head_tiles import TiledReader, capped
 from dgemma.kernels.linear import ROW_TILE, rows_linear
 from dgemma.kernels.sampling import block_sums, entropy, log_total, pick
 
@@ -45,29 +46,33 @@ def choose_head(size: int, device: torch.device) -> tuple[str, str]:
 
 
 class Head:
-    """The operation bound to a tied embedding table.
+    """The operation bound to a tied embedding.
 
     Args:
-        table: [V, D], the embedding, which is the head as well.
+        table: the embedding, which is the head as well.
         softcap: c of `c * tanh(logit / c)`.
-        embed_scale: scalar tensor in the table's dtype that scales every embedding.
         kernel: "rows" (the plain reference), "tiles" (streamed), "triton" (streamed, with kernels
             for CUDA) or "auto".
+        device: where it will run; None: where the table is.
     """
 
     def __init__(
-        self, table: Tensor, softcap: float, embed_scale: Tensor, kernel: str = "auto"
+        self,
+        table: EmbeddingTable,
+        softcap: float,
+        kernel: str = "auto",
+        device: torch.device | None = None,
     ) -> None:
         if kernel not in (*KERNELS, "auto"):
             raise InvalidRequest(f"unknown head kernel {kernel!r}; known: {KERNELS}")
+        device = device or table.device
         self.table = table
         self.softcap = softcap
-        self.embed_scale = embed_scale
-        self.rows_at_a_time = max(ROW_TILE, CHUNK_ELEMENTS // table.shape[0])
-        self.kernel, self.reason = choose_head(table.shape[0], table.device)
+        self.rows_at_a_time = max(ROW_TILE, CHUNK_ELEMENTS // table.size)
+        self.kernel, self.reason = choose_head(table.size, device)
         if kernel != "auto":
             self.kernel, self.reason = kernel, "asked for"
-        self.tiles = TiledReader(table, softcap, embed_scale, triton=self.kernel == "triton")
+        self.tiles = TiledReader(table, softcap, device, triton=self.kernel == "triton")
 
     @torch.no_grad()
     def read(
@@ -76,7 +81,7 @@ class Head:
         """Answers for any number of positions of any number of requests.
 
         Args:
-            hidden: [N, D] after the final norm, in the table's dtype.
+            hidden: [N, D] after the final norm, in the table's dtype and on its device.
             temperature: fp32 [N], above zero.
             uniforms: fp32 [N], one uniform in [0, 1) a position.
             controls: what else is asked. Filters need whole rows and are always read row by row.
@@ -87,7 +92,7 @@ class Head:
         Raises:
             InvalidRequest: see `Controls.check`.
         """
-        controls.check(self.table.shape[0])
+        controls.check(self.table.size)
         if controls.pinned is not None:
             return self._read_held(hidden, temperature, uniforms, controls, controls.pinned)
         if self.kernel != "rows" and controls.filters is None:
@@ -131,8 +136,8 @@ class Head:
         )
 
     def embed(self, ids: Tensor) -> Tensor:
-        """The soft embedding of a belief that is certain: int64 [N] -> [N, D]."""
-        return self.table[ids] * self.embed_scale
+        """Scaled embeddings: int64 [...] -> [..., D]; also the belief of one who is certain."""
+        return self.table.rows(ids) * self.table.scale()
 
     @torch.no_grad()
     def scores(self, hidden: Tensor, ids: Tensor) -> Tensor:
@@ -141,7 +146,7 @@ class Head:
         for h, chosen in zip(
             *(torch.split(t, self.rows_at_a_time) for t in (hidden, ids)), strict=True
         ):
-            logits = self.logits(h, Controls())
+            logits = self.logits(h)
             picked = logits.gather(1, chosen[:, None])[:, 0]
             parts.append(picked - logits.logsumexp(-1))
         return torch.cat(parts)
@@ -155,7 +160,7 @@ class Head:
         Raises:
             InvalidRequest: as in `read`.
         """
-        controls.check(self.table.shape[0])
+        controls.check(self.table.size)
         parts = []
         rows = torch.arange(len(hidden), device=hidden.device)
         for r in torch.split(rows, self.rows_at_a_time):
@@ -164,24 +169,30 @@ class Head:
             parts.append(torch.where(finite, logits.argmax(-1), -1))
         return torch.cat(parts)
 
-    @torch.no_grad()
-    def logits(self, hidden: Tensor, controls: Controls) -> Tensor:
-        """Soft-capped logits of a few rows under the controls: [N, D] -> fp32 [N, V].
+    def logits(self, hidden: Tensor, controls: Controls | None = None) -> Tensor:
+        """Soft-capped logits of a few rows under the controls: [..., D] -> fp32 [..., V].
 
-        Ids that are suppressed, masked out or filtered away are at -inf.
+        Ids that are suppressed, masked out or filtered away are at -inf. Without controls there
+        may be gradients.
         """
-        out = rows_linear(hidden, self.table).float()
-        out = out.div_(self.softcap).tanh_().mul_(self.softcap)
-        return controls.filter(controls.adjust(out))
+        flat = rows_linear(hidden.reshape(-1, hidden.shape[-1]), self._whole())
+        out = capped(flat.float(), self.softcap, exact=True)
+        if controls is not None:
+            out = controls.filter(controls.adjust(out))
+        return out.view(*hidden.shape[:-1], -1)
 
     def soft_embedding(self, tempered: Tensor) -> Tensor:
-        """The belief as an embedding: fp32 [N, V] -> [N, D].
+        """The belief as an embedding: fp32 [..., V] -> [..., D].
 
         The logits are rounded to the weights' dtype before the fp32 softmax, as in the oracle.
         """
         dtype = self.table.dtype
         belief = tempered.to(dtype).softmax(-1, dtype=torch.float32).to(dtype)
-        return rows_linear(belief, self.table.T) * self.embed_scale
+        flat = rows_linear(belief.reshape(-1, belief.shape[-1]), self._whole().T)
+        return (flat * self.table.scale()).view(*belief.shape[:-1], -1)
+
+    def _whole(self) -> Tensor:
+        return self.table.tile(0, self.table.size)
 
     def _read_rows(
         self, hidden: Tensor, temperature: Tensor, uniforms: Tensor, controls: Controls
@@ -195,10 +206,8 @@ class Head:
         nats = torch.where(hidden.isfinite().all(-1), entropy(sums), torch.nan)
         logprobs = None
         if controls.wants_logprobs:
-            asked = [argmax[:, None], sample[:, None]]
-            asked += [controls.score_ids] if controls.score_ids is not None else []
-            asked += [plain.topk(controls.alternatives).indices] if controls.alternatives else []
-            ids = torch.cat(asked, dim=1)
+            count = controls.alternatives
+            ids = controls.scored(argmax, sample, [plain.topk(count).indices] if count else [])
             logprobs = HeadLogprobs(
                 ids=ids,
                 tempered=tempered.gather(1, ids) - log_total(sums)[:, None],

@@ -1,6 +1,6 @@
-"""What the vocabulary operation answers for each position.
+"""The answers of the head for each position.
 
-Knows nothing about how it is computed.
+Knows nothing about how they are computed.
 """
 
 from __future__ import annotations
@@ -50,20 +50,13 @@ class HeadOutput:
 
 
 def joined(parts: Sequence[HeadOutput]) -> HeadOutput:
-    """The readings of consecutive rows as one."""
+    """The outputs of consecutive rows as one."""
     if len(parts) == 1:
         return parts[0]
-    logprobs = [part.logprobs for part in parts if part.logprobs is not None]
-    return HeadOutput(
-        argmax=torch.cat([part.argmax for part in parts]),
-        sample=torch.cat([part.sample for part in parts]),
-        entropy=torch.cat([part.entropy for part in parts]),
-        soft=torch.cat([part.soft for part in parts]),
-        logprobs=HeadLogprobs(
-            torch.cat([part.ids for part in logprobs]),
-            torch.cat([part.tempered for part in logprobs]),
-            torch.cat([part.plain for part in logprobs]),
-        )
-        if logprobs
-        else None,
+    scores = [part.logprobs for part in parts if part.logprobs is not None]
+    logprobs = zip(*((p.ids, p.tempered, p.plain) for p in scores), strict=True)
+    argmax, sample, entropy, soft = map(
+        torch.cat, zip(*((p.argmax, p.sample, p.entropy, p.soft) for p in parts), strict=True)
     )
+    found = HeadLogprobs(*map(torch.cat, logprobs)) if scores else None
+    return HeadOutput(argmax, sample, entropy, soft, found)

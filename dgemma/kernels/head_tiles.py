@@ -2,8 +2,9 @@
 
 `softmax(cap(h E^T) / t) E` is one attention whose keys and values are the same table. A tile of
 logits is made, turned into block sums and into its share of the soft embedding while the tile of
-the table is still in cache, and forgotten: the table is read once. What the sample needs after the
-last tile (the logits of one block of 256 ids a row) is made again from those 256 embeddings.
+the table is still in cache, and forgotten: the table is read, and unpacked where it is packed, once
+for both products. The sample needs the logits of one block of 256 ids a row after the last tile;
+they are made again from those 256 embeddings.
 
 `epilogue` is what happens to a tile between its two matrix products. Knows nothing about canvases
 or steps.
@@ -13,14 +14,14 @@ Source: the idea of the online softmax (Milakov and Gimelshein, arXiv 1805.02867
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgemma.errors import MissingExtra
 from dgemma.kernels.controls import Controls
+from dgemma.kernels.cuda import cuda_kernels
+from dgemma.kernels.embedding import EmbeddingTable
 from dgemma.kernels.head_output import HeadLogprobs, HeadOutput
 from dgemma.kernels.linear import ROW_TILE, rows_linear
 from dgemma.kernels.sampling import (
@@ -97,23 +98,21 @@ def epilogue(x: Tensor, low: int, running: Running, like: Tensor) -> tuple[Tenso
 
 
 class TiledReader:
-    """The streamed operation bound to a tied embedding table.
+    """The streamed operation bound to a tied embedding.
 
     Args:
-        table: [V, D].
-        softcap, embed_scale: see `Head`.
-        triton: use the kernels of `head_triton`.
+        table, softcap: see `Head`.
+        device: where it will run.
+        triton: use the kernels of `head_triton`; they read the table as it lies in memory.
     """
 
     def __init__(
-        self, table: Tensor, softcap: float, embed_scale: Tensor, triton: bool = False
+        self, table: EmbeddingTable, softcap: float, device: torch.device, triton: bool = False
     ) -> None:
         self.table = table
         self.softcap = softcap
-        self.embed_scale = embed_scale
-        self.triton = _triton() if triton else None
-        self.exact = table.dtype == torch.float32
-        self.tile_elements = CUDA_TILE_ELEMENTS if table.is_cuda else TILE_ELEMENTS
+        self.cuda = cuda_kernels() if triton else None
+        self.tile_elements = CUDA_TILE_ELEMENTS if device.type == "cuda" else TILE_ELEMENTS
 
     def read(
         self, hidden: Tensor, temperature: Tensor, uniforms: Tensor, controls: Controls
@@ -121,8 +120,7 @@ class TiledReader:
         """See `Head.read`; filters are not for tiles."""
         assert controls.filters is None
         rows, width = hidden.shape
-        size = self.table.shape[0]
-        device = self.table.device
+        size, device = self.table.size, hidden.device
         running = Running(
             peak=torch.full((rows,), LOWEST, device=device),
             best=torch.zeros(rows, dtype=torch.int64, device=device),
@@ -132,32 +130,29 @@ class TiledReader:
         plain = BlockSums.empty(rows, size, device) if controls.wants_logprobs else None
         likely: list[tuple[Tensor, Tensor]] = []
         tile = max(BLOCK, self.tile_elements // max(rows, ROW_TILE) // BLOCK * BLOCK)
-        fused = self.triton is not None and controls.bias is None and plain is None
+        fused = self.cuda is not None and controls.bias is None and plain is None
         for low in range(0, size, tile):
-            high = min(low + tile, size)
+            table = self.table.tile(low, min(low + tile, size))
             if fused:
-                self._absorb_fused(hidden, temperature, low, high, controls, running)
+                self._absorb_fused(hidden, temperature, table, low, controls, running)
                 continue
-            x = self._logits(hidden, low, high, controls)
+            x = self._logits(hidden, table, low, controls)
             if plain is not None:
                 here = slice(low // BLOCK, low // BLOCK + x.shape[1] // BLOCK)
                 for whole, part in zip(_fields(plain), _fields(block_sums(x)), strict=True):
                     whole[:, here] = part
             if controls.alternatives:
                 likely = [_best(x, low, likely, controls.alternatives)]
-            weights, shrink = epilogue(x.div_(temperature[:, None]), low, running, self.table)
-            self._believe(weights, shrink, low, running)
+            weights, shrink = epilogue(x.div_(temperature[:, None]), low, running, hidden)
+            _believe(weights, shrink, table, running)
         # The cap hides an infinite product, so the hidden state itself is looked at.
         nats = torch.where(hidden.isfinite().all(-1), entropy(running.sums), torch.nan)
         sample = self._sample(hidden, temperature, uniforms, controls, running.sums)
         running.soft.div_(total(running.sums, running.peak)[:, None])
-        soft = running.soft.to(self.table.dtype) * self.embed_scale
+        soft = running.soft.to(hidden.dtype) * self.table.scale()
         logprobs = None
         if plain is not None:
-            asked = [running.best[:, None], sample[:, None]]
-            asked += [controls.score_ids] if controls.score_ids is not None else []
-            asked += [ids for _, ids in likely]
-            ids = torch.cat(asked, dim=1)
+            ids = controls.scored(running.best, sample, [ids for _, ids in likely])
             logits = self._chosen(hidden, ids, controls)
             logprobs = HeadLogprobs(
                 ids=ids,
@@ -170,52 +165,45 @@ class TiledReader:
         self,
         hidden: Tensor,
         temperature: Tensor,
+        table: Tensor,
         low: int,
-        high: int,
         controls: Controls,
         running: Running,
     ) -> None:
         """A tile without fp32 logits: raw products, then one kernel."""
-        assert self.triton is not None
-        rows, width = len(hidden), -(-(high - low) // BLOCK) * BLOCK
-        raw = WORKSPACE.take("raw", rows, width, self.table)
-        if width == high - low:
-            torch.mm(hidden, self.table[low:high].T, out=raw)
+        assert self.cuda is not None
+        rows, count = len(hidden), len(table)
+        width = -(-count // BLOCK) * BLOCK
+        raw = WORKSPACE.take("raw", rows, width, hidden)
+        if width == count:
+            torch.mm(hidden, table.T, out=raw)
         else:
-            raw[:, : high - low] = hidden @ self.table[low:high].T
-            raw[:, high - low :] = -torch.inf
-        controls.adjust(raw[:, : high - low], low)
-        weights = WORKSPACE.take("weights", rows, width, self.table)
-        shrink = self.triton.absorb(
+            raw[:, :count] = hidden @ table.T
+            raw[:, count:] = -torch.inf
+        controls.adjust(raw[:, :count], low)
+        weights = WORKSPACE.take("weights", rows, width, hidden)
+        shrink = self.cuda.absorb(
             raw, weights, temperature, self.softcap, low, running.peak, running.best, running.sums
         )
-        self._believe(weights, shrink, low, running)
+        _believe(weights, shrink, table, running)
 
-    def _believe(self, weights: Tensor, shrink: Tensor, low: int, running: Running) -> None:
-        """Add a tile's embeddings to the belief."""
-        table = self.table[low : low + weights.shape[1]]
-        part = WORKSPACE.take("part", len(weights), self.table.shape[1], self.table)
-        torch.mm(weights[:, : len(table)], table, out=part)
-        running.soft.mul_(shrink).add_(part)
-
-    def _logits(self, hidden: Tensor, low: int, high: int, controls: Controls) -> Tensor:
-        """Capped and adjusted logits of the ids low..high-1, up to a whole block with -inf."""
-        rows = hidden.shape[0]
+    def _logits(self, hidden: Tensor, table: Tensor, low: int, controls: Controls) -> Tensor:
+        """Capped and adjusted logits of a tile's ids, up to a whole block with -inf."""
+        rows, count = len(hidden), len(table)
         if rows < ROW_TILE:  # see `rows_linear`
             hidden = F.pad(hidden, (0, 0, 0, ROW_TILE - rows))
-        width = -(-(high - low) // BLOCK) * BLOCK
-        x = WORKSPACE.take("x", len(hidden), width, self.embed_scale.float())
-        table = self.table[low:high].T
-        if self.table.dtype == torch.float32 and width == high - low:
-            torch.mm(hidden, table, out=x)
+        width = -(-count // BLOCK) * BLOCK
+        x = WORKSPACE.take("x", len(hidden), width, hidden, torch.float32)
+        if hidden.dtype == torch.float32 and width == count:
+            torch.mm(hidden, table.T, out=x)
         else:
-            raw = WORKSPACE.take("raw", len(hidden), high - low, self.table)
-            x[:, : high - low].copy_(torch.mm(hidden, table, out=raw))
-            x[:, high - low :] = -torch.inf
+            raw = WORKSPACE.take("raw", len(hidden), count, hidden)
+            x[:, :count].copy_(torch.mm(hidden, table.T, out=raw))
+            x[:, count:] = -torch.inf
         x = x[:rows]
-        capped(x, self.softcap, exact=self.exact)
-        x[:, high - low :] = -torch.inf
-        controls.adjust(x[:, : high - low], low)
+        capped(x, self.softcap, exact=hidden.dtype == torch.float32)
+        x[:, count:] = -torch.inf
+        controls.adjust(x[:, :count], low)
         return x
 
     def _sample(
@@ -228,21 +216,22 @@ class TiledReader:
     ) -> Tensor:
         """int64 [N]; the logits of the chosen block of each row are made anew."""
         block, rest = pick_block(sums, uniforms)
-        x = capped(self._block_products(hidden, block).float(), self.softcap, exact=self.exact)
+        products = self._block_products(hidden, block).float()
+        x = capped(products, self.softcap, exact=hidden.dtype == torch.float32)
         ids = block[:, None] * BLOCK + torch.arange(BLOCK, device=block.device)
-        size = self.table.shape[0]
+        size = self.table.size
         x = controls.adjust_ids(x, ids.clamp(max=size - 1)).masked_fill(ids >= size, -torch.inf)
         return block * BLOCK + pick_inside(x.div_(temperature[:, None]), rest)
 
     def _block_products(self, hidden: Tensor, block: Tensor) -> Tensor:
         """Products of each row with the 256 embeddings of its block: [N, 256]."""
-        if self.triton is not None:
-            products: Tensor = self.triton.block_products(hidden, self.table, block)
-            return products
+        if self.cuda is not None:
+            return self.cuda.block_products(hidden, self.table.tile(0, self.table.size), block)
         out = hidden.new_zeros(len(hidden), BLOCK)
         for chosen in sorted(set(block.tolist())):
             rows = (block == chosen).nonzero()[:, 0]
-            table = self.table[chosen * BLOCK : (chosen + 1) * BLOCK]
+            low = chosen * BLOCK
+            table = self.table.tile(low, min(low + BLOCK, self.table.size))
             out[rows, : len(table)] = rows_linear(hidden[rows], table)
         return out
 
@@ -250,33 +239,34 @@ class TiledReader:
         """Capped and adjusted logits of chosen ids: int64 [N, S] -> fp32 [N, S]."""
         at_a_time = max(1, GATHER_ELEMENTS // (ids.shape[1] * hidden.shape[1]))
         parts = [
-            torch.bmm(self.table[i], h[:, :, None])[:, :, 0].float()
+            torch.bmm(self.table.rows(i), h[:, :, None])[:, :, 0].float()
             for i, h in zip(*(torch.split(t, at_a_time) for t in (ids, hidden)), strict=True)
         ]
-        return controls.adjust_ids(capped(torch.cat(parts), self.softcap, self.exact), ids)
+        exact = hidden.dtype == torch.float32
+        return controls.adjust_ids(capped(torch.cat(parts), self.softcap, exact), ids)
+
+
+def _believe(weights: Tensor, shrink: Tensor, table: Tensor, running: Running) -> None:
+    """Add a tile's embeddings to the belief."""
+    rows, weights = len(weights), weights[:, : len(table)]
+    if rows < ROW_TILE:  # see `rows_linear`
+        weights = F.pad(weights, (0, 0, 0, ROW_TILE - rows))
+    part = WORKSPACE.take("part", len(weights), table.shape[1], table)
+    torch.mm(weights, table, out=part)
+    running.soft.mul_(shrink).add_(part[:rows])
 
 
 def capped(x: Tensor, cap: float, exact: bool) -> Tensor:
-    """`cap * tanh(x / cap)` in place; not exact: within 4e-7 of the cap, in half the time."""
+    """`cap * tanh(x / cap)`, in place where no gradient is wanted.
+
+    Not exact: within 4e-7 of the cap, in half the time.
+    """
+    if x.requires_grad:
+        return torch.tanh(x / cap) * cap
     if exact:
         return x.div_(cap).tanh_().mul_(cap)
     # tanh(y) = 1 - 2 / (1 + exp(2 y)); an overflow to infinity gives 1.
     return x.mul_(2 / cap).exp_().add_(1).reciprocal_().mul_(-2 * cap).add_(cap)
-
-
-def _triton() -> ModuleType:
-    """The kernels for CUDA.
-
-    Raises:
-        MissingExtra: the triton package is not installed.
-    """
-    try:
-        from dgemma.kernels import head_triton
-    except ModuleNotFoundError as error:
-        raise MissingExtra(
-            "the CUDA kernels need the triton package; pip install 'dgemma[cuda]'"
-        ) from error
-    return head_triton
 
 
 def _fields(sums: BlockSums) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """The root-mean-square norm: torch's own, and the same sums in blocks that stay in cache.
 
-Knows nothing about where in a layer a norm stands.
+Knows nothing about the place of a norm in a layer.
 """
 
 from __future__ import annotations
@@ -26,14 +26,12 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         return F.rms_norm(x, x.shape[-1:], weight, eps)
     flat = x.reshape(-1, x.shape[-1])
     out = torch.empty_like(flat)
-    rows = max(1, BLOCK_ELEMENTS // flat.shape[1])
-    fp32 = torch.empty(0)
+    width = flat.shape[1]
+    rows = max(1, BLOCK_ELEMENTS // width)
     for low in range(0, len(flat), rows):
         block = flat[low : low + rows]
-        wide = WORKSPACE.take("norm", len(block), block.shape[1], fp32).copy_(block)
-        square = torch.mul(
-            wide, wide, out=WORKSPACE.take("square", len(block), block.shape[1], fp32)
-        )
+        wide = WORKSPACE.take("norm", len(block), width, x, torch.float32).copy_(block)
+        square = torch.mul(wide, wide, out=WORKSPACE.take("square", len(block), width, wide))
         wide.mul_(square.mean(-1, keepdim=True).add_(eps).rsqrt_())
         if weight is not None:
             wide.mul_(weight)

@@ -20,7 +20,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from dgemma.kernels.attention import attend_on_cuda, grouped
+from dgemma.kernels.attention import grouped
+from dgemma.kernels.cuda import cuda_kernels
 from dgemma.model.cache import CacheRow
 from dgemma.model.config import ModelConfig
 from dgemma.model.layers import Linear, RMSNorm, rotate
@@ -35,7 +36,6 @@ class AttentionContext(Protocol):
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q [N, H, hd], k and v [N, Hkv, hd] of this forward's tokens -> [N, H, hd]."""
-        ...
 
 
 class Attention(nn.Module):
@@ -96,6 +96,7 @@ class CachedContext:
     def __init__(self, config: ModelConfig, segments: Sequence[AttentionSpan], kernel: str) -> None:
         self.window = config.sliding_window
         self.kernel = kernel
+        self.fused = cuda_kernels().attend if kernel == "triton" else None
         self.segments = segments
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -108,15 +109,15 @@ class CachedContext:
             store = segment.cache.layers[layer]
             if segment.denoise:
                 keys, values = store.with_canvas(k[rows], v[rows])
-                if self.kernel == "triton":
-                    out[rows] = attend_on_cuda(q[rows], keys, values, None, causal=False)
+                if self.fused is not None:
+                    out[rows] = self.fused(q[rows], keys, values, None, causal=False)
                 else:
                     out[rows] = grouped(q[rows], keys, values, None, self.kernel)
             else:
                 keys, values = store.append(k[rows], v[rows])
                 window = None if store.keep is None else self.window
-                if self.kernel == "triton":
-                    out[rows] = attend_on_cuda(q[rows], keys, values, window, causal=True)
+                if self.fused is not None:
+                    out[rows] = self.fused(q[rows], keys, values, window, causal=True)
                 else:
                     self._causal(q[rows], keys, values, window, out[rows], segment.cache)
         return out

@@ -1,8 +1,8 @@
 """Keys and values of encoded tokens: allocate, write, view. No policy.
 
-Full layers keep everything, sliding layers only what the window of a later query can reach. Behind
-the cached tokens there is room, where the canvas of a denoising step is laid for the time of one
-product: nothing cached is copied, and the cache does not change.
+Full layers keep everything, sliding layers only the tokens that the window of a later query can
+reach. After the cached tokens there is room for the canvas of a denoising step while one product is
+made: nothing cached is copied, and the cache does not change.
 
     RowCache      buffers of one request's own, which grow; for a model that is used by itself
     PagedMemory   one memory of pages for all requests; the engine says which page is whose
@@ -34,11 +34,9 @@ class Store(Protocol):
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add tokens: k, v [T, Hkv, hd] -> views [Hkv, S, hd] of all that they may see; S >= T."""
-        ...
 
     def with_canvas(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Views [Hkv, S + C, hd] of what a canvas may see and the canvas; nothing is kept."""
-        ...
 
 
 class CacheRow(Protocol):
@@ -54,7 +52,6 @@ class CacheRow(Protocol):
     @property
     def layers(self) -> Sequence[Store]:
         """One store a layer."""
-        ...
 
 
 class LayerStore:
@@ -62,7 +59,6 @@ class LayerStore:
 
     Attributes:
         keep: most tokens that must survive (window - 1), None on full layers.
-        start: position of the first token held.
         used: how many tokens are held.
     """
 
@@ -70,13 +66,12 @@ class LayerStore:
         self, heads: int, width: int, keep: int | None, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.keep = keep
-        self.start = 0
         self.used = 0
         # [2, Hkv, capacity, hd]: keys and values
         self.buffer = torch.empty(2, heads, 0, width, dtype=dtype, device=device)
 
     def _reserve(self, extra: int) -> None:
-        """Make room for `extra` tokens behind the used ones; out-of-window tokens may go."""
+        """Make room for `extra` tokens after the used ones; out-of-window tokens may go."""
         if self.used + extra <= self.buffer.shape[2]:
             return
         kept = self.used if self.keep is None else min(self.used, self.keep)
@@ -92,7 +87,6 @@ class LayerStore:
             grown = self.buffer.new_empty(2, heads, size, width)
             grown[:, :, :kept] = self.buffer[:, :, drop : self.used]
             self.buffer = grown
-        self.start += drop
         self.used = kept
 
     def _lay(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,10 +108,6 @@ class LayerStore:
         keys, values = self._lay(k, v)
         low = 0 if self.keep is None else max(0, self.used - self.keep)
         return keys[:, low:], values[:, low:]
-
-    def nbytes(self) -> int:
-        """Bytes allocated."""
-        return self.buffer.numel() * self.buffer.element_size()
 
 
 class RowCache:
@@ -142,10 +132,6 @@ class RowCache:
                 LayerStore(shape.num_key_value_heads, shape.head_dim, keep, dtype, device)
             )
 
-    def nbytes(self) -> int:
-        """Bytes allocated in all layers."""
-        return sum(layer.nbytes() for layer in self.layers)
-
 
 class Cache:
     """The caches of a batch of requests, one row each; lengths may differ.
@@ -156,11 +142,6 @@ class Cache:
 
     def __init__(self, rows: list[RowCache]) -> None:
         self.rows = rows
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens encoded in each row."""
-        return [row.length for row in self.rows]
 
 
 # -- pages -------------------------------------------------------------------------------------

@@ -34,6 +34,13 @@ DEFAULT_ROPE: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
+# Sizes with the same name in `ModelConfig`, and the value of a missing key, if it may be missing.
+SIZES: Mapping[str, int | None] = {
+    "vocab_size": None, "hidden_size": None, "intermediate_size": None,
+    "moe_intermediate_size": None, "num_experts": None, "top_k_experts": None,
+    "num_attention_heads": None, "sliding_window": 512, "max_position_embeddings": 131_072,
+}  # fmt: skip
+
 # key -> the values that this network honours; any other value is an error, strict or not.
 FIXED_TEXT: Mapping[str, tuple[Any, ...]] = {
     "model_type": ("diffusion_gemma_text",),
@@ -100,30 +107,22 @@ def read_config(values: Mapping[str, Any], strict: bool = True) -> ModelConfig:
     text.fixed(FIXED_TEXT)
     extra: dict[str, Any] = dict(text.fixed(CARRIED_TEXT))
     extra = {"text_config": extra} if extra else {}
-    vocab_size = text.size("vocab_size")
+    sizes = {name: text.size(name, default) for name, default in SIZES.items()}
+    vocab_size, inner = sizes["vocab_size"], sizes["intermediate_size"]
     image_token_id, suppress_ids = _placeholders(top, vocab_size, extra)
     layer_types = _layer_types(text)
     sliding, full = _attention(text, layer_types)
-    intermediate_size = text.size("intermediate_size")
-    if top.size("self_conditioning_size", intermediate_size) != intermediate_size:
+    if top.size("self_conditioning_size", inner) != inner:
         raise ConfigError("config.json: self_conditioning_size must equal intermediate_size")
     pad_token_id = text.take("pad_token_id", int) or 0
     if not 0 <= pad_token_id < vocab_size:
         raise ConfigError(f"{text.where}: pad_token_id {pad_token_id} is beyond the vocabulary")
     bos_absent = "bos_token_id" in text.left and text.left["bos_token_id"] is None
     config = ModelConfig(
-        vocab_size=vocab_size,
-        hidden_size=text.size("hidden_size"),
-        intermediate_size=intermediate_size,
-        moe_intermediate_size=text.size("moe_intermediate_size"),
-        num_experts=text.size("num_experts"),
-        top_k_experts=text.size("top_k_experts"),
-        num_attention_heads=text.size("num_attention_heads"),
+        **sizes,
         layer_types=layer_types,
         sliding=sliding,
         full=full,
-        sliding_window=text.size("sliding_window", 512),
-        max_position_embeddings=text.size("max_position_embeddings", 131_072),
         canvas_length=top.size("canvas_length", 256),
         rms_norm_eps=text.positive("rms_norm_eps", 1e-6),
         final_logit_softcapping=text.positive("final_logit_softcapping", 30.0),
@@ -176,8 +175,6 @@ def _layer_types(text: Section) -> tuple[LayerType, ...]:
             f"{text.where}: layer_types holds {unknown[0]!r}; only 'sliding_attention' and "
             "'full_attention' are supported"
         )
-    if given[-1:] != ["full_attention"]:
-        raise ConfigError(f"{text.where}: layer_types must end with 'full_attention'")
     if len(given) != count:
         raise ConfigError(
             f"{text.where}: {len(given)} layer_types for num_hidden_layers {count}; make them equal"
@@ -316,13 +313,9 @@ def _write_text(config: ModelConfig) -> dict[str, Any]:
                 "partial_rotary_factor": shape.partial_rotary_factor,
             }
     eos = list(config.eos_token_ids)
-    names = (
-        "vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size", "num_experts",
-        "top_k_experts", "num_attention_heads", "sliding_window", "max_position_embeddings",
-        "rms_norm_eps", "final_logit_softcapping", "pad_token_id", "bos_token_id",
-    )  # fmt: skip
+    others = ("rms_norm_eps", "final_logit_softcapping", "pad_token_id", "bos_token_id")
     return {
-        **{name: getattr(config, name) for name in names},
+        **{name: getattr(config, name) for name in (*SIZES, *others)},
         **config.extra.get("text_config", {}),
         "model_type": FIXED_TEXT["model_type"][0],
         "num_hidden_layers": config.num_layers,

@@ -14,6 +14,14 @@ from dgemma.model.json_section import Section
 from dgemma.params import SamplingParams
 
 SAMPLER = "EntropyBoundSamplerConfig"
+PARAMS: Mapping[str, tuple[str, type]] = {
+    "max_denoising_steps": ("max_steps", int),
+    "t_min": ("t_min", float),
+    "t_max": ("t_max", float),
+    "confidence_threshold": ("confidence_threshold", float),
+    "stability_threshold": ("stability_threshold", int),
+}
+"""Keys of the file, and the fields of `SamplingParams` that they are."""
 NEUTRAL_GENERATION = frozenset({
     "_commit_hash", "_from_model_config", "bos_token_id", "cache_config", "cache_implementation",
     "disable_compile", "max_length", "max_new_tokens", "return_dict_in_generate",
@@ -51,14 +59,8 @@ def read_generation_config(values: Mapping[str, Any]) -> GenerationDefaults:
         entropy_bound = sampler.take("entropy_bound", float)
         sampler.close((), strict=True)
     try:
-        params = SamplingParams(
-            max_steps=section.take("max_denoising_steps", int),
-            entropy_bound=entropy_bound,
-            t_min=section.take("t_min", float),
-            t_max=section.take("t_max", float),
-            confidence_threshold=section.take("confidence_threshold", float),
-            stability_threshold=section.take("stability_threshold", int),
-        )
+        given = {field: section.take(key, kind) for key, (field, kind) in PARAMS.items()}
+        params = SamplingParams(entropy_bound=entropy_bound, **given)
     except InvalidRequest as error:
         raise ConfigError(f"generation_config.json: {error}") from error
     eos_token_ids = section.ids("eos_token_id", ())
@@ -71,11 +73,7 @@ def write_generation_config(defaults: GenerationDefaults) -> dict[str, Any]:
     """The content of generation_config.json; what is None or empty is left out."""
     params = defaults.params
     values: dict[str, Any] = {
-        "max_denoising_steps": params.max_steps,
-        "t_min": params.t_min,
-        "t_max": params.t_max,
-        "confidence_threshold": params.confidence_threshold,
-        "stability_threshold": params.stability_threshold,
+        **{key: getattr(params, field) for key, (field, _) in PARAMS.items()},
         "eos_token_id": list(defaults.eos_token_ids) or None,
         "pad_token_id": defaults.pad_token_id,
     }

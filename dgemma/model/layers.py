@@ -1,8 +1,9 @@
-"""The small parts of a layer: norm, rotary angles, gated MLP, router, experts, self-conditioning.
+"""The small parts of a network: embedding, norm, rotary angles, MLP, router, experts.
 
 All of them work on flat rows `[N, D]` (N tokens of whatever requests), so a token's result never
-depends on its neighbours. Knows nothing about attention, caches or the two modes.
-Source: `../spec` facts of `transformers` 5.17 `modeling_diffusion_gemma.py`.
+depends on its neighbours. Nothing else reads their weights, so that a packed module can take the
+place of a plain one. Knows nothing about attention, caches or the two modes.
+Source: `transformers` 5.17 `modeling_diffusion_gemma.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgemma.kernels.experts import EXPERTS, choose_experts
+from dgemma.kernels.cuda import cuda_kernels
+from dgemma.kernels.experts import EXPERTS, ExpertsKernel, choose_experts, experts_sparse
 from dgemma.kernels.linear import rows_linear
 from dgemma.kernels.norm import rms_norm
 from dgemma.model.config import AttentionShape, ModelConfig
@@ -25,6 +27,36 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:  # [N, in] -> [N, out]
         return rows_linear(x, self.weight)
+
+
+class Embedding(nn.Module):
+    """The plain table of all ids; see `EmbeddingTable` of the kernels."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.size, self.width = size, width
+        self.weight = nn.Parameter(torch.empty(size, width))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the table, which is that of the activations."""
+        return self.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the table is."""
+        return self.weight.device
+
+    def scale(self) -> Tensor:
+        """sqrt(D), rounded to the weights' dtype as the checkpoint was trained."""
+        return torch.tensor(self.width**0.5, dtype=self.dtype, device=self.device)
+
+    def rows(self, ids: Tensor) -> Tensor:  # [...] -> [..., D]
+        return F.embedding(ids, self.weight)
+
+    def tile(self, low: int, high: int) -> Tensor:  # [high - low, D]
+        # A slice of everything would copy its whole gradient.
+        return self.weight if high - low == self.size else self.weight[low:high]
 
 
 class RMSNorm(nn.Module):
@@ -111,15 +143,17 @@ class Experts(nn.Module):
         count, inner, width = config.num_experts, config.moe_intermediate_size, config.hidden_size
         self.gate_up_proj = nn.Parameter(torch.empty(count, 2 * inner, width))
         self.down_proj = nn.Parameter(torch.empty(count, width, inner))
-        self.kernel = "auto"
+        self.kernel: ExpertsKernel = experts_sparse
+
+    def choose(self, device: torch.device, dtype: torch.dtype, grad: bool) -> tuple[str, str]:
+        """Choose the kernel, for good: its name and the reason."""
+        count, _, inner = self.down_proj.shape
+        name, reason = choose_experts(count, inner, dtype, device, grad)
+        self.kernel = cuda_kernels().experts if name == "triton" else EXPERTS[name]
+        return name, reason
 
     def forward(self, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:  # [N, D] -> [N, D]
-        kernel = self.kernel
-        if kernel == "auto":
-            count, _, inner = self.down_proj.shape
-            grad = torch.is_grad_enabled() and (x.requires_grad or self.down_proj.requires_grad)
-            kernel, _ = choose_experts(count, inner, x.dtype, x.device, grad)
-        return EXPERTS[kernel](x, index, weight, self.gate_up_proj, self.down_proj)
+        return self.kernel(x, index, weight, self.gate_up_proj, self.down_proj)
 
 
 class SelfConditioning(nn.Module):

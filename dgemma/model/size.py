@@ -22,7 +22,7 @@ from dgemma.types import PAGE
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "fp8": 1.0, "4-bit": 0.5}
 """Bytes per parameter of each precision, scales not counted."""
 
-KEPT, KEPT_16_BIT = 24 << 20, 172 << 20
+KEPT, KEPT_16_BIT = 24 << 20, 196 << 20
 """Bytes that the matrix libraries keep for themselves: measured with the mini shape. In 16 bit they
 keep a compiled product for each number of rows that an expert has had."""
 
@@ -34,16 +34,12 @@ class Size:
     Attributes:
         parameters: all.
         active: those that one token meets: all but the experts it is not routed to.
-        embedding: of the table, in `parameters` too.
-        experts: of the expert matrices, in `parameters` too.
         cache_fixed: numbers cached for good in sliding layers once the window is full.
         cache_per_token: numbers cached per token in full layers.
     """
 
     parameters: int
     active: int
-    embedding: int
-    experts: int
     cache_fixed: int
     cache_per_token: int
 
@@ -93,7 +89,7 @@ def peak(
         batch: requests that run side by side.
         chunk: prompt tokens that one forward encodes of a request.
         sliding_pages: those that an engine has for sliding layers; None: as many as are of use.
-            What is behind the window stays, for later requests, until it has to make room.
+            Tokens before the window stay, for later requests, until they have to make room.
     """
     item, width, canvas = dtype.itemsize, config.hidden_size, config.canvas_length
     rows = batch * (canvas + min(prompt, chunk))  # the first step goes with the last piece
@@ -186,19 +182,10 @@ def measure(config: ModelConfig) -> Size:
     total = sum(p.numel() for p in model.parameters())
     experts = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n)
     idle = experts - experts * config.top_k_experts // config.num_experts
-    fixed = per_token = 0
-    for layer, kind in enumerate(config.layer_types):
-        shape = config.attention(layer)
-        numbers = 2 * shape.num_key_value_heads * shape.head_dim
-        if kind == "sliding_attention":
-            fixed += numbers * (config.sliding_window - 1)
-        else:
-            per_token += numbers
+    numbers = page_bytes(config, torch.int8)
     return Size(
         parameters=total,
         active=total - idle,
-        embedding=model.embed.weight.numel(),
-        experts=experts,
-        cache_fixed=fixed,
-        cache_per_token=per_token,
+        cache_fixed=numbers["sliding_attention"] // PAGE * (config.sliding_window - 1),
+        cache_per_token=numbers["full_attention"] // PAGE,
     )

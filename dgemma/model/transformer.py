@@ -14,16 +14,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgemma.errors import InvalidRequest
 from dgemma.kernels.attention import choose_attention
-from dgemma.kernels.linear import rows_linear
+from dgemma.kernels.head import Head
 from dgemma.model.attention import Attention, AttentionContext, AttentionSpan, CachedContext
 from dgemma.model.cache import Cache, CacheRow, RowCache
 from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.layers import (
+    Embedding,
     Experts,
     GatedMLP,
     RMSNorm,
@@ -83,36 +83,54 @@ class Layer(nn.Module):
 
 
 class DiffusionGemma(nn.Module):
-    """The network. Parameters are uninitialised until loaded or `reset_parameters` is called."""
+    """The network. Parameters are uninitialised until loaded or `reset_parameters` is called.
+
+    Attributes:
+        head: the tied embedding as the last layer: logits, tokens, soft embedding.
+        kernels: the part, the name and the reason of every choice of `choose_kernels`.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.attention_kernel = "auto"
-        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed = Embedding(config.vocab_size, config.hidden_size)
         self.self_conditioning = SelfConditioning(config)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.choose_kernels(torch.device("cpu"), torch.float32, grad=True)
+
+    def choose_kernels(
+        self, device: torch.device, dtype: torch.dtype, *, grad: bool = False
+    ) -> None:
+        """Choose how every part computes; once all modules are in their places.
+
+        A fresh network computes in ways that fit any device and have gradients.
+
+        Args:
+            device, dtype: of the weights, which need not be there yet.
+            grad: whether gradients are wanted.
+        """
+        self.head = Head(self.embed, self.config.final_logit_softcapping, device=device)
+        self.attention_kernel, why = choose_attention(dtype, device, grad)
+        layers = [layer for layer in self.layers if isinstance(layer, Layer)]
+        experts = {layer.experts.choose(device, dtype, grad): None for layer in layers}
+        self.kernels = (
+            *(("experts", *chosen) for chosen in experts),
+            ("head", self.head.kernel, self.head.reason),
+            ("attention", self.attention_kernel, why),
+        )
 
     # -- parts ---------------------------------------------------------------------------------
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the embedding table, which is that of the activations."""
-        return self.embed.weight.dtype
+        """That of the activations."""
+        return self.embed.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.embed.weight.device
-
-    def embed_scale(self) -> Tensor:
-        """sqrt(hidden), rounded to the weights' dtype as the checkpoint was trained."""
-        return torch.tensor(self.config.hidden_size**0.5, dtype=self.dtype, device=self.device)
-
-    def embed_tokens(self, ids: Tensor) -> Tensor:
-        """Scaled embeddings of int ids [...] -> [..., D]."""
-        return F.embedding(ids, self.embed.weight) * self.embed_scale()
+        return self.embed.device
 
     def run(
         self,
@@ -132,7 +150,6 @@ class DiffusionGemma(nn.Module):
         return out
 
     def _table(self, shape: AttentionShape, positions: Tensor) -> tuple[Tensor, Tensor]:
-
         return rotary_table(rotary_frequencies(shape), positions, self.dtype)
 
     # -- the two modes -------------------------------------------------------------------------
@@ -172,7 +189,7 @@ class DiffusionGemma(nn.Module):
                 raise InvalidRequest(f"{end} tokens do not fit a cache of {cache.max_length}")
             if not denoise and self.config.image_token_id is not None:
                 ids = ids.masked_fill(ids == self.config.image_token_id, self.config.pad_token_id)
-            embedding = self.embed_tokens(ids)
+            embedding = self.head.embed(ids)
             if denoise:
                 zero = torch.zeros_like(embedding) if soft is None else soft
                 embedding = self.self_conditioning(embedding, zero)
@@ -180,18 +197,14 @@ class DiffusionGemma(nn.Module):
             positions.append(torch.arange(cache.length, end, device=self.device))
             modes.append(torch.full((len(ids), 1), denoise, device=self.device))
             segments.append(AttentionSpan(cache, len(ids), denoise))
-        # Elementwise kernels take a scalar path for what is left over behind whole vectors, which
-        # rounds otherwise: without filling up, a row's bits would depend on how many rows follow.
+        # Elementwise kernels take a scalar path, which rounds in another way, for the numbers after
+        # the last whole vector: without padding, a row's bits would depend on how many rows follow.
         missing = -sum(s.length for s in segments) % ROWS if self._exact() else 0
         if missing:
             inputs.append(inputs[0].new_zeros(missing, inputs[0].shape[1]))
             positions.append(positions[0].new_zeros(missing))
             modes.append(modes[0].new_zeros(missing, 1))
-        kernel = self.attention_kernel
-        if kernel == "auto":
-            grad = torch.is_grad_enabled() and self.embed.weight.requires_grad
-            kernel, _ = choose_attention(self.dtype, self.device, grad)
-        context = CachedContext(self.config, segments, kernel)
+        context = CachedContext(self.config, segments, self.attention_kernel)
         out = self.run(torch.cat(inputs), torch.cat(positions), context, torch.cat(modes))
         for cache, ids, denoise, _ in parts:
             if not denoise:
@@ -236,8 +249,8 @@ class DiffusionGemma(nn.Module):
 
         Args:
             canvas_ids: int [B, C].
-            cache: of B rows; the canvas stands behind the cached tokens.
-            soft: [B, C, D] of `soft_embedding`, or None at the first step of a canvas.
+            cache: of B rows; the canvas follows the cached tokens.
+            soft: [B, C, D] of `Head.soft_embedding`, or None at the first step of a canvas.
 
         Returns:
             [B, C, D] after the final norm.
@@ -251,30 +264,6 @@ class DiffusionGemma(nn.Module):
                 ]
             )
         )
-
-    # -- the head ------------------------------------------------------------------------------
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Soft-capped fp32 logits: [..., D] -> [..., V]."""
-        flat = rows_linear(hidden.reshape(-1, hidden.shape[-1]), self.embed.weight)
-        cap = self.config.final_logit_softcapping
-        return (torch.tanh(flat.float() / cap) * cap).view(*hidden.shape[:-1], -1)
-
-    def soft_embedding(self, tempered_logits: Tensor) -> Tensor:
-        """The belief of a step as an embedding: [..., V] -> [..., D].
-
-        The logits are rounded to the weights' dtype before the fp32 softmax, as in the oracle.
-        """
-        belief = tempered_logits.to(self.dtype).softmax(-1, dtype=torch.float32).to(self.dtype)
-        flat = rows_linear(belief.reshape(-1, belief.shape[-1]), self.embed.weight.T)
-        return (flat * self.embed_scale()).view(*belief.shape[:-1], -1)
-
-    def use_reference_kernels(self) -> None:
-        """Run everything the oracle's eager way: in 16 bit, too, the logits are then its own."""
-        self.attention_kernel = "plain"
-        for layer in self.layers:
-            assert isinstance(layer, Layer)
-            layer.experts.kernel = "sparse"
 
     @torch.no_grad()
     def reset_parameters(self, seed: int = 0) -> None:

@@ -116,7 +116,7 @@ def encode(model: DiffusionGemma, ids: Tensor) -> Encoded:
     batch, length = ids.shape
     context = EncodeContext(model.config, batch, length, ids.device)
     positions = torch.arange(length, device=ids.device).repeat(batch)
-    hidden = model.run(model.embed_tokens(ids.flatten()), positions, context, False)
+    hidden = model.run(model.head.embed(ids.flatten()), positions, context, False)
     return Encoded(hidden.view(batch, length, -1), context.stored)
 
 
@@ -131,7 +131,7 @@ def denoise(
     """Bidirectional pass over noisy canvases; canvas i reads encoded row i mod B."""
     count, width = canvas.shape
     context = DenoiseContext(model.config, stored, starts, no_mask, width)
-    x = model.embed_tokens(canvas.flatten())
+    x = model.head.embed(canvas.flatten())
     zero = torch.zeros_like(x) if soft is None else soft.flatten(0, 1)
     x = model.self_conditioning(x, zero)
     positions = (starts[:, None] + torch.arange(width, device=canvas.device)).flatten()

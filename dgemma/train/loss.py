@@ -48,11 +48,11 @@ def canvas_loss(
         with torch.no_grad():
             stored = [(k.detach(), v.detach()) for k, v in encoded.stored]
             before = (noisy if two_steps is None else two_steps[0])[:half]
-            logits = model.logits(denoise(model, before, stored, starts[:half], no_mask, None))
-            soft = model.soft_embedding(logits)
+            logits = model.head.logits(denoise(model, before, stored, starts[:half], no_mask, None))
+            soft = model.head.soft_embedding(logits)
             free = None if scored is None else scored[:half]
             if free is not None:
-                held = model.embed_tokens(clean[:half])
+                held = model.head.embed(clean[:half])
                 soft = torch.where(free[:, :, None], soft, held.to(soft.dtype))
             if two_steps is not None:
                 kept, noise = noisy[:half] == clean[:half], two_steps[1][:half]
@@ -61,8 +61,8 @@ def canvas_loss(
             soft = torch.cat((soft, soft.new_zeros(noisy.shape[0] - half, *soft.shape[1:])))
     hidden = denoise(model, noisy, encoded.stored, starts, no_mask, soft)
     if scored is None:
-        return F.cross_entropy(model.logits(hidden).flatten(0, 1), clean.flatten())
-    losses = F.cross_entropy(model.logits(hidden).transpose(1, 2), clean, reduction="none")
+        return F.cross_entropy(model.head.logits(hidden).flatten(0, 1), clean.flatten())
+    losses = F.cross_entropy(model.head.logits(hidden).transpose(1, 2), clean, reduction="none")
     share = scored.float().mean(-1)
     weight = torch.where(share < 1, HOLE_WEIGHT / share.clamp(min=1e-6), share)
     return (losses * scored * weight[:, None]).mean()
@@ -83,7 +83,7 @@ def next_token_loss(
     model: DiffusionGemma, hidden: Tensor, ids: Tensor, encoder_targets: Tensor
 ) -> Tensor:
     """Mean cross-entropy of the tokens whose target is scored: [B, S, D], [B, S], bool [B, S]."""
-    logits = model.logits(hidden[:, :-1])
+    logits = model.head.logits(hidden[:, :-1])
     losses = F.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
     weight = encoder_targets[:, 1:].to(losses.dtype)
     return (losses * weight).sum() / weight.sum().clamp(min=1)

@@ -1,96 +1,61 @@
-"""Finds a model by name and reads everything but its weights: configs, index, headers of shards.
+"""Finds a model by name and opens it: its configs, and the source of its weights.
 
 A name is a bundled model ("nano"), a directory, or a hub name ("org/name") in the local hub cache;
-nothing here uses the network (`hub.py` does). Opening costs milliseconds at any size: of the shards
-only the headers are read, which also shows a truncated or missing one.
-Knows nothing about torch or what the tensors mean.
+nothing here uses the network (`hub.py` does). Does not know what the tensors mean.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError, safe_open
-
-from dgemma.errors import CheckpointError, ConfigError, ModelNotFound, nearest
+from dgemma.errors import ConfigError, ModelNotFound, nearest
 from dgemma.model.config import ModelConfig
 from dgemma.model.hf_config import read_config
 from dgemma.model.hf_generation import GenerationDefaults, read_generation_config
+from dgemma.weights.safetensors import INDEX, Safetensors
+from dgemma.weights.source import DTYPES, TensorSource
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 Origin = Literal["bundled", "directory", "hub cache"]
-
-_ITEM_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16,
-              "BF16": 16, "I16": 16, "U16": 16, "F4": 4}  # fmt: skip
-
-
-FLOAT_NAMES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-"""The container's words for the number formats that need no unpacking, and torch's."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """Where a tensor is and what it looks like.
-
-    Attributes:
-        file: the shard.
-        dtype: the container's word for it: "F32", "BF16", "U8", ...
-        shape: as stored.
-        start: its first byte, counted from the start of the file.
-    """
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in the shard."""
-        return math.prod(self.shape) * _ITEM_BITS.get(self.dtype, 8) // 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A verified set of files: configs parsed, every tensor's place and shape known.
+    """A verified set of files: configs parsed, every tensor's name and shape known.
 
     Attributes:
         directory: where the files are.
         config: the sizes.
         generation: the sampler's defaults.
-        tensors: what the shards hold, by the checkpoint's own names, in file order.
+        source: the weights, which are not read yet.
     """
 
     directory: Path
     config: ModelConfig
     generation: GenerationDefaults
-    tensors: Mapping[str, TensorInfo]
+    source: TensorSource
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+        return sum(tensor.nbytes for tensor in self.source.tensors.values())
 
     @property
     def dtype(self) -> str:
         """The number format that most bytes are in, in torch's word ("bfloat16") if it has one."""
         held: Counter[str] = Counter()
-        for tensor in self.tensors.values():
+        for tensor in self.source.tensors.values():
             held[tensor.dtype] += tensor.nbytes
         most = held.most_common(1)[0][0] if held else ""
-        return FLOAT_NAMES.get(most, most)
+        return str(DTYPES.get(most, most)).removeprefix("torch.")
 
 
 def hub_cache() -> Path:
@@ -109,7 +74,7 @@ def bundled_models() -> dict[str, Path]:
 
 
 def find_model(name: str | Path, revision: str | None = None) -> tuple[Path, Origin]:
-    """The directory of a model and how it was found.
+    """The directory of a model, and how it was found.
 
     Args:
         name: a bundled name, a directory, or a hub name in the local cache, tried in this order.
@@ -214,86 +179,5 @@ def open_checkpoint(directory: Path, strict: bool = True) -> Checkpoint:
     config = load_config(directory, strict)
     generation = load_generation(directory)
     index = directory / INDEX
-    if index.exists():
-        tensors = _indexed_tensors(directory, read_json(index))
-    elif (directory / SINGLE).exists():
-        tensors = read_header(directory / SINGLE)
-    else:
-        raise CheckpointError(
-            f"{directory} has neither {SINGLE} nor {INDEX}; only safetensors are read, so "
-            f"convert other formats, or download the model again {_remedy(directory)}"
-        )
-    return Checkpoint(directory=directory, config=config, generation=generation, tensors=tensors)
-
-
-def _indexed_tensors(directory: Path, index: Mapping[str, Any]) -> dict[str, TensorInfo]:
-    """The tensors of a sharded checkpoint, after comparing the index with the shards."""
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{directory / INDEX} has no weight_map; restore the file")
-    shards = sorted({str(file) for file in weight_map.values()})
-    for shard in shards:
-        if Path(shard).name != shard or "\\" in shard:
-            raise CheckpointError(f"{directory / INDEX} names {shard!r}, which is no plain file")
-    absent = [shard for shard in shards if not (directory / shard).exists()]
-    if absent:
-        raise CheckpointError(
-            f"{directory} lacks {len(absent)} of {len(shards)} shards: {', '.join(absent)}; "
-            f"download them {_remedy(directory)}"
-        )
-    tensors: dict[str, TensorInfo] = {}
-    for shard in shards:
-        for name, info in read_header(directory / shard).items():
-            if weight_map.get(name) != shard:
-                raise CheckpointError(
-                    f"{directory / shard} holds {name}, which {INDEX} places in "
-                    f"{weight_map.get(name, 'no shard')}; index and shards are of different models"
-                )
-            tensors[name] = info
-    lost = [name for name in weight_map if name not in tensors]
-    if lost:
-        raise CheckpointError(
-            f"{directory / weight_map[lost[0]]} lacks {lost[0]} and {len(lost) - 1} more that "
-            f"{INDEX} places there; index and shards are of different models"
-        )
-    return tensors
-
-
-def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Names, types and shapes in one shard, checked against the file's length.
-
-    Raises:
-        CheckpointError: truncated, no safetensors file, or unreadable.
-    """
-    try:
-        # The library checks every length and type; places it does not tell, so they are read here.
-        with safe_open(path, framework="numpy") as shard:
-            names = shard.offset_keys()
-        with path.open("rb") as file:
-            begin = 8 + int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(begin - 8))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
-    except SafetensorError as error:
-        what = "is truncated or no safetensors file"
-        with path.open("rb") as file:
-            if file.read(19) == b"version https://git":
-                what = "is a Git LFS pointer, not the weights"
-        raise CheckpointError(
-            f"{path} {what} ({path.stat().st_size:,} bytes: {error}); delete it and download it "
-            f"{_remedy(path.parent)}"
-        ) from error
-    tensors = {}
-    for name in names:
-        entry = header[name]
-        start = begin + entry["data_offsets"][0]
-        tensors[name] = TensorInfo(path, entry["dtype"], tuple(entry["shape"]), start)
-    return tensors
-
-
-def _remedy(directory: Path) -> str:
-    """The command that brings the files of `directory` back, as well as it can be known."""
-    for part in directory.parts:
-        if part.startswith("models--"):
-            return f"with `dgemma pull {part.removeprefix('models--').replace('--', '/', 1)}`"
-    return "from where it came (`dgemma pull NAME` for a hub model)"
+    source = Safetensors(directory, read_json(index) if index.exists() else None)
+    return Checkpoint(directory=directory, config=config, generation=generation, source=source)

@@ -1,31 +1,35 @@
 """Puts the tensors of a checkpoint into a network that was built on the meta device.
 
 Host memory: tensors go in one by one. On a CPU in the file's own dtype they are views of the
-memory-mapped file (private pages: writing to a weight never changes the file), so even 52 GB open
-at once and are read when first used; checkpoints under `MAP_FROM_BYTES` are copied instead, so that
-nothing depends on the file later. For another dtype or device each tensor is converted in chunks
-and its pages are given back, so the peak is the network plus one tensor.
-Knows names and shapes; knows nothing about how a network computes, nor about packed formats.
+memory-mapped file, so even 52 GB open at once and are read when first used; checkpoints under
+`MAP_FROM_BYTES` are copied instead, so that nothing depends on the file later. What must be
+converted, moved or put together from parts is copied in chunks and its pages are given back, so the
+peak is the network plus one tensor.
+Knows names and shapes; knows nothing about how a network computes.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from dgemma.errors import CheckpointError
-from dgemma.weights.files import FLOAT_NAMES, Checkpoint, TensorInfo
-from dgemma.weights.names import is_vision, pattern, to_checkpoint, to_ours
+from dgemma.weights.files import Checkpoint
+from dgemma.weights.names import Index, is_vision, layouts, to_ours
+from dgemma.weights.source import DTYPES, TensorSource
 
 logger = logging.getLogger("dgemma")
 
 MAP_FROM_BYTES = 1 << 30
 CHUNK = 1 << 24
 """Elements converted or checked at a time."""
+
+Layout = dict[str, Index]
+"""The tensors of a file that one of ours is made of, and the part that each is."""
 
 
 def load_weights(
@@ -53,59 +57,42 @@ def load_weights(
             format; or a weight that is not finite. The network is not to be used then.
     """
     device = torch.device(device)
-    wanted = {to_checkpoint(name): value.shape for name, value in model.state_dict().items()}
+    source, wanted = checkpoint.source, model.state_dict()
     _refuse_packed(checkpoint)
-    aside = [name for name in checkpoint.tensors if is_vision(to_ours(name) or "")]
-    _compare(wanted, checkpoint, aside)
+    aside = aside_names(source)
+    chosen = _compare(wanted, checkpoint, aside)
     if aside:
-        size = sum(checkpoint.tensors[name].nbytes for name in aside) / 1e9
+        size = sum(source.tensors[name].nbytes for name in aside) / 1e9
         logger.info("%d vision tensors (%.2f GB) left aside: text only", len(aside), size)
     if mapped is None:
         mapped = checkpoint.nbytes >= MAP_FROM_BYTES
     mapped = mapped and device.type == "cpu"
-    maps: dict[Path, Tensor] = {}
-    for name in wanted:
-        info = checkpoint.tensors[name]
-        kept = mapped and dtype in (None, _stored_dtype(info))
-        # What is copied gets a mapping of its own: only with its mapping go the pages it read.
-        source = target = _view(info, maps if kept else {})
-        if not kept:
-            target = torch.empty(source.shape, dtype=dtype or source.dtype, device=device)
-        _fill(name, target, source, check_finite)
-        _assign(model, to_ours(name) or "", target)
+    for name, parts in chosen.items():
+        first = next(iter(parts))
+        stored = DTYPES[source.tensors[first].dtype]
+        becomes = dtype if dtype is not None and stored.is_floating_point else stored
+        if mapped and becomes == stored and len(parts) == 1:
+            target = source.read(first)
+            _fill(first, target, target, check_finite)
+        else:
+            target = torch.empty(wanted[name].shape, dtype=becomes, device=device)
+            for part, index in parts.items():
+                _fill(part, target[index], source.read(part, keep=False), check_finite)
+        _assign(model, name, target)
 
 
-def aside_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The tensors that `load_weights` leaves aside, by the checkpoint's names, memory-mapped."""
-    maps: dict[Path, Tensor] = {}
-    return {
-        name: _view(info, maps)
-        for name, info in checkpoint.tensors.items()
-        if is_vision(to_ours(name) or "")
-    }
-
-
-def _stored_dtype(info: TensorInfo) -> torch.dtype:
-    dtype: torch.dtype = getattr(torch, FLOAT_NAMES[info.dtype])
-    return dtype
-
-
-def _view(info: TensorInfo, maps: dict[Path, Tensor]) -> Tensor:
-    """A tensor in its file, none of which is read yet; `maps` has the files mapped so far."""
-    if info.file not in maps:
-        size = info.file.stat().st_size
-        maps[info.file] = torch.from_file(str(info.file), False, size, dtype=torch.uint8)
-    # `safe_open` gives the same views, but touches each: 52 GB then take seconds to open.
-    raw = maps[info.file][info.start : info.start + info.nbytes]
-    dtype = _stored_dtype(info)
-    if info.start % dtype.itemsize:  # the format allows it, though nobody writes it
-        raw = raw.clone()
-    return raw.view(dtype).view(info.shape)
+def aside_names(source: TensorSource) -> list[str]:
+    """The tensors that `load_weights` leaves aside."""
+    return [name for name in source.tensors if is_vision(to_ours(name) or "")]
 
 
 def _fill(name: str, target: Tensor, source: Tensor, check_finite: bool) -> None:
     """Copy `source` into `target` (which may be the same) chunk by chunk, checking on the way."""
     if target is source and not check_finite:
+        return
+    if not target.is_contiguous():  # some rows of every expert
+        for inner, piece in zip(target, source, strict=True):
+            _fill(name, inner, piece, check_finite)
         return
     into, out_of = target.view(-1), source.view(-1)
     for low in range(0, out_of.shape[0], CHUNK):
@@ -140,40 +127,58 @@ def _refuse_packed(checkpoint: Checkpoint) -> None:
             )
 
 
-def _compare(wanted: Mapping[str, torch.Size], checkpoint: Checkpoint, aside: list[str]) -> None:
-    """One error for all that does not fit between the network and the files."""
-    held = checkpoint.tensors
-    known = {*wanted, *aside}
+def _compare(
+    wanted: Mapping[str, Tensor], checkpoint: Checkpoint, aside: list[str]
+) -> dict[str, Layout]:
+    """How the files hold each of our tensors; one error for all that does not fit.
+
+    Every tensor of the files is used once, or is in the error.
+    """
+    held = checkpoint.source.tensors
+    # Of several ways to hold a tensor the files follow one: that of which they have most.
+    chosen = {
+        name: max(layouts(name, value.shape), key=lambda way: sum(n in held for n in way))
+        for name, value in wanted.items()
+    }
+    parts = [(n, wanted[name][i]) for name, way in chosen.items() for n, i in way.items()]
+    parts += [(n, torch.empty(held[n].shape, device="meta")) for n in aside]
+    there = [(n, held[n], part) for n, part in parts if n in held]
+    known = {n for n, _ in parts}
     problems = {
-        "missing": _grouped((name, "") for name in wanted if name not in held),
-        "unexpected": _grouped((name, "") for name in held if name not in known),
-        "mis-shaped": _grouped(
-            (name, f" is {list(held[name].shape)}, the config wants {list(shape)}")
-            for name, shape in wanted.items()
-            if name in held and held[name].shape != tuple(shape)
+        "missing": ((n, "") for n, _ in parts if n not in held),
+        "unexpected": ((n, "") for n in held if n not in known),
+        "mis-shaped": (
+            (n, f" is {list(info.shape)}, the config wants {list(part.shape)}")
+            for n, info, part in there
+            if info.shape != tuple(part.shape)
         ),
-        "not in floating point": _grouped(
-            (name, f" is {held[name].dtype}")
-            for name in (*wanted, *aside)
-            if name in held and held[name].dtype not in FLOAT_NAMES
+        "not in floating point": (
+            (n, f" is {info.dtype}")
+            for n, info, part in there
+            if part.is_floating_point() and not info.floating
+        ),
+        "of the wrong type": (
+            (n, f" is {info.dtype}, the network wants {part.dtype}")
+            for n, info, part in there
+            if not part.is_floating_point() and DTYPES.get(info.dtype) != part.dtype
         ),
     }
-    lines = [f"\n  {kind}: {line}" for kind, group in problems.items() for line in group]
+    lines = [f"\n  {kind}: {x}" for kind, found in problems.items() for x in _grouped(found)]
     if lines:
         raise CheckpointError(
-            f"the weights in {checkpoint.directory} do not fit its config.json:{''.join(lines)}\n"
-            "Both must come from one checkpoint; download it again, or restore the file that "
-            "was changed."
+            f"the weights in {checkpoint.source.path} do not fit its config.json:{''.join(lines)}\n"
+            "Both must come from one checkpoint; download it again, or restore the changed file."
         )
+    return chosen
 
 
 def _grouped(found: Iterable[tuple[str, str]]) -> list[str]:
-    """Lines `name remark`, one for all layers that have the same to say."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for name, remark in found:
-        known, layer = pattern(name)
-        groups.setdefault((known, remark), []).append(layer)
-    return [
-        name.replace(".N.", f".{','.join(layers)}.") + remark
-        for (name, remark), layers in groups.items()
-    ]
+    """Lines `name remark`, one for all experts and layers that have the same to say."""
+    for word in ("experts", "layers"):
+        groups: dict[tuple[str, str, str], list[str]] = {}
+        for name, remark in found:
+            match = re.fullmatch(rf"(.*\b{word}\.)(\d+)(\..*)", name)
+            before, number, after = match.groups() if match else (name, "", "")
+            groups.setdefault((before, after, remark), []).append(number)
+        found = [(a + ",".join(numbers) + b, remark) for (a, b, remark), numbers in groups.items()]
+    return [name + remark for name, remark in found]

@@ -1,13 +1,15 @@
 """The names of tensors: one table, used in both directions.
 
-Left the name in the released checkpoint, right ours; `N` stands for a layer's number. Knows names
-only, no shapes and no files. Names that `transformers` ties to others (`lm_head.weight` and most
-of `model.encoder.language_model.*`) are in its module tree but never in its files, so not here.
+Left the name in the released checkpoint, right ours; `N` is a layer's number. Other programs cut
+some of ours into several tensors: `SPLIT` has their names. Knows names and parts, no files. Names
+that `transformers` ties to others (`lm_head.weight` and most of `model.encoder.language_model.*`)
+are in its module tree but never in its files, so not here.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 TEXT: tuple[tuple[str, str], ...] = (
     ("model.decoder.embed_tokens.weight", "embed.weight"),
@@ -79,8 +81,27 @@ VISION: tuple[tuple[str, str], ...] = (
     ),
 )
 
+SPLIT: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
+    (f"layers.N.experts.{ours}", tuple(f"model.decoder.layers.N.experts.{part}" for part in parts))
+    for ours, parts in (
+        ("gate_up_proj", ("E.gate_proj", "E.up_proj")),
+        ("down_proj", ("E.down_proj",)),
+        ("gate_up_proj", ("switch_glu.gate_proj", "switch_glu.up_proj")),
+        ("down_proj", ("switch_glu.down_proj",)),
+        ("gate_up_proj", ("gate_up_proj",)),
+        ("down_proj", ("down_proj",)),
+    )
+)
+"""One of our stacks, and the names of its parts in other files, the first rows first; `.weight` or
+the like follows. `E` is an expert's number: quantisers write experts one by one. `switch_glu`, and
+a whole stack with `.weight`, are of programs that use MLX."""
+
+Index = tuple[int | slice, ...]
+"""Which part of one of our tensors a tensor of a file is; empty: all of it."""
+
 _OURS = dict(TEXT + VISION)
 _THEIRS = {ours: theirs for theirs, ours in TEXT + VISION}
+_MODULES = {o.removesuffix(".weight"): t.removesuffix(".weight") for o, t in _THEIRS.items()}
 _LAYER = re.compile(r"(?<=layers\.)(0|[1-9]\d*)(?=\.)")
 
 
@@ -100,13 +121,43 @@ def to_ours(name: str) -> str | None:
 
 
 def to_checkpoint(name: str) -> str:
-    """The checkpoint's name of one of our tensors.
+    """The checkpoint's name of one of our tensors, as it is released and as we write it.
+
+    The tensors of a packed module (`weight_scale` and its kin) are called what they are called
+    beside the module's `weight` in a file: the last word is the same.
 
     Raises:
         KeyError: a parameter that the table lacks: our own mistake.
     """
     known, layer = pattern(name)
-    return _THEIRS[known].replace(".N.", f".{layer}.")
+    theirs = _THEIRS.get(known)
+    if theirs is None:
+        module, _, word = known.rpartition(".")
+        theirs = f"{_MODULES[module]}.{word}"
+    return theirs.replace(".N.", f".{layer}.")
+
+
+def layouts(name: str, shape: Sequence[int]) -> list[dict[str, Index]]:
+    """Every way in which files may hold one of our tensors: names, and the part that each is.
+
+    The first is that of `to_checkpoint`.
+    """
+    known, layer = pattern(name)
+    module, _, word = (known, "", "weight") if known in _MODULES else known.rpartition(".")
+    ways: list[dict[str, Index]] = [{to_checkpoint(name): ()}]
+    for ours, parts in SPLIT:
+        if ours == module:
+            experts = range(shape[0]) if ".E." in parts[0] else (slice(None),)
+            rows = shape[1] // len(parts)
+            named = [f"{part}.{word}".replace(".N.", f".{layer}.") for part in parts]
+            ways.append(
+                {
+                    part.replace(".E.", f".{expert}."): (expert, slice(i * rows, (i + 1) * rows))
+                    for expert in experts
+                    for i, part in enumerate(named)
+                }
+            )
+    return ways
 
 
 def is_vision(ours: str) -> bool:

@@ -14,22 +14,22 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dgemma.errors import CheckpointError
 from dgemma.model.config import ModelConfig
 from dgemma.model.hf_config import MODEL_TYPE, write_config
 from dgemma.model.hf_generation import GenerationDefaults, write_generation_config
-from dgemma.weights.files import CONFIG, GENERATION_CONFIG, INDEX, SINGLE, Checkpoint, read_json
-from dgemma.weights.load import aside_tensors
+from dgemma.weights.files import CONFIG, GENERATION_CONFIG, Checkpoint, read_json
+from dgemma.weights.load import aside_names
 from dgemma.weights.names import to_checkpoint
+from dgemma.weights.safetensors import write_shards
 
 logger = logging.getLogger("dgemma")
 
@@ -75,22 +75,57 @@ def save_weights(
         to_checkpoint(name): value.detach() for name, value in model.state_dict().items()
     }
     assert not any(tensor.is_meta for tensor in tensors.values()), "the network has no weights yet"
-    saved_dtype = str(dtype or next(iter(tensors.values())).dtype).removeprefix("torch.")
-    vision = {} if aside is None else aside_tensors(aside)
+    vision = {} if aside is None else {n: aside.source.read(n) for n in aside_names(aside.source)}
     if config.vision is not None and not vision:
         logger.warning(
             "config.json describes a vision part whose weights are not saved; other programs may "
             "fill it with random ones"
         )
-    values = write_config(dataclasses.replace(config, dtype=saved_dtype))
-    documents = {CONFIG: _json(values)}
+    everything = tensors | vision
+    kinds = {n: dtype if dtype and n in tensors else t.dtype for n, t in everything.items()}
+    write_checkpoint(
+        target,
+        config,
+        generation,
+        {n: t.numel() * kinds[n].itemsize for n, t in everything.items()},
+        lambda n: everything[n].to("cpu", kinds[n]).contiguous(),
+        dtype=next(iter(kinds.values())),
+        files=files,
+        max_shard_bytes=max_shard_bytes,
+    )
+    if aside is not None:
+        aside.source.close()
+    return target
+
+
+def write_checkpoint(
+    target: Path,
+    config: ModelConfig,
+    generation: GenerationDefaults | None,
+    sizes: Mapping[str, int],
+    tensor: Callable[[str], Tensor],
+    *,
+    dtype: torch.dtype,
+    files: Mapping[str, Path | str | bytes] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write configs, weights and further files in place of all that is in `target`.
+
+    Args:
+        sizes, tensor: names, bytes and numbers of the weights; see `write_shards`.
+        dtype: of most of them, for config.json.
+
+    Raises:
+        CheckpointError: the directory cannot be written.
+    """
+    name = str(dtype).removeprefix("torch.")
+    documents = {CONFIG: _json(write_config(dataclasses.replace(config, dtype=name)))}
     if generation is not None:
         documents[GENERATION_CONFIG] = _json(write_generation_config(generation))
     with replacing(target) as fresh:
-        for name, content in {**(files or {}), **documents}.items():
-            _write_file(fresh / name, content)
-        _write_shards(fresh, tensors, vision, dtype, max_shard_bytes)
-    return target
+        for file, content in {**(files or {}), **documents}.items():
+            _write_file(fresh / file, content)
+        write_shards(fresh, sizes, tensor, max_shard_bytes)
 
 
 def _refuse_foreign(target: Path) -> None:
@@ -160,50 +195,3 @@ def _write_file(path: Path, content: Path | str | bytes) -> None:
         shutil.copyfile(content, path)
     else:
         path.write_bytes(content.encode() if isinstance(content, str) else content)
-
-
-def _write_shards(
-    directory: Path,
-    tensors: Mapping[str, Tensor],
-    vision: Mapping[str, Tensor],
-    dtype: torch.dtype | None,
-    max_shard_bytes: int,
-) -> None:
-    """The weights in one file, or in several of about `max_shard_bytes` and an index.
-
-    One shard at a time is converted, so the peak is the network plus a shard. Vision tensors are
-    copied as they are.
-    """
-    shards: list[list[str]] = [[]]
-    filled = total = 0
-    everything = {**tensors, **vision}
-    for name, tensor in everything.items():
-        width = dtype.itemsize if dtype is not None and name in tensors else tensor.itemsize
-        size = tensor.numel() * width
-        if shards[-1] and filled + size > max_shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += size
-        total += size
-    weight_map = {}
-    for number, names in enumerate(shards, start=1):
-        file = SINGLE
-        if len(shards) > 1:
-            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        content = {name: everything[name].to(device="cpu") for name in names}
-        for name in names:
-            if dtype is not None and name in tensors:
-                content[name] = content[name].to(dtype)
-            content[name] = content[name].contiguous()
-            weight_map[name] = file
-        save_file(content, directory / file, metadata={"format": "pt"})
-        # The library makes files that only their owner can read.
-        (directory / file).chmod((directory / CONFIG).stat().st_mode)
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_index(directory, index)
-
-
-def _write_index(directory: Path, index: Mapping[str, Any]) -> None:
-    (directory / INDEX).write_text(_json(index), encoding="utf-8")

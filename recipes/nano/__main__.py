@@ -7,13 +7,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import torch
-
+from dgemma.loading import load_model
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.train.loop import train
-from dgemma.weights.files import bundled_models, open_checkpoint
-from dgemma.weights.load import load_weights
+from dgemma.weights.files import bundled_models
 from recipes.nano.recipe import PLAN, NanoBatches, export, nano_config
 
 
@@ -41,11 +39,10 @@ def main() -> None:
         return
     source = bundled_models()["nano"]
     config = nano_config(Tokenizer.from_directory(source))
-    model = DiffusionGemma(config)
     if arguments.begin:
-        bundled = open_checkpoint(source)
-        load_weights(model, bundled, device=torch.device("cpu"), dtype=torch.float32)
+        model = load_model(source, device="cpu", dtype="float32", grad=True).model
     else:
+        model = DiffusionGemma(config)
         model.reset_parameters(PLAN.seed)
     plan = replace(PLAN, steps=arguments.steps, decay=arguments.decay, compile=not arguments.eager,
                    begin=arguments.begin, muon_lr=PLAN.muon_lr * arguments.rate,

@@ -92,7 +92,7 @@ def test_transformers_loads_what_is_made(tiny: Path, llm: LLM) -> None:
     with torch.inference_mode():
         cache = llm.model.new_cache(1, 64)
         llm.model.encode(ids, cache)
-        ours = llm.model.logits(llm.model.denoise(canvas, cache))
+        ours = llm.model.head.logits(llm.model.denoise(canvas, cache))
         other = theirs(input_ids=ids, decoder_input_ids=canvas).logits
     # 2e-5 is what fp32 rounding makes in the parity tests; a lost weight makes about 1.
     assert ((ours - other).abs().max() / other.abs().max()).item() < 2e-5
@@ -156,7 +156,7 @@ def test_parts_add_up(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.parts_ms["rest"] == (found.watched_ms + 1e3) / 2
     assert found.parts_ms["attention"] == 1e3 * len(llm.model.layers)
     assert found.total_ms == prefill == 1e3
-    assert "read" not in vars(llm.engine.head)
+    assert "read" not in vars(llm.model.head)
 
 
 def test_products_are_those_of_the_step(llm: LLM) -> None:
@@ -172,9 +172,11 @@ def test_products_are_those_of_the_step(llm: LLM) -> None:
         found = ceilings.products(llm.model, rows, keys, routed)
     flop = sum(p.flop for p in found)
     # Every weight but the experts' is met once a row, the table twice, an expert's by its rows.
-    size = measure(config)
-    matrices = sum(p.numel() for p in llm.model.parameters() if p.dim() == 2) + size.embedding
-    experts = size.experts * config.top_k_experts / config.num_experts
+    parameters = list(llm.model.parameters())
+    table = config.vocab_size * config.hidden_size
+    matrices = sum(p.numel() for p in parameters if p.dim() == 2) + table
+    stacks = sum(p.numel() for p in parameters if p.dim() == 3)
+    experts = stacks * config.top_k_experts / config.num_experts
     scores = 0
     for layer, seen in keys.items():
         scores += 2 * config.num_attention_heads * config.attention(layer).head_dim * seen

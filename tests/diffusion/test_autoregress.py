@@ -9,7 +9,6 @@ from dgemma.diffusion.autoregress import autoregress
 from dgemma.diffusion.canvas import CanvasSpec, Generation
 from dgemma.errors import ContextOverflow, EngineError, InvalidRequest
 from dgemma.kernels.controls import Controls
-from dgemma.kernels.head import Head
 from dgemma.params import REFUSED_BY_AUTOREGRESSIVE, RELEASED, SamplingParams
 from tests.support.fakes import ScriptedModel
 from tests.support.oracle import tiny_pair
@@ -81,16 +80,15 @@ def test_equals_one_long_causal_pass() -> None:
     """Greedy by the cache is greedy over the whole text at once: positions, windows, hand-over."""
     _, model = tiny_pair(3, gain=0.4)
     config = model.config
-    head = Head(model.embed.weight, 30.0, model.embed_scale())
     spec = CanvasSpec(length=8, vocab_size=300, context_length=400, end_ids=())
     prompt = list(range(20, 40))
     cache = model.new_cache(1, 400)
     made = autoregress(
         prompt, SamplingParams(max_tokens=24), spec,
-        lambda ids: model.encode(ids, cache), head.greedy,
+        lambda ids: model.encode(ids, cache), model.head.greedy,
     )  # fmt: skip
     whole = torch.tensor([prompt + list(made.token_ids)])
-    logits = model.logits(model.encode(whole, model.new_cache(1, 400)))[0]
+    logits = model.head.logits(model.encode(whole, model.new_cache(1, 400)))[0]
     assert len(prompt) > config.sliding_window
     assert logits[len(prompt) - 1 : -1].argmax(-1).tolist() == list(made.token_ids)
-    assert head.greedy(torch.full((1, 64), torch.nan), Controls()).tolist() == [-1]
+    assert model.head.greedy(torch.full((1, 64), torch.nan), Controls()).tolist() == [-1]

@@ -17,8 +17,8 @@ from dgemma.diffusion.constrained import ROUNDS, STEPS, ConstrainedAnswer
 from dgemma.diffusion.control import Bitset, bitset
 from dgemma.diffusion.sampler import start
 from dgemma.errors import InvalidRequest
-from dgemma.kernels.head import Head
 from dgemma.types import CanvasControl
+from tests.support.heads import head_of
 
 OPEN, CLOSE, X, END = 10, 11, 12, 1
 SIZE, WIDTH = 32, 8
@@ -84,9 +84,7 @@ def whole(ids: tuple[int, ...]) -> bool:
 
 
 SPEC = CanvasSpec(length=WIDTH, vocab_size=SIZE, context_length=512, end_ids=(END, 2))
-WORDS = Head(
-    torch.randn(SIZE, 8, generator=torch.Generator().manual_seed(0)), 30.0, torch.tensor(8**0.5)
-)
+WORDS = head_of(torch.randn(SIZE, 8, generator=torch.Generator().manual_seed(0)))
 
 
 def drafted(ids: list[int], canvas: Canvas | None = None) -> Canvas:

@@ -19,7 +19,6 @@ from dgemma.diffusion.canvas import CanvasSpec, Generation
 from dgemma.diffusion.generate import generate
 from dgemma.diffusion.schedule import Schedule
 from dgemma.evaluate.parity import ReferenceRun, reference_generate
-from dgemma.kernels.head import Head
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import SamplingParams
 from tests.support.oracle import tiny_pair
@@ -74,8 +73,6 @@ def ours(
         end_ids=end_ids,
     )  # suppress_ids empty: the oracle draws image placeholders like any other id
     cache = model.new_cache(1, spec.context_length)
-    cap = config.final_logit_softcapping
-    head = Head(model.embed.weight, cap, model.embed_scale())
     limit = SamplingParams(max_tokens=canvases * spec.length)
     return generate(
         prompt,
@@ -83,7 +80,7 @@ def ours(
         spec,
         lambda ids: model.encode(ids, cache),
         lambda ids, soft: model.denoise(ids, cache, soft),
-        head.read,
+        model.head.read,
     )
 
 

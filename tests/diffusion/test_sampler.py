@@ -15,10 +15,11 @@ from dgemma.diffusion.canvas import Canvas, CanvasSpec, trace_step
 from dgemma.diffusion.random import Purpose, stream_keys, uniform_ids, uniforms
 from dgemma.diffusion.sampler import finish, sampling_inputs, start, step, step_all
 from dgemma.diffusion.schedule import Schedule
-from dgemma.kernels.controls import Controls, Masks
+from dgemma.kernels.controls import Controls
 from dgemma.kernels.head_output import HeadOutput
 from dgemma.params import SamplingParams, canvas_width
 from tests.support.fakes import head_output
+from tests.support.masks import packed
 
 SPEC = CanvasSpec(length=4, vocab_size=1000, context_length=64, end_ids=(1, 106, 50))
 NEVER = Schedule.of(SamplingParams(confidence_threshold=0))
@@ -292,7 +293,7 @@ def test_noise_is_none_of_what_a_mask_allows() -> None:
     """
     spec = replace(SPEC, length=512, vocab_size=64)
     index = torch.zeros(512, dtype=torch.int64).index_fill(0, torch.arange(256), -1)
-    masked = Controls(masks=Masks.pack([range(4)], 64, index.flip(0)))
+    masked = Controls(masks=packed([range(4)], 64, index.flip(0)))
     free, canvas = start(1, 0, spec), start(1, 0, spec, masked)
     for _ in range(2):
         few = canvas.ids < 4
@@ -308,5 +309,5 @@ def test_a_mask_of_nearly_all_ids_leaves_the_noise_alone() -> None:
     """A banned word that nobody would have said changes the whole answer."""
     spec = replace(SPEC, length=64)
     index = torch.zeros(64, dtype=torch.int64)
-    wide = Controls(masks=Masks.pack([[i for i in range(1000) if i != 5]], 1000, index))
+    wide = Controls(masks=packed([[i for i in range(1000) if i != 5]], 1000, index))
     assert torch.equal(start(1, 0, spec, wide).ids, start(1, 0, spec).ids)

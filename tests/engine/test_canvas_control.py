@@ -164,7 +164,7 @@ def exact(engine: Engine, ids: tuple[int, ...]) -> torch.Tensor:
     with torch.inference_mode():
         model.encode(torch.tensor([prompt()]), rows)
         hidden = model.denoise(torch.tensor([ids]), rows, None)[0]
-        return engine.head.logits(hidden, Controls()).log_softmax(-1)
+        return engine.model.head.logits(hidden, Controls()).log_softmax(-1)
 
 
 def test_read_only(engine: Engine) -> None:
@@ -202,7 +202,7 @@ def test_score_mode(engine: Engine, start: int) -> None:
     request = Request(token_ids=ids, mode="score", score_from=start)
     with torch.inference_mode():
         hidden = engine.model.encode(torch.tensor([ids]), engine.model.new_cache(1, 256))[0]
-        truth = engine.head.logits(hidden, Controls()).log_softmax(-1)
+        truth = engine.model.head.logits(hidden, Controls()).log_softmax(-1)
     want = [float(truth[p - 1, ids[p]]) for p in range(start, 200)]
     for _ in range(2):  # the second time most of it is in the pages
         _, output = run(engine.submit(request))

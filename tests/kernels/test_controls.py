@@ -13,6 +13,8 @@ from torch import Tensor
 from dgemma.errors import InvalidRequest
 from dgemma.kernels.controls import Bias, Controls, Filters, Masks
 from dgemma.kernels.head import Head
+from dgemma.types import CanvasControl
+from tests.support.masks import packed
 from tests.support.random_vocabulary import hidden_rows, make, random_keys
 
 ROWS = 7
@@ -20,12 +22,12 @@ KERNELS = ("rows", "tiles")  # the kernels of "triton" have tests of their own
 
 
 def with_kernel(words: Head, kernel: str) -> Head:
-    return Head(words.table, words.softcap, words.embed_scale, kernel)
+    return Head(words.table, words.softcap, kernel)
 
 
 def belief(words: Head, hidden: Tensor, bias: Bias | None = None) -> Tensor:
     """fp64 [N, V] capped logits, straight from the definition."""
-    logits = torch.tanh(hidden.double() @ words.table.double().T / 30) * 30
+    logits = torch.tanh(hidden.double() @ words.table.weight.double().T / 30) * 30
     if bias is not None:
         for row, i, value in zip(bias.rows, bias.ids, bias.values, strict=True):
             logits[row, i] += value
@@ -44,7 +46,7 @@ def filters(top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> Filters:
 @given(st.lists(st.sets(st.integers(0, 299), min_size=1), min_size=1, max_size=4), st.data())
 def test_packed_masks_are_the_sets(allowed: list[set[int]], data: st.DataObject) -> None:
     """Bit 31 is the sign of a word; a tile may begin and end inside a word."""
-    masks = Masks.pack(allowed, 300, torch.zeros(1, dtype=torch.int64))
+    masks = packed(allowed, 300, torch.zeros(1, dtype=torch.int64))
     low = data.draw(st.integers(0, 299))
     high = data.draw(st.integers(low + 1, 300))
     for row, ids in zip(masks.columns(low, high).tolist(), allowed, strict=True):
@@ -60,11 +62,11 @@ def test_packed_masks_are_the_sets(allowed: list[set[int]], data: st.DataObject)
 def test_impossible_masks_are_refused() -> None:
     """An empty mask would end in NaN three calls later."""
     index = torch.zeros(1, dtype=torch.int64)
-    with pytest.raises(InvalidRequest, match="allows no id"):
-        Masks.pack([[]], 300, index)
+    with pytest.raises(InvalidRequest, match="list 0 of allowed ids is empty"):
+        CanvasControl(allowed=((),), masks=(0,))
     for wrong in (-1, 300):
         with pytest.raises(InvalidRequest, match="outside the vocabulary"):
-            Masks.pack([[5, wrong]], 300, index)
+            packed([[5, wrong]], 300, index)
     with pytest.raises(InvalidRequest, match="alternatives"):
         make(300).read(hidden_rows(1), torch.ones(1), torch.zeros(1), Controls(alternatives=301))
 
@@ -81,7 +83,7 @@ def test_masks_and_bias_act_before_everything(kernel: str) -> None:
         torch.tensor([1.5, 2.5, 9.0, -4.0]),
     )  # fmt: skip
     temperature = torch.linspace(0.4, 1.3, ROWS)
-    controls = Controls(masks=Masks.pack(allowed, 700, index), bias=bias, logprobs=True)
+    controls = Controls(masks=packed(allowed, 700, index), bias=bias, logprobs=True)
     got = words.read(hidden, temperature, random_keys(ROWS), controls)
     logits = belief(words, hidden, bias)
     for row, which in enumerate(index.tolist()):
@@ -93,7 +95,7 @@ def test_masks_and_bias_act_before_everything(kernel: str) -> None:
     assert (p[torch.arange(ROWS), got.sample] > 0).all()
     expected = -(p * p.clamp(min=1e-300).log()).sum(-1)
     torch.testing.assert_close(got.entropy.double(), expected, atol=1e-5, rtol=1e-5)
-    soft = p @ words.table.double() * 8**0.5
+    soft = p @ words.table.weight.double() * 8**0.5
     torch.testing.assert_close(got.soft.double(), soft, atol=1e-4, rtol=1e-4)
     assert got.logprobs is not None
     at = p.gather(1, got.logprobs.ids).log()
@@ -164,7 +166,7 @@ def test_filters_act_before_entropy_and_sample(kernel: str) -> None:
     got = words.read(hidden, torch.full((ROWS,), 5.0), random_keys(ROWS), controls)
     assert torch.equal(got.sample[:-1], got.argmax[:-1]) and (got.entropy[:-1] == 0).all()
     assert got.entropy[-1] > 1
-    single = words.table[got.argmax[:-1]] * words.embed_scale
+    single = words.table.weight[got.argmax[:-1]] * words.table.scale()
     torch.testing.assert_close(got.soft[:-1], single)
 
 
@@ -179,7 +181,7 @@ def test_pinned_rows(kernel: str, scored: bool) -> None:
     asked = Controls(logprobs=scored)
     got = words.read(hidden, temperature, uniforms, Controls(pinned=pinned, logprobs=scored))
     plain = words.read(hidden, temperature, uniforms, asked)
-    masks = Masks.pack([[5], [599], [0]], 600, torch.tensor([-1, 0, -1, 1, -1, 2, -1]))
+    masks = packed([[5], [599], [0]], 600, torch.tensor([-1, 0, -1, 1, -1, 2, -1]))
     masked = words.read(hidden, temperature, uniforms, Controls(masks=masks))
     assert torch.equal(got.argmax, masked.argmax) and torch.equal(got.sample, masked.sample)
     assert torch.equal(got.entropy[pinned >= 0], torch.zeros(3))
@@ -211,12 +213,12 @@ def test_joined_controls_are_those_of_each(kernel: str) -> None:
     hidden, uniforms = hidden_rows(3 * ROWS), random_keys(3 * ROWS)
     temperature = torch.linspace(0.4, 0.8, 3 * ROWS)
     parts = [
-        Controls(masks=Masks.pack([[1, 2], [3]], 600, torch.tensor([0, 1, -1, 0, 1, -1, 0]))),
+        Controls(masks=packed([[1, 2], [3]], 600, torch.tensor([0, 1, -1, 0, 1, -1, 0]))),
         Controls(
             pinned=torch.tensor([-1, 9, -1, -1, 9, -1, -1]),
             bias=Bias(torch.tensor([0, 6]), torch.tensor([5, 6]), torch.tensor([9.0, 99.0])),
         ),
-        Controls(masks=Masks.pack([[7]], 600, torch.tensor([0, -1, -1, -1, -1, -1, 0]))),
+        Controls(masks=packed([[7]], 600, torch.tensor([0, -1, -1, -1, -1, -1, 0]))),
     ]
     whole = words.read(hidden, temperature, uniforms, Controls.join([(p, ROWS) for p in parts], ()))
     for number, part in enumerate(parts):

@@ -13,8 +13,8 @@ from dgemma.kernels import head
 from dgemma.kernels.controls import Controls
 from dgemma.kernels.head import Head
 from dgemma.kernels.sampling import BLOCK
-from dgemma.model.transformer import DiffusionGemma
 from tests.support.chance import chi_square, chi_square_limit
+from tests.support.heads import head_of
 from tests.support.oracle import tiny_pair
 from tests.support.random_vocabulary import WIDTH, hidden_rows, make, random_keys, rows_of, same
 
@@ -29,7 +29,7 @@ def grid_keys(count: int) -> Tensor:
 
 def distribution(words: Head, hidden: Tensor, temperature: float) -> Tensor:
     """fp64 [N, V], straight from the definition."""
-    logits = hidden.double() @ words.table.double().T
+    logits = hidden.double() @ words.table.weight.double().T
     return (torch.tanh(logits / 30) * 30 / temperature).softmax(-1)
 
 
@@ -44,7 +44,7 @@ def test_equals_the_definition(size: int, temperature: float) -> None:
     assert torch.equal(got.argmax, p.argmax(-1))
     expected = -(p * p.log()).sum(-1)
     torch.testing.assert_close(got.entropy.double(), expected, atol=1e-5, rtol=1e-5)
-    soft = p @ words.table.double() * WIDTH**0.5
+    soft = p @ words.table.weight.double() * WIDTH**0.5
     torch.testing.assert_close(got.soft.double(), soft, atol=5e-5, rtol=5e-5)
     ids = torch.stack((got.argmax, got.sample), -1)
     assert got.logprobs is not None
@@ -192,7 +192,7 @@ def test_extreme_temperatures() -> None:
 
 def test_equal_logits_give_the_lowest_id() -> None:
     """Ties are real: the cap makes equals of all logits far beyond it."""
-    words = Head(torch.ones(600, WIDTH), 30.0, torch.tensor(1.0))
+    words = head_of(torch.ones(600, WIDTH))
     got = words.read(torch.ones(2, WIDTH), torch.ones(2), torch.tensor([0.0, 0.5]), PLAIN)
     assert got.argmax.tolist() == [0, 0] and got.sample.tolist() == [0, 300]
 
@@ -214,7 +214,7 @@ def test_suppressed_ids_do_not_exist(name: str) -> None:
     """
     ids = SUPPRESSED[name]
     words = make(700, 2.0)
-    words.table[ids[0]] = 20.0
+    words.table.weight[ids[0]] = 20.0
     hidden = torch.ones(1, WIDTH)
     p = distribution(words, hidden, 0.8)
     p[:, list(ids)] = 0
@@ -227,7 +227,7 @@ def test_suppressed_ids_do_not_exist(name: str) -> None:
     assert torch.equal(words.greedy(hidden, controls), p.argmax(-1))
     torch.testing.assert_close(got.entropy[0].double(), torch.special.entr(p).sum(), atol=1e-5,
                                rtol=1e-5)  # fmt: skip
-    soft = (p @ words.table.double() * WIDTH**0.5)[0]
+    soft = (p @ words.table.weight.double() * WIDTH**0.5)[0]
     torch.testing.assert_close(got.soft[0].double(), soft, atol=1e-5, rtol=1e-5)
     assert (words.read(hidden, torch.ones(1), torch.zeros(1), PLAIN).argmax == ids[0]).all()
 
@@ -265,29 +265,38 @@ def test_bf16_decides_in_fp32() -> None:
     cannot be told apart on a CPU: torch computes it in fp32 and rounds the result.)
     """
     words, hidden = make(700, 4.0, torch.bfloat16), hidden_rows(40).bfloat16()
+    weight = words.table.weight
     got = words.read(hidden, torch.full((40,), 0.4), random_keys(40), PLAIN)
-    logits = torch.tanh(torch.nn.functional.linear(hidden, words.table).float() / 30) * 30 / 0.4
+    logits = torch.tanh(torch.nn.functional.linear(hidden, weight).float() / 30) * 30 / 0.4
     exact = torch.special.entr(logits.double().softmax(-1)).sum(-1)
     rounded = torch.special.entr(logits.bfloat16().double().softmax(-1)).sum(-1)
     torch.testing.assert_close(got.entropy.double(), exact, atol=1e-4, rtol=1e-4)
     assert (rounded - exact).abs().max() > 1e-3  # the test would see the difference
     belief = logits.bfloat16().softmax(-1, dtype=torch.float32).bfloat16()
-    soft = torch.nn.functional.linear(belief, words.table.T) * words.embed_scale
+    soft = torch.nn.functional.linear(belief, weight.T) * words.table.scale()
     assert torch.equal(got.soft, soft) and soft.dtype == torch.bfloat16
 
 
 @pytest.mark.oracle
-@torch.no_grad()
-def test_is_the_models_own_head_and_belief() -> None:
-    """Two places know the cap and the soft embedding: they must agree bit for bit."""
+def test_the_models_head_is_the_same_with_gradients() -> None:
+    """Training and reading share the cap and the soft embedding: they agree bit for bit, for any
+    number of axes, and a gradient reaches the table from both of its uses."""
     _, model = tiny_pair(1)
-    assert isinstance(model, DiffusionGemma)
-    words = Head(model.embed.weight, 30.0, model.embed_scale())
-    hidden = torch.randn(20, 64, generator=torch.Generator().manual_seed(0))
-    logits = model.logits(hidden)
-    assert torch.equal(words.logits(hidden, PLAIN), logits)
-    got = words.read(hidden, torch.full((20,), 0.6), random_keys(20), PLAIN)
-    assert torch.equal(got.soft, model.soft_embedding(logits / torch.full((20, 1), 0.6)))
+    words = model.head
+    hidden = torch.randn(4, 5, 64, generator=torch.Generator().manual_seed(0))
+    learnt = words.logits(hidden)
+    with torch.no_grad():
+        logits = words.logits(hidden)
+        flat = words.logits(hidden.view(20, 64), PLAIN)
+        got = words.read(hidden.view(20, 64), torch.full((20,), 0.6), random_keys(20), PLAIN)
+        soft = words.soft_embedding(logits / 0.6)
+    weight = model.embed.weight
+    formula = torch.tanh(torch.nn.functional.linear(hidden, weight) / 30) * 30
+    assert torch.equal(learnt, logits) and torch.equal(learnt, formula)
+    assert torch.equal(flat, logits.view(20, -1)) and torch.equal(got.soft, soft.view(20, 64))
+    (learnt.sum() + words.soft_embedding(learnt).sum()).backward()
+    (wanted,) = torch.autograd.grad(formula.sum(), weight)
+    assert not torch.equal(weight.grad, wanted) and weight.grad.isfinite().all()
 
 
 def test_the_block_is_part_of_the_seeds_meaning() -> None:
@@ -300,7 +309,7 @@ def test_cuda_reads_the_same() -> None:
     """Rounding differs between devices; ids may, one in a thousand at most."""
     words, rows = make(4096, 3.0), 2048
     hidden, uniforms = hidden_rows(rows), random_keys(rows)
-    there = Head(words.table.cuda(), 30.0, words.embed_scale.cuda())
+    there = head_of(words.table.weight.cuda())
     warm = torch.full((rows,), 0.6)
     a = words.read(hidden, warm, uniforms, PLAIN)
     b = there.read(hidden.cuda(), warm.cuda(), uniforms.cuda(), PLAIN)

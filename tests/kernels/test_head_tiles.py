@@ -10,14 +10,13 @@ from dgemma.kernels import head_tiles
 from dgemma.kernels.controls import Controls
 from dgemma.kernels.head import Head, choose_head
 from dgemma.kernels.workspace import Workspace
+from tests.support.heads import head_of
 from tests.support.random_vocabulary import hidden_rows, make, random_keys, rows_of, same
 
 
 def both(size: int, dtype: torch.dtype = torch.float32) -> tuple[Head, Head]:
     words = make(size, 4.0, dtype)
-    rows, tiles = (
-        Head(words.table, 30.0, words.embed_scale, kernel) for kernel in ("rows", "tiles")
-    )
+    rows, tiles = (Head(words.table, 30.0, kernel) for kernel in ("rows", "tiles"))
     return rows, tiles
 
 
@@ -49,9 +48,9 @@ def test_16_bit_is_nearer_to_fp32_than_the_reference() -> None:
     rows, tiles = both(5000, torch.bfloat16)
     tiles.tiles.tile_elements = 512 * 64
     hidden, uniforms = hidden_rows(64).bfloat16(), random_keys(64)
-    temperature = torch.full((64,), 0.6)
-    logits = torch.tanh(torch.nn.functional.linear(hidden, rows.table).double() / 30) * 30 / 0.6
-    truth = logits.softmax(-1) @ rows.table.double() * float(rows.embed_scale)
+    temperature, weight = torch.full((64,), 0.6), rows.table.weight
+    logits = torch.tanh(torch.nn.functional.linear(hidden, weight).double() / 30) * 30 / 0.6
+    truth = logits.softmax(-1) @ weight.double() * float(rows.table.scale())
     errors = []
     for words in (tiles, rows):
         got = words.read(hidden, temperature, uniforms, Controls())
@@ -106,4 +105,4 @@ def test_the_choice_has_a_reason() -> None:
     assert choose_head(1024, cpu)[0] == "rows" and "1024" in choose_head(1024, cpu)[1]
     assert choose_head(262_144, cpu)[0] == "tiles"
     with pytest.raises(InvalidRequest, match="rows"):
-        Head(torch.ones(300, 8), 30.0, torch.tensor(1.0), "cuda")
+        head_of(torch.ones(300, 8), "cuda")

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dgemma.kernels.controls import Bias, Controls, Masks
-from dgemma.kernels.head import Head
+from tests.support.heads import head_of
+from tests.support.masks import packed
 from tests.support.random_vocabulary import hidden_rows, make, random_keys
 
 pytest.importorskip("triton", reason="the kernels need the triton package")
@@ -43,10 +44,10 @@ def test_equal_to_the_plain_tiles(size: int, count: int, dtype: torch.dtype) -> 
     words = make(size, 4.0, dtype)
     readings = []
     for kernel in ("tiles", "triton"):
-        bound = Head(words.table.to(DEVICE), 30.0, words.embed_scale.to(DEVICE), kernel)
+        bound = head_of(words.table.weight.to(DEVICE), kernel)
         bound.tiles.tile_elements = 5 * 256 * max(count, 16)
         given = hidden_rows(count).to(DEVICE, dtype), torch.linspace(0.4, 0.8, count).to(DEVICE)
-        mask = Masks.pack([range(1, size, 2)], size, torch.tensor([0] + [-1] * (count - 1)))
+        mask = packed([range(1, size, 2)], size, torch.tensor([0] + [-1] * (count - 1)))
         mask = Masks(mask.table.to(DEVICE), mask.index.to(DEVICE))
         controls = Controls(suppress_ids=(3, 4), masks=mask)
         readings.append(bound.read(*given, random_keys(count).to(DEVICE), controls))
@@ -61,7 +62,7 @@ def test_equal_to_the_plain_tiles(size: int, count: int, dtype: torch.dtype) -> 
 def test_bias_takes_the_plain_epilogue() -> None:
     """A bias acts behind the cap, so raw products cannot carry it."""
     words = make(600, 4.0)
-    bound = Head(words.table.to(DEVICE), 30.0, words.embed_scale.to(DEVICE), "triton")
+    bound = head_of(words.table.weight.to(DEVICE), "triton")
     bias = Bias(*(torch.tensor([x]).to(DEVICE) for x in (2, 77, 60.0)))
     got = bound.read(
         hidden_rows(4).to(DEVICE), torch.ones(4).to(DEVICE), random_keys(4).to(DEVICE),

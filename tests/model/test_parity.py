@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dgemma.kernels.experts import experts_sparse
 from dgemma.model.transformer import DiffusionGemma
 from tests.support.oracle import tiny_pair
 
@@ -71,11 +72,11 @@ def test_fp32_logits_equal_the_oracles(sizes: dict[str, Any], length: int, recor
     )
     cache = ours.new_cache(2, 4096)
     hidden = ours.encode(prompt, cache)
-    soft = ours.soft_embedding(first.logits)
+    soft = ours.head.soft_embedding(first.logits)
     differences = (
         relative(hidden, first.encoder_last_hidden_state),
-        relative(ours.logits(ours.denoise(canvas, cache)), first.logits),
-        relative(ours.logits(ours.denoise(canvas, cache, soft)), second.logits),
+        relative(ours.head.logits(ours.denoise(canvas, cache)), first.logits),
+        relative(ours.head.logits(ours.denoise(canvas, cache, soft)), second.logits),
     )
     record("fp32: largest difference / scale, a configuration", max(differences), "<= 2e-5")
     assert max(differences) <= LIMIT
@@ -91,7 +92,7 @@ def test_chunked_prefill_gives_the_same(chunk: int) -> None:
     cache = ours.new_cache(1, 200)
     pieces = [ours.encode(piece, cache) for piece in torch.split(prompt, chunk, 1)]
     assert relative(torch.cat(pieces, 1), expected.encoder_last_hidden_state) <= LIMIT
-    assert relative(ours.logits(ours.denoise(canvas, cache)), expected.logits) <= LIMIT
+    assert relative(ours.head.logits(ours.denoise(canvas, cache)), expected.logits) <= LIMIT
 
 
 @pytest.mark.parametrize("length", [3, 16, 40])
@@ -112,7 +113,7 @@ def test_positions_near_the_end_of_the_context(length: int) -> None:
     cache.rows[0].length = first  # as if that much had gone before, out of sight
     hidden = ours.encode(prompt, cache)
     assert relative(hidden, expected.encoder_last_hidden_state) <= LIMIT
-    assert relative(ours.logits(ours.denoise(canvas, cache)), expected.logits) <= LIMIT
+    assert relative(ours.head.logits(ours.denoise(canvas, cache)), expected.logits) <= LIMIT
 
 
 @torch.no_grad()
@@ -123,12 +124,14 @@ def test_mixed_lengths_give_the_bits_of_each_row_alone() -> None:
     prompt, canvas = draw(7, (len(lengths), 40)), draw(8, (len(lengths), 8))
     together = ours.new_cache(len(lengths), 100)
     hidden = ours.encode(prompt, together, lengths)
-    logits = ours.logits(ours.denoise(canvas, together))
+    logits = ours.head.logits(ours.denoise(canvas, together))
     for row, length in enumerate(lengths):
         alone = ours.new_cache(1, 100)
         own = ours.encode(prompt[row : row + 1, :length], alone)
         assert torch.equal(hidden[row, :length], own[0])
-        assert torch.equal(logits[row], ours.logits(ours.denoise(canvas[row : row + 1], alone))[0])
+        assert torch.equal(
+            logits[row], ours.head.logits(ours.denoise(canvas[row : row + 1], alone))[0]
+        )
         assert not hidden[row, length:].any()
 
 
@@ -142,7 +145,7 @@ def test_denoising_leaves_the_cache_as_it_was() -> None:
     before = ours.denoise(canvas, cache)
     ours.denoise(other, cache)
     assert torch.equal(before, ours.denoise(canvas, cache))
-    assert cache.lengths == [30]
+    assert [row.length for row in cache.rows] == [30]
 
 
 @torch.no_grad()
@@ -188,7 +191,7 @@ def test_no_signal_is_not_the_softmax_of_zero_logits() -> None:
     canvas = draw(16, (1, 8))
     none = ours.denoise(canvas, cache)
     zero = ours.denoise(canvas, cache, torch.zeros(1, 8, 64))
-    mean = ours.denoise(canvas, cache, ours.soft_embedding(torch.zeros(1, 8, 300)))
+    mean = ours.denoise(canvas, cache, ours.head.soft_embedding(torch.zeros(1, 8, 300)))
     assert torch.equal(none, zero)
     assert (none - mean).abs().max() > 0.1
 
@@ -224,13 +227,16 @@ def bf16_logits(seed: int, *, reference: bool, **sizes: Any) -> tuple[Tensor, Te
     exact = DiffusionGemma(ours.config)
     exact.load_state_dict({k: v.to(torch.bfloat16).float() for k, v in ours.state_dict().items()})
     ours.to(torch.bfloat16)
+    ours.choose_kernels(torch.device("cpu"), torch.bfloat16)
     if reference:
-        ours.use_reference_kernels()
+        ours.attention_kernel = "plain"
+        for layer in ours.layers:
+            layer.experts.kernel = experts_sparse
     out = []
     for model in (ours, exact):
         cache = model.new_cache(1, 64)
         model.encode(prompt, cache)
-        out.append(model.logits(model.denoise(canvas, cache)))
+        out.append(model.head.logits(model.denoise(canvas, cache)))
     return out[0], theirs(input_ids=prompt, decoder_input_ids=canvas).logits.float(), out[1]
 
 

@@ -115,4 +115,4 @@ def test_released_window_and_canvas_as_the_oracle(length: int, cut: int) -> None
     pieces = [prompt[:, :cut], prompt[:, cut:]] if cut else [prompt]
     hidden = torch.cat([ours.encode(piece, cache) for piece in pieces], 1)
     assert relative(hidden, expected.encoder_last_hidden_state) <= LIMIT
-    assert relative(ours.logits(ours.denoise(canvas, cache)), expected.logits) <= LIMIT
+    assert relative(ours.head.logits(ours.denoise(canvas, cache)), expected.logits) <= LIMIT

@@ -118,7 +118,7 @@ def by_reference(
     if request.mode == "autoregressive":
         return autoregress(
             request.token_ids, request.params, spec,
-            lambda ids: model.encode(ids, rows), engine.head.greedy,
+            lambda ids: model.encode(ids, rows), engine.model.head.greedy,
         )  # fmt: skip
     return generate(
         request.token_ids,
@@ -126,9 +126,9 @@ def by_reference(
         spec,
         lambda ids: model.encode(ids, rows),
         lambda ids, soft: model.denoise(ids, rows, soft),
-        engine.head.read,
+        engine.model.head.read,
         request.thought,
         request.canvas,
         constrained,
-        engine.head,
+        engine.model.head,
     )

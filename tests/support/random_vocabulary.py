@@ -10,6 +10,7 @@ from torch import Tensor
 from dgemma.diffusion.random import Purpose, stream_keys, uniforms
 from dgemma.kernels.head import Head
 from dgemma.kernels.head_output import HeadOutput
+from tests.support.heads import head_of
 
 WIDTH = 8
 
@@ -17,9 +18,7 @@ WIDTH = 8
 def make(size: int, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> Head:
     """A random table of `size` ids; logits have a standard deviation of about `scale`."""
     table = torch.randn(size, WIDTH, generator=torch.Generator().manual_seed(size))
-    return Head(
-        (table * scale * WIDTH**-0.5).to(dtype), 30.0, torch.tensor(WIDTH**0.5, dtype=dtype)
-    )
+    return head_of((table * scale * WIDTH**-0.5).to(dtype))
 
 
 def hidden_rows(rows: int, seed: int = 0) -> Tensor:

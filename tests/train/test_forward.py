@@ -179,7 +179,7 @@ def test_what_is_closed_believes_in_itself(monkeypatch: pytest.MonkeyPatch) -> N
     canvas_loss(model, encoded, random_ids(4, CANVAS, seed=5), clean, starts, False, scored)
     guess, partly = given[1][:2], given[3][:2]
     assert torch.equal(partly[:, 0::2], guess[:, 0::2])
-    assert torch.equal(partly[:, 1::2], model.embed_tokens(clean[:2, 1::2]))
+    assert torch.equal(partly[:, 1::2], model.head.embed(clean[:2, 1::2]))
     assert not torch.equal(partly, guess)
 
 
@@ -206,7 +206,7 @@ def test_a_conditioned_canvas_is_that_of_the_next_step(
     before, after = canvases
     assert torch.equal(before, earlier[:2]) and torch.equal(after[2:], noisy[2:])
     with torch.no_grad():
-        logits = model.logits(denoise(model, before, encoded.stored, starts[:2], False, None))
+        logits = model.head.logits(denoise(model, before, encoded.stored, starts[:2], False, None))
     entropy = torch.distributions.Categorical(logits=logits).entropy()
     for row in range(2):
         free = [i for i in range(CANVAS) if scored is None or scored[row, i]]
@@ -239,7 +239,7 @@ def test_encoder_loss() -> None:
     )  # fmt: skip
     with torch.no_grad():
         hidden = model.encode(ids, model.new_cache(1, 64))
-        logits = model.logits(hidden)[0, PROMPT - 1 : -1]
+        logits = model.head.logits(hidden)[0, PROMPT - 1 : -1]
     expected = torch.nn.functional.cross_entropy(logits, ids[0, PROMPT:])
     torch.testing.assert_close(loss.detach(), expected, **CLOSE)
     assert isinstance(encode(model, ids), Encoded)

@@ -14,6 +14,7 @@ from dgemma.model.hf_generation import GenerationDefaults
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.weights import files
 from dgemma.weights.files import find_model, hub_cache, load_config, open_checkpoint
+from dgemma.weights.safetensors import INDEX
 from dgemma.weights.save import save_weights
 
 
@@ -112,8 +113,8 @@ def test_opens_what_was_saved(saved: Path, config: ModelConfig) -> None:
     assert checkpoint.config.hidden_size == config.hidden_size
     assert checkpoint.generation == GenerationDefaults()
     assert checkpoint.dtype == "float32"
-    assert len({info.file for info in checkpoint.tensors.values()}) > 2
-    assert checkpoint.tensors["model.decoder.embed_tokens.weight"].shape == (100, 32)
+    assert len({info.file for info in checkpoint.source.tensors.values()}) > 2
+    assert checkpoint.source.tensors["model.decoder.embed_tokens.weight"].shape == (100, 32)
     stored = sum(path.stat().st_size for path in saved.glob("*.safetensors"))
     assert 0 < stored - checkpoint.nbytes < 100_000  # the headers
 
@@ -127,7 +128,7 @@ def test_config_without_weights(saved: Path) -> None:
         open_checkpoint(saved)
 
 
-@pytest.mark.parametrize("name", ["config.json", "generation_config.json", files.INDEX])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", INDEX])
 @pytest.mark.parametrize("content", ["{", "[]", "\xff\xfe", "[" * 100_000])
 def test_broken_json(saved: Path, name: str, content: str) -> None:
     """One error that names the file, for every way to break it."""
@@ -185,7 +186,7 @@ def test_missing_shard(saved: Path) -> None:
 
 def test_index_and_shards_disagree(saved: Path) -> None:
     """A mixture of two checkpoints must not load as one."""
-    index = saved / files.INDEX
+    index = saved / INDEX
     good = json.loads(index.read_text())
     name = "model.decoder.norm.weight"
     for change, message in (

@@ -87,7 +87,7 @@ def test_every_number_is_in_its_place(
         )
         cache = model.new_cache(1, 64)
         encoded = model.encode(prompt, cache)
-        denoised = model.denoise(canvas, cache, model.soft_embedding(logits))
+        denoised = model.denoise(canvas, cache, model.head.soft_embedding(logits))
     for ours, wanted in (
         (encoded, theirs.encoder_last_hidden_state),
         (denoised, theirs.last_hidden_state),

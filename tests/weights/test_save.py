@@ -18,9 +18,10 @@ from dgemma.model.config import ModelConfig
 from dgemma.model.hf_generation import GenerationDefaults
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import RELEASED
-from dgemma.weights import save
-from dgemma.weights.files import INDEX, open_checkpoint
+from dgemma.weights import safetensors
+from dgemma.weights.files import open_checkpoint
 from dgemma.weights.load import load_weights
+from dgemma.weights.safetensors import INDEX
 from dgemma.weights.save import save_weights
 
 MetaModel = Callable[[ModelConfig], DiffusionGemma]
@@ -227,7 +228,7 @@ def test_a_failure_leaves_no_half(
     if before == "checkpoint":
         save_weights(random_model(config), target, config=config)
     old = listing(target) if target.exists() else None
-    write, rename, calls = save.save_file, Path.rename, []
+    write, rename, calls = safetensors.save_file, Path.rename, []
 
     def full(*args: Any, **kwargs: Any) -> None:
         calls.append(args)
@@ -241,7 +242,7 @@ def test_a_failure_leaves_no_half(
         return rename(self, to)
 
     if stage == "weights":
-        monkeypatch.setattr(save, "save_file", full)
+        monkeypatch.setattr(safetensors, "save_file", full)
     else:
         monkeypatch.setattr(Path, "rename", refused)
     with pytest.raises(CheckpointError, match="cannot write"):

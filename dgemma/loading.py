@@ -1,0 +1,85 @@
+"""From a name to a model that is ready to run, and back: files, network, kernels, weights, text.
+
+Below everything that uses a model. Knows nothing about requests, engines or training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dgemma.device import DeviceChoice, choose
+from dgemma.frontend import read_text_files
+from dgemma.model.transformer import DiffusionGemma
+from dgemma.text.chat import ChatTemplate
+from dgemma.text.tokenizer import Tokenizer
+from dgemma.weights.files import Checkpoint, find_model, open_checkpoint
+from dgemma.weights.load import load_weights
+from dgemma.weights.save import save_weights
+
+TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+              "chat_template.jinja", "README.md")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel:
+    """A network with all that its checkpoint says.
+
+    Attributes:
+        model: the network; its `kernels` say how each part computes, and why.
+        checkpoint: the config, the sampler's defaults, and where the weights are from.
+        choice: device and dtype with their reasons.
+        tokenizer, template: None where the checkpoint has none.
+    """
+
+    model: DiffusionGemma
+    checkpoint: Checkpoint
+    choice: DeviceChoice
+    tokenizer: Tokenizer | None
+    template: ChatTemplate | None
+
+
+def load_model(
+    name: str | Path, *, device: str = "auto", dtype: str = "auto", strict: bool = True,
+    weights: bool = True, grad: bool = False,
+) -> LoadedModel:  # fmt: skip
+    """Find, open, build and fill a model.
+
+    Args:
+        name, device, dtype, strict: see `dgemma.llm.load`.
+        weights: False leaves the network on the meta device: every choice is made, in no time.
+        grad: the weights are to be trained, and the kernels have gradients.
+
+    Raises:
+        ModelNotFound, ConfigError, CheckpointError, TokenizerError, TemplateError, DeviceError,
+        MissingExtra: the fault and its remedy; nothing is half loaded.
+    """
+    directory, _ = find_model(name)
+    checkpoint = open_checkpoint(directory, strict=strict)
+    tokenizer, template = read_text_files(directory)
+    with torch.device("meta"):
+        model = DiffusionGemma(checkpoint.config)
+    count = sum(p.numel() for p in model.parameters())
+    choice = choose(device, dtype, count, checkpoint.dtype)
+    model.choose_kernels(choice.device, choice.dtype, grad=grad)
+    if weights:
+        load_weights(model, checkpoint, device=choice.device, dtype=choice.dtype)
+        checkpoint.source.close()
+    model.eval().requires_grad_(grad)
+    return LoadedModel(model, checkpoint, choice, tokenizer, template)
+
+
+def save_model(model: DiffusionGemma, checkpoint: Checkpoint, directory: str | Path) -> Path:
+    """Write a model in the released layout, with everything else that its checkpoint has.
+
+    Raises:
+        CheckpointError: the directory holds something else or cannot be written.
+    """
+    source = checkpoint.directory
+    files = {n: source / n for n in TEXT_FILES if (source / n).exists()}
+    return save_weights(
+        model, directory, config=checkpoint.config, generation=checkpoint.generation,
+        files=files, aside=checkpoint,
+    )  # fmt: skip
