@@ -1,7 +1,7 @@
 """DiffusionGemma: a language model that writes by diffusion, on a laptop CPU or one big GPU.
 
-Only the names in `__all__` are public. Each is loaded when it is first used, so that
-`import dgemma` does not import torch.
+Only the names in `__all__` are public: the classes imported here, and those in `_LATER`, which are
+loaded when they are first used, so that `import dgemma` does not import torch.
 """
 
 from __future__ import annotations
@@ -9,85 +9,56 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from dgemma.compose.calibration import Calibration
-    from dgemma.compose.fill import Hole
-    from dgemma.compose.questions import Choice, Predicate, Score
-    from dgemma.errors import (
-        CheckpointError,
-        ConfigError,
-        ContextOverflow,
-        DeviceError,
-        DGemmaError,
-        EngineError,
-        InvalidRequest,
-        MissingExtra,
-        ModelNotFound,
-        Overloaded,
-        TemplateError,
-        TokenizerError,
-    )
-    from dgemma.frontend import TextStream
-    from dgemma.llm import LLM, load, save
-    from dgemma.params import SamplingParams
-    from dgemma.types import (
-        CanvasControl,
-        Constraint,
-        Event,
-        Output,
-        Request,
-        TokenScore,
-        ToolCall,
-        Usage,
-    )
+from dgemma.compose.calibration import Calibration as Calibration
+from dgemma.compose.questions import Choice as Choice
+from dgemma.compose.questions import Predicate as Predicate
+from dgemma.compose.questions import Score as Score
+from dgemma.errors import CheckpointError as CheckpointError
+from dgemma.errors import ConfigError as ConfigError
+from dgemma.errors import ContextOverflow as ContextOverflow
+from dgemma.errors import DeviceError as DeviceError
+from dgemma.errors import DGemmaError as DGemmaError
+from dgemma.errors import EngineError as EngineError
+from dgemma.errors import InvalidRequest as InvalidRequest
+from dgemma.errors import MissingExtra as MissingExtra
+from dgemma.errors import ModelNotFound as ModelNotFound
+from dgemma.errors import Overloaded as Overloaded
+from dgemma.errors import TemplateError as TemplateError
+from dgemma.errors import TokenizerError as TokenizerError
+from dgemma.params import SamplingParams as SamplingParams
+from dgemma.types import CanvasControl as CanvasControl
+from dgemma.types import Constraint as Constraint
+from dgemma.types import Event as Event
+from dgemma.types import Output as Output
+from dgemma.types import Request as Request
+from dgemma.types import TokenScore as TokenScore
+from dgemma.types import ToolCall as ToolCall
+from dgemma.types import Usage as Usage
 
-_HOMES = ("errors", "params", "types", "frontend", "compose.questions", "compose.fill",
-          "compose.calibration", "llm")  # fmt: skip
-"""Modules that define the public names, the cheapest to import first."""
+if TYPE_CHECKING:
+    from dgemma.compose.fill import Hole as Hole
+    from dgemma.frontend import TextStream as TextStream
+    from dgemma.llm import LLM as LLM
+    from dgemma.llm import load as load
+    from dgemma.llm import save as save
+
+_LATER = {
+    "Hole": "compose.fill",
+    "TextStream": "frontend",
+    "LLM": "llm",
+    "load": "llm",
+    "save": "llm",
+}
 
 __version__ = "0.1.0"
-__all__ = [
-    "LLM",
-    "Calibration",
-    "CanvasControl",
-    "CheckpointError",
-    "Choice",
-    "ConfigError",
-    "Constraint",
-    "ContextOverflow",
-    "DGemmaError",
-    "DeviceError",
-    "EngineError",
-    "Event",
-    "Hole",
-    "InvalidRequest",
-    "MissingExtra",
-    "ModelNotFound",
-    "Output",
-    "Overloaded",
-    "Predicate",
-    "Request",
-    "SamplingParams",
-    "Score",
-    "TemplateError",
-    "TextStream",
-    "TokenScore",
-    "TokenizerError",
-    "ToolCall",
-    "Usage",
-    "load",
-    "save",
-]
+__all__ = sorted({*_LATER, *(name for name, one in globals().items() if isinstance(one, type))})
 
 if not TYPE_CHECKING:  # a type checker would take every misspelt name for one of `__getattr__`
 
     def __getattr__(name: str) -> object:
-        if name in __all__:
-            for home in _HOMES:
-                module = import_module(f"dgemma.{home}")
-                if hasattr(module, name):
-                    return getattr(module, name)
-        raise AttributeError(f"module 'dgemma' has no attribute {name!r}")
+        if name not in _LATER:
+            raise AttributeError(f"module 'dgemma' has no attribute {name!r}")
+        return getattr(import_module(f"dgemma.{_LATER[name]}"), name)
 
 
 def __dir__() -> list[str]:
