@@ -51,15 +51,15 @@ _LATER = {
 }
 
 __version__ = "0.1.0"
-__all__ = sorted({*_LATER, *(name for name, one in globals().items() if isinstance(one, type))})
 
-if not TYPE_CHECKING:  # a type checker would take every misspelt name for one of `__getattr__`
+if not TYPE_CHECKING:
+    # A type checker cannot evaluate this, and would take a misspelt name for one of `__getattr__`.
+    __all__ = sorted({*_LATER, *(name for name, one in globals().items() if isinstance(one, type))})
 
     def __getattr__(name: str) -> object:
         if name not in _LATER:
             raise AttributeError(f"module 'dgemma' has no attribute {name!r}")
         return getattr(import_module(f"dgemma.{_LATER[name]}"), name)
 
-
-def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+    def __dir__() -> list[str]:
+        return sorted([*__all__, "__version__"])
