@@ -80,6 +80,11 @@ class DeviceError(DGemmaError):
     """The device, dtype or kernel that was asked for is not available."""
 
 
+def bad_field(field: str, why: str) -> InvalidRequest:
+    """The error of a field; `why` goes on from its name."""
+    return InvalidRequest(f"{field} {why}", field=field)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the nearest of `known`, or an empty string when none is near."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

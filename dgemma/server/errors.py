@@ -117,7 +117,7 @@ def shortened(text: str) -> str:
 
 def bad_field(field: str, why: str) -> InvalidRequest:
     """The error of a field; `why` goes on from its name."""
-    return InvalidRequest(f"{field} {why}", field=field)
+    return bad_field(field, f"{why}")
 
 
 def busy(message: str) -> Refusal:

@@ -15,8 +15,9 @@ from typing import TypeVar
 from dgemma.compose.edit import Edited
 from dgemma.compose.fill import Filled, infill
 from dgemma.compose.plan import Plan, refuse
+from dgemma.errors import bad_field
 from dgemma.params import REFUSED_BY_FILL, SamplingParams, canvas_width
-from dgemma.server.errors import bad_field, closing
+from dgemma.server.errors import closing
 from dgemma.server.exchange import Exchange
 from dgemma.server.model import result
 from dgemma.server.pieces import End, Piece, Text, Times, words

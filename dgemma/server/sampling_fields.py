@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from dgemma.errors import InvalidRequest
+from dgemma.errors import InvalidRequest, bad_field
 from dgemma.frontend import ModelFacts
 from dgemma.params import (
     COLDEST,
@@ -23,7 +23,6 @@ from dgemma.params import (
     bounds,
     canvas_width,
 )
-from dgemma.server.errors import bad_field
 from dgemma.server.limits import check_limit, check_schema
 from dgemma.server.request_body import Body, Ignorable, neutral, refuse
 from dgemma.server.settings import ServerLimits

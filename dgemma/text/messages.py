@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dgemma.errors import InvalidRequest, nearest
+from dgemma.errors import InvalidRequest, bad_field, nearest
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 DEEPEST = 64
@@ -46,13 +46,9 @@ def clean_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
             tool's result that answers no call; the message names the field and the remedy.
     """
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
-        raise InvalidRequest(
-            "messages must be a list of {'role': ..., 'content': ...}", field="messages"
-        )
+        raise bad_field("messages", "must be a list of {'role': ..., 'content': ...}")
     if not messages:
-        raise InvalidRequest(
-            "messages is empty; give at least one message with role 'user'", field="messages"
-        )
+        raise bad_field("messages", "is empty; give at least one message with role 'user'")
     clean = [_message(message, f"messages[{k}]") for k, message in enumerate(messages)]
     for k, message in enumerate(clean):
         if message["role"] == "tool":
@@ -72,24 +68,17 @@ def clean_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any
     if tools is None:
         return None
     if isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Sequence):
-        raise InvalidRequest(
-            "tools must be a list of {'type': 'function', 'function': {...}}", field="tools"
-        )
+        raise bad_field("tools", "must be a list of {'type': 'function', 'function': {...}}")
     clean = []
     for k, tool in enumerate(tools):
         where = f"tools[{k}]"
         function = _mapping(_mapping(tool, where).get("function"), f"{where}.function")
         if tool.get("type", "function") != "function":
-            raise InvalidRequest(
-                f"{where}.type must be 'function', got {tool['type']!r}", field=f"{where}.type"
-            )
+            raise bad_field(f"{where}.type", f"must be 'function', got {tool['type']!r}")
         copy = _json(function, f"{where}.function")
         _name(copy, f"{where}.function")
         if not isinstance(copy.setdefault("description", ""), str):
-            raise InvalidRequest(
-                f"{where}.function.description must be a string",
-                field=f"{where}.function.description",
-            )
+            raise bad_field(f"{where}.function.description", "must be a string")
         if copy.setdefault("parameters", None) is not None:
             _mapping(copy["parameters"], f"{where}.function.parameters")
         clean.append({"type": "function", "function": copy})
@@ -102,16 +91,11 @@ def _message(message: object, where: str) -> dict[str, Any]:
     if not isinstance(role, str) or role not in ROLES:
         hint = nearest(role, ROLES) if isinstance(role, str) else ""
         known = ", ".join(repr(known) for known in ROLES)
-        raise InvalidRequest(
-            f"{where}.role is {role!r}{hint}; use one of {known}", field=f"{where}.role"
-        )
+        raise bad_field(f"{where}.role", f"is {role!r}{hint}; use one of {known}")
     for field in given:
         if field not in _FIELDS[role] and given[field] not in (None, [], {}, ""):
             hint = nearest(str(field), _FIELDS[role])
-            raise InvalidRequest(
-                f"{where}.{field} is not known for role {role!r}{hint}; remove it",
-                field=f"{where}.{field}",
-            )
+            raise bad_field(f"{where}.{field}", f"is not known for role {role!r}{hint}; remove it")
     clean: dict[str, Any] = {"role": "system" if role == "developer" else role}
     calls = given.get("tool_calls") if role == "assistant" else None
     content = given.get("content")
@@ -131,13 +115,11 @@ def _message(message: object, where: str) -> dict[str, Any]:
 
 def _content(content: object, where: str) -> str | list[dict[str, Any]]:
     if content is None:
-        raise InvalidRequest(
-            f"{where} is missing; give a string, '' for an empty message", field=where
-        )
+        raise bad_field(where, "is missing; give a string, '' for an empty message")
     if isinstance(content, str):
         return _text(content, where)
     if not isinstance(content, Sequence) or isinstance(content, bytes):
-        raise InvalidRequest(f"{where} must be a string or a list of text parts", field=where)
+        raise bad_field(where, "must be a string or a list of text parts")
     return [_part(part, f"{where}[{k}]") for k, part in enumerate(content)]
 
 
@@ -150,13 +132,13 @@ def _part(part: object, where: str) -> dict[str, Any]:
             field=where,
         )
     if kind != "text":
-        raise InvalidRequest(f"{where}.type is {kind!r}; use 'text'", field=f"{where}.type")
+        raise bad_field(f"{where}.type", f"is {kind!r}; use 'text'")
     return {"type": "text", "text": _text(given.get("text"), f"{where}.text")}
 
 
 def _calls(calls: object, where: str) -> list[dict[str, Any]]:
     if not isinstance(calls, Sequence) or isinstance(calls, (str, bytes)):
-        raise InvalidRequest(f"{where} must be a list", field=where)
+        raise bad_field(where, "must be a list")
     clean = []
     for k, call in enumerate(calls):
         at = f"{where}[{k}]"
@@ -181,9 +163,7 @@ def _parsed(arguments: str, where: str) -> Any:
     try:
         return json.loads(arguments) if arguments.strip() else {}
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(
-            f"{where} is no JSON ({error}); give a JSON object", field=where
-        ) from error
+        raise bad_field(where, f"is no JSON ({error}); give a JSON object") from error
 
 
 def _check_result(messages: Sequence[Mapping[str, Any]], k: int) -> None:
@@ -193,55 +173,52 @@ def _check_result(messages: Sequence[Mapping[str, Any]], k: int) -> None:
         before -= 1
     calls = messages[before].get("tool_calls") if before >= 0 else None
     if not calls:
-        raise InvalidRequest(
-            f"messages[{k}] is a tool's result without a call; put it right after the assistant's "
+        raise bad_field(
+            f"messages[{k}]",
+            "is a tool's result without a call; put it right after the assistant's "
             "message with the tool_calls",
-            field=f"messages[{k}]",
         )
     asked = messages[k].get("tool_call_id")
     known = [call.get("id") for call in calls]
     if asked is not None and asked not in known and "name" not in messages[k]:
-        raise InvalidRequest(
-            f"messages[{k}].tool_call_id {asked!r} is the id of no call of messages[{before}]; "
-            "use the id of the call",
-            field=f"messages[{k}].tool_call_id",
+        raise bad_field(
+            f"messages[{k}].tool_call_id",
+            f"{asked!r} is the id of no call of messages[{before}]; use the id of the call",
         )
 
 
 def _mapping(value: object, where: str) -> Mapping[str, Any]:
     if value is None:
-        raise InvalidRequest(f"{where} is missing; give an object", field=where)
+        raise bad_field(where, "is missing; give an object")
     if not isinstance(value, Mapping):
-        raise InvalidRequest(f"{where} must be an object, got {type(value).__name__}", field=where)
+        raise bad_field(where, f"must be an object, got {type(value).__name__}")
     return value
 
 
 def _name(function: Mapping[str, Any], where: str) -> str:
     name = function.get("name")
     if not isinstance(name, str) or not name:
-        raise InvalidRequest(
-            f"{where}.name is missing; give the tool's name", field=f"{where}.name"
-        )
+        raise bad_field(f"{where}.name", "is missing; give the tool's name")
     return _text(name, f"{where}.name")
 
 
 def _text(value: object, where: str) -> str:
     if not isinstance(value, str):
-        raise InvalidRequest(f"{where} must be a string, got {type(value).__name__}", field=where)
+        raise bad_field(where, f"must be a string, got {type(value).__name__}")
     if not value.isascii() and _SURROGATE.search(value):
-        raise InvalidRequest(f"{where} has a lone surrogate; send valid Unicode", field=where)
+        raise bad_field(where, "has a lone surrogate; send valid Unicode")
     return value
 
 
 def _json(value: object, where: str, depth: int = 0) -> Any:
     """A copy of a JSON value in plain dicts, lists and scalars."""
     if depth > DEEPEST:
-        raise InvalidRequest(f"{where} is nested deeper than {DEEPEST} levels", field=where)
+        raise bad_field(where, f"is nested deeper than {DEEPEST} levels")
     if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise InvalidRequest(f"{where} is {value}, which is no JSON number", field=where)
+            raise bad_field(where, f"is {value}, which is no JSON number")
         return value
     if isinstance(value, str):
         return _text(value, where)
@@ -252,4 +229,4 @@ def _json(value: object, where: str, depth: int = 0) -> Any:
         }
     if isinstance(value, (list, tuple)):
         return [_json(inner, f"{where}[{k}]", depth + 1) for k, inner in enumerate(value)]
-    raise InvalidRequest(f"{where} is no JSON value but {type(value).__name__}", field=where)
+    raise bad_field(where, f"is no JSON value but {type(value).__name__}")

@@ -14,6 +14,7 @@ from fastapi import APIRouter
 
 from dgemma.compose.fill import Filled, fill, writing
 from dgemma.compose.plan import refuse, run, seed_of
+from dgemma.errors import bad_field
 from dgemma.frontend import ModelFacts
 from dgemma.params import REFUSED_BY_EDIT, SamplingParams
 from dgemma.server.accounting import costs
@@ -29,7 +30,7 @@ from dgemma.server.apis.canvas.schema import (
     role_of,
 )
 from dgemma.server.choices import head
-from dgemma.server.errors import ERRORS, bad_field
+from dgemma.server.errors import ERRORS
 from dgemma.server.exchange import Exchange, HTTPExchange
 from dgemma.server.limits import check_limit
 from dgemma.server.pieces import End

@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from dgemma.compose.fill import Hole
+from dgemma.errors import bad_field
 from dgemma.frontend import ModelFacts
 from dgemma.params import SamplingParams, canvas_width
-from dgemma.server.errors import bad_field
 from dgemma.server.request_body import Body
 from dgemma.server.sampling_fields import SamplingFields, Share
 from dgemma.text.token_table import token_table_of

@@ -11,11 +11,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, Field, WithJsonSchema, model_validator
 
 from dgemma.constrain.tool_choice import ToolUse, tool_use
+from dgemma.errors import bad_field
 from dgemma.frontend import ModelFacts
 from dgemma.params import CONSTRAINT_FIELDS, SamplingParams, canvas_width
 from dgemma.server.accounting import CostedReply
 from dgemma.server.choices import ChoiceFields
-from dgemma.server.errors import bad_field
 from dgemma.server.request_body import Body, refuse
 from dgemma.server.sampling_fields import (
     PREDICTION_STRENGTH,

@@ -13,10 +13,11 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from dgemma.compose.drafts import best
+from dgemma.errors import bad_field
 from dgemma.params import SamplingParams
 from dgemma.server.apis.completions.reply import TextChoices
 from dgemma.server.apis.completions.schema import CompletionRequest, TextReply
-from dgemma.server.errors import ERRORS, bad_field
+from dgemma.server.errors import ERRORS
 from dgemma.server.exchange import STREAMED, Exchange, HTTPExchange
 from dgemma.server.limits import check_limit, limited
 from dgemma.server.pieces import Folded

@@ -13,7 +13,7 @@ from fastapi import APIRouter
 
 from dgemma.compose.decide import Decision, decide, labels_of
 from dgemma.compose.questions import Question, options
-from dgemma.errors import InvalidRequest
+from dgemma.errors import InvalidRequest, bad_field
 from dgemma.frontend import Messages, ModelFacts
 from dgemma.server.apis.decisions.schema import (
     DecisionsReply,
@@ -24,7 +24,7 @@ from dgemma.server.apis.decisions.schema import (
     openai_answer,
     systemone_answer,
 )
-from dgemma.server.errors import ERRORS, bad_field
+from dgemma.server.errors import ERRORS
 from dgemma.server.exchange import Exchange, HTTPExchange
 from dgemma.server.plans import run_plan
 from dgemma.server.service import Service

@@ -13,9 +13,8 @@ from pydantic import BaseModel, Field
 
 from dgemma.compose.decide import Answer
 from dgemma.compose.questions import Choice, Predicate, Question, Score
-from dgemma.errors import InvalidRequest
+from dgemma.errors import InvalidRequest, bad_field
 from dgemma.server.accounting import DiffusionUsage
-from dgemma.server.errors import bad_field
 from dgemma.server.request_body import Body
 
 MOST_QUESTIONS, MOST_OPTIONS, MOST_SAMPLES, MOST_READINGS = 64, 255, 64, 256

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from dgemma.server.errors import bad_field
+from dgemma.errors import bad_field
 
 CONTENT, CURSOR = "messages[0].content", "<|cursor|>"
 _PATH = re.compile(r"\A\s*current_file_path:[^\n]*(?:\n|\Z)")

@@ -13,8 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from dgemma.constrain.tool_choice import ToolUse, tool_use
+from dgemma.errors import bad_field
 from dgemma.params import SamplingParams
-from dgemma.server.errors import bad_field
 from dgemma.server.request_body import Body, neutral, refuse
 from dgemma.server.sampling_fields import (
     Diffusion,

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter
 from starlette.responses import JSONResponse, Response
 
-from dgemma.errors import InvalidRequest
+from dgemma.errors import InvalidRequest, bad_field
 from dgemma.server.apis.meta.schema import (
     Content,
     DetokenizeRequest,
@@ -23,7 +23,7 @@ from dgemma.server.apis.meta.schema import (
     TokenizeRequest,
     Tokens,
 )
-from dgemma.server.errors import ERRORS, PLAIN_ERRORS, bad_field, closing
+from dgemma.server.errors import ERRORS, PLAIN_ERRORS, closing
 from dgemma.server.exchange import TheService
 from dgemma.server.metrics import CONTENT_TYPE
 from dgemma.server.service import Service
