@@ -67,13 +67,6 @@ def reference_model(
     return model.to(device).eval()
 
 
-def reference_generation() -> Any:
-    """The module of the reference's loop, once there is a reference."""
-    from transformers.models.diffusion_gemma import generation_diffusion_gemma
-
-    return generation_diffusion_gemma
-
-
 class Draws:
     """Stands in for torch's global generator in the reference's loop, in its order of draws.
 
