@@ -10,7 +10,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,16 +23,19 @@ PRIOR = 0.5
 but enough that a few examples which are all right do not make every answer certain."""
 _COARSE = 30
 _TINY = 1e-12
-_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
-def tempered(probabilities: Sequence[float], temperature: float) -> tuple[float, ...]:
-    """Probabilities to the power 1/temperature, summing to 1 again; 1 leaves them as they are."""
-    logs = [math.log(max(p, _TINY)) / temperature for p in probabilities]
+def softmax(logs: Sequence[float]) -> tuple[float, ...]:
+    """Their exponentials, scaled to the sum 1."""
     top = max(logs)
     powers = [math.exp(value - top) for value in logs]
     whole = sum(powers)
     return tuple(power / whole for power in powers)
+
+
+def tempered(probabilities: Sequence[float], temperature: float) -> tuple[float, ...]:
+    """Probabilities to the power 1/temperature, summing to 1 again; 1 leaves them as they are."""
+    return softmax([math.log(max(p, _TINY)) / temperature for p in probabilities])
 
 
 def fit_temperature(probabilities: Sequence[Sequence[float]], right: Sequence[int]) -> float:
@@ -67,25 +70,11 @@ def fit_temperature(probabilities: Sequence[Sequence[float]], right: Sequence[in
         )
 
     low, high = math.log(LEAST), math.log(MOST)
-    step = (high - low) / _COARSE
-    best = min((low + number * step for number in range(_COARSE + 1)), key=loss)
-    return min(max(math.exp(_least(loss, best - step, best + step)), LEAST), MOST)
-
-
-def _least(loss: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function with one valley is least, by golden section."""
-    a, b = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-    loss_a, loss_b = loss(a), loss(b)
-    while high - low > 1e-4:
-        if loss_a <= loss_b:
-            high, b, loss_b = b, a, loss_a
-            a = high - _GOLDEN * (high - low)
-            loss_a = loss(a)
-        else:
-            low, a, loss_a = a, b, loss_b
-            b = low + _GOLDEN * (high - low)
-            loss_b = loss(b)
-    return (low + high) / 2
+    while high - low > 1e-4:  # a grid over the neighbours of the best point of the one before
+        step = (high - low) / _COARSE
+        best = min((low + number * step for number in range(_COARSE + 1)), key=loss)
+        low, high = best - step, best + step
+    return min(max(math.exp(best), LEAST), MOST)
 
 
 def expected_calibration_error(
@@ -106,13 +95,10 @@ def expected_calibration_error(
         raise InvalidRequest("give at least one probability, and for each whether it was right")
     if not all(0 <= p < math.inf for p in probabilities):
         raise InvalidRequest("a probability is below 0 or no number; give numbers from 0 to 1")
-    sums = [[0, 0.0, 0] for _ in range(bins)]  # answers, confidence, right ones
+    gaps = [0.0] * bins  # confidence less right answers
     for p, ok in zip(probabilities, right, strict=True):
-        row = sums[min(bins - 1, max(0, math.ceil(p * bins) - 1))]
-        row[0] += 1
-        row[1] += p
-        row[2] += bool(ok)
-    return sum(abs(confidence - good) for _, confidence, good in sums) / len(probabilities)
+        gaps[min(bins - 1, max(0, math.ceil(p * bins) - 1))] += p - bool(ok)
+    return sum(map(abs, gaps)) / len(probabilities)
 
 
 @dataclass(frozen=True, slots=True)

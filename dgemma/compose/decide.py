@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from dgemma.compose.calibration import Calibration, tempered
+from dgemma.compose.calibration import Calibration, softmax, tempered
 from dgemma.compose.length import mean
 from dgemma.compose.plan import Plan, run, total
 from dgemma.compose.questions import (
@@ -26,7 +26,7 @@ from dgemma.compose.questions import (
 )
 from dgemma.errors import InvalidRequest
 from dgemma.frontend import ModelFacts
-from dgemma.params import SamplingParams, canvas_width
+from dgemma.params import SamplingParams, canvas_width, refused
 from dgemma.types import CanvasControl, Output, Request, Usage
 
 FORM = "Answer each question with its name and the answer, one line each."
@@ -127,32 +127,24 @@ def decide(
         for place, question in enumerate(group):
             rows = [_asked(output, form, place) for output in own]
             answers.append(_answer(question, form.labels[place], rows, calibration))
-    return Decision(
-        answers=tuple(answers), seed=seed, usage=total(output.usage for output in outputs)
-    )
+    return Decision(answers=tuple(answers), seed=seed, usage=total(outputs))
 
 
 def _check_kinds(
     state: object, questions: object, samples: object, seed: object, calibration: object
 ) -> None:
-    """Refuse what no type checker kept from coming."""
+    """Refuse arguments of the wrong kind, which a type checker would have found."""
     if isinstance(questions, str) or not isinstance(questions, Sequence):
-        raise InvalidRequest(
-            "questions must be a list; for one alone write [question]", field="questions"
-        )
+        raise refused("questions", "be a list; for one alone write [question]")
     for one in questions:
         if not isinstance(one, Question):
             raise InvalidRequest(
                 f"a question is a Predicate, a Choice or a Score, got {one!r}", field="questions"
             )
     if not isinstance(samples, int) or samples < 1:
-        raise InvalidRequest(
-            f"samples must be an integer of at least 1, got {samples!r}", field="samples"
-        )
+        raise refused("samples", "be an integer of at least 1", samples)
     if not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise InvalidRequest(
-            f"seed must be an integer from 0 to 2**64 - 1, got {seed!r}", field="seed"
-        )
+        raise refused("seed", "be an integer from 0 to 2**64 - 1", seed)
     if not isinstance(state, Sequence):
         raise InvalidRequest("the state must be a text, or the ids of a prompt", field="state")
     if not isinstance(calibration, (Calibration, type(None))):
@@ -279,12 +271,9 @@ def _answer(
 
 def _scaled(logprobs: Sequence[float]) -> tuple[float, ...]:
     """Probabilities that sum to 1."""
-    top = max(logprobs)
-    if top == -math.inf:
+    if max(logprobs) == -math.inf:
         return (1 / len(logprobs),) * len(logprobs)
-    powers = [math.exp(value - top) for value in logprobs]
-    whole = sum(powers)
-    return tuple(power / whole for power in powers)
+    return softmax(logprobs)
 
 
 def _weighted(weights: Sequence[float], values: Sequence[float]) -> float:

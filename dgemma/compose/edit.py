@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dgemma.compose.fill import writing
 from dgemma.compose.layout import Slot
 from dgemma.compose.length import Trial, mean
 from dgemma.compose.plan import Plan, refuse, share, total
@@ -19,7 +20,6 @@ from dgemma.compose.write import Written
 from dgemma.errors import InvalidRequest
 from dgemma.frontend import ModelFacts
 from dgemma.params import REFUSED_BY_EDIT, SamplingParams
-from dgemma.text.prompts import WRITE
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import Output, Usage
 
@@ -27,12 +27,12 @@ STRENGTH = 0.6
 INSERTED = 16
 """Most tokens that an empty span may become, unless `max_tokens` says otherwise."""
 _BREAKS = (re.compile(r"\n"), re.compile(r"(?<=[.!?]) "), re.compile(r"\s"))
-"""Where a long span is cut: behind lines, else sentences, else words."""
+"""Where a long span is cut: after lines, else sentences, else words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A span and what became of it.
+    """A span and its new text.
 
     Attributes:
         start, end: characters [start, end) of the old text.
@@ -115,10 +115,9 @@ def edit(
         done = yield from windows.write(texts, slots)
     whole = texts[0] + "".join(w.text + t for w, t in zip(done, texts[1:], strict=True))
     writer = windows.writer
-    assert writer.params.seed is not None
     return Edited(
-        text=whole, changes=_changes(text, spans, pieces, done), seed=writer.params.seed,
-        outputs=tuple(writer.outputs), usage=total(output.usage for output in writer.spent),
+        text=whole, changes=_changes(text, spans, pieces, done), seed=windows.seed,
+        outputs=tuple(writer.outputs), usage=total(writer.spent),
     )  # fmt: skip
 
 
@@ -156,16 +155,10 @@ def _message(
     facts: ModelFacts, text: str, instruction: str | None, context: str | None, rest: str
 ) -> str:
     """The user's message; where the whole old text is in it, the rest need not be shown again."""
-    parts = [context] if context else []
-    if instruction:
-        parts += [instruction, facts.reference(text)]
-        if facts.reference(text) != text and rest:
-            parts.append(f"It goes on like this:\n{rest}")
-    else:
-        parts.append(WRITE)
-        if rest:
-            parts.append(f"It goes on like this:\n{rest}")
-    return "\n\n".join(parts)
+    if not instruction:
+        return writing(context, rest)
+    shown = facts.reference(text)
+    return writing(context, "" if shown == text else rest, f"{instruction}\n\n{shown}")
 
 
 def _slot(facts: ModelFacts, old: str, params: SamplingParams) -> Slot:
@@ -203,7 +196,7 @@ def _changes(
     text: str, spans: Sequence[tuple[int, int]], pieces: Sequence[list[tuple[int, int]]],
     done: Sequence[Written],
 ) -> tuple[Change, ...]:  # fmt: skip
-    """What became of each span, its parts joined again."""
+    """The change of each span, its parts joined again."""
     rest, out = list(done), []
     for (start, end), parts in zip(spans, pieces, strict=True):
         own, rest = rest[: len(parts)], rest[len(parts) :]

@@ -101,10 +101,9 @@ class Filled:
     usage: Usage
 
 
-def writing(context: str | None, reference: str) -> str:
-    """The user's message for a text that stands partly on the canvas."""
-    parts = [context] if context else []
-    parts.append(WRITE)
+def writing(context: str | None, reference: str, wish: str = WRITE) -> str:
+    """The user's message for a text of which a part is on the canvas."""
+    parts = [context, wish] if context else [wish]
     if reference:
         parts.append(f"It goes on like this:\n{reference}")
     return "\n\n".join(parts)
@@ -157,11 +156,9 @@ def fill(
     )
     whole = texts[0] + "".join(h.text + t for h, t in zip(results, texts[1:], strict=True))
     writer = windows.writer
-    seed = writer.params.seed
-    assert seed is not None
     return Filled(
-        text=whole, holes=results, seed=seed, outputs=tuple(writer.outputs),
-        usage=total(output.usage for output in writer.spent),
+        text=whole, holes=results, seed=windows.seed, outputs=tuple(writer.outputs),
+        usage=total(writer.spent),
     )  # fmt: skip
 
 
@@ -214,7 +211,8 @@ def _slot(
     allowed = None
     if ids is not None:
         allowed = tuple(sorted(set(ids)))
-        if bad := [i for i in allowed if not _is_text(tokenizer, i)]:
+        known = range(tokenizer.vocab_size)
+        if bad := [i for i in allowed if i not in known or not tokenizer.token_bytes(i)]:
             raise InvalidRequest(f"id {bad[0]} stands for no text; a hole holds text alone")
     long = most is not None or hole.min_tokens > width // 4
     want = max(hole.min_tokens, width // 4) if most is None else most
@@ -222,10 +220,6 @@ def _slot(
     return Slot(
         least=hole.min_tokens, most=most, want=want, guess=GUESS, long=long, allowed=allowed
     )
-
-
-def _is_text(tokenizer: Tokenizer, token_id: int) -> bool:
-    return 0 <= token_id < tokenizer.vocab_size and bool(tokenizer.token_bytes(token_id))
 
 
 def _filled(written: Written | None, after: str, *, last: bool, trim: bool) -> FilledHole:

@@ -2,7 +2,7 @@
 
 A `Window` is one canvas's worth of a text; from the lengths of its slots it makes the control of
 the canvas, and from the tokens that came back the slots' texts. Knows tokens and borders; knows
-nothing about how lengths are chosen, nor about prompts.
+nothing about how lengths are chosen, nor about how a prompt is made.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dgemma.text.token_table import TokenTable
-from dgemma.types import CanvasControl, TokenScore
+from dgemma.types import CanvasControl
 
 MERGED, RIGHT_ALONE, NONE_BETWEEN = -2, -1, 0
 """Lengths of a slot whose borders are healed: one token over both borders; a longer token at the
@@ -117,6 +117,7 @@ class Window:
     """One canvas's worth of a text.
 
     Attributes:
+        prompt: ids before the canvas.
         tail: ids before the first gap.
         gaps: in order.
         texts: ids behind each gap.
@@ -126,6 +127,7 @@ class Window:
         strength: how much of the gaps' seeds gives way to noise.
     """
 
+    prompt: tuple[int, ...]
     tail: tuple[int, ...]
     gaps: tuple[Gap, ...]
     texts: tuple[tuple[int, ...], ...]
@@ -192,7 +194,3 @@ class Placed:
     control: CanvasControl
     free: tuple[range, ...]
     content: int
-
-    def logprobs(self, scores: Sequence[TokenScore]) -> list[tuple[float, ...]]:
-        """Log-probabilities of each slot's tokens, from the scores of all positions."""
-        return [tuple(scores[at].logprob for at in positions) for positions in self.free]

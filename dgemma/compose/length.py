@@ -5,7 +5,7 @@ Knows lengths, scores and how the one is judged by the other. Knows nothing abou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from dgemma.types import TokenScore
@@ -49,7 +49,7 @@ def grid(least: int, most: int, count: int) -> list[int]:
     return sorted({least + round(i * (most - least) / max(1, count - 1)) for i in range(count)})
 
 
-def between(tried: Sequence[int], best: int, count: int) -> list[int]:
+def between(tried: Collection[int], best: int, count: int) -> list[int]:
     """Untried lengths between the neighbours of the best one, at most `count`."""
     below = max((n for n in tried if n < best), default=best)
     above = min((n for n in tried if n > best), default=best)
@@ -78,7 +78,7 @@ NEAR = 6
 def judge(
     scores: Sequence[TokenScore], free: Sequence[range], content: int
 ) -> list[tuple[float, float]]:
-    """What one step says of the length of each slot.
+    """How good the length of each slot is, by one step over the canvas.
 
     A hole's own likeliest tokens tell little: the fewer, the surer they are. But the model also
     reads what is pinned, and where the hole has the wrong length it doubts the text that follows.

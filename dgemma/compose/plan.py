@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Iterable, Sequence
+from dataclasses import fields
 from typing import TypeVar
 
 from dgemma.errors import EngineError, InvalidRequest
-from dgemma.params import SamplingParams, refused
+from dgemma.params import SamplingParams, canvas_width, refused
 from dgemma.types import Output, Request, Usage
 
 T = TypeVar("T")
@@ -37,15 +38,34 @@ def run(requests: Sequence[Request]) -> Plan[list[Output]]:
     return outputs
 
 
-def total(usages: Iterable[Usage]) -> Usage:
+def check_whole(output: Output, count: int) -> None:
+    """Refuse a canvas that came back with fewer than `count` tokens or scores.
+
+    Raises:
+        EngineError: it did.
+    """
+    if min(len(output.token_ids), len(output.scores)) < count:
+        raise EngineError(
+            f"a canvas came back with {len(output.token_ids)} tokens of {count}; ask again "
+            "with another seed"
+        )
+
+
+def total(outputs: Collection[Output]) -> Usage:
     """The cost of several requests together."""
-    kept = list(usages)
-    return Usage(
-        prompt_tokens=sum(u.prompt_tokens for u in kept),
-        completion_tokens=sum(u.completion_tokens for u in kept),
-        canvases=sum(u.canvases for u in kept),
-        steps=sum(u.steps for u in kept),
-    )
+    names = [field.name for field in fields(Usage)]
+    return Usage(**{name: sum(getattr(one.usage, name) for one in outputs) for name in names})
+
+
+def full_width(params: SamplingParams, full: int) -> int:
+    """Tokens of the canvases of a plan; "auto" narrows none of them before its text is known.
+
+    Raises:
+        InvalidRequest: a wider canvas than the checkpoint's, which has `full`.
+    """
+    if params.canvas_length == "auto":
+        return full
+    return canvas_width(params, full)
 
 
 def seed_of(params: SamplingParams) -> int:

@@ -1,4 +1,4 @@
-"""Work on a whole text again: its shaky tokens alone, or what breaks a language.
+"""Work on a whole text again: its shaky tokens alone, or the tokens that break a language.
 
 Knows outputs and their scores. Knows nothing about spans or holes.
 """
@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from dgemma.compose.plan import Plan, refuse, run, seed_of, share, total
-from dgemma.errors import EngineError, InvalidRequest
+from dgemma.compose.plan import Plan, check_whole, full_width, refuse, run, seed_of, share, total
+from dgemma.errors import InvalidRequest
 from dgemma.frontend import ModelFacts
 from dgemma.params import CONSTRAINT_FIELDS, REFUSED_BY_EDIT, SamplingParams, canvas_width
 from dgemma.text.answer import AnswerReader
@@ -74,10 +74,8 @@ def revise(
         raise InvalidRequest("the output has no prompt_ids; revise what generate or chat returned")
     if output.finish_reason in ("error", "cancelled"):
         raise InvalidRequest(f"the output ended by {output.finish_reason}; ask for it again")
-    auto = params.canvas_length == "auto"
-    plain = replace(params, canvas_length=None) if auto else params
-    width = canvas_width(plain, facts.canvas)
-    work = _Revision(facts, output, replace(plain, seed=seed_of(params), canvas_length=width))
+    width = full_width(params, facts.canvas)
+    work = _Revision(facts, output, replace(params, seed=seed_of(params), canvas_length=width))
     return (yield from work.run(width, below))
 
 
@@ -88,7 +86,7 @@ class _Revision:
         self.spent: list[Output] = []
 
     def run(self, width: int, below: float) -> Plan[Revised]:
-        """Canvas by canvas; later ones see what became of earlier ones."""
+        """Canvas by canvas; later ones see the new tokens of earlier ones."""
         scores = list(self.output.scores)
         if len(scores) != len(self.ids):
             scores = yield from self._read(width)
@@ -112,7 +110,7 @@ class _Revision:
             thinking = reader.thinking if old.thinking is not None else None
         done = replace(
             old, token_ids=tuple(self.ids), text=text, thinking=thinking, tool_calls=calls,
-            scores=tuple(scores), usage=total(o.usage for o in self.spent), trace=(),
+            scores=tuple(scores), usage=total(self.spent), trace=(),
             seed=self.params.seed or 0,
         )  # fmt: skip
         return Revised(output=done, shaky=tuple(shaky), changed=changed)
@@ -154,11 +152,7 @@ class _Revision:
         request = self._request(first, params, self._control(first, width, shaky))
         (output,) = yield from run([request])
         self.spent.append(output)
-        if min(len(output.token_ids), len(output.scores)) < count:
-            raise EngineError(
-                f"a canvas came back with {len(output.token_ids)} tokens of {count}; ask again "
-                "with another seed"
-            )
+        check_whole(output, count)
         self.ids[first : first + count] = output.token_ids[:count]
         for at in shaky:
             scores[first + at] = output.scores[at]

@@ -1,24 +1,24 @@
 """Texts with slots of any length, window by window, on canvases of a fixed width.
 
-What fits goes on one canvas. Else the text before a slot goes behind the prompt, as the beginning
-of the answer, but for a short tail; what follows the canvas is shown in the message. Slots that
-share a canvas are written together, later ones see what was written before them.
+A text that fits goes on one canvas. Else the text before a slot follows the prompt, as the
+beginning of the answer, but for a short tail; the text after the canvas is shown in the message.
+Slots that share a canvas are written together, later ones see what was written before them.
 Knows texts, slots and prompts; knows nothing about lengths or steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from dgemma.compose.borders import begun, ended
 from dgemma.compose.layout import Gap, Slot, Window
 from dgemma.compose.length import Trial
-from dgemma.compose.plan import Plan, seed_of
+from dgemma.compose.plan import Plan, full_width, seed_of
 from dgemma.compose.write import Writer, Written
 from dgemma.errors import InvalidRequest
 from dgemma.frontend import ModelFacts
-from dgemma.params import WIDTH_STEP, SamplingParams, canvas_width
+from dgemma.params import WIDTH_STEP, SamplingParams
 from dgemma.text.token_table import token_table_of
 from dgemma.types import CanvasControl, Output, Request
 
@@ -32,20 +32,12 @@ Message = Callable[[str], str]
 """From the text that follows the canvas ("" if there is none) to the user's message."""
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A window and what belongs to it: the prompt, how many slots it takes."""
-
-    window: Window
-    prompt: tuple[int, ...]
-    slots: int
-
-
 class Windows:
     """Writes the slots between texts.
 
     Attributes:
         writer: what runs the requests; it keeps their outputs.
+        seed: of all requests.
     """
 
     def __init__(
@@ -57,18 +49,17 @@ class Windows:
             InvalidRequest: the canvas is too narrow to hold text around a slot.
         """
         self.facts, self.message, self.strength = facts, message, strength
-        auto = params.canvas_length == "auto"
-        self.width = canvas_width(replace(params, canvas_length=None) if auto else params,
-                                  facts.canvas)  # fmt: skip
+        self.width = full_width(params, facts.canvas)
         if self.width < LEAST_WIDTH:
             raise InvalidRequest(
                 f"a canvas of {self.width} tokens cannot hold text around a hole; set "
                 f"canvas_length to at least {LEAST_WIDTH}",
                 field="canvas_length",
             )
-        self.auto = auto
+        self.auto = params.canvas_length == "auto"
         self.tokens = token_table_of(facts.tokenizer)
-        params = replace(params, seed=seed_of(params), canvas_length=self.width)
+        self.seed = seed_of(params)
+        params = replace(params, seed=self.seed, canvas_length=self.width)
         self.writer = Writer(facts, self.tokens, params, search)
 
     def write(self, texts: Sequence[str], slots: Sequence[Slot]) -> Plan[list[Written]]:
@@ -83,12 +74,12 @@ class Windows:
         while len(done) < len(slots):
             rest, after = slots[len(done) :], texts[len(done) + 1 :]
             ids = self.facts.tokenizer.encode(before)
-            opened = self._open(ids, rest, after)
-            alone = opened.slots == 1 and rest[0].long
-            if alone and rest[0].most > opened.window.room((0,)):
-                results = [(yield from self._long(ids, rest[0], opened, rest, after))]
+            window = self._open(ids, rest, after)
+            alone = len(window.gaps) == 1 and rest[0].long
+            if alone and rest[0].most > window.room((0,)):
+                results = [(yield from self._long(ids, window, rest, after))]
             else:
-                results = yield from self.writer.write(opened.window, opened.prompt)
+                results = yield from self.writer.write(window)
             for written, text in zip(results, after, strict=False):
                 before += written.text + text
             done += results
@@ -96,7 +87,7 @@ class Windows:
 
     def _open(
         self, before: list[int], slots: Sequence[Slot], after: Sequence[str], alone: bool = False
-    ) -> Opened:  # fmt: skip
+    ) -> Window:  # fmt: skip
         """The canvas of the next slots: all of them if they fit, else as many as do.
 
         Args:
@@ -129,7 +120,7 @@ class Windows:
     def _opened(
         self, before: list[int], cut: int, slots: Sequence[Slot], after: Sequence[list[int]],
         whole: bool, reference: str,
-    ) -> Opened:  # fmt: skip
+    ) -> Window:  # fmt: skip
         """Heal the borders and put the prompt together."""
         texts = [before[cut:], *after]
         gaps = []
@@ -143,6 +134,7 @@ class Windows:
             seeds = self._seeds(left, slot.old, right) if slot.old else ()
             gaps.append(Gap(slot=slot, left=left, right=right, seeds=seeds))
         window = Window(
+            prompt=self.facts.prompt(self.message(reference), before[:cut], self.width),
             tail=tuple(texts[0]), gaps=tuple(gaps), texts=tuple(map(tuple, texts[1:])),
             width=self.width, strength=self.strength,
             end=(self.facts.end_id, self.facts.fill_id) if whole else None,
@@ -150,8 +142,7 @@ class Windows:
         if self.auto and whole:
             taken = window.pinned + sum(gap.positions(gap.slot.want) for gap in gaps)
             window = replace(window, width=min(self.width, -(-taken // WIDTH_STEP) * WIDTH_STEP))
-        prompt = self.facts.prompt(self.message(reference), before[:cut], self.width)
-        return Opened(window, prompt, len(slots))
+        return window
 
     def _seeds(self, left: bytes, old: str, right: bytes) -> tuple[int, ...]:
         try:
@@ -169,16 +160,15 @@ class Windows:
     # -- slots of several canvases -------------------------------------------------------------
 
     def _long(
-        self, before: list[int], slot: Slot, opened: Opened, slots: Sequence[Slot],
-        after: Sequence[str],
-    ) -> Plan[Written]:  # fmt: skip
-        """A slot that may need several canvases: free ones, then one with the text behind it.
+        self, before: list[int], window: Window, slots: Sequence[Slot], after: Sequence[str]
+    ) -> Plan[Written]:
+        """The first slot, on several canvases: free ones, then one with the text after it.
 
         With a search one canvas is tried first, and is enough unless its greatest length is best.
         """
-        trials: tuple[Trial, ...] = ()
-        if self.writer.search and slot.least <= opened.window.room((0,)):
-            (written,) = yield from self.writer.write(opened.window, opened.prompt)
+        slot, trials = slots[0], tuple[Trial, ...]()
+        if self.writer.search and slot.least <= window.room((0,)):
+            (written,) = yield from self.writer.write(window)
             trials = written.trials
             if not (trials and trials[-1].chosen):
                 return written
@@ -189,8 +179,8 @@ class Windows:
         while True:
             left = slot.most - len(ids)
             own = replace(slot, want=left)
-            opened = self._open([*before, *ids], [own, *slots[1:]], after, alone=True)
-            room = opened.window.room((0,))
+            window = self._open([*before, *ids], [own, *slots[1:]], after, alone=True)
+            room = window.room((0,))
             if ended or left <= room:
                 break
             end = self.writer.search and len(ids) >= slot.least
@@ -199,10 +189,10 @@ class Windows:
             ids += output.token_ids[:count]
             values += [score.logprob for score in output.scores[:count]]
             ended = len(output.token_ids) < count
-        last = replace(opened.window.gaps[0].slot, least=max(0, slot.least - len(ids)), most=left)
-        gap = replace(opened.window.gaps[0], slot=last)
-        window = replace(opened.window, gaps=(gap,))
-        (written,) = yield from self.writer.write(window, opened.prompt)
+        gap = window.gaps[0]
+        last = replace(gap.slot, least=max(0, slot.least - len(ids)), most=left)
+        window = replace(window, gaps=(replace(gap, slot=last),))
+        (written,) = yield from self.writer.write(window)
         begun = b"".join(map(self.facts.tokenizer.token_bytes, ids))
         return Written(
             raw=begun + written.raw, token_ids=(*ids, *written.token_ids),

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from dgemma.compose.layout import Placed, Window
 from dgemma.compose.length import KEPT, Trial, between, grid, judge, mean, nearby
-from dgemma.compose.plan import MOST_TOGETHER, Plan, run
-from dgemma.errors import EngineError
+from dgemma.compose.plan import MOST_TOGETHER, Plan, check_whole, run
 from dgemma.frontend import ModelFacts
 from dgemma.params import SamplingParams
 from dgemma.text.token_table import TokenTable
@@ -68,74 +67,63 @@ class Writer:
         self.spent += outputs
         return outputs
 
-    def write(self, window: Window, prompt: tuple[int, ...]) -> Plan[list[Written]]:
+    def write(self, window: Window) -> Plan[list[Written]]:
         """Write the slots of a window.
 
         Raises:
             EngineError: a request failed.
         """
-        search = LengthSearch(self, window, prompt)
+        search = LengthSearch(self, window)
         found = yield from search.run()
-        best = found[0]
-        if not any(best.free):
+        if not any(found[0].free):
             return [Written() for _ in window.gaps]
-        outputs = yield from self.run([self._final(placed, window, prompt) for placed in found])
+        outputs = yield from self.run([self._final(placed, window) for placed in found])
         finals: list[list[tuple[float, ...]]] = []
         scores: list[float] = []
         for placed, output in zip(found, outputs, strict=True):
-            if min(len(output.token_ids), len(output.scores)) < placed.content:
-                raise EngineError(
-                    f"a canvas came back with {len(output.token_ids)} tokens of {placed.content}; "
-                    "ask again with another seed"
-                )
-            finals.append(placed.logprobs(output.scores))
+            check_whole(output, placed.content)
+            finals.append([tuple(output.scores[at].logprob for at in free) for free in placed.free])
             judged = judge(output.scores, placed.free, placed.content - 1)
             scores.append(mean([score for _, score in judged]))
         chosen = search.choose(found, scores)
-        output, placed = outputs[chosen], found[chosen]
+        output = outputs[chosen]
         self.outputs.append(output)
         trials = search.trials(found, finals, chosen)
-        return [
-            self._written(window, placed, slot, output, finals[chosen][slot], trials[slot])
-            for slot in range(len(window.gaps))
-        ]
+        written = []
+        for slot, gap in enumerate(window.gaps):
+            ids = tuple(output.token_ids[at] for at in found[chosen].free[slot])
+            written.append(Written(
+                raw=gap.raw(self.tokens, ids), token_ids=ids, logprobs=finals[chosen][slot],
+                trials=trials[slot],
+            ))  # fmt: skip
+        return written
 
-    def _written(
-        self, window: Window, placed: Placed, slot: int, output: Output,
-        logprobs: tuple[float, ...], trials: tuple[Trial, ...],
-    ) -> Written:  # fmt: skip
-        ids = tuple(output.token_ids[at] for at in placed.free[slot])
-        raw = window.gaps[slot].raw(self.tokens, ids)
-        return Written(raw=raw, token_ids=ids, logprobs=logprobs, trials=trials)
-
-    def _final(self, placed: Placed, window: Window, prompt: tuple[int, ...]) -> Request:
+    def _final(self, placed: Placed, window: Window) -> Request:
         params = replace(
             self.params, max_tokens=max(1, placed.content), canvas_length=window.width,
             logprobs=self.params.logprobs or 0,
         )  # fmt: skip
-        return Request(token_ids=prompt, params=params, canvas=placed.control)
+        return Request(token_ids=window.prompt, params=params, canvas=placed.control)
 
-    def reading(self, placed: Placed, window: Window, prompt: tuple[int, ...]) -> Request:
+    def reading(self, placed: Placed, window: Window) -> Request:
         """One step that commits nothing."""
-        params = replace(
-            self.params, max_tokens=max(1, placed.content), canvas_length=window.width,
-            max_steps=1, logprobs=0, logprob_token_ids=None,
-        )  # fmt: skip
-        control = replace(placed.control, read_only=True)
-        return Request(token_ids=prompt, params=params, canvas=control)
+        final = self._final(placed, window)
+        params = replace(final.params, max_steps=1, logprobs=0, logprob_token_ids=None)
+        return replace(final, params=params, canvas=replace(placed.control, read_only=True))
 
 
 class LengthSearch:
     """Looks for the lengths of a window's slots."""
 
-    def __init__(self, writer: Writer, window: Window, prompt: tuple[int, ...]) -> None:
-        self.writer, self.window, self.prompt = writer, window, prompt
+    def __init__(self, writer: Writer, window: Window) -> None:
+        self.writer, self.window = writer, window
         self.most = self._most()
         self.read: dict[Lengths, list[tuple[float, float]]] = {}  # of each slot: reading, score
-        self.owner: dict[Lengths, set[int]] = {}  # the slots that a candidate was tried for
+        self.worth: list[dict[int, tuple[float, float]]] = [{} for _ in window.gaps]
+        """Of each slot, by the lengths tried for it: the score, and the reading for equal ones."""
 
     def run(self) -> Plan[list[Placed]]:
-        """The best candidates, placed; the first is the best. One where nothing is to be chosen."""
+        """The best candidates, placed, the best first; a single one if there is no choice."""
         gaps = self.window.gaps
         lengths = [self._first(slot) for slot in range(len(gaps))]
         tries = [self._tries(slot, MOST_TOGETHER) for slot in range(len(gaps))]
@@ -183,9 +171,9 @@ class LengthSearch:
     def _finer(self, slot: int, count: int) -> list[int]:
         if self.window.gaps[slot].slot.old:
             return []
-        tried = [c[slot] for c, slots in self.owner.items() if slot in slots]
-        best = max(tried, key=lambda n: self._worth(slot, n)) if tried else 1
-        return between(tried, best, count) if best >= 1 else []
+        worth = self.worth[slot]
+        best = max(worth, key=worth.__getitem__, default=1)
+        return between(worth, best, count) if best >= 1 else []
 
     def _place(self, lengths: Sequence[int]) -> Placed | None:
         return self.window.place(self.writer.tokens, lengths)
@@ -201,31 +189,24 @@ class LengthSearch:
 
     def _round(self, lengths: list[int], tries: dict[int, list[int]]) -> Plan[None]:
         """Read every try of every slot, the other slots as they are."""
-        placed: dict[Lengths, Placed] = {}
-        for slot, numbers in tries.items():
-            for number in numbers:
-                candidate = (*lengths[:slot], number, *lengths[slot + 1 :])
-                if candidate not in self.read and (found := self._place(candidate)):
-                    placed[candidate] = found
-                if candidate in placed or candidate in self.read:
-                    self.owner.setdefault(candidate, set()).add(slot)
-        requests = [self.writer.reading(p, self.window, self.prompt) for p in placed.values()]
+        tried = [
+            (slot, number, (*lengths[:slot], number, *lengths[slot + 1 :]))
+            for slot, numbers in tries.items() for number in numbers
+        ]  # fmt: skip
+        fresh = {c: p for _, _, c in tried if c not in self.read and (p := self._place(c))}
+        requests = [self.writer.reading(placed, self.window) for placed in fresh.values()]
         outputs = yield from self.writer.run(requests)
-        for (candidate, where), output in zip(placed.items(), outputs, strict=True):
-            self.read[candidate] = judge(output.scores, where.free, where.content)
-
-    def _worth(self, slot: int, number: int) -> tuple[float, float]:
-        """How good a length is: its score, and of equals the surer one."""
-        return max(
-            self.read[c][slot][::-1]
-            for c, slots in self.owner.items() if slot in slots and c[slot] == number
-        )  # fmt: skip
+        for (candidate, placed), output in zip(fresh.items(), outputs, strict=True):
+            self.read[candidate] = judge(output.scores, placed.free, placed.content)
+        for slot, number, candidate in tried:
+            if candidate in self.read:
+                reading, score = self.read[candidate][slot]
+                self.worth[slot][number] = score, reading
 
     def _ranked(self, slot: int, lengths: list[int]) -> list[int]:
-        """The lengths tried for a slot, the best first; what it has where none could be tried."""
-        tried = sorted({c[slot] for c, slots in self.owner.items() if slot in slots})
-        tried.sort(key=lambda n: self._worth(slot, n), reverse=True)
-        return tried or [lengths[slot]]
+        """The lengths tried for a slot, the best first; the one it has if none could be tried."""
+        worth = self.worth[slot]
+        return sorted(sorted(worth), key=worth.__getitem__, reverse=True) or [lengths[slot]]
 
     def _finalists(self, lengths: list[int], open_slots: Sequence[int]) -> list[list[int]]:
         """The best lengths, and those that differ where the choice was closest."""
@@ -234,7 +215,7 @@ class LengthSearch:
             slot = open_slots[0]
             return [[*lengths[:slot], n, *lengths[slot + 1 :]] for n in ranked[slot][:KEPT]]
         close = [slot for slot in open_slots if len(ranked[slot]) > 1]
-        close.sort(key=lambda s: self._worth(s, ranked[s][0])[0] - self._worth(s, ranked[s][1])[0])
+        close.sort(key=lambda s: self.worth[s][ranked[s][0]][0] - self.worth[s][ranked[s][1]][0])
         out = [lengths]
         for slot in close[: KEPT - 1]:
             out.append([*lengths[:slot], ranked[slot][1], *lengths[slot + 1 :]])
@@ -259,17 +240,12 @@ class LengthSearch:
     ) -> list[tuple[Trial, ...]]:
         """The table of each slot, by length."""
         tables: list[tuple[Trial, ...]] = []
-        for slot in range(len(self.window.gaps)):
+        for slot, worth in enumerate(self.worth):
             final = {p.lengths[slot]: mean(f[slot]) for p, f in zip(found, finals, strict=True)}
             best = found[chosen].lengths[slot]
             final[best] = mean(finals[chosen][slot])
-            rows: dict[int, Trial] = {}
-            for candidate, slots in self.owner.items():
-                if slot in slots:
-                    number, (reading, score) = candidate[slot], self.read[candidate][slot]
-                    rows[number] = Trial(
-                        tokens=number, reading=reading, score=score,
-                        final=final.get(number), chosen=number == best,
-                    )  # fmt: skip
-            tables.append(tuple(rows[number] for number in sorted(rows)))
+            tables.append(tuple(
+                Trial(tokens=n, reading=reading, score=score, final=final.get(n), chosen=n == best)
+                for n, (score, reading) in sorted(worth.items())
+            ))  # fmt: skip
         return tables
