@@ -30,20 +30,15 @@ _ANIMALS = {
     "bird": "flies",
     "frog": "jumps",
 }
-_OPPOSITES = {
+_CONTRASTS = {
     "hot": "cold",
-    "cold": "hot",
     "big": "small",
-    "small": "big",
     "old": "young",
-    "young": "old",
     "fast": "slow",
-    "slow": "fast",
     "happy": "sad",
-    "sad": "happy",
     "rich": "poor",
-    "poor": "rich",
 }
+_OPPOSITES = {a: b for pair in _CONTRASTS.items() for a, b in (pair, pair[::-1])}
 _WEEK = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _ARTICLES = {
     "a": ("pear", "plum", "banana", "melon", "lemon", "cherry", "fig", "carrot"),
@@ -56,8 +51,8 @@ _OWNERS = {"He": "his", "She": "her", "They": "their", "We": "our", "I": "my"}
 def _animal(draw: Draw, split: Split) -> Gap:
     name = slots.first_name(draw, split)
     gap = draw.pick(tuple(_ANIMALS))
-    prefix = draw.pick(("The {} of {name} ", "{name} has a {} that ")).format(MARK, name=name.said)
-    before, after = prefix.split(MARK)
+    prefix = draw.pick(("The {gap} of {name} ", "{name} has a {gap} that "))
+    before, after = prefix.replace("{name}", name.said).split("{gap}")
     return before, gap, f"{after}{_ANIMALS[gap]}.", (name,)
 
 

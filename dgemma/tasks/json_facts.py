@@ -6,30 +6,16 @@ Knows the forms and how an object is graded; knows nothing about where slot valu
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from dgemma.tasks import slots
 from dgemma.tasks.draw import Draw, Split
 from dgemma.tasks.example import Example, asked
-from dgemma.tasks.slots import TaskSlot
+from dgemma.tasks.slots import Maker
 
 PROMPT = "JSON: "
-
-Maker = Callable[[Draw, Split], TaskSlot]
-
-
-def _count(draw: Draw, split: Split) -> TaskSlot:
-    return slots.number(draw, split, 2, 99)
-
-
-def _room(draw: Draw, split: Split) -> TaskSlot:
-    return slots.number(draw, split, 100, 999)
-
-
-def _invoice(draw: Draw, split: Split) -> TaskSlot:
-    return slots.number(draw, split, 1000, 9999)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +47,14 @@ FORMS: Mapping[str, Form] = {
             "{buyer} ordered {count} {item}s.",
             "An order of {count} {item}s came from {buyer}.",
         ),
-        {"buyer": slots.person, "item": slots.item, "count": _count},
+        {"buyer": slots.person, "item": slots.item, "count": slots.count},
     ),
     "stock": Form(
         (
             "{shop} has {count} {item}s in {city}.",
             "In {city}, {shop} keeps {count} {item}s.",
         ),
-        {"shop": slots.company, "item": slots.item, "count": _count, "city": slots.city},
+        {"shop": slots.company, "item": slots.item, "count": slots.count, "city": slots.city},
     ),
     "birth": Form(
         (
@@ -103,7 +89,7 @@ FORMS: Mapping[str, Form] = {
             "The house is at {number} {street} Street in {city}.",
             "Send it to {number} {street} Street, {city}.",
         ),
-        {"street": slots.city, "number": _count, "city": slots.city},
+        {"street": slots.city, "number": slots.count, "city": slots.city},
     ),
     "contact": Form(
         (
@@ -117,7 +103,7 @@ FORMS: Mapping[str, Form] = {
             "It is {degrees} degrees in {city} at {time}.",
             "At {time} {city} has {degrees} degrees.",
         ),
-        {"city": slots.city, "degrees": _count, "time": slots.time},
+        {"city": slots.city, "degrees": slots.count, "time": slots.time},
     ),
     "price": Form(
         (
@@ -138,7 +124,7 @@ FORMS: Mapping[str, Form] = {
             "{name} is {age} years old and lives in {city}.",
             "{name} from {city} is {age} years old.",
         ),
-        {"name": slots.person, "age": _count, "city": slots.city},
+        {"name": slots.person, "age": slots.count, "city": slots.city},
     ),
     "match": Form(
         (
@@ -152,14 +138,14 @@ FORMS: Mapping[str, Form] = {
             "Bill {bill} from {shop} is {total} euros.",
             "{shop} sent bill {bill} over {total} euros.",
         ),
-        {"bill": _invoice, "shop": slots.company, "total": slots.amount},
+        {"bill": slots.numbers(1000, 9999), "shop": slots.company, "total": slots.amount},
     ),
     "booking": Form(
         (
             "{guest} booked room {room} until {until}.",
             "Room {room} is kept for {guest} until {until}.",
         ),
-        {"guest": slots.first_name, "room": _room, "until": slots.date},
+        {"guest": slots.first_name, "room": slots.numbers(100, 999), "until": slots.date},
     ),
 }
 _NAMES = tuple(FORMS)

@@ -2,7 +2,7 @@
 
 Each value belongs to exactly one split, by its hash (each word of a name by its own), so no value
 of a held-out slot is ever a value of that kind in training. Knows nothing about sentences.
-Closed sets of words (currencies, days, feelings) are no slots: they belong to the tasks' forms.
+Closed sets of words (currencies, days, feelings) are not slots: they belong to the tasks' forms.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ _ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z",
 _VOWELS = ("a", "e", "i", "o", "u")
 _CODAS = ("n", "l", "r", "s", "k", "t", "m", "d")
 _ACCENTS = ("č", "é", "ö", "ñ", "š")
-_COMPANY_ENDS = ("Ltd", "Co", "Inc", "AG")
 _ITEM_WORDS = """
     lamp chair book bike phone table clock ring hat coat bag cup plate fork spoon pen desk door
     key bell drum flute guitar piano ball kite doll robot tent rope boat car truck train wheel
@@ -52,6 +51,9 @@ class TaskSlot:
         return self.written.strip('"')
 
 
+Maker = Callable[[Draw, Split], TaskSlot]
+
+
 def drawn(kind: str, split: Split, make: Callable[[], str]) -> str:
     """A value of `make`, made again until it belongs to the split."""
     while True:
@@ -74,10 +76,9 @@ def word(draw: Draw, split: Split, syllables: int = 2) -> str:
     """A made-up lower-case word, such as "kovar"."""
 
     def make() -> str:
-        parts = [draw.pick(_ONSETS) + draw.pick(_VOWELS) for _ in range(syllables)]
+        stem = _syllables(draw, syllables)
         end = draw.below(20)
-        tail = "" if end < 8 else draw.pick(_CODAS) if end < 19 else draw.pick(_ACCENTS)
-        return "".join(parts) + tail
+        return stem + ("" if end < 8 else draw.pick(_CODAS if end < 19 else _ACCENTS))
 
     return drawn("name", split, lambda: make().capitalize()).lower()
 
@@ -93,14 +94,7 @@ def person(draw: Draw, split: Split) -> TaskSlot:
     return _quoted("name", " ".join(both))
 
 
-def city(draw: Draw, split: Split) -> TaskSlot:
-    """A made-up city; cities and people share their pool of names."""
-    return first_name(draw, split)
-
-
-def company(draw: Draw, split: Split) -> TaskSlot:
-    """A made-up company of one word, such as "Zotra"."""
-    return first_name(draw, split)
+city = company = first_name  # people, cities and companies share their pool of names
 
 
 def item(draw: Draw, split: Split) -> TaskSlot:
@@ -111,14 +105,16 @@ def item(draw: Draw, split: Split) -> TaskSlot:
     another ("spork").
     """
     kind = draw.below(3) if split == "train" else 0
-    make = (lambda: draw.pick(ITEMS), lambda: _syllables(draw), lambda: _blend(draw))[kind]
+    make = (lambda: draw.pick(ITEMS), lambda: _made_up(draw), lambda: _blend(draw))[kind]
     return _quoted("item", drawn("item", split, make if kind == 0 else lambda: _unlisted(make)))
 
 
-def _syllables(draw: Draw) -> str:
-    count = draw.between(1, 2)
-    parts = [draw.pick(_ONSETS) + draw.pick(_VOWELS) for _ in range(count)]
-    return "".join(parts) + draw.pick(_CODAS)
+def _syllables(draw: Draw, count: int) -> str:
+    return "".join(draw.pick(_ONSETS) + draw.pick(_VOWELS) for _ in range(count))
+
+
+def _made_up(draw: Draw) -> str:
+    return _syllables(draw, draw.between(1, 2)) + draw.pick(_CODAS)
 
 
 def _blend(draw: Draw) -> str:
@@ -142,6 +138,14 @@ def number(draw: Draw, split: Split, least: int, most: int) -> TaskSlot:
     return TaskSlot("number", said, said)
 
 
+def numbers(least: int, most: int) -> Maker:
+    """A maker of whole numbers in a range."""
+    return lambda draw, split: number(draw, split, least, most)
+
+
+count = numbers(2, 99)
+
+
 def amount(draw: Draw, split: Split, last_digits: str = "0123456789") -> TaskSlot:
     """Money with two digits after the point, 2.00 to 999.99."""
 
@@ -155,8 +159,7 @@ def amount(draw: Draw, split: Split, last_digits: str = "0123456789") -> TaskSlo
 
 def pair_slot(a: int, b: int) -> TaskSlot:
     """Two numbers as one slot value, in whichever order."""
-    both = f"{min(a, b)} {max(a, b)}"
-    return TaskSlot("pair", both, f'"{both}"')
+    return _quoted("pair", f"{min(a, b)} {max(a, b)}")
 
 
 def pair(draw: Draw, split: Split, least: int, most: int) -> tuple[int, int]:

@@ -24,9 +24,6 @@ MOST_BLANKS = 45
 BLANKS = (35, MOST_BLANKS)
 PROMPT = "Sudoku:\n"
 
-Grid = tuple[int, ...]
-"""81 digits 1..9, row by row."""
-
 _FULL = 0b111111111
 _ROW = tuple(cell // 9 for cell in range(81))
 _COL = tuple(cell % 9 for cell in range(81))
@@ -151,7 +148,7 @@ def _cycles(one: Sequence[int], other: Sequence[int]) -> str:
 
 
 def invariant(grid: Sequence[int]) -> str:
-    """A text that is the same for all grids that a Sudoku symmetry can make of this one.
+    """A text that is the same for all grids (81 digits, row by row) that are symmetric to this one.
 
     Each pair of rows of a band is a permutation of the digits. Relabelling the digits conjugates
     it, shuffling columns leaves it alone, swapping the two rows inverts it: its cycle lengths

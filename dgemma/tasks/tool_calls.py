@@ -6,21 +6,16 @@ Knows the tools' declarations and the wishes; knows nothing about how a call is 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dgemma.tasks import slots
 from dgemma.tasks.draw import Draw, Split
 from dgemma.tasks.example import Example, asked
-from dgemma.tasks.slots import TaskSlot
+from dgemma.tasks.slots import Maker, TaskSlot
 
-Maker = Callable[[Draw, Split], TaskSlot]
 CURRENCIES = ("euros", "dollars", "pounds", "francs")
-
-
-def _minutes(draw: Draw, split: Split) -> TaskSlot:
-    return slots.number(draw, split, 2, 99)
 
 
 def _currency(draw: Draw, split: Split) -> TaskSlot:
@@ -59,7 +54,7 @@ TOOLS: Mapping[str, ToolSpec] = {
             "Wake me in {minutes} minutes.",
             "Start a timer of {minutes} minutes.",
         ),
-        {"minutes": _minutes},
+        {"minutes": slots.count},
     ),
     "convert": ToolSpec(
         "Convert euros to other money",
