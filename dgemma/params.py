@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, Unpack
 
-from dgemma.errors import InvalidRequest, nearest
+from dgemma.errors import InvalidRequest, bad_field, nearest
 
 WIDTH_STEP, END_ROOM = 32, 16
 """An automatic canvas is a multiple of the one, with room for `max_tokens` and the other."""
@@ -94,7 +94,7 @@ def _option(*rule: Any, **more: Any) -> Any:
 def refused(name: str, must: str, value: Any = dataclasses.MISSING) -> InvalidRequest:
     """The error of a field whose value is not as it must be."""
     got = "" if value is dataclasses.MISSING else f", got {value!r}"
-    return InvalidRequest(f"{name} must {must}{got}", field=name)
+    return bad_field(name, f"must {must}{got}")
 
 
 def _integer(name: str, value: Any, option: SamplingOption) -> object:
@@ -134,11 +134,8 @@ def _strings(name: str, value: Any, option: SamplingOption) -> object:
         raise refused(name, "be a list of strings that are not empty")
     longest = max(map(len, strings), default=0)
     if option.most is not None and longest > LONGEST_STRING:
-        raise InvalidRequest(
-            f"{name} holds a string of {longest} characters, more than {LONGEST_STRING}; "
-            "shorten it",
-            field=name,
-        )
+        why = f"holds a string of {longest} characters, more than {LONGEST_STRING}; shorten it"
+        raise bad_field(name, why)
     return _few(name, tuple(strings), "strings", option)
 
 
@@ -151,9 +148,7 @@ def _ids(name: str, value: Any, option: SamplingOption) -> object:
 
 def _few(name: str, values: tuple[object, ...], kind: str, option: SamplingOption) -> object:
     if option.most is not None and len(values) > option.most:
-        raise InvalidRequest(
-            f"{name} holds {len(values)} {kind}, more than {option.most}; give fewer", field=name
-        )
+        raise bad_field(name, f"holds {len(values)} {kind}, more than {option.most}; give fewer")
     return values
 
 
@@ -189,12 +184,12 @@ class SamplingParams:
         InvalidRequest: an unknown name, or a value out of range; the message names the field.
     """
 
-    max_tokens: int | None = _option(_integer, "most tokens of the answer", 1, _WORD, refused_by=())
-    seed: int | None = _option(
-        _integer, "seed of the answer; drawn and reported when absent", 0, 2**64 - 1
+    max_tokens: int | None = _option(
+        _integer, "maximum tokens of the answer (to the context's end)", 1, _WORD, refused_by=()
     )
-    max_steps: int | None = _option(_integer, "most denoising steps a canvas", 1, 10_000)
-    entropy_bound: float | None = _option(_number, "nats of summed entropy a step may accept")
+    seed: int | None = _option(_integer, "seed of the answer (drawn, and reported)", 0, 2**64 - 1)
+    max_steps: int | None = _option(_integer, "maximum denoising steps of a canvas", 1, 10_000)
+    entropy_bound: float | None = _option(_number, "nats of summed entropy that a step may accept")
     t_min: float | None = _option(_number, "temperature at the last step", COLDEST, HOTTEST)
     t_max: float | None = _option(_number, "temperature at the first step", COLDEST, HOTTEST)
     confidence_threshold: float | None = _option(
@@ -204,14 +199,14 @@ class SamplingParams:
         _integer, "how many earlier canvases must equal the newest", 0, _WORD
     )
     ignore_tail: bool | None = _option(
-        _flag, "after the first end id nothing must be stable or certain"
+        _flag, "do not wait for tokens after the first end token to settle"
     )
     stable_prefix: bool | None = _option(
-        _flag, "emit text as soon as it can no longer change, canvas finished or not",
+        _flag, "emit text as soon as it is final, before its canvas is finished",
         refused_by=_WHOLE,
     )  # fmt: skip
     canvas_length: int | Literal["auto"] | None = _option(
-        _integer, "tokens of a canvas, or auto: as many as max-tokens needs", 1, _WORD
+        _integer, "tokens of a canvas, or auto: as max_tokens needs (full)", 1, _WORD
     )
     stop: Sequence[str] | None = _option(
         _strings,
@@ -220,20 +215,20 @@ class SamplingParams:
         refused_by=("fill", "edit"),
     )
     thinking_budget: int | None = _option(
-        _integer, "most thought tokens (chat only)", 0, _WORD, refused_by=_WHOLE
+        _integer, "maximum tokens of thought, in chat (no limit)", 0, _WORD, refused_by=_WHOLE
     )
     temperature: float | None = _option(
-        _number, "factor of the schedule's temperatures; 0: the likeliest ids", 0, HOTTEST
+        _number, "factor of the sampler's temperatures; 0: the top tokens (1)", 0, HOTTEST
     )
     top_p: float | None = _option(
-        _number, "keep the likeliest ids until their mass reaches it", 0, 1
+        _number, "keep the likeliest tokens until their mass reaches X (1)", 0, 1
     )
-    top_k: int | None = _option(_integer, "keep so many of the likeliest ids", 0, _WORD)
+    top_k: int | None = _option(_integer, "keep the N likeliest tokens (all)", 0, _WORD)
     min_p: float | None = _option(
-        _number, "keep ids at least that many times as likely as the likeliest", 0, 1
+        _number, "drop tokens less likely than X times the top token (0)", 0, 1
     )
     min_tokens: int | None = _option(
-        _integer, "no end before that many tokens of the answer", 0, _WORD, refused_by=_WHOLE
+        _integer, "no end before N tokens of the answer (0)", 0, _WORD, refused_by=_WHOLE
     )
     logit_bias: Mapping[int, float] | None = _option(_bias, "add to the logit of an id; repeatable")
     allowed_token_ids: Sequence[int] | None = _option(
@@ -247,26 +242,24 @@ class SamplingParams:
         refused_by=_WHOLE,
     )
     logprobs: int | None = _option(
-        _integer, "report log-probabilities, and that many alternatives of each token",
+        _integer, "report log-probabilities, and N alternatives of each token",
         0, MOST_ALTERNATIVES,
     )  # fmt: skip
     logprob_token_ids: Sequence[int] | None = _option(
         _ids,
-        "report this id's log-probability as well; repeatable",
+        "report the log-probability of this id at every token; repeatable",
         most=MOST_IDS["logprob_token_ids"],
     )
     json_schema: Mapping[str, Any] | str | bool | None = _option(
         _schema, "JSON that this schema admits: its text, or @FILE; true: any", refused_by=_WHOLE
     )
     regex: str | None = _option(
-        _text, "the answer matches this expression as a whole", refused_by=_WHOLE
+        _text, "text that this expression matches as a whole", refused_by=_WHOLE
     )
     grammar: str | None = _option(
-        _text, "grammar of the answer, @FILE, markdown-table or code-fence", refused_by=_WHOLE
+        _text, "text of this grammar: @FILE, markdown-table or code-fence", refused_by=_WHOLE
     )
-    choices: Sequence[str] | None = _option(
-        _strings, "the answer is one of these texts", refused_by=_WHOLE
-    )
+    choices: Sequence[str] | None = _option(_strings, "one of these texts", refused_by=_WHOLE)
 
     def __new__(cls, *_: Any, **fields: Any) -> SamplingParams:
         """Refuses an unknown name before `__init__` does so without a hint."""
@@ -284,16 +277,12 @@ class SamplingParams:
             if value is not None:
                 object.__setattr__(self, f.name, option.check(f.name, value, option))
         if self.t_min is not None and self.t_max is not None and self.t_min > self.t_max:
-            raise InvalidRequest(
-                f"t_min {self.t_min} must not be above t_max {self.t_max}", field="t_min"
-            )
+            raise bad_field("t_min", f"{self.t_min} must not be above t_max {self.t_max}")
         if self.max_tokens is not None and (self.min_tokens or 0) > self.max_tokens:
-            raise InvalidRequest(
-                f"min_tokens {self.min_tokens} must not be above max_tokens {self.max_tokens}",
-                field="min_tokens",
-            )
+            why = f"{self.min_tokens} must not be above max_tokens {self.max_tokens}"
+            raise bad_field("min_tokens", why)
         if self.choices == ():
-            raise InvalidRequest("choices is empty; name at least one", field="choices")
+            raise bad_field("choices", "is empty; name at least one")
         self._check_constraint()
 
     def _check_constraint(self) -> None:
@@ -301,18 +290,14 @@ class SamplingParams:
         if not given:
             return
         if len(given) > 1:
-            raise InvalidRequest(
-                f"{given[0]} and {given[1]} cannot be combined; choose one", field=given[0]
-            )
+            raise bad_field(given[0], f"and {given[1]} cannot be combined; choose one")
         for name, remedy in (
             ("stop", "the text would be cut; drop one of them"),
             ("allowed_token_ids", f"say it in {given[0]}"),
             ("min_tokens", f"ask for the length in {given[0]}"),
         ):
             if getattr(self, name):
-                raise InvalidRequest(
-                    f"{name} and {given[0]} cannot be combined; {remedy}", field=name
-                )
+                raise bad_field(name, f"and {given[0]} cannot be combined; {remedy}")
 
     @property
     def constraint_field(self) -> str | None:
@@ -389,8 +374,5 @@ def canvas_width(params: SamplingParams, full: int) -> int:
         roomy = params.max_tokens + END_ROOM
         return min(full, -(-roomy // WIDTH_STEP) * WIDTH_STEP)
     if asked > full:
-        raise InvalidRequest(
-            f"canvas_length {asked} is above the model's {full}; ask for less",
-            field="canvas_length",
-        )
+        raise bad_field("canvas_length", f"{asked} is above the model's {full}; ask for less")
     return asked

@@ -11,10 +11,10 @@ import re
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from dgemma.errors import ModelNotFound
-from dgemma.params import RELEASED, SamplingParams
+from dgemma.params import CONSTRAINT_FIELDS, OPTIONS, RELEASED, SamplingParams
 from dgemma.weights.files import find_model
 
 if TYPE_CHECKING:
@@ -71,45 +71,26 @@ def _pair(text: str) -> tuple[int, float]:
 
 _pair.__name__ = "ID=VALUE"
 
-SAMPLING: dict[str, dict[str, tuple[Callable[[str], object], str]]] = {
-    "answer": {
-        "max_tokens": (int, "maximum tokens of the answer (to the end of the context)"),
-        "seed": (int, "seed of the answer (drawn, and reported)"),
-        "temperature": (float, "factor of the sampler's temperatures; 0: the top tokens (1)"),
-        "top_k": (int, "keep the N likeliest tokens (all)"),
-        "top_p": (float, "keep the likeliest tokens until their mass reaches X (1)"),
-        "min_p": (float, "drop tokens less likely than X times the top token (0)"),
-        "stop": (str, "end before this text"),
-        "min_tokens": (int, "no end before N tokens of the answer (0)"),
-        "thinking_budget": (int, "maximum tokens of thought, in chat (no limit)"),
-    },
-    "form of the answer (one of these)": {
-        "json_schema": (_from_file, "JSON that this schema admits: its text, or @FILE; true: any"),
-        "regex": (str, "text that this expression matches as a whole"),
-        "grammar": (_from_file, "text of this grammar: @FILE, markdown-table or code-fence"),
-        "choices": (str, "one of these texts"),
-    },
-    "single tokens": {
-        "bad_words": (str, "the answer never holds this text"),
-        "logit_bias": (_pair, "add to the logit of an id"),
-        "allowed_token_ids": (int, "an id that the answer may hold, and no other"),
-        "logprobs": (int, "report log-probabilities, and N alternatives of each token"),
-        "logprob_token_ids": (int, "report the log-probability of this id at every token"),
-    },
-    "sampler (defaults: the checkpoint's; the released ones are shown)": {
-        "max_steps": (int, "maximum denoising steps of a canvas"),
-        "entropy_bound": (float, "nats of summed entropy that a step may accept"),
-        "t_min": (float, "temperature at the last step"),
-        "t_max": (float, "temperature at the first step"),
-        "confidence_threshold": (float, "mean entropy in nats below which a stable canvas is done"),
-        "stability_threshold": (int, "how many earlier canvases must equal the newest"),
-        "ignore_tail": (bool, "do not wait for tokens after the first end token to settle"),
-        "stable_prefix": (bool, "show text as soon as it is final, before its canvas is finished"),
-        "canvas_length": (_width, "tokens of a canvas, or auto: as --max-tokens needs (full)"),
-    },
+GROUPS = {
+    "max_tokens": "answer",
+    "json_schema": "form of the answer (one of these)",
+    "logit_bias": "single tokens",
+    "max_steps": "sampler (defaults: the checkpoint's; the released ones are shown)",
+    "stop": "answer",
 }
-"""Group -> parameter -> its type and its help; the common ones come first."""
-REPEATABLE = ("stop", "bad_words", "logit_bias", "allowed_token_ids", "logprob_token_ids")
+"""A parameter -> the group of its option, and of those after it; the common groups come first."""
+SAMPLING: dict[str, list[str]] = {title: [] for title in GROUPS.values()}
+title = ""
+for name in OPTIONS:
+    title = GROUPS.get(name, title)
+    SAMPLING[title].append(name)
+KINDS: dict[str, Callable[[str], object]] = {
+    "canvas_length": _width,
+    "logit_bias": _pair,
+    "json_schema": _from_file,
+    "grammar": _from_file,
+}
+"""Options that are read in a way of their own; the others as the types of their parameters."""
 METAVARS = {int: "N", float: "X", _width: "N", _pair: "ID=VALUE"}
 NOT_THE_ANSWER = ("logprobs", "logprob_token_ids")
 """Parameters that change the report about an answer, not the answer."""
@@ -169,18 +150,20 @@ def open_model(arguments: argparse.Namespace, **more: Any) -> LLM:
 
 def add_sampling(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
     """Every field of `SamplingParams` but those of no use to a command."""
-    for title, fields in SAMPLING.items():
+    types = get_type_hints(SamplingParams)
+    for title, names in SAMPLING.items():
         group = parser.add_argument_group(title)
-        for name in [name for name in fields if name not in without]:
-            kind, about = fields[name]
+        for name in [name for name in names if name not in without]:
+            first, about = get_args(types[name])[0], OPTIONS[name].help
+            items = get_args(first)
+            kind = KINDS.get(name) or (items[0] if items else first)
             how: dict[str, Any] = {"type": kind, "metavar": METAVARS.get(kind, "TEXT")}
             if kind is bool:
                 how = {"action": "store_true", "default": None}
             elif name == "choices":
                 how["nargs"] = "+"
-            elif name in REPEATABLE:
+            elif items and name not in CONSTRAINT_FIELDS:
                 how["action"] = "append"
-                about += "; repeatable"
             released = getattr(RELEASED, name)
             about += "" if released is None else f" ({released})"
             group.add_argument(f"--{name.replace('_', '-')}", help=about, **how)
@@ -192,8 +175,7 @@ def sampling(arguments: argparse.Namespace) -> SamplingParams:
     Raises:
         InvalidRequest: a value out of range.
     """
-    names = [name for fields in SAMPLING.values() for name in fields]
-    values = {name: getattr(arguments, name, None) for name in names}
+    values = {name: getattr(arguments, name, None) for name in OPTIONS}
     if values["logit_bias"] is not None:
         values["logit_bias"] = dict(values["logit_bias"])
     return SamplingParams(**values)
