@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
 
 from dgemma.params import SamplingParams
-from dgemma.server.apis.messages.reply import ContentBlocks, folded
+from dgemma.server.apis.messages.reply import ContentBlocks
 from dgemma.server.apis.messages.schema import MessagesRequest, conversation
 from dgemma.server.auth import Keys
 from dgemma.types import Output, Request, ToolCall
@@ -24,6 +26,37 @@ USER = [{"role": "user", "content": "Who are you?"}]
 ASK: dict[str, Any] = {
     "messages": USER, "max_tokens": 24, "seed": 1, "diffusion": {"max_steps": 4},
 }  # fmt: skip
+
+
+def folded(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The message that a stream's events add up to."""
+    message: dict[str, Any] = {}
+    arguments: dict[int, str] = {}
+    for event in events:
+        kind = event["type"]
+        if kind == "message_start":
+            message = copy.deepcopy(event["message"])
+        elif kind == "content_block_start":
+            message["content"].append(dict(event["content_block"]))
+        elif kind == "content_block_delta":
+            _add(message["content"][event["index"]], event["delta"], arguments, event["index"])
+        elif kind == "message_delta":
+            message.update(event["delta"])
+            message["usage"].update(event["usage"])
+            message.update({k: v for k, v in event.items() if k not in ("type", "delta", "usage")})
+    for index, text in arguments.items():
+        message["content"][index]["input"] = json.loads(text)
+    return message
+
+
+def _add(
+    block: dict[str, Any], delta: Mapping[str, Any], arguments: dict[int, str], index: int
+) -> None:
+    if delta["type"] == "input_json_delta":
+        arguments[index] = arguments.get(index, "") + delta["partial_json"]
+    else:
+        field = delta["type"].removesuffix("_delta")
+        block[field] += delta[field]
 
 
 def parsed(text: str) -> list[dict[str, Any]]:

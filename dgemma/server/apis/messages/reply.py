@@ -1,14 +1,12 @@
-"""An answer in Anthropic's form: the events of its stream, and the message that they fold to.
+"""An answer in Anthropic's form: the events of its stream, and the message that they add up to.
 
 Knows content blocks, event names and stop reasons. Knows nothing about HTTP or how text comes.
 """
 
 from __future__ import annotations
 
-import copy
-import json
 import secrets
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
@@ -27,12 +25,16 @@ PING: Event = {"type": "ping"}
 
 
 class ContentBlocks:
-    """Turns pieces of an answer into the events of its content blocks, in the order they come."""
+    """Turns pieces of an answer into the events of its content blocks, in the order they come.
+
+    Attributes:
+        content: the blocks so far.
+    """
 
     def __init__(self, answer_id: str) -> None:
         """`answer_id` makes the ids of the calls."""
         self._id = answer_id
-        self._index = -1
+        self.content: list[dict[str, Any]] = []
         self._open = ""
         self._calls = 0
 
@@ -60,6 +62,7 @@ class ContentBlocks:
             if kind == "thinking":
                 block["signature"] = ""
             out.append(self._start(kind, block))
+        self.content[-1][kind] += value
         out.append(self._delta({"type": f"{kind}_delta", kind: value}))
         return out
 
@@ -68,39 +71,49 @@ class ContentBlocks:
         if not self._open:
             return []
         self._open = ""
-        return [{"type": "content_block_stop", "index": self._index}]
+        return [{"type": "content_block_stop", "index": len(self.content) - 1}]
 
     def _call(self, call: ToolCall) -> list[Event]:
         self._calls += 1
         name = f"toolu_{self._id}_{self._calls}"
         block = {"type": "tool_use", "id": name, "name": call.name, "input": {}}
         start = self._start("tool_use", block)
+        self.content[-1]["input"] = dict(call.arguments)
         text = input_json(call.arguments)
         piece = self._delta({"type": "input_json_delta", "partial_json": text})
         return [start, piece, *self.close()]
 
     def _start(self, kind: str, block: Mapping[str, Any]) -> Event:
-        self._index += 1
-        self._open = kind
-        return {"type": "content_block_start", "index": self._index, "content_block": dict(block)}
+        index, self._open = len(self.content), kind
+        self.content.append(dict(block))
+        return {"type": "content_block_start", "index": index, "content_block": dict(block)}
 
-    def _delta(self, delta: Mapping[str, Any]) -> Event:
-        return {"type": "content_block_delta", "index": self._index, "delta": dict(delta)}
+    def _delta(self, delta: Event) -> Event:
+        return {"type": "content_block_delta", "index": len(self.content) - 1, "delta": delta}
 
 
 class MessageEvents:
-    """The events of one answer, which fold to the plain reply."""
+    """The events of one answer, which add up to the plain reply."""
 
     def __init__(self, exchange: Exchange, reader: PieceReader, input_tokens: int) -> None:
         """`input_tokens` is the length of the prompt."""
         self._exchange = exchange
         self._reader = reader
-        self._input_tokens = input_tokens
+        answer_id = secrets.token_hex(12)
+        self._blocks = ContentBlocks(answer_id)
+        self._message: dict[str, Any] = {
+            "id": f"msg_{answer_id}", "type": "message", "role": "assistant",
+            "model": exchange.service.name, "content": [], "stop_reason": None,
+            "stop_sequence": None,
+            "usage": {"input_tokens": input_tokens, "output_tokens": 0},
+        }  # fmt: skip
 
     async def whole(self) -> dict[str, Any]:
         """The plain reply."""
         async with aclosing(self._events()) as source:
-            return folded([event async for event in source])
+            *_, ended, _ = [event async for event in source]
+        beside = {name: value for name, value in ended.items() if name not in ("type", "delta")}
+        return {**self._message, "content": self._blocks.content, **ended["delta"], **beside}
 
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The same as a stream."""
@@ -109,19 +122,11 @@ class MessageEvents:
                 yield sse.event(event, event["type"])
 
     async def _events(self) -> AsyncGenerator[Event, None]:
-        answer_id = secrets.token_hex(12)
-        blocks = ContentBlocks(answer_id)
-        message: dict[str, Any] = {
-            "id": f"msg_{answer_id}", "type": "message", "role": "assistant",
-            "model": self._exchange.service.name, "content": [], "stop_reason": None,
-            "stop_sequence": None,
-            "usage": {"input_tokens": self._input_tokens, "output_tokens": 0},
-        }  # fmt: skip
-        yield {"type": "message_start", "message": message}
+        yield {"type": "message_start", "message": self._message}
         yield PING
         async with aclosing(self._reader.pieces()) as source:
             async for piece in source:
-                for event in blocks.of(piece):
+                for event in self._blocks.of(piece):
                     yield event
                 if isinstance(piece, End):
                     self._exchange.count([piece])
@@ -149,37 +154,6 @@ def stop_reason(output: Output) -> str:
     if output.stopped_by is not None:
         return "stop_sequence"
     return "tool_use" if output.tool_calls else "end_turn"
-
-
-def folded(events: Iterable[Event]) -> dict[str, Any]:
-    """The message that a stream's events add up to."""
-    message: dict[str, Any] = {}
-    arguments: dict[int, str] = {}
-    for event in events:
-        kind = event["type"]
-        if kind == "message_start":
-            message = copy.deepcopy(event["message"])
-        elif kind == "content_block_start":
-            message["content"].append(dict(event["content_block"]))
-        elif kind == "content_block_delta":
-            _add(message["content"][event["index"]], event["delta"], arguments, event["index"])
-        elif kind == "message_delta":
-            message.update(event["delta"])
-            message["usage"].update(event["usage"])
-            message.update({k: v for k, v in event.items() if k not in ("type", "delta", "usage")})
-    for index, text in arguments.items():
-        message["content"][index]["input"] = json.loads(text)
-    return message
-
-
-def _add(
-    block: dict[str, Any], delta: Mapping[str, Any], arguments: dict[int, str], index: int
-) -> None:
-    if delta["type"] == "input_json_delta":
-        arguments[index] = arguments.get(index, "") + delta["partial_json"]
-    else:
-        field = delta["type"].removesuffix("_delta")
-        block[field] += delta[field]
 
 
 # -- the message as the OpenAPI document shows it --------------------------------------------------
