@@ -12,7 +12,7 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bench.chart import Lines
@@ -126,16 +126,20 @@ def served(llm: LLM, work: Sequence[Request], concurrency: int) -> float:
     return tokens(outputs) / (time.perf_counter() - start)
 
 
+def repeated(measure: Callable[[int], tuple[float, ...]], runs: int) -> list[list[float]]:
+    """Each number of a measurement over its runs, after one that warms up."""
+    found = [measure(run) for run in range(runs + 1)]
+    return [list(numbers) for numbers in zip(*found[1:], strict=True)]
+
+
 def throughput(llm: LLM, concurrency: int, total: int, runs: int) -> OfflinePoint:
     """The same requests with so many at once, `runs` times in either way."""
-    point = OfflinePoint(concurrency, [], [])
     work = requests(llm, total)
-    for run in range(runs + 1):
-        found = offline(llm, work, concurrency), served(llm, work, concurrency)
-        if run:  # the first warms up
-            point.offline_tokens_per_s.append(found[0])
-            point.served_tokens_per_s.append(found[1])
-    return point
+
+    def both(run: int) -> tuple[float, ...]:
+        return offline(llm, work, concurrency), served(llm, work, concurrency)
+
+    return OfflinePoint(concurrency, *repeated(both, runs))
 
 
 def first_frame_ms(llm: LLM, request: Request) -> float:
@@ -152,8 +156,8 @@ def first_frame_ms(llm: LLM, request: Request) -> float:
 
 def newcomer(llm: LLM, concurrency: int, runs: int) -> Wait:
     """A request that arrives while others run."""
-    wait = Wait(concurrency, [], [], [])
-    for run in range(runs + 1):
+
+    def once(run: int) -> tuple[float, ...]:
         pool = requests(llm, concurrency + 1)
         person = Request(
             token_ids=pool[-1].token_ids, params=pool[-1].params, frames=True, priority=1
@@ -179,11 +183,9 @@ def newcomer(llm: LLM, concurrency: int, runs: int) -> Wait:
             stream.close()
         for stream in load:
             stream.result()
-        if run:
-            wait.alone_ms.append(alone)
-            wait.loaded_ms.append(loaded)
-            wait.step_ms.append(step_ms)
-    return wait
+        return alone, loaded, step_ms
+
+    return Wait(concurrency, *repeated(once, runs))
 
 
 @dataclass(frozen=True)
@@ -216,16 +218,14 @@ def prefill_ms(llm: LLM, ids: Sequence[int]) -> float:
 
 def cached(llm: LLM, length: int, runs: int) -> Prefill:
     """A prompt encoded from nothing, and another with the same first nine tenths."""
-    found = Prefill(length, [], [])
-    for run in range(runs + 1):
+
+    def both(run: int) -> tuple[float, ...]:
         ids = list(prompt_ids(llm.config, length, run))
         other = ids[: length * 9 // 10] + list(prompt_ids(llm.config, length, 99))[: length // 10]
         llm.engine.forget()
-        times = prefill_ms(llm, ids), prefill_ms(llm, other)
-        if run:
-            found.cold_ms.append(times[0])
-            found.cached_ms.append(times[1])
-    return found
+        return prefill_ms(llm, ids), prefill_ms(llm, other)
+
+    return Prefill(length, *repeated(both, runs))
 
 
 def tables(points: Sequence[OfflinePoint], waits: Sequence[Wait], prefill: Prefill) -> list[Table]:
@@ -284,15 +284,9 @@ def measure(where: Where, options: argparse.Namespace, say: Say) -> tuple[Report
         waits.append(newcomer(llm, size, runs))
         say(f"{size} at once: served / offline {points[-1].ratio:.3f}")
     prefill = cached(llm, options.prompt, runs)
-    report = Report(
-        "Many requests at once",
-        where.command,
-        where.subject_of(llm),
-        tables(points, waits, prefill),
-        {"throughput": points, "newcomer": waits, "cached": prefill},
-        NOTES,
-    )
-    return report, [chart(points)]
+    values = {"throughput": points, "newcomer": waits, "cached": prefill}
+    shown = tables(points, waits, prefill)
+    return where.report("Many requests at once", llm, shown, values, NOTES), [chart(points)]
 
 
 if __name__ == "__main__":

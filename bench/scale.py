@@ -34,6 +34,8 @@ KINDS: dict[LayerType, str] = {
     "sliding_attention": "sliding layer",
     "full_attention": "full layer",
 }
+Times = Callable[[LLM, int], Sequence[float]]
+"""From a model and a number of requests to the milliseconds of their steps together."""
 TURNS = 3
 """How often each width, batch and stack is measured; one turn goes up, the next down."""
 AXES = ("prompt", "canvas", "batch", "layers")
@@ -171,31 +173,13 @@ def _network(
     return totals, rows
 
 
-def by_canvas(llm: LLM, canvases: Sequence[int], prompt: int, steps: int, say: Say) -> Series:
-    """A step against the width of the canvas."""
-    return _swept(
-        Series("canvas", "position", "step"), canvases,
-        lambda width: _steps(narrowed(llm, width), 1, prompt, steps), say,
-    )  # fmt: skip
-
-
-def by_batch(llm: LLM, batches: Sequence[int], prompt: int, steps: int, say: Say) -> Series:
-    """A step against how many requests share it."""
-    return _swept(
-        Series("batch", "request", "step"), batches,
-        lambda count: _steps(llm, count, prompt, steps), say,
-    )  # fmt: skip
-
-
-def by_layers(
-    llm: LLM, kind: LayerType, layers: Sequence[int], prompt: int, steps: int, say: Say
-) -> Series:
+def by_layers(llm: LLM, kind: LayerType, layers: Sequence[int], times: Times, say: Say) -> Series:
     """A step against how many layers of a kind there are; the last one is always full."""
     last: tuple[LayerType, ...] = ("full_attention",) if kind != "full_attention" else ()
     name = "sliding layers before a full one" if last else "full layers"
     return _swept(
         Series("layers", "layer", name), layers,
-        lambda count: _steps(stacked(llm, (*[kind] * count, *last)), 1, prompt, steps), say,
+        lambda count: times(stacked(llm, (*[kind] * count, *last)), 1), say,
     )  # fmt: skip
 
 
@@ -211,12 +195,6 @@ def _swept(
         series.points.append((place, median(times)))
         say(f"{series.axis} {place}, {series.name}: {median(times):.1f} ms")
     return series
-
-
-def _steps(llm: LLM, batch: int, prompt: int, steps: int) -> Sequence[float]:
-    """The steps after the first, each request with ids of its own."""
-    prompts = [prompt_ids(llm.config, prompt, seed) for seed in range(batch)]
-    return run(llm, prompts, steps + 1).steady_ms
 
 
 def tables(series: Sequence[Series], caches: Sequence[CacheSize]) -> list[Table]:
@@ -285,27 +263,28 @@ def measure(where: Where, options: argparse.Namespace, say: Say) -> tuple[Report
         if axis not in AXES:
             known = ", ".join(AXES)
             raise InvalidRequest(f"unknown axis {axis!r}{nearest(axis, AXES)}; known: {known}")
-    llm, prompt, steps = where.open(), options.prompt, options.steps
+    llm, steps = where.open(), options.steps
+
+    def times(model: LLM, batch: int) -> Sequence[float]:
+        """The steps after the first, each request with ids of its own."""
+        prompts = [prompt_ids(model.config, options.prompt, seed) for seed in range(batch)]
+        return run(model, prompts, steps + 1).steady_ms
+
     series: list[Series] = []
     caches: list[CacheSize] = []
     if "prompt" in axes:
         series, caches = by_prompt(llm, options.prompts, steps, say)
     if "canvas" in axes:
-        series.append(by_canvas(llm, options.canvases, prompt, steps, say))
+        one = Series("canvas", "position", "step")
+        series.append(_swept(one, options.canvases, lambda n: times(narrowed(llm, n), 1), say))
     if "batch" in axes:
-        series.append(by_batch(llm, options.batches, prompt, steps, say))
-    if "layers" in axes:
-        for kind in filter(llm.config.layer_types.count, KINDS):
-            series.append(by_layers(llm, kind, options.layers, prompt, steps, say))
-    report = Report(
-        "How the cost of a step grows",
-        where.command,
-        where.subject_of(llm),
-        tables(series, caches),
-        {"series": series, "cache": caches},
-        NOTES,
-    )
-    return report, charts(series)
+        one = Series("batch", "request", "step")
+        series.append(_swept(one, options.batches, lambda n: times(llm, n), say))
+    for kind in filter(llm.config.layer_types.count, KINDS) if "layers" in axes else ():
+        series.append(by_layers(llm, kind, options.layers, times, say))
+    values = {"series": series, "cache": caches}
+    title = "How the cost of a step grows"
+    return where.report(title, llm, tables(series, caches), values, NOTES), charts(series)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from dgemma.bench.clock import now_ms
+from dgemma.bench.report import Report
 from dgemma.bench.stats import median
 from dgemma.errors import EngineError, InvalidRequest
 from dgemma.llm import LLM, load
@@ -105,9 +106,10 @@ class Where:
             "dtype": str(dtype).removeprefix("torch."),
         }
 
-    def subject_of(self, llm: LLM) -> dict[str, str]:
-        """The same of a loaded model."""
-        return self.subject(llm.config, llm.choice.device, llm.choice.dtype)
+    def report(self, title: str, llm: LLM, *found: Any) -> Report:
+        """A report on a loaded model; `found` are its tables, values and notes."""
+        about = self.subject(llm.config, llm.choice.device, llm.choice.dtype)
+        return Report(title, self.command, about, *found)
 
 
 def prompt_ids(config: ModelConfig, length: int, seed: int = 0) -> tuple[int, ...]:

@@ -127,14 +127,9 @@ def report(where: Where, options: Namespace, say: Callable[[str], None]) -> Repo
         "seed", "prompt tokens", "committed tokens", "canvases", "steps", "first frame, ms",
         "first commit, ms", "total, ms",
     )  # fmt: skip
-    return Report(
-        f"Generation, prompt {len(prompt)}, at most {options.max_tokens} tokens",
-        where.command,
-        where.subject_of(llm),
-        [
-            Table(f"Medians of {len(answers)} answers", ("what", "value", "unit"), rows),
-            Table("Each answer", head, each),
-        ],
-        {"runs": answers, **middle},
-        NOTES,
-    )
+    shown = [
+        Table(f"Medians of {len(answers)} answers", ("what", "value", "unit"), rows),
+        Table("Each answer", head, each),
+    ]
+    title = f"Generation, prompt {len(prompt)}, at most {options.max_tokens} tokens"
+    return where.report(title, llm, shown, {"runs": answers, **middle}, NOTES)

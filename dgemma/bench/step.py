@@ -198,4 +198,4 @@ def report(where: Where, options: Namespace, say: Callable[[str], None]) -> Repo
     llm = where.open()
     found = measure_step(llm, options.prompt, options.steps)
     title = f"Denoising step, prompt {options.prompt}"
-    return Report(title, where.command, where.subject_of(llm), tables(found), plain(found), NOTES)
+    return where.report(title, llm, tables(found), plain(found), NOTES)
