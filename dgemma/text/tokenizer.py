@@ -254,23 +254,25 @@ def _gguf_backend(metadata: Mapping[str, Any]) -> Backend:
     """The vocabulary of Gemma 4 that GGUF metadata holds."""
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     types: list[int] = metadata["tokenizer.ggml.token_type"]
-    pairs = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
+    merges = [merge.partition(" ")[::2] for merge in metadata["tokenizer.ggml.merges"]]
     vocab = {token: token_id for token_id, token in enumerate(tokens)}
+    kinds = (_GGUF_CONTROL, _GGUF_USER_DEFINED)
+    control = [token for token, kind in zip(tokens, types, strict=True) if kind in kinds]
+    return gemma_backend(vocab, merges, control)
+
+
+def gemma_backend(
+    vocab: dict[str, int], merges: list[tuple[str, str]], control: Iterable[str]
+) -> Backend:
+    """A BPE of the Gemma family; `control` are the names of its control tokens."""
     backend = Backend(
-        models.BPE(vocab, pairs, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+        models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
     )
     backend.normalizer = normalizers.Replace(" ", SPACE)
     backend.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     )
-    control = (_GGUF_CONTROL, _GGUF_USER_DEFINED)
-    backend.add_special_tokens(
-        [
-            AddedToken(token, normalized=False, special=True)
-            for token, kind in zip(tokens, types, strict=True)
-            if kind in control
-        ]
-    )
+    backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in control])
     return backend
 
 

@@ -16,14 +16,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 from dgemma.constrain.schema_proofs import strings_in
 from dgemma.tasks import TASKS, make_example
+from dgemma.text.tokenizer import SPACE, gemma_backend
 from dgemma.weights.files import bundled_models
 
 VOCAB_SIZE = 1024
-SPACE = "\u2581"
 CONTROL_IDS = {
     "<pad>": 0, "<eos>": 1, "<bos>": 2, "<unk>": 3, "<mask>": 4,
     "<|tool>": 46, "<tool|>": 47, "<|tool_call>": 48, "<tool_call|>": 49,
@@ -107,17 +107,8 @@ def build_nano_tokenizer(texts: Iterable[str]) -> Tokenizer:
     taken = set(fixed.values())
     free = [k for k in range(VOCAB_SIZE) if k not in taken]
     vocab = fixed | dict(zip(order, free, strict=True))
-    tokenizer = Tokenizer(
-        models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
-    )
-    tokenizer.normalizer = normalizer
+    tokenizer = gemma_backend(vocab, merges, CONTROL_IDS)
     tokenizer.pre_tokenizer = splitter
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    tokenizer.add_special_tokens(
-        [AddedToken(token, normalized=False, special=True) for token in CONTROL_IDS]
-    )
     assert tokenizer.get_vocab_size() == VOCAB_SIZE, "two tokens were given the same text"
     return tokenizer
 
