@@ -15,7 +15,8 @@ from dgemma.frontend import read_text_files
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.text.chat import ChatTemplate
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.weights.files import Checkpoint, find_model, open_checkpoint
+from dgemma.weights.files import Checkpoint, open_checkpoint
+from dgemma.weights.find import find_model
 from dgemma.weights.load import load_weights
 from dgemma.weights.save import save_weights
 

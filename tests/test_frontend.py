@@ -12,7 +12,7 @@ from dgemma.frontend import Frontend, TextStream
 from dgemma.params import SamplingParams
 from dgemma.text.answer import AnswerReader
 from dgemma.types import Event, Output, Request
-from dgemma.weights.files import bundled_models
+from dgemma.weights.find import bundled_models
 from tests.support.client import Written
 from tests.support.nano import nano
 

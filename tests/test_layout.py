@@ -79,7 +79,7 @@ MAY_DEFER = {"cli", "dgemma", "__main__"}
 
 NO_TORCH = ("params", "types", "errors", "text", "constrain", "frontend", "tasks", "compose",
             "server", "engine.counters", "engine.events", "engine.page_allocator", "engine.pages",
-            "engine.request", "engine.scheduler", "engine.sequence")  # fmt: skip
+            "engine.request", "engine.scheduler", "engine.sequence", "weights.find")  # fmt: skip
 TORCH = {"torch", "triton", "transformers"}
 
 FILE_LINES, FUNCTION_LINES = 400, 60

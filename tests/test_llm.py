@@ -17,7 +17,7 @@ from dgemma.errors import ContextOverflow, InvalidRequest, TemplateError, Tokeni
 from dgemma.llm import LLM
 from dgemma.params import SamplingParams
 from dgemma.types import Output, Request
-from dgemma.weights.files import bundled_models
+from dgemma.weights.find import bundled_models
 from tests.support.nano import nano
 
 pytestmark = pytest.mark.model

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from dgemma.errors import ModelNotFound
 from dgemma.params import CONSTRAINT_FIELDS, OPTIONS, RELEASED, SamplingParams
-from dgemma.weights.files import find_model
+from dgemma.weights.find import find_model
 
 if TYPE_CHECKING:
     from dgemma.llm import LLM

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 from dgemma.cli.options import add_name, say
-from dgemma.weights.files import bundled_models
+from dgemma.weights.find import bundled_models
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -29,7 +29,7 @@ from huggingface_hub.file_download import http_get, repo_folder_name
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from dgemma.errors import CheckpointError, ModelNotFound
-from dgemma.weights.files import CONFIG, hub_cache
+from dgemma.weights.find import CONFIG, hub_cache
 
 logger = logging.getLogger("dgemma")
 

@@ -26,7 +26,8 @@ from dgemma.errors import CheckpointError
 from dgemma.model.config import ModelConfig
 from dgemma.model.hf_config import MODEL_TYPE, write_config
 from dgemma.model.hf_generation import GenerationDefaults, write_generation_config
-from dgemma.weights.files import CONFIG, GENERATION_CONFIG, Checkpoint, read_json
+from dgemma.weights.files import GENERATION_CONFIG, Checkpoint, read_json
+from dgemma.weights.find import CONFIG
 from dgemma.weights.load import aside_names
 from dgemma.weights.names import to_checkpoint
 from dgemma.weights.safetensors import write_shards

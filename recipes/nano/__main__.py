@@ -11,7 +11,7 @@ from dgemma.loading import load_model
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.train.loop import train
-from dgemma.weights.files import bundled_models
+from dgemma.weights.find import bundled_models
 from recipes.nano.recipe import PLAN, NanoBatches, export, nano_config
 
 

@@ -26,7 +26,7 @@ from dgemma.text.tokenizer import Tokenizer
 from dgemma.train.checkpoint import load_average
 from dgemma.train.data import Sample, TrainingBatch, make_batch, to_sample
 from dgemma.train.loop import TrainingPlan
-from dgemma.weights.files import bundled_models
+from dgemma.weights.find import bundled_models
 from dgemma.weights.save import save_weights
 from recipes.nano.mix import mix_at
 

@@ -21,7 +21,7 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from dgemma.constrain.schema_proofs import strings_in
 from dgemma.tasks import TASKS, make_example
 from dgemma.text.tokenizer import SPACE, gemma_backend
-from dgemma.weights.files import bundled_models
+from dgemma.weights.find import bundled_models
 
 VOCAB_SIZE = 1024
 CONTROL_IDS = {

@@ -18,7 +18,7 @@ from dgemma import device
 from dgemma.cli import main as cli
 from dgemma.cli.options import DTYPES, SAMPLING
 from dgemma.evaluate import parity
-from dgemma.weights.files import bundled_models
+from dgemma.weights.find import bundled_models
 from tests.support.commands import Ran
 
 

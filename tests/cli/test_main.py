@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from dgemma.cli import main as cli
 from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.hf_config import write_config
-from dgemma.weights.files import bundled_models
+from dgemma.weights.find import bundled_models
 from tests.support.commands import Ran
 
 WEIGHTS = "model.safetensors"

@@ -8,7 +8,7 @@ import pytest
 
 from dgemma.text.answer import AnswerReader, first_stop, held
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.weights.files import bundled_models
+from dgemma.weights.find import bundled_models
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ from dgemma.errors import CheckpointError, ConfigError, ModelNotFound
 from dgemma.model.config import ModelConfig
 from dgemma.model.hf_generation import GenerationDefaults
 from dgemma.model.transformer import DiffusionGemma
-from dgemma.weights import files
-from dgemma.weights.files import find_model, hub_cache, load_config, open_checkpoint
+from dgemma.weights import find
+from dgemma.weights.files import load_config, open_checkpoint
+from dgemma.weights.find import find_model, hub_cache
 from dgemma.weights.safetensors import INDEX
 from dgemma.weights.save import save_weights
 
@@ -42,7 +43,7 @@ def cached(name: str, config: str = "{}", ref: str | None = "main") -> Path:
 
 def test_order_of_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bundled, then directory, then hub cache: "./nano" is how one names a directory `nano`."""
-    monkeypatch.setattr(files, "ASSETS", tmp_path / "assets")
+    monkeypatch.setattr(find, "ASSETS", tmp_path / "assets")
     bundled = tmp_path / "assets" / "nano"
     bundled.mkdir(parents=True)
     (bundled / "config.json").write_text("{}")
@@ -92,7 +93,7 @@ def test_not_found_says_what_was_looked_for(
     """The message is all that a user has to go on: three places and the remedy."""
     (tmp_path / "assets" / "nano").mkdir(parents=True)
     (tmp_path / "assets" / "nano" / "config.json").write_text("{}")
-    monkeypatch.setattr(files, "ASSETS", tmp_path / "assets")
+    monkeypatch.setattr(find, "ASSETS", tmp_path / "assets")
     with pytest.raises(ModelNotFound) as caught:
         find_model("org/name")
     message = str(caught.value)

@@ -14,7 +14,7 @@ import pytest
 
 from dgemma.model.config import ModelConfig
 from dgemma.model.hf_config import write_config
-from dgemma.weights.files import CONFIG
+from dgemma.weights.find import CONFIG
 from dgemma.weights.safetensors import INDEX
 
 pytestmark = pytest.mark.process

@@ -17,7 +17,8 @@ import pytest
 from dgemma.errors import CheckpointError, MissingExtra, ModelNotFound
 from dgemma.model.config import ModelConfig
 from dgemma.model.transformer import DiffusionGemma
-from dgemma.weights.files import find_model, hub_cache, open_checkpoint
+from dgemma.weights.files import open_checkpoint
+from dgemma.weights.find import find_model, hub_cache
 from dgemma.weights.hub import pull
 from dgemma.weights.save import save_weights
 

@@ -1,0 +1,83 @@
+"""Finds the directory of a model by its name, without the network and without torch.
+
+A name is a bundled model ("nano"), a directory, or a hub name ("org/name") in the local hub cache.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from dgemma.errors import ModelNotFound, nearest
+
+CONFIG = "config.json"
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+
+Origin = Literal["bundled", "directory", "hub cache"]
+
+
+def hub_cache() -> Path:
+    """The local hub cache, found as huggingface-hub does."""
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if value := os.environ.get(name):
+            return Path(os.path.expanduser(os.path.expandvars(value)))
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("HF_HOME") or f"{base}/huggingface"
+    return Path(os.path.expanduser(os.path.expandvars(home))) / "hub"
+
+
+def bundled_models() -> dict[str, Path]:
+    """Name and directory of every model inside the package."""
+    return {path.parent.name: path.parent for path in sorted(ASSETS.glob(f"*/{CONFIG}"))}
+
+
+def find_model(name: str | Path, revision: str | None = None) -> tuple[Path, Origin]:
+    """The directory of a model, and how it was found.
+
+    Args:
+        name: a bundled name, a directory, or a hub name in the local cache, tried in this order.
+        revision: branch, tag or commit of a hub name; None means "main".
+
+    Raises:
+        ModelNotFound: none of the three; the message says what was looked for where.
+    """
+    bundled = bundled_models()
+    if str(name) in bundled:
+        return bundled[str(name)], "bundled"
+    directory = Path(os.path.expanduser(name))
+    if str(name) and os.path.isdir(
+        directory
+    ):  # unlike Path.is_dir, also for names no file could have
+        return directory, "directory"
+    looked = [
+        f"bundled models: {', '.join(bundled) or 'none'}{nearest(str(name), bundled)}",
+        f"directory: {directory.absolute()} is not there",
+    ]
+    remedy = "Give a directory or a hub name of the form 'org/name'"
+    if _is_hub_name(str(name)):
+        snapshot, reason = _cached_snapshot(str(name), revision or "main")
+        if snapshot is not None:
+            return snapshot, "hub cache"
+        looked.append(f"hub cache: {reason}")
+        remedy = f"Download it with `dgemma pull {name}`"
+    lines = "\n  ".join(looked)
+    raise ModelNotFound(f"no model named {str(name)!r}. Looked for it among\n  {lines}\n{remedy}.")
+
+
+def _is_hub_name(name: str) -> bool:
+    owner, slash, model = name.partition("/")
+    return bool(slash and owner.strip(".~") and model) and "/" not in model and "\\" not in name
+
+
+def _cached_snapshot(name: str, revision: str) -> tuple[Path | None, str]:
+    """The snapshot of a hub name in the cache, or None and what is not there."""
+    root = hub_cache() / f"models--{name.replace('/', '--')}"
+    if not os.path.isdir(root):
+        return None, f"{root} is not there"
+    ref = root / "refs" / revision
+    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
+    snapshot = root / "snapshots" / commit
+    if not (snapshot / CONFIG).is_file():
+        return None, f"{root} has no complete snapshot of revision {revision!r}"
+    return snapshot, ""
