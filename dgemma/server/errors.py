@@ -160,17 +160,18 @@ def renamed(refused: Refusal, names: Mapping[str, Sequence[str]], sent: Any) -> 
     field = refused.param
     if field is None or field not in names:
         return refused
-    name = next((one for one in names[field] if _holds(sent, one)), names[field][0])
+    name = next((one for one in names[field] if at_path(sent, one) is not None), names[field][0])
     message = refused.message
     if message.startswith(field):
         message = name + message[len(field) :]
     return Refusal(refused.status, message, param=name, code=refused.code, headers=refused.headers)
 
 
-def _holds(value: Any, path: str) -> bool:
-    for name in path.split("."):
+def at_path(value: Any, path: str, between: str = ".") -> Any:
+    """The value at a path through the objects of a JSON value; None: there is none."""
+    for name in path.split(between):
         value = value.get(name) if isinstance(value, Mapping) else None
-    return value is not None
+    return value
 
 
 def dialect_of(path: str) -> Dialect:

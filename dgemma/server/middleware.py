@@ -26,6 +26,7 @@ from dgemma.server.limits import walk
 from dgemma.server.request_body import Body
 from dgemma.server.service import Service
 from dgemma.server.sse import ClientGone
+from dgemma.text.tokenizer import SURROGATE
 
 log = logging.getLogger("dgemma.server")
 
@@ -46,7 +47,6 @@ OPEN_PATHS = frozenset({"/health"})
 """Paths that need no key."""
 
 _ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class AccessLog:
@@ -282,7 +282,7 @@ def check_json(body: bytes, depth: int) -> None:
     except ValueError as error:  # a number of thousands of digits
         raise _broken("holds too long a number") from error
     for one, level in walk(value):
-        if isinstance(one, str) and not one.isascii() and _SURROGATE.search(one):
+        if isinstance(one, str) and not one.isascii() and SURROGATE.search(one):
             raise _broken("holds a lone surrogate, which is not text; send valid Unicode")
         if level > depth + 1:
             raise too_deep

@@ -18,6 +18,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from dgemma.errors import EngineError
 from dgemma.frontend import ModelFacts, TextStream
@@ -195,10 +196,8 @@ class PieceReader:
         self._chat = chat
         self._open = chat and thought_is_open(MarkerIds.of(facts.tokenizer), request.token_ids)
         self._must_call = must_call
-        self._parser = (
-            StreamParser(facts.tokenizer, thought_open=self._open, must_call=must_call)
-            if chat
-            else None
+        self._parser = StreamParser(
+            facts.tokenizer, chat=chat, thought_open=self._open, must_call=must_call
         )
         self._held = _Held(one_call)
         self._most_steps = most_steps
@@ -252,18 +251,15 @@ class PieceReader:
         self._committed += event.ids
         if event.whole:
             self._begun = len(self._committed)
-        if self._parser is None:
-            yield from map(Text, words(event.text))
-        else:
-            held.free += len(event.text)
-            held.waiting += self._parser.push(event.ids)
-            rest = self._parser.finish() if output is not None else []
-            if output is not None and output.stopped_by is None:
-                held.waiting += rest
+        held.free += len(event.text)
+        held.waiting += self._parser.push(event.ids)
+        rest = self._parser.finish() if output is not None else []
+        if output is not None and output.stopped_by is None:
+            held.waiting += rest
+        yield from held.release()
+        if output is not None:
+            held.drop_text()
             yield from held.release()
-            if output is not None:
-                held.drop_text()
-                yield from held.release()
         if output is not None and self._read_only:
             yield from map(Text, words(self._facts.tokenizer.decode(output.token_ids)))
 
@@ -274,7 +270,7 @@ class PieceReader:
             return self.scores(event.output, self._scored)
         if not self._scores or self._request.params.stop:
             return ()
-        first, known = self._scored, self._fields()
+        first, known = self._scored, self._parser.fields
         self._scored = len(known)
         return _of_text(self._scores[first:], known[first:])
 
@@ -284,9 +280,9 @@ class PieceReader:
 
     def _frame(self, event: Event) -> Frame:
         earlier = self._committed[: self._begun]  # the draft holds all of its canvas
-        if self._parser is None:
+        if not self._chat:
             decode = self._facts.tokenizer.decode
-            ids = _before_end(event.ids, self._facts.end_ids)
+            ids = list(takewhile(lambda i: i not in self._facts.end_ids, event.ids))
             text = decode(ids)
             return Frame(event, text, "", decode([*earlier, *ids]), self._most_steps)
         before = self._parse(earlier)
@@ -300,19 +296,15 @@ class PieceReader:
 
     def _end(self, output: Output, times: Times) -> End:
         width = canvas_width(self._request.params, self._facts.canvas)
-        thoughts = self._fields()[: len(output.token_ids)].count("thinking")
+        thoughts = self._parser.fields[: len(output.token_ids)].count("thinking")
         return End(output, times, width, thoughts)
-
-    def _fields(self) -> Sequence[Field]:
-        """The field of each committed id, as far as it is known."""
-        return ["text"] * len(self._committed) if self._parser is None else self._parser.fields
 
     def scores(self, output: Output, first: int = 0) -> list[TokenScore]:
         """Those of the answer's text, from an output's token on, after the last piece; those of
         every position if nothing was committed."""
         if self._read_only or not output.scores:
             return list(output.scores)
-        return _of_text(output.scores[first:], self._fields()[first : len(output.token_ids)])
+        return _of_text(output.scores[first:], self._parser.fields[first : len(output.token_ids)])
 
 
 def _of_text(scores: Sequence[TokenScore], fields: Sequence[Field]) -> list[TokenScore]:
@@ -332,11 +324,6 @@ def _check(output: Output) -> None:
             503, "the request was ended before its answer was done: the server is shutting down; "
             "try again later", code="cancelled",
         )  # fmt: skip
-
-
-def _before_end(ids: Sequence[int], end_ids: Sequence[int]) -> Sequence[int]:
-    ends = set(end_ids)
-    return ids[: next((k for k, token_id in enumerate(ids) if token_id in ends), len(ids))]
 
 
 @dataclass(slots=True)

@@ -64,6 +64,12 @@ def bounded(name: str, default: Any = None, description: str | None = None) -> A
     return Field(default=default, gt=above, ge=from_, le=most, description=description)
 
 
+def strings(name: str) -> Any:
+    """A field of strings, which `SamplingParams` counts."""
+    about = f"at most {MOST_STRINGS[name]} strings of {LONGEST_STRING} characters"
+    return Field(default=None, description=about)
+
+
 class Diffusion(Body):
     """How the canvas is denoised, and which drafts are sent.
 
@@ -144,16 +150,10 @@ class SamplingFields(Ignorable):
     top_p: float | None = bounded("top_p")
     top_k: TopK = None
     min_p: float | None = bounded("min_p")
-    stop: str | list[str] | None = Field(
-        default=None,
-        description=f"at most {MOST_STRINGS['stop']} strings of {LONGEST_STRING} characters",
-    )
+    stop: str | list[str] | None = strings("stop")
     min_tokens: int | None = bounded("min_tokens")
     logit_bias: dict[str, float] | None = None
-    bad_words: list[str] | None = Field(
-        default=None,
-        description=f"at most {MOST_STRINGS['bad_words']} strings of {LONGEST_STRING} characters",
-    )
+    bad_words: list[str] | None = strings("bad_words")
     allowed_token_ids: SetOfIds | None = None
     logprob_token_ids: SetOfIds | None = None
     guided_json: dict[str, Any] | str | None = None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dgemma.text.parse import StreamParser
-from dgemma.text.tokenizer import Detokenizer, Tokenizer
+from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import ToolCall
 
 
@@ -41,12 +41,9 @@ class AnswerReader:
         """
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
-        self._parser = (
-            StreamParser(tokenizer, thought_open=thought_open, must_call=must_call)
-            if chat
-            else None
+        self._parser = StreamParser(
+            tokenizer, chat=chat, thought_open=thought_open, must_call=must_call
         )
-        self._plain = Detokenizer(tokenizer)
         self._whole = ""  # all text so far, held back or not
         self._ends: list[int] = []  # length of `_whole` after each id
         self.text = ""
@@ -76,10 +73,10 @@ class AnswerReader:
             return ""
         if self._stop:
             for token_id in ids:
-                self._read([token_id])
+                self._fold(self._parser.push([token_id]))
                 self._ends.append(len(self._whole))
         else:
-            self._read(ids)
+            self._fold(self._parser.push(ids))
         self.kept += len(ids)
         return self._advance(final=False)
 
@@ -87,17 +84,8 @@ class AnswerReader:
         """End the answer, and return the text that was held back."""
         if self.stopped:
             return ""
-        if self._parser is not None:
-            self._fold(self._parser.finish())
-        else:
-            self._whole += self._plain.flush()
+        self._fold(self._parser.finish())
         return self._advance(final=True)
-
-    def _read(self, ids: Sequence[int]) -> None:
-        if self._parser is not None:
-            self._fold(self._parser.push(ids))
-        else:
-            self._whole += self._plain.push(ids)
 
     def _fold(self, deltas: Sequence[tuple[str, object]]) -> None:
         for field, value in deltas:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dgemma.errors import InvalidRequest, bad_field, nearest
+from dgemma.text.calls import DEEPEST
+from dgemma.text.tokenizer import SURROGATE
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
-DEEPEST = 64
-"""How deep values may be nested in arguments, results and schemas."""
 _FIELDS = {
     "system": ("role", "content"),
     "developer": ("role", "content"),
@@ -24,11 +22,11 @@ _FIELDS = {
     "assistant": ("role", "content", "tool_calls", "reasoning", "reasoning_content"),
     "tool": ("role", "content", "name", "tool_call_id"),
 }
+ROLES = tuple(_FIELDS)
 _NOT_YET = {
     "image": "images", "image_url": "images", "input_image": "images", "audio": "audio",
     "input_audio": "audio", "video": "video", "video_url": "video", "file": "files",
 }  # fmt: skip
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def clean_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -205,7 +203,7 @@ def _name(function: Mapping[str, Any], where: str) -> str:
 def _text(value: object, where: str) -> str:
     if not isinstance(value, str):
         raise bad_field(where, f"must be a string, got {type(value).__name__}")
-    if not value.isascii() and _SURROGATE.search(value):
+    if not value.isascii() and SURROGATE.search(value):
         raise bad_field(where, "has a lone surrogate; send valid Unicode")
     return value
 

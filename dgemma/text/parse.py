@@ -77,6 +77,9 @@ def thought_is_open(markers: MarkerIds, ids: Sequence[int]) -> bool:
     return False
 
 
+NO_MARKERS = MarkerIds(-1, -1, -1, -1, -1, frozenset())
+
+
 class StreamParser:
     """Parses ids as they come.
 
@@ -90,15 +93,18 @@ class StreamParser:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, *, thought_open: bool = False, must_call: bool = False
-    ) -> None:
+        self, tokenizer: Tokenizer, *, chat: bool = True, thought_open: bool = False,
+        must_call: bool = False,
+    ) -> None:  # fmt: skip
         """
         Args:
+            chat: False: all ids are text; control tokens are dropped, and none ends the answer.
             thought_open: the prompt ended within a thought, see `thought_is_open`.
             must_call: the answer has to be a call, so one that its end cuts off is dropped, not
                 turned into text.
         """
-        self._markers = MarkerIds.of(tokenizer)
+        self._markers = MarkerIds.of(tokenizer) if chat else NO_MARKERS
+        self._special = tokenizer.special_ids if chat else frozenset[int]()
         self._tokenizer = tokenizer
         self._letters = Detokenizer(tokenizer)
         self._state: Literal["text", "thinking", "tool_call", "end"] = "text"
@@ -122,12 +128,11 @@ class StreamParser:
         """
         out: list[Delta] = []
         start = 0
-        special = self._tokenizer.special_ids
         for k, token_id in enumerate(ids):
             if self._state == "end":
                 self.fields += [""] * (len(ids) - k)
                 return _joined(out)
-            if token_id in special:
+            if token_id in self._special:
                 self._ordinary(ids[start:k], out)
                 self._control(token_id, out)
                 start = k + 1

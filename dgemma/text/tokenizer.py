@@ -26,7 +26,7 @@ SPACE = "\u2581"
 """How the vocabulary writes a space."""
 REMEDY = "take the tokenizer files from the model's own page"
 _CONTROL_FORM = re.compile(r"<\|[^<>]+\|?>|<[^<>|]+\|>")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+SURROGATE = re.compile("[\ud800-\udfff]")
 _GGUF_CONTROL, _GGUF_USER_DEFINED = 3, 4
 _NAMES = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
 
@@ -185,7 +185,7 @@ class Tokenizer:
         return detokenizer.push(ids) + detokenizer.flush()
 
     def _plain(self, text: str) -> list[int]:
-        if not text.isascii() and (bad := _SURROGATE.search(text)):
+        if not text.isascii() and (bad := SURROGATE.search(text)):
             raise InvalidRequest(
                 f"the text has a lone surrogate ({bad.group()!a}) at character {bad.start()}; "
                 "send valid Unicode"

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from dgemma.compose.edit import STRENGTH
 from dgemma.compose.fill import Hole
 from dgemma.errors import bad_field
 from dgemma.frontend import ModelFacts
@@ -22,7 +23,6 @@ from dgemma.text.token_table import token_table_of
 from dgemma.types import CanvasControl
 
 MOST_SEGMENTS = 256
-STRENGTH = 0.6
 
 
 class Segment(Body):

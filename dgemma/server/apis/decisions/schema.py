@@ -12,12 +12,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, Field
 
 from dgemma.compose.decide import Answer
-from dgemma.compose.questions import Choice, Predicate, Question, Score
+from dgemma.compose.questions import MOST_CHOICES, Choice, Predicate, Question, Score
 from dgemma.errors import InvalidRequest, bad_field
 from dgemma.server.accounting import DiffusionUsage
 from dgemma.server.request_body import Body
 
-MOST_QUESTIONS, MOST_OPTIONS, MOST_SAMPLES, MOST_READINGS = 64, 255, 64, 256
+MOST_QUESTIONS, MOST_SAMPLES, MOST_READINGS = 64, 64, 256
 """The last bounds questions times samples, each of which is a reading of its own."""
 
 
@@ -55,7 +55,7 @@ class ChoiceQuestion(_Question):
 
     type: Literal["choice"]
     name: str
-    choices: list[Option] = Field(min_length=2, max_length=MOST_OPTIONS)
+    choices: list[Option] = Field(min_length=2, max_length=MOST_CHOICES)
 
     def question(self) -> Question:
         """The same for `dgemma.compose`."""
@@ -68,7 +68,7 @@ class ScoreQuestion(_Question):
 
     type: Literal["score"]
     name: str
-    levels: list[Level] = Field(min_length=2, max_length=MOST_OPTIONS)
+    levels: list[Level] = Field(min_length=2, max_length=MOST_CHOICES)
 
     def question(self) -> Question:
         """The same for `dgemma.compose`."""
@@ -138,7 +138,7 @@ class NamedChoice(_Question):
     """Which of these? `criteria` has the values with their meanings."""
 
     type: Literal["choice"]
-    criteria: dict[str, str] = Field(min_length=2, max_length=MOST_OPTIONS)
+    criteria: dict[str, str] = Field(min_length=2, max_length=MOST_CHOICES)
 
     def question(self, name: str) -> Question:
         """The same for `dgemma.compose`."""
@@ -149,7 +149,7 @@ class NamedScore(_Question):
     """How much? `criteria` has the levels from the least to the most."""
 
     type: Literal["score"]
-    criteria: list[str] = Field(min_length=2, max_length=MOST_OPTIONS)
+    criteria: list[str] = Field(min_length=2, max_length=MOST_CHOICES)
 
     def question(self, name: str) -> Question:
         """The same for `dgemma.compose`."""

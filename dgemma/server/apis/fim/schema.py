@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dgemma.params import bounds
 from dgemma.server.accounting import DiffusionUsage, Timings
+from dgemma.server.errors import at_path
 from dgemma.server.request_body import Body
 from dgemma.server.sampling_fields import (
     Diffusion,
@@ -145,14 +146,8 @@ def picked(body: Mapping[str, Any], fields: Sequence[str] | None) -> dict[str, A
     """Only these fields of a reply; those of objects within it under their whole path."""
     if fields is None:
         return dict(body)
-    out: dict[str, Any] = {}
-    for path in fields:
-        value: Any = body
-        for name in path.split("/"):
-            value = value.get(name) if isinstance(value, Mapping) else None
-        if value is not None:
-            out[path] = value
-    return out
+    found = {path: at_path(body, path, "/") for path in fields}
+    return {path: value for path, value in found.items() if value is not None}
 
 
 class InfillTimings(Timings):
