@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import stdev
 
 from dgemma.compose.calibration import Calibration, softmax, tempered
 from dgemma.compose.length import mean
@@ -250,7 +251,7 @@ def _answer(
     average = [mean(column) for column in zip(*draws, strict=True)]
     probabilities = tempered(average, temperature)
     best = max(range(len(average)), key=lambda n: (probabilities[n], -n))
-    weights = [0.0] * len(average)  # of what the answer says in one number
+    weights = [0.0] * len(average)  # of the choices in the one number that the answer states
     if isinstance(question, Predicate):
         weights[0] = 1.0
     elif isinstance(question, Score):
@@ -264,7 +265,7 @@ def _answer(
         probabilities=tuple(zip(found.values, probabilities, strict=True)),
         probability=said if isinstance(question, Predicate) else None,
         score=said if isinstance(question, Score) else None,
-        stderr=_standard_error(spread),
+        stderr=stdev(spread) / math.sqrt(len(spread)) if len(spread) > 1 else None,
         label_mass=mean([sum(map(math.exp, row)) for row in rows]),
     )  # fmt: skip
 
@@ -278,10 +279,3 @@ def _scaled(logprobs: Sequence[float]) -> tuple[float, ...]:
 
 def _weighted(weights: Sequence[float], values: Sequence[float]) -> float:
     return sum(w * v for w, v in zip(weights, values, strict=True))
-
-
-def _standard_error(values: Sequence[float]) -> float | None:
-    if len(values) < 2:
-        return None
-    middle = mean(values)
-    return math.sqrt(sum((v - middle) ** 2 for v in values) / (len(values) - 1) / len(values))

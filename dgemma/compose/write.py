@@ -119,8 +119,8 @@ class LengthSearch:
         self.writer, self.window = writer, window
         self.most = self._most()
         self.read: dict[Lengths, list[tuple[float, float]]] = {}  # of each slot: reading, score
+        # of each slot, by the lengths tried for it: the score, and among equals the reading
         self.worth: list[dict[int, tuple[float, float]]] = [{} for _ in window.gaps]
-        """Of each slot, by the lengths tried for it: the score, and the reading for equal ones."""
 
     def run(self) -> Plan[list[Placed]]:
         """The best candidates, placed, the best first; a single one if there is no choice."""

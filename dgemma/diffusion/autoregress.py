@@ -1,4 +1,4 @@
-"""The twin: the same weights decoded token by token, for comparison with the canvas loop.
+"""Autoregressive decoding by the same weights, for comparison with the canvas loop.
 
 The encode mode with the tied head is an ordinary autoregressive Gemma. Decoding is greedy: the
 most likely allowed id, at every token. It draws nothing, so all seeds give the same answer; fields
@@ -20,19 +20,6 @@ from dgemma.kernels.controls import Controls
 from dgemma.params import REFUSED_BY_AUTOREGRESSIVE, SamplingParams
 
 Greedy = Callable[[Tensor, Controls], Tensor]  # hidden [N, D] -> ids [N], -1 where not finite
-
-
-def refuse_diffusion_fields(params: SamplingParams) -> None:
-    """Refuse what the twin would have to ignore.
-
-    Raises:
-        InvalidRequest: a field of `REFUSED_BY_AUTOREGRESSIVE` is set; the message names it.
-    """
-    for name in REFUSED_BY_AUTOREGRESSIVE:
-        if getattr(params, name) is not None:
-            raise InvalidRequest(
-                f"{name} has no meaning for autoregressive decoding, which is greedy; leave it out"
-            )
 
 
 @torch.no_grad()
@@ -57,7 +44,11 @@ def autoregress(
             too long.
         EngineError: the network returned numbers that are not finite.
     """
-    refuse_diffusion_fields(params)
+    for name in REFUSED_BY_AUTOREGRESSIVE:  # it would have to ignore them
+        if getattr(params, name) is not None:
+            raise InvalidRequest(
+                f"{name} has no meaning for autoregressive decoding, which is greedy; leave it out"
+            )
     spec.check_room(prompt, 1)
     controls = Controls(suppress_ids=spec.suppress_ids)
     limit = min(params.max_tokens or spec.context_length, spec.context_length - len(prompt))

@@ -27,14 +27,14 @@ FREE = Controls()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CanvasSpec:
-    """What the sampler must know of a checkpoint.
+    """The facts of a checkpoint that the sampler needs.
 
     Attributes:
         length: tokens of a canvas.
         vocab_size: ids are below it.
         context_length: most positions of prompt and answer together.
         end_ids: ids that end an answer.
-        pad_id: what stands behind the first end id of a committed canvas.
+        pad_id: fills a committed canvas after its first end id.
         suppress_ids: ids that are neither sampled nor drawn as noise (image and video
             placeholders). Empty is the behaviour of `transformers`.
         device: where the canvases live, which is where the network lives.
@@ -127,7 +127,7 @@ class Commit:
     """A finished canvas.
 
     Attributes:
-        canvas_ids: all C ids; behind the first end id only padding.
+        canvas_ids: all C ids; after the first end id only padding.
         token_ids: those before the first end id.
         ended: whether there is an end id.
     """
@@ -139,13 +139,13 @@ class Commit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """What a reference loop made of one prompt.
+    """The answer of a reference loop to one prompt.
 
     Attributes:
         token_ids: the answer without end ids, cut at `max_tokens`.
         finish_reason: "stop" where an end id came within `max_tokens`, else "length".
-        canvases: the committed canvases, whole (none for the twin).
-        steps: denoising steps of each canvas (for the twin its passes, one number).
+        canvases: the committed canvases, whole (none if autoregressive).
+        steps: denoising steps of each canvas (if autoregressive its passes, one number).
         trace: every denoising step.
     """
 
@@ -154,24 +154,6 @@ class Generation:
     canvases: tuple[tuple[int, ...], ...] = ()
     steps: tuple[int, ...] = ()
     trace: tuple[TraceStep, ...] = ()
-
-    @classmethod
-    def of(
-        cls,
-        answer: Sequence[int],
-        limit: int,
-        commits: Sequence[Commit],
-        trace: Sequence[TraceStep],
-    ) -> Generation:
-        """The answer of these commits (and of closed thoughts), cut at `limit` tokens."""
-        ended = bool(commits) and commits[-1].ended and len(answer) <= limit
-        return cls(
-            token_ids=tuple(answer[:limit]),
-            finish_reason="stop" if ended else "length",
-            canvases=tuple(commit.canvas_ids for commit in commits),
-            steps=tuple(sum(t.canvas == c for t in trace) for c in range(len(commits))),
-            trace=tuple(trace),
-        )
 
 
 def states(after: Canvas) -> bytes:

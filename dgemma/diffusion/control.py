@@ -1,4 +1,4 @@
-"""What a request fixes on a canvas: where it begins, which ids may stand where, what is reported.
+"""The part of a canvas that a request fixes: its start, the ids allowed where, the scores reported.
 
 Turns plain values (`SamplingParams`, `CanvasControl`, what a language leaves open) into the first
 `Canvas` and the `Controls` of its rows. Knows nothing about networks, engines or text.
@@ -60,12 +60,8 @@ def check_control(control: CanvasControl, spec: CanvasSpec) -> None:
                 f"{spec.length}; give fewer or a wider canvas_length",
                 field=what,
             )
-    for what, ids in (("ids", control.ids), ("bias", [i for _, i, _ in control.bias])):
-        wrong = [i for i in ids if not (-1 if what == "ids" else 0) <= i < spec.vocab_size]
-        if wrong:
-            raise InvalidRequest(
-                f"{what} {wrong[0]} is outside the vocabulary of {spec.vocab_size}", field=what
-            )
+    _inside([i for i in control.ids if i != -1], spec, "ids")
+    _inside([i for _, i, _ in control.bias], spec, "bias")
 
 
 def controls_for(

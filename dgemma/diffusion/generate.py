@@ -91,7 +91,14 @@ def generate(
                 commits.append(finish(canvas, spec))
         pending, control = list(commits[-1].token_ids), None
         answer += pending
-    return Generation.of(answer, limit, commits, trace)
+    ended = bool(commits) and commits[-1].ended and len(answer) <= limit
+    return Generation(
+        token_ids=tuple(answer[:limit]),
+        finish_reason="stop" if ended else "length",
+        canvases=tuple(commit.canvas_ids for commit in commits),
+        steps=tuple(sum(t.canvas == c for t in trace) for c in range(len(commits))),
+        trace=tuple(trace),
+    )
 
 
 def denoise(

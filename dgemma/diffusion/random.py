@@ -1,7 +1,7 @@
 """Random draws as a function: seed, canvas, step, position and purpose give the number.
 
 There is no generator and no state, so a request draws the same numbers alone, in any batch and
-after it was put aside, and two draws never disturb each other. All of it is integer operations of
+after it was preempted, and two draws never disturb each other. All of it is integer operations of
 torch on int64 with wrap-around, which give the same bits on a CPU and on CUDA.
 
     stream key   SplitMix64 of the seed, of which output number `canvas` seeds a SplitMix64,
@@ -26,13 +26,11 @@ from dgemma.errors import InvalidRequest
 
 
 class Purpose(IntEnum):
-    """What a number is drawn for. The values are part of the streams: never renumber."""
+    """The use of a number. The values are part of the streams: never renumber or reuse (4 was)."""
 
     SAMPLE = 1
     NOISE = 2
     START = 3
-    AUTOREGRESS = 4
-    """Kept for a twin that samples; `autoregress.py` is greedy and draws nothing."""
     SEED = 5
 
 

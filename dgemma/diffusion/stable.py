@@ -1,9 +1,9 @@
-"""A prefix that can no longer change: what of an unfinished canvas may be told already.
+"""A prefix that can no longer change: the part of an unfinished canvas that is emitted already.
 
 The released stop rule, position by position: where the argmax is that of the steps before and the
 entropy is low, all the way from the first position, the positions are pinned. From then on they
-are what a caller's own pins are, so what is told stays. Behind an end id nothing counts.
-Knows nothing about how a step is made, nor about who is told.
+count as a caller's own pins, so emitted tokens stay. After an end id nothing counts.
+Knows nothing about how a step is made, nor about who receives the tokens.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What pinning, filling, schemas and decisions are worth, on held-out examples, paired.
+"""The worth of pinning, filling, schemas and decisions, on held-out examples, paired.
 
 Every line sets two ways of getting the same answers beside each other. Knows tasks and the calls
 of `LLM`. Knows nothing about how a canvas is controlled.
@@ -7,7 +7,6 @@ of `LLM`. Knows nothing about how a canvas is controlled.
 from __future__ import annotations
 
 import json
-import math
 import random
 import statistics
 import time
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 from dgemma.compose.calibration import expected_calibration_error, fit_temperature, tempered
 from dgemma.compose.fill import Hole
 from dgemma.compose.questions import Choice
+from dgemma.evaluate.paired import difference
 from dgemma.evaluate.run import HELD_OUT_SEED
 from dgemma.llm import LLM
 from dgemma.params import SamplingParams
@@ -31,8 +31,6 @@ T = TypeVar("T")
 
 TOGETHER = 32
 """ToolUse that run at a time; they share the model's passes."""
-
-NORMAL_95 = 1.96
 
 GARBLED = 0.15
 """Share of letters that are replaced to make a text hard to read."""
@@ -59,11 +57,8 @@ def _together(call: Callable[[int], T], count: int) -> list[T]:
 def _line(
     what: str, names: tuple[str, str], one: Sequence[float], other: Sequence[float], note: str = ""
 ) -> Line:
-    gains = [b - a for a, b in zip(one, other, strict=True)]
-    margin = NORMAL_95 * statistics.pstdev(gains) / math.sqrt(len(gains))
-    return Line(
-        what, *names, len(gains), (statistics.fmean(one), statistics.fmean(other)), margin, note
-    )
+    right = statistics.fmean(one), statistics.fmean(other)
+    return Line(what, *names, len(one), right, difference(other, one)[1], note)
 
 
 def sudoku(llm: LLM, n: int) -> Line:
@@ -89,13 +84,14 @@ def sudoku(llm: LLM, n: int) -> Line:
                  _together(asked, n), _together(pinned, n))  # fmt: skip
 
 
-def _gap(example: Example, part: str) -> str:
-    return str(example.meta[part])
+def _parts(example: Example) -> tuple[str, str, str]:
+    """The text before a gap, the gap, the text after it."""
+    prefix, gap, suffix = (str(example.meta[part]) for part in ("prefix", "gap", "suffix"))
+    return prefix, gap, suffix
 
 
-def _continued(llm: LLM, example: Example, seed: int) -> str:
-    """What a model writes that sees the text before the gap alone."""
-    prefix = _gap(example, "prefix")
+def _continued(llm: LLM, prefix: str, seed: int) -> str:
+    """The text that a model writes that sees the text before the gap alone."""
     ids = tuple(llm.frontend.tokenizer.encode(prefix.rstrip(" ")))
     control = CanvasControl(ids=ids, pinned=tuple(range(len(ids))))
     prompt = tuple(llm.chat_ids([{"role": "user", "content": WRITE}], None, False))
@@ -105,34 +101,28 @@ def _continued(llm: LLM, example: Example, seed: int) -> str:
 
 
 def gaps(llm: LLM, n: int) -> list[Line]:
-    """Gaps that the text behind them decides."""
+    """Gaps that the text after them decides."""
     examples = [make_example("gaps", "heldout", HELD_OUT_SEED, i) for i in range(n)]
-    seed = HELD_OUT_SEED
+    encode = llm.frontend.tokenizer.encode
 
     def blind(i: int) -> float:
-        rest, gap = _continued(llm, examples[i], seed + i), _gap(examples[i], "gap")
+        prefix, gap, _ = _parts(examples[i])
+        rest = _continued(llm, prefix, HELD_OUT_SEED + i)
         return float(rest.startswith(gap) and not rest[len(gap) : len(gap) + 1].isalnum())
 
-    def searched(i: int) -> float:
-        example = examples[i]
-        filled = llm.infill(
-            _gap(example, "prefix"), _gap(example, "suffix"), SamplingParams(seed=seed + i),
-            max_hole=12,
-        )  # fmt: skip
-        return float(filled.holes[0].text == _gap(example, "gap"))
+    def filled(i: int, max_hole: int, search: bool) -> float:
+        prefix, gap, suffix = _parts(examples[i])
+        params = SamplingParams(seed=HELD_OUT_SEED + i)
+        done = llm.infill(prefix, suffix, params, max_hole=max_hole, search=search)
+        return float(done.holes[0].text == gap)
 
     def known(i: int) -> float:
-        example = examples[i]
-        tokenizer = llm.frontend.tokenizer
-        before, gap = _gap(example, "prefix"), _gap(example, "gap")
-        size = len(tokenizer.encode(before + gap)) - len(tokenizer.encode(before.rstrip(" ")))
-        filled = llm.infill(
-            before, _gap(example, "suffix"), SamplingParams(seed=seed + i),
-            max_hole=max(1, size - 1), search=False,
-        )  # fmt: skip
-        return float(filled.holes[0].text == gap)
+        prefix, gap, _ = _parts(examples[i])
+        size = len(encode(prefix + gap)) - len(encode(prefix.rstrip(" ")))
+        return filled(i, max(1, size - 1), False)
 
-    one, two, three = (_together(call, n) for call in (blind, searched, known))
+    one = _together(blind, n)
+    two, three = _together(lambda i: filled(i, 12, True), n), _together(known, n)
     name = "text before the gap alone"
     return [
         _line("Gaps", (name, "both sides, length found"), one, two),
@@ -192,7 +182,7 @@ class Calibrated:
 
 
 def _garbled(text: str, seed: int) -> str:
-    """A text with some of its letters replaced at random, behind the task's own word."""
+    """A text with some of its letters replaced at random, after the task's own word."""
     draw, head = random.Random(seed), text.index(" ")
     letters = "abcdefghijklmnopqrstuvwxyz"
     return text[:head] + "".join(
@@ -222,15 +212,15 @@ def _questions(n: int) -> list[tuple[str, Example, list[str], str]]:
 def decisions(llm: LLM, n: int) -> list[Calibrated]:
     """About n decisions of each kind by one reading; half of the examples fit the temperature."""
     found: dict[str, list[tuple[tuple[float, ...], int]]] = {}
-    sampling_inputs = _questions(n)
+    questions = _questions(n)
 
     def read(i: int) -> tuple[str, tuple[float, ...], int]:
-        kind, example, choices, answer = sampling_inputs[i]
+        kind, example, choices, answer = questions[i]
         decision = llm.decide(example.messages, [Choice("label", "", choices)], seed=i)
         shares = tuple(p for _, p in decision.answers[0].probabilities)
         return kind, shares, choices.index(answer)
 
-    for kind, shares, right in _together(read, len(sampling_inputs)):
+    for kind, shares, right in _together(read, len(questions)):
         found.setdefault(kind, []).append((shares, right))
     out = []
     for kind, rows in sorted(found.items()):

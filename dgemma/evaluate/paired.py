@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from dgemma.errors import InvalidRequest
 from dgemma.evaluate.run import HELD_OUT_SEED, answers, score
@@ -74,18 +75,13 @@ def compare(
             setting.exact.append(score(example, output)["exact"])
             setting.steps.append(output.usage.steps)
         setting.seconds = time.monotonic() - start
-        report(f"{task} {setting.name or 'as released'}: {mean(setting.exact):.3f} exact")
-
-
-def mean(values: Sequence[float]) -> float:
-    """Of a list that is not empty."""
-    return sum(values) / len(values)
+        report(f"{task} {setting.name or 'as released'}: {fmean(setting.exact):.3f} exact")
 
 
 def difference(ours: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
     """Mean of the paired differences, and half the width of its 95 % interval."""
     pairs = [a - b for a, b in zip(ours, base, strict=True)]
-    middle = mean(pairs)
+    middle = fmean(pairs)
     spread = sum((p - middle) ** 2 for p in pairs) / max(1, len(pairs) - 1)
     return middle, NORMAL_95 * math.sqrt(spread / len(pairs))
 
@@ -99,9 +95,9 @@ def as_markdown(task: str, settings: Sequence[Setting]) -> str:
     ]
     for setting in settings:
         points, half = difference(setting.exact, base.exact)
-        told = "" if setting is base else f"{100 * points:+.1f} ± {100 * half:.1f}"
+        gain = "" if setting is base else f"{100 * points:+.1f} ± {100 * half:.1f}"
         lines.append(
-            f"| {setting.name or 'as released'} | {mean(setting.exact):.1%} | {told} | "
-            f"{mean(setting.steps):.2f} | {setting.seconds:.1f} |"
+            f"| {setting.name or 'as released'} | {fmean(setting.exact):.1%} | {gain} | "
+            f"{fmean(setting.steps):.2f} | {setting.seconds:.1f} |"
         )
     return "\n".join(lines)

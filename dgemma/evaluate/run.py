@@ -7,7 +7,7 @@ about training, and nothing about how a report is laid out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dgemma.llm import LLM
 from dgemma.params import SamplingParams
@@ -27,7 +27,7 @@ class Tally:
     Attributes:
         count: answers.
         scores: sum of each of the grader's scores.
-        steps: model passes that made tokens (denoising steps, or the twin's passes).
+        steps: model passes that made tokens (denoising steps, or autoregressive passes).
         tokens: committed tokens.
         bins: Sudoku alone: (solved, asked) by number of blanks.
     """
@@ -78,8 +78,7 @@ def answers(
             )
             params = SamplingParams(max_tokens=max_tokens)
             if mode == "diffusion":
-                params = SamplingParams(max_tokens=max_tokens, seed=seed + low + i)
-                params = params.merged(setting or SamplingParams())
+                params = replace(params, seed=seed + low + i).merged(setting or SamplingParams())
             streams.append(
                 llm.submit(Request(token_ids=tuple(ids), params=params, mode=mode), chat=True)
             )
@@ -99,7 +98,7 @@ def evaluate(
 
     Args:
         seed: of the examples and of the answers.
-        report: told how far it is.
+        report: receives lines of progress.
     """
     canvas = llm.config.canvas_length
     results: dict[tuple[str, Mode], Tally] = {}

@@ -171,16 +171,12 @@ def make_json(split: Split, seed: int, index: int) -> Example:
     )
 
 
-def _parsed(text: str) -> tuple[bool, Any]:
-    try:
-        return True, json.loads(text)
-    except (ValueError, RecursionError):
-        return False, None
-
-
 def grade_json(example: Example, text: str) -> dict[str, float]:
     """`valid`: it is JSON; `exact`: it is the object wanted; `keys`: part of the keys right."""
-    valid, said = _parsed(text)
+    try:
+        valid, said = True, json.loads(text)
+    except (ValueError, RecursionError):
+        valid, said = False, None
     wanted: dict[str, Any] = json.loads(example.answer)
     fields = said if isinstance(said, dict) else {}
     right = sum(key in fields and fields[key] == value for key, value in wanted.items())

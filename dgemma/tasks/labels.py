@@ -12,8 +12,8 @@ from dgemma.tasks.draw import Draw, Split
 from dgemma.tasks.example import Example, asked
 from dgemma.tasks.slots import TaskSlot
 
-Labelled = tuple[str, str, tuple[TaskSlot, ...]]
-"""Text, label, slots."""
+Labelled = tuple[str, tuple[TaskSlot, ...]]
+"""Text, slots."""
 
 _FEELINGS: Mapping[str, tuple[str, ...]] = {
     "positive": ("good", "great", "lovely", "perfect", "superb", "nice", "wonderful", "splendid"),
@@ -35,29 +35,26 @@ _TOPICS: Mapping[str, tuple[str, ...]] = {
 _NEWS = ("{name} {deed}.", "{name} {deed} in {city}.", "In {city}, {name} {deed}.")
 
 
-def _sentiment(draw: Draw, split: Split) -> Labelled:
-    label = draw.pick(CHOICES["sentiment"])
+def _sentiment(draw: Draw, split: Split, label: str) -> Labelled:
     name, thing = slots.first_name(draw, split), slots.item(draw, split)
     text = draw.pick(_OPINIONS).format(
         name=name.said, item=thing.said, word=draw.pick(_FEELINGS[label])
     )
-    return text, label, (name, thing)
+    return text, (name, thing)
 
 
-def _topic(draw: Draw, split: Split) -> Labelled:
-    label = draw.pick(CHOICES["topic"])
+def _topic(draw: Draw, split: Split, label: str) -> Labelled:
     name, city = slots.first_name(draw, split), slots.city(draw, split)
     deed = draw.pick(_TOPICS[label])
-    return draw.pick(_NEWS).format(name=name.said, city=city.said, deed=deed), label, (name, city)
+    return draw.pick(_NEWS).format(name=name.said, city=city.said, deed=deed), (name, city)
 
 
-def _parity(draw: Draw, split: Split) -> Labelled:
-    label = draw.pick(CHOICES["parity"])
+def _parity(draw: Draw, split: Split, label: str) -> Labelled:
     most = draw.pick((99, 999, 9999))
     while True:
         number = slots.number(draw, split, 2, most)
         if int(number.said) % 2 == CHOICES["parity"].index(label):
-            return number.said, label, (number,)
+            return number.said, (number,)
 
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -65,7 +62,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "topic": tuple(_TOPICS),
     "parity": ("even", "odd"),
 }
-_KINDS: Mapping[str, Callable[[Draw, Split], Labelled]] = {
+_KINDS: Mapping[str, Callable[[Draw, Split, str], Labelled]] = {
     "sentiment": _sentiment,
     "topic": _topic,
     "parity": _parity,
@@ -77,7 +74,8 @@ def make_labels(split: Split, seed: int, index: int) -> Example:
     """A text of a random kind; `meta` holds "kind", "choices" (all labels) and the slots."""
     draw = Draw("labels", split, seed, index)
     kind = draw.pick(KINDS)
-    text, label, found = _KINDS[kind](draw, split)
+    label = draw.pick(CHOICES[kind])
+    text, found = _KINDS[kind](draw, split, label)
     return Example(
         task="labels",
         messages=asked(f"{kind.capitalize()}: {text}"),
