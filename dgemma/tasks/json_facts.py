@@ -26,126 +26,96 @@ class Form:
     keys: Mapping[str, Maker]
 
 
+def _form(keys: Mapping[str, Maker], *sentences: str) -> Form:
+    return Form(sentences, keys)
+
+
 FORMS: Mapping[str, Form] = {
-    "payment": Form(
-        (
-            "{payer} paid {amount} euros on {date}.",
-            "On {date} {payer} paid {amount} euros.",
-            "{amount} euros were paid by {payer} on {date}.",
-        ),
+    "payment": _form(
         {"payer": slots.person, "amount": slots.amount, "date": slots.date},
+        "{payer} paid {amount} euros on {date}.",
+        "On {date} {payer} paid {amount} euros.",
+        "{amount} euros were paid by {payer} on {date}.",
     ),
-    "transfer": Form(
-        (
-            "{from} sent {amount} dollars to {to}.",
-            "{to} got {amount} dollars from {from}.",
-        ),
+    "transfer": _form(
         {"from": slots.person, "to": slots.company, "amount": slots.amount},
+        "{from} sent {amount} dollars to {to}.",
+        "{to} got {amount} dollars from {from}.",
     ),
-    "order": Form(
-        (
-            "{buyer} ordered {count} {item}s.",
-            "An order of {count} {item}s came from {buyer}.",
-        ),
+    "order": _form(
         {"buyer": slots.person, "item": slots.item, "count": slots.count},
+        "{buyer} ordered {count} {item}s.",
+        "An order of {count} {item}s came from {buyer}.",
     ),
-    "stock": Form(
-        (
-            "{shop} has {count} {item}s in {city}.",
-            "In {city}, {shop} keeps {count} {item}s.",
-        ),
+    "stock": _form(
         {"shop": slots.company, "item": slots.item, "count": slots.count, "city": slots.city},
+        "{shop} has {count} {item}s in {city}.",
+        "In {city}, {shop} keeps {count} {item}s.",
     ),
-    "birth": Form(
-        (
-            "{name} was born on {born} in {city}.",
-            "Born in {city} on {born}: {name}.",
-        ),
+    "birth": _form(
         {"name": slots.person, "born": slots.date, "city": slots.city},
+        "{name} was born on {born} in {city}.",
+        "Born in {city} on {born}: {name}.",
     ),
-    "trip": Form(
-        (
-            "The train from {from} to {to} leaves on {date}.",
-            "On {date} a train goes to {to} from {from}.",
-        ),
+    "trip": _form(
         {"from": slots.city, "to": slots.city, "date": slots.date},
+        "The train from {from} to {to} leaves on {date}.",
+        "On {date} a train goes to {to} from {from}.",
     ),
-    "meeting": Form(
-        (
-            "Meet {with} on {date} at {time}.",
-            "At {time} on {date} we meet {with}.",
-        ),
+    "meeting": _form(
         {"with": slots.first_name, "date": slots.date, "time": slots.time},
+        "Meet {with} on {date} at {time}.",
+        "At {time} on {date} we meet {with}.",
     ),
-    "job": Form(
-        (
-            "{name} works for {employer} in {city}.",
-            "{employer} gave {name} a job in {city}.",
-        ),
+    "job": _form(
         {"name": slots.person, "employer": slots.company, "city": slots.city},
+        "{name} works for {employer} in {city}.",
+        "{employer} gave {name} a job in {city}.",
     ),
-    "address": Form(
-        (
-            "The house is at {number} {street} Street in {city}.",
-            "Send it to {number} {street} Street, {city}.",
-        ),
+    "address": _form(
         {"street": slots.city, "number": slots.count, "city": slots.city},
+        "The house is at {number} {street} Street in {city}.",
+        "Send it to {number} {street} Street, {city}.",
     ),
-    "contact": Form(
-        (
-            "Call {name} at {phone}.",
-            "The phone number of {name} is {phone}.",
-        ),
+    "contact": _form(
         {"name": slots.person, "phone": slots.phone},
+        "Call {name} at {phone}.",
+        "The phone number of {name} is {phone}.",
     ),
-    "weather": Form(
-        (
-            "It is {degrees} degrees in {city} at {time}.",
-            "At {time} {city} has {degrees} degrees.",
-        ),
+    "weather": _form(
         {"city": slots.city, "degrees": slots.count, "time": slots.time},
+        "It is {degrees} degrees in {city} at {time}.",
+        "At {time} {city} has {degrees} degrees.",
     ),
-    "price": Form(
-        (
-            "A {item} costs {price} euros at {shop}.",
-            "{shop} sells a {item} for {price} euros.",
-        ),
+    "price": _form(
         {"item": slots.item, "price": slots.amount, "shop": slots.company},
+        "A {item} costs {price} euros at {shop}.",
+        "{shop} sells a {item} for {price} euros.",
     ),
-    "lost": Form(
-        (
-            "{name} lost a {item} in {city}.",
-            "A {item} was lost in {city} by {name}.",
-        ),
+    "lost": _form(
         {"name": slots.person, "item": slots.item, "city": slots.city},
+        "{name} lost a {item} in {city}.",
+        "A {item} was lost in {city} by {name}.",
     ),
-    "age": Form(
-        (
-            "{name} is {age} years old and lives in {city}.",
-            "{name} from {city} is {age} years old.",
-        ),
+    "age": _form(
         {"name": slots.person, "age": slots.count, "city": slots.city},
+        "{name} is {age} years old and lives in {city}.",
+        "{name} from {city} is {age} years old.",
     ),
-    "match": Form(
-        (
-            "{winner} beat {loser} on {date}.",
-            "{loser} lost to {winner} on {date}.",
-        ),
+    "match": _form(
         {"winner": slots.city, "loser": slots.city, "date": slots.date},
+        "{winner} beat {loser} on {date}.",
+        "{loser} lost to {winner} on {date}.",
     ),
-    "bill": Form(
-        (
-            "Bill {bill} from {shop} is {total} euros.",
-            "{shop} sent bill {bill} over {total} euros.",
-        ),
+    "bill": _form(
         {"bill": slots.numbers(1000, 9999), "shop": slots.company, "total": slots.amount},
+        "Bill {bill} from {shop} is {total} euros.",
+        "{shop} sent bill {bill} over {total} euros.",
     ),
-    "booking": Form(
-        (
-            "{guest} booked room {room} until {until}.",
-            "Room {room} is kept for {guest} until {until}.",
-        ),
+    "booking": _form(
         {"guest": slots.first_name, "room": slots.numbers(100, 999), "until": slots.date},
+        "{guest} booked room {room} until {until}.",
+        "Room {room} is kept for {guest} until {until}.",
     ),
 }
 _NAMES = tuple(FORMS)
