@@ -46,8 +46,8 @@ def fit_temperature(probabilities: Sequence[Sequence[float]], right: Sequence[in
         right: for each example the index of the right choice.
 
     Raises:
-        InvalidRequest: no examples, not one answer for each, an index that is no choice, or a
-            probability that is none.
+        InvalidRequest: no examples, not one answer for each, an index that is not a choice, or
+            a probability that is not a number from 0.
     """
     if not probabilities or len(probabilities) != len(right):
         raise InvalidRequest(
@@ -89,7 +89,7 @@ def expected_calibration_error(
 
     Raises:
         InvalidRequest: nothing to measure, lists of different length, or a probability that is
-            none.
+            not a number from 0.
     """
     if not probabilities or len(probabilities) != len(right) or bins < 1:
         raise InvalidRequest("give at least one probability, and for each whether it was right")
@@ -106,7 +106,7 @@ class Calibration:
     """A temperature for each kind of question ("predicate", "choice", "score"); others have 1.
 
     Raises:
-        InvalidRequest: a temperature that is no number from 0.05 to 20.
+        InvalidRequest: a temperature that is not a number from 0.05 to 20.
     """
 
     temperatures: Mapping[str, float] = field(default_factory=dict)

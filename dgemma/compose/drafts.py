@@ -1,7 +1,7 @@
 """Several drafts of one answer, ranked by the model's own reading of them.
 
-A canvas tells how sure each token was, but not how likely the whole text is; the encoder reads
-from left to right and does. Knows requests and their scores; knows nothing about canvases.
+A canvas shows how sure each token was, but not how likely the whole text is; the encoder, which
+reads from left to right, does. Knows requests and their scores; knows nothing about canvases.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def best_of(facts: ModelFacts, requests: Sequence[Request]) -> Plan[tuple[Draft,
 
 
 def _counted(n: object) -> None:
-    """Refuse what is no count of drafts."""
+    """Refuse a value that is not a count of drafts."""
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise InvalidRequest(f"n must be an integer from 1, got {n!r}", field="n")
 

@@ -77,14 +77,14 @@ def edit(
 
     Args:
         facts: of the model.
-        text: what is edited; a text longer than a canvas is edited window by window, and later
-            spans see what became of earlier ones.
-        instruction: what to do; stands in the user's message with the text.
+        text: one longer than a canvas is edited window by window, and later spans see the new
+            text of earlier ones.
+        instruction: for the user's message, which has the text as well.
         spans: (start, end) in characters, in order, not overlapping; an empty one is a place to
             insert at. None: the whole text, which needs an instruction.
         strength: how much of a span gives way to noise, 0 (none of it changes) to 1 (all).
         params: how to draw. `max_tokens` bounds each span.
-        context: stands in the user's message before everything else.
+        context: begins the user's message.
 
     Raises:
         InvalidRequest: spans out of range, out of order or overlapping; nothing to do; a strength
@@ -97,7 +97,7 @@ def edit(
         params, REFUSED_BY_EDIT,
         "the text around a span is given; steer by the instruction instead",
     )  # fmt: skip
-    facts.tokenizer.encode(text)  # refuses what is no Unicode
+    facts.tokenizer.encode(text)  # refuses a text that is not Unicode
     _check(text, instruction, spans, strength)
     spans = [(0, len(text))] if spans is None else [(int(a), int(b)) for a, b in spans]
     windows = Windows(

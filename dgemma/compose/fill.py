@@ -64,7 +64,7 @@ class Hole:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilledHole:
-    """What a hole holds now.
+    """A hole and its new text.
 
     Attributes:
         text: without anything of the text around it.
@@ -87,7 +87,7 @@ class Filled:
     """A text whose holes are filled.
 
     Attributes:
-        text: all of it; what stood around the holes is the caller's own, byte for byte.
+        text: all of it; around the holes it is the caller's own, byte for byte.
         holes: in order.
         seed: 64-bit seed of all its requests.
         outputs: of the canvases that wrote the holes.
@@ -120,7 +120,7 @@ def fill(
         parts: texts and holes in order; texts come back byte for byte.
         params: how to draw. `max_tokens` and `allowed_token_ids` hold for each hole that has none
             of its own, not for the text around it.
-        context: stands in the user's message before the request to write.
+        context: comes before the request to write in the user's message.
         search: find how long each hole shall be; else each has exactly its `max_tokens`.
 
     Raises:
@@ -177,7 +177,7 @@ def infill(
 
 
 def _parted(parts: Sequence[str | Hole]) -> tuple[list[str], list[Hole]]:
-    """The texts before, between and behind the holes, and the holes."""
+    """The texts before, between and after the holes, and the holes."""
     if isinstance(parts, str):
         raise InvalidRequest("parts is a list of texts and holes, not one text")
     texts, holes = [""], list[Hole]()

@@ -21,7 +21,7 @@ right border alone; a longer token at the left border (or at the only one), noth
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slot:
-    """What is to be written between two texts.
+    """A place for text between two texts.
 
     Attributes:
         least, most: tokens, those of healed borders not counted.
@@ -46,7 +46,7 @@ class Gap:
     """A slot between its pinned neighbours.
 
     Attributes:
-        slot: what is to be written.
+        slot: its lengths and its old text.
         left, right: bytes of the neighbours' tokens that were given up to heal the borders.
         seeds: ids that stand there now, the given-up tokens' bytes included.
     """
@@ -120,9 +120,9 @@ class Window:
         prompt: ids before the canvas.
         tail: ids before the first gap.
         gaps: in order.
-        texts: ids behind each gap.
+        texts: ids after each gap.
         width: tokens of the canvas.
-        end: the id that ends the text and the one that fills the canvas behind it; None where the
+        end: the id that ends the text and the one that fills the canvas after it; None if the
             text goes on beyond the canvas.
         strength: how much of the gaps' seeds gives way to noise.
     """
@@ -185,7 +185,7 @@ class Placed:
 
     Attributes:
         lengths: of each slot.
-        control: what is fixed on it.
+        control: its ids, pins and masks.
         free: the positions of each slot.
         content: positions before the end.
     """

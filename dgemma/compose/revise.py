@@ -52,7 +52,7 @@ def revise(
 
     Raises:
         InvalidRequest: the output has no prompt, was kept in a language or cut at a stop text,
-            or `below` is no probability.
+            or `below` is not a probability.
         EngineError: a request failed.
     """
     params = SamplingParams.of(params)
@@ -178,7 +178,7 @@ def repair(
 
     Args:
         facts: of the model.
-        text: what is nearly right; it stands in the user's message as well.
+        text: a nearly right one; the user's message has it as well.
         params: with `json_schema`, `regex`, `grammar` or `choices`. Without `max_tokens` there may
             be twice as many as the text has, and a canvas at least.
         strength: how much of the rest gives way to noise, 0 to 1.

@@ -63,7 +63,7 @@ class Windows:
         self.writer = Writer(facts, self.tokens, params, search)
 
     def write(self, texts: Sequence[str], slots: Sequence[Slot]) -> Plan[list[Written]]:
-        """Write every slot; `texts` stand before, between and behind them.
+        """Write every slot; `texts` are before, between and after them.
 
         Raises:
             ContextOverflow: the message alone is too long.
@@ -147,12 +147,12 @@ class Windows:
     def _seeds(self, left: bytes, old: str, right: bytes) -> tuple[int, ...]:
         try:
             text = left.decode("utf-8") + old + right.decode("utf-8")
-        except UnicodeDecodeError:  # the neighbour's token is no whole character
+        except UnicodeDecodeError:  # the neighbour's token is not a whole character
             text = old
         return tuple(self.facts.tokenizer.encode(text))
 
     def _reference(self, texts: Sequence[str], slots: Sequence[Slot]) -> str:
-        """The texts that are to come, with what stands in their slots now."""
+        """The texts that follow, with the present texts of their slots."""
         olds = [ELSEWHERE if slot.old is None else slot.old for slot in slots]
         rest = "".join(o + t for o, t in zip(olds, texts[1:], strict=True))
         return self.facts.reference(texts[0] + rest)

@@ -39,13 +39,13 @@ class Written:
 
     @property
     def text(self) -> str:
-        """What is no UTF-8 becomes U+FFFD."""
+        """The text; bytes that are not UTF-8 become U+FFFD."""
         return self.raw.decode("utf-8", "replace")
 
 
 @dataclass
 class Writer:
-    """Writes windows one after another and keeps what came of it.
+    """Writes windows one after another and keeps their outputs.
 
     Attributes:
         params: of the final requests: width and seed are set, lengths are not.
@@ -225,7 +225,7 @@ class LengthSearch:
         """Which of the candidates is taken, the earlier of equals.
 
         Args:
-            finals: what `judge` says of each when it is written to the end.
+            finals: the score that `judge` gives each when it is written to the end.
         """
         every = all(placed.lengths in self.read for placed in found)
 

@@ -1,10 +1,10 @@
-"""Keeping an answer within a language, canvas by canvas: scaffold, projection, repair.
+"""Keeping an answer within a language, canvas by canvas: prefix, projection, repair.
 
-    scaffold   what the language forces at the start of a canvas is pinned before its first step
+    prefix     ids that the language forces at a canvas's start are pinned before its first step
     project    a finished canvas is walked left to right; where its token is not allowed, the most
                likely one that is takes its place
     repair     before that counts, the canvas is pinned up to the first such place and denoised a
-               few steps more, so that what stands behind can adapt; at most twice
+               few steps more, so that the text after it can adapt; at most twice
     close      where the room runs short, the shortest way to an end replaces the last tokens
 
 The language is a `Matcher` that is handed in: a walk over ids. Knows nothing about grammars, text,
@@ -40,7 +40,7 @@ Logits = Callable[[int], Tensor]
 
 @dataclass(slots=True, eq=False)
 class Projection:
-    """What a projection found.
+    """The result of a projection.
 
     Attributes:
         ids: the canvas, in the language as far as `length`.
@@ -48,7 +48,7 @@ class Projection:
         ended: whether the answer ends there.
         changed: positions that differ from the canvas.
         closed: tokens that were put in because the room ran short.
-        stuck: behind `length` nothing is allowed, nor an end.
+        stuck: after `length` neither a token nor an end is allowed.
     """
 
     ids: list[int]
@@ -114,7 +114,7 @@ class ConstrainedAnswer:
             raise EngineError(f"{self._mode} does not allow what was put into the answer")
 
     def prefix(self, width: int, control: CanvasControl | None = None) -> CanvasPrefix:
-        """What the next canvas must begin with, behind what is pinned."""
+        """The forced beginning of the next canvas, its pinned ids included."""
         pinned = control.ids[: len(control.pinned)] if control else ()
         matcher = self._matcher
         taken = matcher.accept(pinned)
@@ -170,7 +170,7 @@ class ConstrainedAnswer:
         )
 
     def _project(self, ids: list[int], logits: Logits, spec: CanvasSpec) -> Projection:
-        """Walk the canvas; the matcher then stands behind its last token."""
+        """Walk the canvas; the matcher is then after its last token."""
         matcher, projection = self._matcher, Projection(ids)
         at = 0
         while at < len(ids):
@@ -258,7 +258,7 @@ class ConstrainedAnswer:
 
 
 def _pad(projection: Projection, spec: CanvasSpec) -> None:
-    """Behind the end of the answer: an end id, then padding."""
+    """After the end of the answer: an end id, then padding."""
     if not projection.ended or projection.length == len(projection.ids):
         return
     if projection.closed or projection.ids[projection.length] not in spec.end_ids:

@@ -35,7 +35,7 @@ class CanvasPrefix:
     Attributes:
         pins: ids that must stand at the first positions.
         first: the ids that may follow them; None: any.
-        alphabet: the ids that may stand anywhere behind; None: any.
+        alphabet: the ids that may stand anywhere after them; None: any.
     """
 
     pins: tuple[int, ...] = ()
@@ -97,7 +97,7 @@ def controls_for(
     held = torch.tensor(pins, device=device) if max(pins) >= 0 else None
     wanted = params.logprobs is not None or asked is not None
     wanted = wanted or (control is not None and control.read_only)
-    if wanted and held is not None:  # what stands there is to be scored like the rest
+    if wanted and held is not None:  # pinned ids are scored like the rest
         column = held.clamp(min=0)[:, None]
         scores = column if scores is None else torch.cat((scores, column), 1)
     return Controls(
@@ -115,7 +115,7 @@ def begin(
     seed: int, index: int, spec: CanvasSpec, schedule: Schedule, controls: Controls,
     control: CanvasControl | None = None,
 ) -> Canvas:  # fmt: skip
-    """The canvas before its first step: noise, and what was given in its place.
+    """The canvas before its first step: noise, and the given ids in its place.
 
     A given id that is not pinned gives way to noise with probability `strength`; the schedule
     begins where that share of its steps is left.

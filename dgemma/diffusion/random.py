@@ -74,7 +74,7 @@ def stream_keys(
         seeds: from 0 to 2**64 - 1, one a row, as are the next two.
         canvases: which canvas of the request.
         steps: which denoising step of the canvas; 0 where there are no steps.
-        purpose: what is drawn.
+        purpose: of the numbers.
     """
     key = torch.tensor([_signed(seed) for seed in seeds], dtype=torch.int64)
     key = _output(key, torch.tensor(canvases, dtype=torch.int64))
