@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from dgemma.constrain.cache import GrammarCache
 from dgemma.constrain.tool_choice import ToolUse
-from dgemma.errors import ContextOverflow, InvalidRequest, TemplateError, TokenizerError
+from dgemma.errors import ContextOverflow, InvalidRequest, TemplateError, TokenizerError, bad_field
 from dgemma.params import SamplingParams
 from dgemma.text.answer import AnswerReader
 from dgemma.text.chat import ChatTemplate
@@ -270,10 +270,9 @@ class Frontend:
             TemplateError: the checkpoint has no chat template.
         """
         if isinstance(messages, str):
-            raise InvalidRequest(
-                "messages must be a list, not text; did you mean "
-                "[{'role': 'user', 'content': ...}]?",
-                field="messages",
+            raise bad_field(
+                "messages",
+                "must be a list, not text; did you mean [{'role': 'user', 'content': ...}]?",
             )
         if self._template is None:
             _ = self.tokenizer  # if it is missing too, that is the error

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from dgemma.errors import InvalidRequest
+from dgemma.errors import InvalidRequest, bad_field
 from dgemma.params import MOST_BIAS, SamplingParams, refused
 
 if TYPE_CHECKING:
@@ -138,9 +138,7 @@ class CanvasControl:
             if not ids:
                 raise InvalidRequest(f"list {number} of allowed ids is empty")
         if not all(-1 <= mask < len(self.allowed) for mask in self.masks):
-            raise InvalidRequest(
-                "masks name a list of allowed ids that is not there", field="masks"
-            )
+            raise bad_field("masks", "name a list of allowed ids that is not there")
         held = set(self.pinned)
         for position, mask in enumerate(self.masks):
             if mask >= 0 and position in held and self.ids[position] not in self.allowed[mask]:
@@ -149,9 +147,8 @@ class CanvasControl:
                     "allowed ids does not hold; drop one of the two"
                 )
         if not all(p >= 0 and abs(value) <= MOST_BIAS for p, _, value in self.bias):
-            raise InvalidRequest(
-                f"bias needs positions from 0 and finite values, {MOST_BIAS:.0e} at most",
-                field="bias",
+            raise bad_field(
+                "bias", f"needs positions from 0 and finite values, {MOST_BIAS:.0e} at most"
             )
 
 

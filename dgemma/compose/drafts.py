@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from dgemma.compose.length import mean
 from dgemma.compose.plan import Plan, run
-from dgemma.errors import InvalidRequest
+from dgemma.errors import InvalidRequest, bad_field
 from dgemma.frontend import ModelFacts
 from dgemma.params import SamplingParams
 from dgemma.types import Output, Request
@@ -49,9 +49,7 @@ def best_of(facts: ModelFacts, requests: Sequence[Request]) -> Plan[tuple[Draft,
         EngineError: a draft failed.
     """
     if not requests:
-        raise InvalidRequest(
-            "best_of needs at least one request; ask for at least one draft", field="best_of"
-        )
+        raise bad_field("best_of", "needs at least one request; ask for at least one draft")
     outputs = yield from run(requests)
     asked: list[tuple[int, Request]] = []
     for number, (request, output) in enumerate(zip(requests, outputs, strict=True)):
@@ -109,9 +107,7 @@ def best(facts: ModelFacts, requests: Sequence[Request], n: int, of: int) -> Pla
     """
     _counted(n)
     if of < n:
-        raise InvalidRequest(
-            f"best_of {of} is below n {n}; ask for at least as many drafts", field="best_of"
-        )
+        raise bad_field("best_of", f"{of} is below n {n}; ask for at least as many drafts")
     out: list[Output] = []
     for low in range(0, len(requests), of):
         ranked = yield from best_of(facts, requests[low : low + of])

@@ -7,7 +7,7 @@ from collections.abc import Collection, Generator, Iterable, Sequence
 from dataclasses import fields
 from typing import TypeVar
 
-from dgemma.errors import EngineError, InvalidRequest
+from dgemma.errors import EngineError, bad_field
 from dgemma.params import SamplingParams, canvas_width, refused
 from dgemma.types import Output, Request, Usage
 
@@ -92,4 +92,4 @@ def refuse(params: SamplingParams, names: Iterable[str], why: str) -> None:
     """
     for name in names:
         if getattr(params, name) is not None:
-            raise InvalidRequest(f"{name} cannot be used here; {why}", field=name)
+            raise bad_field(name, f"cannot be used here; {why}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dgemma.errors import ContextOverflow, InvalidRequest
+from dgemma.errors import ContextOverflow, InvalidRequest, bad_field
 from dgemma.params import REFUSED_BY_AUTOREGRESSIVE, RELEASED, SamplingParams, canvas_width
 from dgemma.types import Request
 
@@ -48,18 +48,14 @@ def resolve_request(
     else:
         if request.canvas is not None and request.canvas.read_only:
             if params.stable_prefix:
-                raise InvalidRequest(
-                    "stable_prefix and read_only cannot be combined: nothing is committed; drop "
-                    "one of them",
-                    field="stable_prefix",
+                raise bad_field(
+                    "stable_prefix",
+                    "and read_only cannot be combined: nothing is committed; drop one of them",
                 )
             params = params.merged(SamplingParams(max_steps=1, stable_prefix=False))
         params = params.merged(defaults).merged(RELEASED)
     if params.thinking_budget is not None and request.thought is None:
-        raise InvalidRequest(
-            "thinking_budget needs a chat prompt (Request.thought is not set)",
-            field="thinking_budget",
-        )
+        raise bad_field("thinking_budget", "needs a chat prompt (Request.thought is not set)")
     drawn = seed if request.mode == "diffusion" else 0
     return replace(request, params=params.merged(SamplingParams(seed=drawn)))
 
@@ -70,9 +66,7 @@ def _check_prompt(request: Request, limits: ModelLimits) -> None:
         raise InvalidRequest("the prompt is empty; give at least one token", field="prompt")
     wrong = next((i for i in ids if not 0 <= i < limits.vocab_size), None)
     if wrong is not None:
-        raise InvalidRequest(
-            f"prompt id {wrong} is outside the vocabulary of {limits.vocab_size}", field="prompt"
-        )
+        raise bad_field("prompt", f"id {wrong} is outside the vocabulary of {limits.vocab_size}")
     if request.mode == "score" and not 1 <= request.score_from < len(ids):
         raise InvalidRequest(
             f"score_from must be 1 to {len(ids) - 1}, the last token, got {request.score_from}"
@@ -98,4 +92,4 @@ def _check_mode(request: Request) -> None:
         if not autoregressive and name == "logprobs" and params.logprobs == 0:
             continue  # scoring reports them anyway
         if getattr(params, name) is not None:
-            raise InvalidRequest(f"{name} has no meaning for {kind}; leave it out", field=name)
+            raise bad_field(name, f"has no meaning for {kind}; leave it out")
