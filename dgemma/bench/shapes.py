@@ -9,16 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dgemma.errors import InvalidRequest, nearest
-from dgemma.model.config import AttentionShape, LayerType, ModelConfig
-
-FULL_EVERY = 6
-"""Every sixth layer is full, and the last one always."""
-
-
-def pattern(layers: int) -> tuple[LayerType, ...]:
-    """Five sliding layers, then a full one, and so on; the last is full."""
-    full = {*range(FULL_EVERY - 1, layers, FULL_EVERY), layers - 1}
-    return tuple("full_attention" if i in full else "sliding_attention" for i in range(layers))
+from dgemma.model.config import AttentionShape, ModelConfig
+from dgemma.model.hf_config import default_layer_types
 
 
 def _full(head_dim: int, heads: int) -> AttentionShape:
@@ -35,7 +27,7 @@ REAL = ModelConfig(
     num_experts=128,
     top_k_experts=8,
     num_attention_heads=16,
-    layer_types=pattern(30),
+    layer_types=tuple(default_layer_types(30)),
     sliding=AttentionShape(head_dim=256, num_key_value_heads=8, rope_theta=1e4),
     full=_full(512, 2),
     sliding_window=1024,
@@ -50,7 +42,7 @@ MINI = replace(
     moe_intermediate_size=256,
     num_experts=32,
     num_attention_heads=8,
-    layer_types=pattern(8),
+    layer_types=tuple(default_layer_types(8)),
     sliding=AttentionShape(head_dim=64, num_key_value_heads=4, rope_theta=1e4),
     full=_full(128, 2),
     sliding_window=512,
@@ -65,7 +57,7 @@ TINY = replace(
     num_experts=8,
     top_k_experts=2,
     num_attention_heads=4,
-    layer_types=pattern(3),
+    layer_types=tuple(default_layer_types(3)),
     sliding=AttentionShape(head_dim=8, num_key_value_heads=2, rope_theta=1e4),
     full=_full(16, 1),
     sliding_window=16,
@@ -88,7 +80,7 @@ def shape(name: str) -> ModelConfig:
             raise InvalidRequest(
                 f"shape {name!r}: real-layers:N takes 1 to {REAL.num_layers} layers"
             )
-        return replace(REAL, layer_types=pattern(int(count)))
+        return replace(REAL, layer_types=tuple(default_layer_types(int(count))))
     if base not in SHAPES or colon:
         known = [*SHAPES, "real-layers:N"]
         raise InvalidRequest(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,8 +25,7 @@ WORD = 32
 """Ids in one word of a mask."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Bias:
+class Bias(NamedTuple):
     """Sparse additions to logits; entries of one place add up.
 
     Attributes:
@@ -66,8 +65,7 @@ class Masks:
         return bits[:, start : start + high - low].bool()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Filters:
+class Filters(NamedTuple):
     """Filters of whole rows, applied in this order; each value is one row's own.
 
     Attributes:
@@ -143,8 +141,7 @@ class Controls:
         if self.masks is not None:
             fields["masks"] = Masks(self.masks.table, self.masks.index[wanted])
         if self.filters is not None:
-            f = self.filters
-            fields["filters"] = Filters(f.top_k[wanted], f.top_p[wanted], f.min_p[wanted])
+            fields["filters"] = Filters(*(values[wanted] for values in self.filters))
         if self.pinned is not None:
             fields["pinned"] = self.pinned[wanted]
         if self.score_ids is not None:
@@ -185,16 +182,10 @@ class Controls:
         if held:
             fields["pinned"] = torch.cat([p.to(held[0]) for p in pinned])
         if bias:
-            fields["bias"] = Bias(
-                torch.cat([b.rows for b in bias]), torch.cat([b.ids for b in bias]),
-                torch.cat([b.values for b in bias]),
-            )  # fmt: skip
+            fields["bias"] = Bias(*map(torch.cat, zip(*bias, strict=True)))
         if first.filters is not None:
             filters = [part.filters for part, _ in parts if part.filters is not None]
-            fields["filters"] = Filters(
-                torch.cat([f.top_k for f in filters]), torch.cat([f.top_p for f in filters]),
-                torch.cat([f.min_p for f in filters]),
-            )  # fmt: skip
+            fields["filters"] = Filters(*map(torch.cat, zip(*filters, strict=True)))
         if first.score_ids is not None:
             ids = [part.score_ids for part, _ in parts if part.score_ids is not None]
             fields["score_ids"] = torch.cat(ids)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class HeadLogprobs:
+class HeadLogprobs(NamedTuple):
     """Natural logarithms of probabilities of some ids of each position, controls included.
 
     Attributes:
@@ -54,9 +54,8 @@ def joined(parts: Sequence[HeadOutput]) -> HeadOutput:
     if len(parts) == 1:
         return parts[0]
     scores = [part.logprobs for part in parts if part.logprobs is not None]
-    logprobs = zip(*((p.ids, p.tempered, p.plain) for p in scores), strict=True)
     argmax, sample, entropy, soft = map(
         torch.cat, zip(*((p.argmax, p.sample, p.entropy, p.soft) for p in parts), strict=True)
     )
-    found = HeadLogprobs(*map(torch.cat, logprobs)) if scores else None
-    return HeadOutput(argmax, sample, entropy, soft, found)
+    logprobs = HeadLogprobs(*map(torch.cat, zip(*scores, strict=True))) if scores else None
+    return HeadOutput(argmax, sample, entropy, soft, logprobs)

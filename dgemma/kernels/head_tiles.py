@@ -139,7 +139,7 @@ class TiledReader:
             x = self._logits(hidden, table, low, controls)
             if plain is not None:
                 here = slice(low // BLOCK, low // BLOCK + x.shape[1] // BLOCK)
-                for whole, part in zip(_fields(plain), _fields(block_sums(x)), strict=True):
+                for whole, part in zip(plain, block_sums(x), strict=True):
                     whole[:, here] = part
             if controls.alternatives:
                 likely = [_best(x, low, likely, controls.alternatives)]
@@ -267,10 +267,6 @@ def capped(x: Tensor, cap: float, exact: bool) -> Tensor:
         return x.div_(cap).tanh_().mul_(cap)
     # tanh(y) = 1 - 2 / (1 + exp(2 y)); an overflow to infinity gives 1.
     return x.mul_(2 / cap).exp_().add_(1).reciprocal_().mul_(-2 * cap).add_(cap)
-
-
-def _fields(sums: BlockSums) -> tuple[Tensor, Tensor, Tensor]:
-    return sums.top, sums.mass, sums.moment
 
 
 def _best(

@@ -11,7 +11,7 @@ Knows nothing about tables, temperatures, canvases or where the uniforms come fr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,7 @@ LOWEST = torch.finfo(torch.float32).min
 BELOW_ONE = 1.0 - 2.0**-53
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class BlockSums:
+class BlockSums(NamedTuple):
     """All that the inverse CDF and the entropy need to know of the logits.
 
     Attributes:

@@ -35,11 +35,6 @@ class Workspace(threading.local):
             self._flat[key] = flat
         return flat[: rows * width].view(rows, width)
 
-    @property
-    def held(self) -> dict[str, int]:
-        """Elements kept under each name."""
-        return {f"{name} {dtype}": flat.numel() for (name, dtype, _), flat in self._flat.items()}
-
 
 WORKSPACE = Workspace()
 """The one set of the process: kernels run one after the other, so they may share it."""

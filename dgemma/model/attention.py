@@ -106,20 +106,15 @@ class CachedContext:
         for segment in self.segments:
             rows = slice(start, start + segment.length)
             start += segment.length
-            store = segment.cache.layers[layer]
-            if segment.denoise:
-                keys, values = store.with_canvas(k[rows], v[rows])
-                if self.fused is not None:
-                    out[rows] = self.fused(q[rows], keys, values, None, causal=False)
-                else:
-                    out[rows] = grouped(q[rows], keys, values, None, self.kernel)
+            store, causal = segment.cache.layers[layer], not segment.denoise
+            keys, values = (store.append if causal else store.with_canvas)(k[rows], v[rows])
+            window = self.window if causal and store.keep is not None else None
+            if self.fused is not None:
+                out[rows] = self.fused(q[rows], keys, values, window, causal=causal)
+            elif causal:
+                self._causal(q[rows], keys, values, window, out[rows], segment.cache)
             else:
-                keys, values = store.append(k[rows], v[rows])
-                window = None if store.keep is None else self.window
-                if self.fused is not None:
-                    out[rows] = self.fused(q[rows], keys, values, window, causal=True)
-                else:
-                    self._causal(q[rows], keys, values, window, out[rows], segment.cache)
+                out[rows] = grouped(q[rows], keys, values, None, self.kernel)
         return out
 
     def _causal(

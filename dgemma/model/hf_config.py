@@ -22,10 +22,9 @@ from dgemma.model.json_section import Section
 MODEL_TYPE = "diffusion_gemma"
 ARCHITECTURE = "DiffusionGemmaForBlockDiffusion"
 FULL_EVERY = 6
-"""Without `layer_types` every sixth layer is full, and the last one always."""
 
 DEFAULT_GLOBAL_HEAD_DIM = 512
-DEFAULT_ROPE: Mapping[str, Mapping[str, Any]] = {
+DEFAULT_ROPE: Mapping[LayerType, Mapping[str, Any]] = {
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
     "full_attention": {
         "rope_type": "proportional",
@@ -162,13 +161,18 @@ def _placeholders(
     return found.get("image_token_id"), tuple(sorted({*found.values(), *others}))
 
 
+def default_layer_types(count: int) -> list[LayerType]:
+    """Five sliding layers, then a full one, and so on; the last is full."""
+    full = {*range(FULL_EVERY - 1, count, FULL_EVERY), count - 1}
+    return ["full_attention" if i in full else "sliding_attention" for i in range(count)]
+
+
 def _layer_types(text: Section) -> tuple[LayerType, ...]:
     """The kind of every layer; without a list every sixth layer and the last are full."""
     count = text.size("num_hidden_layers")
     given = text.take("layer_types", list)
     if given is None:
-        full = {*range(FULL_EVERY - 1, count, FULL_EVERY), count - 1}
-        given = ["full_attention" if i in full else "sliding_attention" for i in range(count)]
+        given = default_layer_types(count)
     unknown = [kind for kind in given if kind not in tuple(DEFAULT_ROPE)]
     if unknown:
         raise ConfigError(
@@ -182,9 +186,7 @@ def _layer_types(text: Section) -> tuple[LayerType, ...]:
     return tuple(given)
 
 
-def _attention(
-    text: Section, layer_types: tuple[LayerType, ...]
-) -> tuple[AttentionShape, AttentionShape]:
+def _attention(text: Section, layer_types: tuple[LayerType, ...]) -> tuple[AttentionShape, ...]:
     """The shapes of sliding and of full layers, from either form of the config."""
     base = {
         "head_dim": text.size("head_dim"),
@@ -209,9 +211,8 @@ def _attention(
                     "remove one of them"
                 )
     ropes = text.take("rope_parameters", dict) or DEFAULT_ROPE
-    return (
-        _shape(text.where, "sliding_attention", shapes["sliding_attention"], ropes, layer_types),
-        _shape(text.where, "full_attention", shapes["full_attention"], ropes, layer_types),
+    return tuple(
+        _shape(text.where, kind, shapes[kind], ropes, layer_types) for kind in DEFAULT_ROPE
     )
 
 
@@ -247,7 +248,7 @@ def _shape(
     where: str,
     kind: LayerType,
     sizes: Mapping[str, int],
-    ropes: Mapping[str, Any],
+    ropes: Mapping[Any, Any],
     layer_types: tuple[LayerType, ...],
 ) -> AttentionShape:
     """The shape of a layer type: its head sizes and its rotary parameters."""

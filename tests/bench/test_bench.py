@@ -20,7 +20,7 @@ from dgemma.bench import ceilings, clock, step
 from dgemma.bench.drive import prompt_ids
 from dgemma.bench.drive import run as drive
 from dgemma.bench.make import make
-from dgemma.bench.shapes import MINI, REAL, pattern, shape
+from dgemma.bench.shapes import MINI, REAL, shape
 from dgemma.cli.bench import IN_A_CHECKOUT
 from dgemma.errors import CheckpointError, InvalidRequest
 from dgemma.llm import LLM, load
@@ -61,7 +61,10 @@ def test_made_checkpoint_loads(tiny: Path, llm: LLM) -> None:
     """Shards that do not fit their index; weights that are all alike; another dtype."""
     assert len(list(tiny.glob("*.safetensors"))) > 2
     checkpoint = open_checkpoint(tiny)
-    assert checkpoint.dtype == "bfloat16" and checkpoint.config.layer_types == pattern(3)
+    assert (
+        checkpoint.dtype == "bfloat16"
+        and checkpoint.config.layer_types == shape("tiny").layer_types
+    )
     assert checkpoint.nbytes == 2 * sum(p.numel() for p in llm.model.parameters())
     for name, value in llm.model.named_parameters():
         if value.dim() < 2:
