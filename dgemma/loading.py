@@ -30,9 +30,9 @@ class LoadedModel:
 
     Attributes:
         model: the network; its `kernels` say how each part computes, and why.
-        checkpoint: the config, the sampler's defaults, and where the weights are from.
+        checkpoint: the config, the sampler's defaults, and the source of the weights.
         choice: device and dtype with their reasons.
-        tokenizer, template: None where the checkpoint has none.
+        tokenizer, template: None if the checkpoint has none.
     """
 
     model: DiffusionGemma

@@ -33,7 +33,7 @@ def plain(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tenso
 
 
 def _bar(scores: Tensor, mask: Tensor | None) -> None:
-    """Put the least number where the mask of the last keys is False: scores [..., T, S]."""
+    """Put the least number at the masked ones of the last keys: scores [..., T, S]."""
     if mask is not None:
         scores[..., -mask.shape[1] :].masked_fill_(~mask, torch.finfo(scores.dtype).min)
 
@@ -51,7 +51,7 @@ def products(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Te
     """Two products for a block of queries of one key head; its scores stay in cache.
 
     Head by head, since torch's batched product packs all keys anew for each block of queries where
-    the heads lie apart in memory, as they do in a cache that has room behind its tokens.
+    the heads lie apart in memory, as they do in a cache with room after its tokens.
     """
     heads, group, length, width = q.shape
     seen = keys.shape[1]
@@ -99,8 +99,8 @@ def grouped(
     Args:
         q: [T, H, hd]; H is a multiple of the key/value heads.
         keys, values: [Hkv, S, hd], not copied.
-        mask: bool [T, M] of the last M keys, True where a query sees a key; keys before those, or
-            all where it is None, are seen.
+        mask: bool [T, M] of the last M keys, True if a query sees a key. Keys before those are
+            seen; without a mask all are.
         kernel: a name of `ATTENTION`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What the head needs of an embedding table, however its numbers are stored."""
+"""The interface of an embedding table to the head, however its numbers are stored."""
 
 from __future__ import annotations
 
@@ -33,4 +33,4 @@ class EmbeddingTable(Protocol):
         """Unscaled rows of int64 ids: [...] -> [..., D]."""
 
     def tile(self, low: int, high: int) -> Tensor:
-        """Unscaled rows of the ids low..high-1, [high - low, D]; a view where there is one."""
+        """Unscaled rows of the ids low..high-1, [high - low, D]; a view if that is possible."""

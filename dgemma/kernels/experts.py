@@ -1,7 +1,7 @@
 """The mixture of experts: gated products of each row with its top-k experts.
 
 Four ways that give the same numbers within rounding. `experts_sparse` is the reference: expert by
-expert, only what was routed. `experts_grouped` sorts the rows by expert once and does everything
+expert, routed rows only. `experts_grouped` sorts the rows by expert once and does everything
 but the products for all experts together; it is for 16 bit on a CPU, `experts_triton` for CUDA;
 neither has a backward. `experts_dense` computes every expert on every row and weighs the unrouted
 ones with zero, which wins where experts are tiny. Knows nothing about routing, layers or configs.
@@ -84,7 +84,7 @@ def experts_grouped(
     """The same sum with one sort, one activation and one weighted sum for all experts: [N, D].
 
     The K results of a row are added in fp32 and rounded once. How many rows an expert has may
-    change the rounding of each, so this is no way for fp32.
+    change the rounding of each, so this does not suit fp32.
     """
     rows, top_k = index.shape
     order = index.flatten().argsort(stable=True)  # assignments, grouped by expert

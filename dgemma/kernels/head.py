@@ -1,11 +1,12 @@
-"""The vocabulary operation: hidden states in, one token's worth of answers a position out.
+"""The head: from hidden states to an argmax, a sample, an entropy and a soft embedding a position.
 
 Everything that needs all V logits of a position happens here and in `head_tiles` and nowhere
 else: the soft cap, the temperature, the argmax, the sample, the entropy, the soft embedding. The
 plain reference is here: it makes the logits of a few rows at a time and never those of a whole
-batch. `sampling` says how one uniform picks a token, `controls` what else can be asked.
+batch. `sampling` says how one uniform picks a token, `controls` has everything else that a caller
+may ask for.
 
-Knows nothing about canvases, steps, requests or where the uniforms come from.
+Knows nothing about canvases, steps, requests or the source of the uniforms.
 Source: `transformers` 5.17 `modeling_diffusion_gemma.py` (cap, soft embedding) and
 `generation_diffusion_gemma.py` (temperature, argmax, entropy).
 """
@@ -53,7 +54,7 @@ class Head:
         softcap: c of `c * tanh(logit / c)`.
         kernel: "rows" (the plain reference), "tiles" (streamed), "triton" (streamed, with kernels
             for CUDA) or "auto".
-        device: where it will run; None: where the table is.
+        device: the device of the run; None: that of the table.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Head:
             hidden: [N, D] after the final norm, in the table's dtype and on its device.
             temperature: fp32 [N], above zero.
             uniforms: fp32 [N], one uniform in [0, 1) a position.
-            controls: what else is asked. Filters need whole rows and are always read row by row.
+            controls: further requests. Filters need whole rows and are always read row by row.
 
         Returns:
             A `HeadOutput` of N rows. In fp32 on a CPU no row's bits depend on the others.

@@ -35,11 +35,11 @@ class HeadOutput:
     Attributes:
         argmax: int64 [N], the most likely id; the lowest one among equals.
         sample: int64 [N], drawn from the tempered distribution.
-        entropy: fp32 [N], nats of the tempered distribution. NaN where the hidden state or a
-            logit is not finite or where the controls leave no id; the other fields of such a row
-            mean nothing (ids stay in range).
+        entropy: fp32 [N], nats of the tempered distribution. NaN if the hidden state or a logit is
+            not finite or the controls leave no id; the other fields of such a row mean nothing
+            (ids stay in range).
         soft: [N, D] in the weights' dtype, the belief as an embedding, for the next step.
-        logprobs: only where the controls ask.
+        logprobs: only if the controls ask.
     """
 
     argmax: Tensor

@@ -1,13 +1,12 @@
-"""The vocabulary operation, streamed: tile by tile over the ids, never holding [N, V].
+"""The head, streamed: tile by tile over the ids, never holding [N, V].
 
 `softmax(cap(h E^T) / t) E` is one attention whose keys and values are the same table. A tile of
 logits is made, turned into block sums and into its share of the soft embedding while the tile of
-the table is still in cache, and forgotten: the table is read, and unpacked where it is packed, once
-for both products. The sample needs the logits of one block of 256 ids a row after the last tile;
+the table is still in cache, and forgotten: the table is read (a packed one: unpacked) once for both
+products. The sample needs the logits of one block of 256 ids a row after the last tile;
 they are made again from those 256 embeddings.
 
-`epilogue` is what happens to a tile between its two matrix products. Knows nothing about canvases
-or steps.
+`epilogue` works on a tile between its two matrix products. Knows nothing about canvases or steps.
 Source: the idea of the online softmax (Milakov and Gimelshein, arXiv 1805.02867).
 """
 
@@ -48,7 +47,7 @@ GATHER_ELEMENTS = 1 << 24
 
 @dataclass(slots=True, eq=False)
 class Running:
-    """What is known of the tiles so far.
+    """The sums over the tiles so far.
 
     Attributes:
         peak: fp32 [N], the largest tempered logit.
@@ -102,7 +101,7 @@ class TiledReader:
 
     Args:
         table, softcap: see `Head`.
-        device: where it will run.
+        device: the device of the run.
         triton: use the kernels of `head_triton`; they read the table as it lies in memory.
     """
 
@@ -257,7 +256,7 @@ def _believe(weights: Tensor, shrink: Tensor, table: Tensor, running: Running) -
 
 
 def capped(x: Tensor, cap: float, exact: bool) -> Tensor:
-    """`cap * tanh(x / cap)`, in place where no gradient is wanted.
+    """`cap * tanh(x / cap)`, in place unless a gradient is wanted.
 
     Not exact: within 4e-7 of the cap, in half the time.
     """

@@ -1,11 +1,11 @@
-"""The two small kernels of the streamed vocabulary operation on CUDA, in Triton.
+"""The two small kernels of the streamed head on CUDA, in Triton.
 
     absorb    a tile of raw products -> its weights and block sums, in two sweeps over the row
     block     the 256 products of one block of ids a row, for the sample
 
 The large products around them stay cuBLAS's. Needs the `triton` package; with TRITON_INTERPRET=1
 set before this module is imported it runs on the CPU, for tests, in fp32 and fp16. Knows nothing
-about controls: what is barred comes as -inf. The plain reference is `head_tiles`.
+about controls: barred ids come as -inf. The plain reference is `head_tiles`.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def absorb(
         sums: the tile's columns are filled.
 
     Returns:
-        fp32 [N, 1] by which what was summed so far must shrink.
+        fp32 [N, 1], the factor by which the sums so far must shrink.
     """
     rows, width = raw.shape
     assert raw.is_contiguous() and weights.is_contiguous() and width % BLOCK == low % BLOCK == 0

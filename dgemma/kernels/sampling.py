@@ -2,11 +2,11 @@
 
 The V ids are cut into fixed blocks of 256. A block is known by its largest logit and by sums of
 `exp(logit - largest)` over exactly its own columns (fp32). Blocks are put together in fp64: the
-uniform picks a block by inverse CDF, and what is left of it picks an id inside that block. No
+uniform picks a block by inverse CDF, and its remainder picks an id inside that block. No
 number depends on how many rows or columns are worked on at a time, so a streamed kernel needs to
 keep only three numbers a block, and any tiling gives the same token.
 
-Knows nothing about tables, temperatures, canvases or where the uniforms come from.
+Knows nothing about tables, temperatures, canvases or the source of the uniforms.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class BlockSums(NamedTuple):
 
 
 def as_blocks(logits: Tensor) -> Tensor:
-    """[N, V] -> [N, ceil(V / 256), 256], filled up with -inf; a view where nothing is missing."""
+    """[N, V] -> [N, ceil(V / 256), 256], filled up with -inf; a view if nothing is missing."""
     rows, size = logits.shape
     if size % BLOCK:
         logits = F.pad(logits, (0, -size % BLOCK), value=-torch.inf)
@@ -63,7 +63,7 @@ def block_sums(logits: Tensor) -> BlockSums:
 
 
 def entropy(sums: BlockSums) -> Tensor:
-    """Nats of each row, fp32 [N]; NaN where a logit is not finite or no id is left."""
+    """Nats of each row, fp32 [N]; NaN if a logit is not finite or no id is left."""
     top, weight, scale = _together(sums)
     moment = (sums.moment.double() + sums.mass.double() * (sums.top.double() - top)) * scale
     total = weight.sum(-1)

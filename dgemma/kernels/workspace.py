@@ -2,7 +2,7 @@
 
 Fresh pages cost more than many sums over them: the allocator gives large blocks back to the
 system, and every new one is filled with zeros by the kernel, page by page. Knows nothing about
-what is stored.
+its contents.
 """
 
 from __future__ import annotations

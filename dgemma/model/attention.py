@@ -1,4 +1,4 @@
-"""Attention: the projections of a layer, and what a query may see in each mode.
+"""Attention: the projections of a layer, and the keys that a query may see in each mode.
 
 `Attention` projects, norms and rotates; an `AttentionContext` that is handed in decides which keys
 each query sees. `CachedContext` is the one for inference; training hands in its own.
@@ -129,8 +129,8 @@ class CachedContext:
         """The last T of the S keys are the queries' own; write [T, H, hd] into `out`.
 
         Blocks end at multiples of their size, counted from position 0 and not from the first of
-        these tokens, and where the cache says. So a token is computed in the same company, and
-        rounded alike, whether a prompt is encoded at once, in pieces, or from the middle on.
+        these tokens, and at the borders of the cache. So a token is computed in the same company,
+        and rounded alike, whether a prompt is encoded at once, in pieces, or from the middle on.
         """
         length, total = q.shape[0], keys.shape[1]
         offset, begin = total - length, cache.length

@@ -7,7 +7,7 @@ made: nothing cached is copied, and the cache does not change.
     RowCache      buffers of one request's own, which grow; for a model that is used by itself
     PagedMemory   one memory of pages for all requests; the engine says which page is whose
 
-Knows nothing about what is computed with keys, nor about requests.
+Knows nothing about the use of keys, nor about requests.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Store(Protocol):
         """Add tokens: k, v [T, Hkv, hd] -> views [Hkv, S, hd] of all that they may see; S >= T."""
 
     def with_canvas(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Views [Hkv, S + C, hd] of what a canvas may see and the canvas; nothing is kept."""
+        """Views [Hkv, S + C, hd] of the keys a canvas may see and the canvas; nothing is kept."""
 
 
 class CacheRow(Protocol):
@@ -103,7 +103,7 @@ class LayerStore:
         return views
 
     def with_canvas(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Views [Hkv, S + C, hd] of what a canvas may see and the canvas; nothing is kept."""
+        """Views [Hkv, S + C, hd] of the keys a canvas may see and the canvas; nothing is kept."""
         self._reserve(k.shape[0])
         keys, values = self._lay(k, v)
         low = 0 if self.keep is None else max(0, self.used - self.keep)
@@ -150,7 +150,7 @@ class Cache:
 class PagedMemory:
     """The keys and values of all requests of an engine, in pages of `PAGE` tokens.
 
-    Memory is reserved at once; for a CPU a system gives it only where it is written to.
+    Memory is reserved at once; for a CPU a system gives a page of it at the first write.
     """
 
     def __init__(
@@ -177,8 +177,8 @@ class PagedMemory:
 
         Args:
             length: tokens encoded so far.
-            full, sliding: the page of each block of the request; what is out of the window's
-                reach is not looked at.
+            full, sliding: the page of each block of the request; blocks out of the window's
+                reach are not looked at.
             borders: see `CacheRow`.
         """
         return PagedRow(self, length, full, sliding, borders)
@@ -258,8 +258,8 @@ class Span:
 class PagedStore:
     """One request in one layer of a `PagedMemory`. See `Store`.
 
-    Keys that lie side by side are read in place, others are gathered first; what is computed from
-    them is the same.
+    Keys that lie side by side are read in place, others are gathered first; the results are the
+    same.
     """
 
     def __init__(self, buffer: Tensor, span: Span) -> None:

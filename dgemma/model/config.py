@@ -35,7 +35,7 @@ class AttentionShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """All sizes of the text part, and what else the runtime needs of `config.json`.
+    """All sizes of the text part, and the other values of `config.json` that a run needs.
 
     Source: `transformers` 5.17 `configuration_diffusion_gemma.py`; released values in
     `docs/released-weights.md`.

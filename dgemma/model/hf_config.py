@@ -69,8 +69,8 @@ NEUTRAL_TEXT = frozenset({
 })  # fmt: skip
 NEUTRAL_TOP = NEUTRAL_TEXT | {"is_encoder_decoder", "vision_soft_tokens_per_image"}
 
-# Ids that stand for an image, a video or sound: never sampled, never noise. The value is what
-# `transformers` takes when the key is missing.
+# Ids that hold the place of an image, a video or sound: never sampled, never noise. The
+# value is the one that `transformers` takes when the key is missing.
 PLACEHOLDERS: Mapping[str, int | None] = {
     "image_token_id": 258_880, "boi_token_id": 255_999, "eoi_token_id": 258_882,
     "video_token_id": None, "audio_token_id": None, "boa_token_id": None,

@@ -31,10 +31,10 @@ NEUTRAL_GENERATION = frozenset({
 
 
 class GenerationDefaults(NamedTuple):
-    """What generation_config.json says.
+    """The content of generation_config.json.
 
     Attributes:
-        params: the checkpoint's sampler; None where the file is silent.
+        params: the checkpoint's sampler; None if the file is silent.
         eos_token_ids: ids that end an answer; empty: take `ModelConfig.eos_token_ids`.
         pad_token_id: None: take `ModelConfig.pad_token_id`.
     """
@@ -70,7 +70,7 @@ def read_generation_config(values: Mapping[str, Any]) -> GenerationDefaults:
 
 
 def write_generation_config(defaults: GenerationDefaults) -> dict[str, Any]:
-    """The content of generation_config.json; what is None or empty is left out."""
+    """The content of generation_config.json; None and empty values are left out."""
     params = defaults.params
     values: dict[str, Any] = {
         **{key: getattr(params, field) for key, (field, _) in PARAMS.items()},

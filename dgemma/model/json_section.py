@@ -18,7 +18,7 @@ N = TypeVar("N", int, float)
 
 
 class Section:
-    """One JSON object being read: keys are taken out by name and type; what is left is unknown."""
+    """One JSON object being read: keys are taken out by name and type; the rest is unknown."""
 
     def __init__(self, where: str, values: Mapping[str, Any]) -> None:
         if not isinstance(values, Mapping):
@@ -73,7 +73,7 @@ class Section:
         return found
 
     def close(self, neutral: Iterable[str], *, strict: bool) -> None:
-        """Deal with what was not taken: neutral keys go by name, others are unknown."""
+        """Deal with the keys that were not taken: neutral ones are listed, others unknown."""
         neutral = set(neutral)
         for key, value in self.left.items():
             if value is None or key in neutral:

@@ -55,7 +55,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peak:
-    """Most memory that a run takes, in bytes, by what it is for.
+    """Most memory that a run takes, in bytes, by its purpose.
 
     Attributes:
         weights: of the text part.
@@ -155,8 +155,8 @@ def page_counts(
     context = -(-config.max_position_embeddings // PAGE)
     step = chunk + config.canvas_length
     window = min(context, -(-(config.sliding_window - 1 + step) // PAGE) + 1)
-    # Twice what runs, so that finished requests stay cached; a window more often still, for it is
-    # what makes a cached prompt of use at more than its end.
+    # Twice as much as runs, so that finished requests stay cached; a window more often still: it
+    # makes a cached prompt of use at more than its end.
     full = 2 * running * context
     sliding = min(full, 4 * running * window)
     if budget is None:

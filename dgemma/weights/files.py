@@ -27,7 +27,7 @@ class Checkpoint:
     """A verified set of files: configs parsed, every tensor's name and shape known.
 
     Attributes:
-        directory: where the files are.
+        directory: of the files.
         config: the sizes.
         generation: the sampler's defaults.
         source: the weights, which are not read yet.
@@ -83,7 +83,7 @@ def load_config(directory: Path, strict: bool = True) -> ModelConfig:
 
 
 def load_generation(directory: Path) -> GenerationDefaults:
-    """The sampler's defaults of a model; all None where the file is absent.
+    """The sampler's defaults of a model; all None if the file is absent.
 
     Raises:
         ConfigError: generation_config.json is broken or asks for something unsupported.
@@ -103,7 +103,7 @@ def open_checkpoint(directory: Path, strict: bool = True) -> Checkpoint:
 
     Raises:
         ConfigError: a JSON file is missing, broken, or asks for something unsupported.
-        CheckpointError: a shard is missing, truncated or not what the index says.
+        CheckpointError: a shard is missing, truncated or not as the index says.
     """
     config = load_config(directory, strict)
     generation = load_generation(directory)

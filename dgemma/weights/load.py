@@ -2,7 +2,7 @@
 
 Host memory: tensors go in one by one. On a CPU in the file's own dtype they are views of the
 memory-mapped file, so even 52 GB open at once and are read when first used; checkpoints under
-`MAP_FROM_BYTES` are copied instead, so that nothing depends on the file later. What must be
+`MAP_FROM_BYTES` are copied instead, so that nothing depends on the file later. A tensor that is
 converted, moved or put together from parts is copied in chunks and its pages are given back, so the
 peak is the network plus one tensor.
 Knows names and shapes; knows nothing about how a network computes.
@@ -46,11 +46,11 @@ def load_weights(
     Args:
         model: its `state_dict()` has our names; built under `torch.device("meta")`.
         checkpoint: see `open_checkpoint`.
-        device: where the weights go.
-        dtype: what they become; None keeps each tensor's own.
+        device: of the weights from now on.
+        dtype: their new one; None keeps each tensor's own.
         check_finite: read every weight once and refuse NaN and infinity. False leaves mapped
             weights unread until they are used.
-        mapped: keep views of the file where dtype and device allow it; None: from 1 GiB on.
+        mapped: keep views of the file if dtype and device allow it; None: from 1 GiB on.
 
     Raises:
         CheckpointError: one report of all missing, unexpected and mis-shaped tensors; a packed

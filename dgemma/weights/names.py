@@ -74,7 +74,7 @@ VISION: tuple[tuple[str, str], ...] = (
                     "mlp.up_proj",
                     "mlp.down_proj",
                 )
-                # The last four exist where the vision config says `use_clipped_linears`.
+                # The last four exist if the vision config says `use_clipped_linears`.
                 for part in ("linear.weight", "input_min", "input_max", "output_min", "output_max")
             ),
         )
@@ -106,7 +106,7 @@ _LAYER = re.compile(r"(?<=layers\.)(0|[1-9]\d*)(?=\.)")
 
 
 def pattern(name: str) -> tuple[str, str]:
-    """A name with its layer number as `N`, and the number ("" where there is none)."""
+    """A name with its layer number as `N`, and the number ("" if there is none)."""
     found = _LAYER.search(name)
     return (_LAYER.sub("N", name, count=1), found[0]) if found else (name, "")
 
@@ -123,8 +123,8 @@ def to_ours(name: str) -> str | None:
 def to_checkpoint(name: str) -> str:
     """The checkpoint's name of one of our tensors, as it is released and as we write it.
 
-    The tensors of a packed module (`weight_scale` and its kin) are called what they are called
-    beside the module's `weight` in a file: the last word is the same.
+    The tensors of a packed module (`weight_scale` and the like) keep their last word; the rest is
+    the module's name in the files.
 
     Raises:
         KeyError: a parameter that the table lacks: our own mistake.

@@ -47,10 +47,10 @@ class Safetensors:
     def __init__(self, directory: Path, index: Mapping[str, Any] | None) -> None:
         """
         Args:
-            index: the parsed index; None where there is one file only.
+            index: the parsed index; None if there is one file only.
 
         Raises:
-            CheckpointError: a shard is missing, truncated or not what the index says.
+            CheckpointError: a shard is missing, truncated or not as the index says.
         """
         self.path = directory
         self._maps: dict[Path, Tensor] = {}

@@ -1,7 +1,7 @@
 """Writes a network as a checkpoint in the released layout, all of it or nothing.
 
 Everything goes to a new directory beside the target first, which then takes its name: a reader sees
-the old files or the new ones, never a mixture, and a failure leaves nothing behind.
+the old files or the new ones, never a mixture, and a failure leaves no trace.
 Knows names and files; knows nothing about training or tokenizers, whose files are handed in.
 """
 
@@ -59,7 +59,7 @@ def save_weights(
         config: the sizes; its `dtype` is set to that of the weights.
         generation: the sampler's defaults; None leaves generation_config.json out.
         files: name and content (text, bytes) or source of further files: the tokenizer, a card.
-        dtype: what the weights become on the way; None keeps each tensor's own.
+        dtype: of the weights in the files; None keeps each tensor's own.
         max_shard_bytes: beyond this the weights go to several files with an index.
         aside: the checkpoint that `model` came from; the vision tensors that loading left aside
             are copied from it.

@@ -1,4 +1,4 @@
-"""What a checkpoint's files hold, whatever their format: names, shapes, number formats, numbers."""
+"""The tensors in the files of a checkpoint, whatever their format."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class StoredTensor:
 
 
 class TensorSource(Protocol):
-    """Files that are open. Says what they hold; knows nothing about the network."""
+    """Open files and the tensors in them. Knows nothing about the network."""
 
     path: Path
     """The file or directory, for messages."""
