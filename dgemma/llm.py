@@ -326,9 +326,9 @@ class LLM:
         return self.run_plan(repair(self.facts, text, drawn, strength))
 
     def decide(
-        self, state: str | Messages | Sequence[int], questions: Sequence[Question], *,
-        samples: int = 1, joint: bool = False, seed: int = 0,
-        calibration: Calibration | None = None, canvas_length: int | None = None,
+        self, state: str | Messages | Sequence[int],
+        questions: Sequence[Question] | Mapping[str, Any], *, samples: int = 1, joint: bool = False,
+        seed: int = 0, calibration: Calibration | None = None, canvas_length: int | None = None,
     ) -> Decision:  # fmt: skip
         """Answer typed questions by one reading; see `dgemma.compose.decide.decide`.
 

@@ -61,7 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quant": {"model", "kernels"} | BASE,
     "loading": {"frontend", "model", "weights", "quant", "text"} | BASE,
     "engine": {"model", "kernels", "diffusion"} | BASE,
-    "compose": {"frontend", "text", "params", "types", "errors"},
+    "compose": {"constrain", "frontend", "text", "params", "types", "errors"},
     "server": {"compose", "frontend", "constrain", "text", "params", "types", "errors"},
     "llm": JOINED | {"loading", "model.config", "model.transformer"} | BASE,
     "train": {"loading", "model", "tasks", "text"} | BASE,

@@ -35,6 +35,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--score", **more, nargs="+", metavar="WORDS", help=score)
     keys = 'JSON list of {"type", "name", "instructions", "choices" or "levels"}'
     add("--questions", type=Path, metavar="FILE", help=keys)
+    schema = "JSON schema of an object: each property is a question, in place of all others"
+    add("--schema", type=Path, metavar="FILE", help=schema)
     add = parser.add_argument_group("sampler").add_argument
     add("--samples", type=int, metavar="N", default=1, help="draws to average (1)")
     add("--seed", type=int, metavar="N", default=0, help="of the first draw (0)")
@@ -68,20 +70,22 @@ def _values(entries: Any, key: str) -> Any:
     return found
 
 
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{path} is not valid JSON: {error}") from error
+
+
 def read_questions(arguments: argparse.Namespace) -> list[Question]:
     """All questions, those of the file first.
 
     Raises:
         InvalidRequest: none, or one that is malformed.
     """
-    from dgemma.compose.questions import Choice, Predicate, Score
+    from dgemma.compose.questions import Choice, Predicate, Score, questions_of
 
-    entries: Any = []
-    if arguments.questions is not None:
-        try:
-            entries = json.loads(read_text(arguments.questions))
-        except (ValueError, RecursionError) as error:
-            raise InvalidRequest(f"{arguments.questions} is not valid JSON: {error}") from error
+    entries: Any = [] if arguments.questions is None else _read_json(arguments.questions)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise InvalidRequest(f"{arguments.questions} must hold a JSON list of questions")
     entries = list(entries)
@@ -95,6 +99,10 @@ def read_questions(arguments: argparse.Namespace) -> list[Question]:
             )
     entries += [{"type": "choice", "instructions": q, "choices": c} for q, *c in arguments.choice]
     entries += [{"type": "score", "instructions": q, "levels": c} for q, *c in arguments.score]
+    if arguments.schema is not None:
+        if entries:
+            raise InvalidRequest("--schema asks all its questions; give no others beside it")
+        return questions_of(_read_json(arguments.schema))
     out: list[Question] = []
     for number, entry in enumerate(entries, 1):
         kind, where = entry.get("type"), f"question {number}"
@@ -112,7 +120,9 @@ def read_questions(arguments: argparse.Namespace) -> list[Question]:
         else:
             raise InvalidRequest(f"type of a question must be predicate, choice or score: {kind!r}")
     if not out:
-        raise InvalidRequest("there is no question; give --predicate, --choice or --score")
+        raise InvalidRequest(
+            "there is no question; give --predicate, --choice, --score or --schema"
+        )
     return out
 
 

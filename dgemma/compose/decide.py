@@ -8,9 +8,10 @@ Knows questions, labels and samples; knows nothing about how questions are worde
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import stdev
+from typing import Any
 
 from dgemma.compose.calibration import Calibration, softmax, tempered
 from dgemma.compose.length import mean
@@ -24,6 +25,7 @@ from dgemma.compose.questions import (
     asking,
     kind_of,
     labels,
+    questions_of,
 )
 from dgemma.errors import InvalidRequest
 from dgemma.frontend import ModelFacts
@@ -87,9 +89,9 @@ class _Form:
 
 
 def decide(
-    facts: ModelFacts, state: str | Sequence[int], questions: Sequence[Question], *,
-    samples: int = 1, joint: bool = False, seed: int = 0, calibration: Calibration | None = None,
-    canvas_length: int | None = None,
+    facts: ModelFacts, state: str | Sequence[int],
+    questions: Sequence[Question] | Mapping[str, Any], *, samples: int = 1, joint: bool = False,
+    seed: int = 0, calibration: Calibration | None = None, canvas_length: int | None = None,
 ) -> Plan[Decision]:  # fmt: skip
     """Answer questions about a state.
 
@@ -97,7 +99,7 @@ def decide(
         facts: of the model.
         state: what the questions are about; or ids of a whole prompt, for questions without
             instructions, whose answer then begins with the canvas.
-        questions: each with a name of its own.
+        questions: each with a name of its own; or a JSON schema, see `questions_of`.
         samples: noise draws that are averaged; their seeds count up from `seed`.
         joint: ask all questions on one canvas, where answers see each other's places; else each
             by itself, and then their order changes nothing.
@@ -111,6 +113,8 @@ def decide(
             argument of the wrong kind.
         EngineError: a request failed.
     """
+    if isinstance(questions, Mapping):
+        questions = questions_of(questions)
     _check_kinds(state, questions, samples, seed, calibration)
     _check(state, questions, joint)
     params = SamplingParams(max_steps=1, logprobs=0, canvas_length=canvas_length)

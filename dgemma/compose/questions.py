@@ -1,16 +1,29 @@
-"""Questions with a fixed set of answers, and which token stands for which answer.
+"""Questions with a fixed set of answers, and the token of each answer.
 
-Knows how a question is put to a model and by which single token each choice is told from the
-others. Knows nothing about probabilities.
+Knows how a question is put to a model, by which single token each choice is told from the others,
+and which questions a JSON schema asks. Knows nothing about probabilities.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
+from dgemma.constrain.json_schema import accepted_schema
+from dgemma.constrain.schema_proofs import (
+    Conjunction,
+    SchemaReader,
+    bounds,
+    form,
+    kinds,
+    lists,
+    member,
+    within_bounds,
+)
 from dgemma.errors import InvalidRequest
 from dgemma.text.tokenizer import Tokenizer
 
@@ -102,6 +115,76 @@ def options(question: Question) -> dict[str, str]:
             f"question {question.name!r} has {len(found)} choices; give 2 to {MOST_CHOICES}"
         )
     return found
+
+
+def questions_of(schema: Mapping[str, Any]) -> list[Question]:
+    """The questions that a JSON schema of an object asks, one for each property.
+
+    A boolean becomes a predicate, any other property with a short list of values a choice. What is
+    asked is the property's description, its title, or its name.
+
+    Args:
+        schema: checked in the same way as `json_schema` and the schema of a strict tool.
+
+    Raises:
+        InvalidRequest: a schema that cannot be kept to, or a property without a list of values.
+    """
+    if not isinstance(schema, Mapping):
+        raise InvalidRequest(f"schema must be an object; got {schema!r}", field="schema")
+    try:
+        checked = accepted_schema(schema, "schema")
+    except InvalidRequest as error:
+        error.field = "schema"
+        raise
+    reader = SchemaReader(checked, within_bounds)
+    alternatives = list(reader.alternatives((checked,)))
+    names = dict.fromkeys(name for flat in alternatives for node in flat
+                          for name in node.get("properties", ()))  # fmt: skip
+    if len(alternatives) != 1 or not names or "object" not in kinds(alternatives[0]):
+        raise InvalidRequest(
+            "schema #: decisions need one object; give it properties", field="schema"
+        )
+    found: list[Question] = []
+    for name in names:
+        values = _values(reader, member(alternatives[0], name)) or ()
+        if not 2 <= len(values) <= MOST_CHOICES:
+            raise InvalidRequest(
+                f"schema #/properties/{name}: its values are not a list of 2 to {MOST_CHOICES}; "
+                "use boolean, enum, const, null, or an integer with minimum and maximum",
+                field="schema",
+            )
+        given = schema.get("properties", {}).get(name)
+        notes = given if isinstance(given, Mapping) else {}
+        text = str(notes.get("description", notes.get("title", name)))
+        if values == [True, False]:
+            found.append(Predicate(name, text))
+        else:
+            written = [
+                v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values
+            ]
+            found.append(Choice(name, text, written))
+    return found
+
+
+def _values(reader: SchemaReader, schemas: Conjunction) -> list[Any] | None:
+    """All values in the order of the schema; None if they have no end, or too many."""
+    found: dict[str, Any] = {}
+    for flat in reader.alternatives(schemas):
+        if lists(flat):
+            values = reader.listed(flat)
+        else:
+            left, (lowest, highest) = kinds(flat), bounds(flat)
+            if left - {"boolean", "integer", "null"} or (
+                "integer" in left and highest - lowest > MOST_CHOICES
+            ):
+                return None
+            values = [True, False] * ("boolean" in left)
+            if "integer" in left:
+                values += range(math.ceil(lowest), math.floor(highest) + 1)
+            values += [None] * ("null" in left)
+            values = [value for value in values if reader.allowed(value, flat)]
+        found |= {form(value): value for value in values}
+    return list(found.values())
 
 
 def labels(tokenizer: Tokenizer, question: Question, before: str, *, whole: bool) -> Labels:

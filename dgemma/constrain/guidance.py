@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from dgemma.constrain.completion import BYTE_ORDER, BYTES, RANK, symbols_of
+from dgemma.constrain.completion import BYTE_ORDER, BYTES, RANK
 from dgemma.errors import EngineError, InvalidRequest, MissingExtra
 from dgemma.text.token_table import TokenTable, token_table_of
 from dgemma.text.tokenizer import Tokenizer
@@ -85,28 +85,17 @@ def _compiled(kind: str, source: str, vocabulary: Any) -> Any:
     return matcher
 
 
-@lru_cache(maxsize=256)
-def _probe(source: str) -> Any:
-    """A matcher of a grammar over plain bytes, to be copied."""
-    return llguidance().LLMatcher(_plain_bytes(), source, log_level=0)
-
-
+@lru_cache(maxsize=1024)
 def has_text(lark: str) -> bool:
     """Whether a grammar of one terminal or one JSON value has a text; True if it is broken."""
-    matcher = _probe(llguidance().LLMatcher.grammar_from_lark(lark)).deep_copy()
+    library = llguidance()
+    source = library.LLMatcher.grammar_from_lark(lark)
+    matcher = library.LLMatcher(_plain_bytes(), source, log_level=0)
     if matcher.is_error():
         return "Unsatisfiable" not in matcher.get_error()
     options = int.from_bytes(matcher.compute_bitmask(), "little") & ((1 << BYTES) - 1)
     stuck = matcher.get_error().startswith("NoExtensionBias")
     return bool(options) or matcher.is_accepting() or not stuck
-
-
-def matches(regex: str, text: str) -> bool:
-    """Whether an expression matches a whole text; takes time that grows with the text alone."""
-    matcher = _probe(llguidance().LLMatcher.grammar_from_regex(regex)).deep_copy()
-    symbols = symbols_of([text])[0]
-    taken: int = matcher.try_consume_tokens(symbols)
-    return taken == len(symbols) and bool(matcher.is_accepting())
 
 
 class GrammarAutomaton:

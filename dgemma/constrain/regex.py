@@ -41,15 +41,14 @@ _HOST = "[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
 _BYTE = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _IPV4 = rf"({_BYTE}\.){{3}}{_BYTE}"
 _HEX = "[0-9a-fA-F]{1,4}"
-_USER = r"([a-zA-Z0-9\-._~!$&'()*+,;=:]|%[0-9a-fA-F]{2})*"
-_NAME = r"([a-zA-Z0-9\-._~!$&'()*+,;=]|%[0-9a-fA-F]{2})*"
-_PART = r"([a-zA-Z0-9\-._~!$&'()*+,;=:@]|%[0-9a-fA-F]{2})"
-_QUERY = r"([a-zA-Z0-9\-._~!$&'()*+,;=:@/?]|%[0-9a-fA-F]{2})*"
-_LITERAL = "|".join([
+_V6 = "|".join([
     f"({_HEX}:){{7}}{_HEX}", f"({_HEX}:){{1,7}}:",
-    *(f"({_HEX}:){{1,{7 - k}}}(:{_HEX}){{1,{k}}}" for k in range(1, 7)),
-    f":(:{_HEX}){{1,7}}", "::", r"v[0-9a-fA-F]+\.[a-zA-Z0-9\-._~!$&'()*+,;=:]+",
+    *(f"({_HEX}:){{1,{7 - k}}}(:{_HEX}){{1,{k}}}" for k in range(1, 7)), f":(:{_HEX}){{1,7}}", "::",
 ])  # fmt: skip
+_URI = r"a-zA-Z0-9\-._~!$&'()*+,;="
+_USER, _NAME, _PART, _QUERY = (
+    f"([{_URI}{marks}]|%[0-9a-fA-F]{{2}})" for marks in (":", "", ":@", ":@/?")
+)
 FORMATS = {
     "date": _DATE,
     "time": _TIME,
@@ -67,9 +66,9 @@ FORMATS = {
     ]),
     "uuid": "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
     "uri": (
-        rf"[a-zA-Z][a-zA-Z0-9+\-.]*:"
-        rf"(//({_USER}@)?(\[({_LITERAL})\]|{_NAME})(:[0-9]*)?(/{_PART}*)*"
-        rf"|/({_PART}+(/{_PART}*)*)?|{_PART}+(/{_PART}*)*|)(\?{_QUERY})?(#{_QUERY})?"
+        rf"[a-zA-Z][a-zA-Z0-9+\-.]*:(//({_USER}*@)?(\[({_V6}|v[0-9a-fA-F]+\.[{_URI}:]+)\]|{_NAME}*)"
+        rf"(:[0-9]*)?(/{_PART}*)*|/({_PART}+(/{_PART}*)*)?|{_PART}+(/{_PART}*)*|)"
+        rf"(\?{_QUERY}*)?(#{_QUERY}*)?"
     ),
 }  # fmt: skip
 """The formats of strings, as expressions for a whole text. Each describes the language that
@@ -211,3 +210,10 @@ class _PatternReader:
             else:
                 out.append("\\" + char if char in "[]" else char)
         raise self._refuse("an open [", "close it")
+
+
+def terminal(pattern: str) -> str:
+    """An expression as a terminal of Lark."""
+    escaped = {"/": "\\/", "\n": "\\n"}
+    inner = re.sub(r"(?s:\\.)|[/\n]", lambda found: escaped.get(found[0], found[0]), pattern)
+    return f"/({inner})/"

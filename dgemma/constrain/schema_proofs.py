@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from dgemma.constrain.guidance import matches
-from dgemma.constrain.regex import FORMATS, whole
+from dgemma.constrain.guidance import has_text
+from dgemma.constrain.regex import FORMATS, terminal, whole
 from dgemma.errors import InvalidRequest
 
 Conjunction = tuple[Any, ...]
@@ -156,7 +156,7 @@ class SchemaReader:
             if not least <= len(value) <= most:
                 return False
         if kind == "string":
-            return all(matches(pattern, value) for pattern in patterns(flat))
+            return _matches(value, patterns(flat))
         if kind == "array":
             return all(self._allows(part, item(flat, k)) for k, part in enumerate(value))
         if kind == "object":
@@ -239,7 +239,7 @@ def member(flat: Conjunction, name: str) -> Conjunction:
         own = [node["properties"][name]] if name in node.get("properties", ()) else []
         own += [
             schema for pattern, schema in node.get("patternProperties", {}).items()
-            if matches(whole(pattern), name)
+            if _matches(name, [whole(pattern)])
         ]  # fmt: skip
         found += own or [node.get("additionalProperties", True)]
     return tuple(found)
@@ -249,6 +249,12 @@ def patterns(flat: Conjunction) -> list[str]:
     """Expressions that a whole string must match."""
     found = [whole(node["pattern"]) for node in flat if "pattern" in node]
     return found + [FORMATS[node["format"]] for node in flat if "format" in node]
+
+
+def _matches(text: str, expressions: Sequence[str]) -> bool:
+    """Whether all of some expressions match a text; by automata, so none takes for ever."""
+    terminals = " & ".join((json.dumps(text), *map(terminal, expressions)))
+    return not expressions or has_text(f"start: T\nT: {terminals}")
 
 
 def form(value: Any) -> str:

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
 from dgemma.constrain.guidance import has_text
 from dgemma.constrain.json_schema import accepted_schema
-from dgemma.constrain.regex import whole
+from dgemma.constrain.regex import terminal, whole
 from dgemma.constrain.schema_proofs import (
     COMPARED,
     Conjunction,
@@ -217,7 +216,11 @@ class _Writer:
         most = min([most, *(k for k, good in enumerate(possible) if not good)])
         if least > most:
             return []
-        rest = f'("," {self._any(schemas[own])}){_times(least - own, most - own)}' * (most > own)
+        rest = (
+            _times(f'("," {self._any(schemas[own])})', least - own, most - own)
+            if most > own
+            else ""
+        )
         for k in reversed(range(1, int(min(own, most)))):
             rest = f'"," {self._any(schemas[k])} {rest}'
             rest = f"({rest})?" if k >= least else rest
@@ -272,17 +275,14 @@ class _Writer:
 
     def _own_keys(self, flat: Conjunction, names: Sequence[str], wanted: bool) -> str:
         """A pair with a key that the schema does not name; "" where a call has none."""
-        open_ends = [node.get("additionalProperties", True) for node in flat]
-        loose = not any("properties" in node for node in flat) or any(map(_is_schema, open_ends))
-        if (
-            not wanted
-            and not any("patternProperties" in node for node in flat)
-            and (names or not loose)
-        ):
+        loose = any(isinstance(node.get("additionalProperties"), Mapping) for node in flat)
+        loose |= not any("properties" in node for node in flat)
+        patterned = any("patternProperties" in node for node in flat)
+        if not (wanted or patterned or (loose and not names)):
             return ""
         classes: list[list[tuple[str, Any]]] = []
         for node in flat:
-            own = [(f"/{_slashes(whole(pattern))}/", schema)
+            own = [(terminal(whole(pattern)), schema)
                    for pattern, schema in node.get("patternProperties", {}).items()]  # fmt: skip
             others = " & ".join(f"~{key}" for key, _ in own)
             classes.append([*own, (others, node.get("additionalProperties", True))])
@@ -299,22 +299,20 @@ class _Writer:
         return self._rule(" | ".join(texts)) if texts else ""
 
 
-def _is_schema(value: Any) -> bool:
-    return isinstance(value, Mapping)
-
-
 def _repeated(pair: str, started: bool, least: int, most: float) -> str:
     """Pairs to the end of an object."""
     if not pair or most <= 0:
         return ""
     if started:
-        return f'("," {pair}){_times(least, most)}'
-    text = f'{pair} ("," {pair}){_times(least - 1, most - 1)}'
+        return _times(f'("," {pair})', least, most)
+    more = _times(f'("," {pair})', least - 1, most - 1)
+    text = f"{pair} {more}".strip()
     return text if least else f"({text})?"
 
 
-def _times(least: int, most: float) -> str:
-    return f"{{{max(least, 0)},{'' if most == math.inf else int(most)}}}"
+def _times(group: str, least: int, most: float) -> str:
+    """A repeated group, with no end if `most` is infinite."""
+    return f"{group}{{{max(least, 0)},{'' if most == math.inf else int(most)}}}" if most else ""
 
 
 def _written(arguments: Mapping[str, Any]) -> str:
@@ -336,11 +334,5 @@ def _number(flat: Conjunction) -> str:
 def _string(flat: Conjunction) -> str:
     """A terminal for strings."""
     least, most = limits(flat, "string")
-    length = [f"/(?s:.{_times(least, most)})/"] * (least > 0 or most < math.inf)
-    return " & ".join([TEXT, *length, *(f"/({_slashes(one)})/" for one in patterns(flat))])
-
-
-def _slashes(pattern: str) -> str:
-    """An expression between two slashes."""
-    escaped = {"/": "\\/", "\n": "\\n"}
-    return re.sub(r"(?s:\\.)|[/\n]", lambda found: escaped.get(found[0], found[0]), pattern)
+    length = [f"/(?s:{_times('.', least, most)})/"] * (least > 0 or most < math.inf)
+    return " & ".join([TEXT, *length, *map(terminal, patterns(flat))])

@@ -195,6 +195,12 @@ def test_decide(run: Callable[..., Ran], tmp_path: Path) -> None:
     for answer in answers:
         assert sum(p for _, p in answer["probabilities"]) == pytest.approx(1)
         assert answer["stderr"] is not None
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps({"properties": {"food": {"type": "boolean"}}}))
+    code, out, _ = run("decide", "The soup was good.", "--schema", str(schema))
+    assert code == 0 and out.startswith(("food: yes", "food: no"))
+    code, _, err = run("decide", "x", "--schema", str(schema), "--predicate", "Is it food?")
+    assert code == 2 and "--schema" in err
     code, out, _ = run("decide", "Parity: 3182", "--choice", "", "even", "odd")
     assert code == 0 and out.startswith("q1: ")
 

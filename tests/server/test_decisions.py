@@ -18,6 +18,10 @@ from tests.support.nano import nano
 pytestmark = pytest.mark.model
 
 OPENAI, JEV = "/v1/decisions", "/v1/systemone"
+SCHEMA: dict[str, Any] = {"type": "object", "properties": {
+    "food": {"type": "boolean", "description": "Is it about food?"},
+    "stars": {"type": "integer", "minimum": 1, "maximum": 3},
+}}  # fmt: skip
 QUESTIONS: list[Question] = [
     Predicate("food", "Is it about food?"),
     Choice("tone", "Which tone?", {"glad": "they liked it", "sad": ""}),
@@ -84,6 +88,27 @@ def test_questions_about_a_conversation() -> None:
     assert post(OPENAI, ends)[0].status_code == 400
 
 
+def test_a_schema_asks() -> None:
+    """Catches a schema's property that is asked in another way than the question it stands for,
+    one that is asked though no probabilities of it exist, and more of them than may be asked."""
+    body = serve().post(OPENAI, {"input": STATE, "canvas_length": 32, "schema": SCHEMA}).json()
+    questions = [Predicate("food", "Is it about food?"), Choice("stars", "stars", ["1", "2", "3"])]
+    expected = nano().decide(STATE, questions, canvas_length=32)
+    assert expected == nano().decide(STATE, SCHEMA, canvas_length=32)
+    food, stars = body["answers"]
+    assert food["probability"] == expected["food"].probability
+    assert (stars["type"], stars["choice"]) == ("choice", expected["stars"].choice)
+    many = {"properties": {f"p{n}": {"type": "boolean"} for n in range(65)}}
+    for schema, remark in (({"properties": {"a": {"type": "string"}}}, "#/properties/a"),
+                         ({"properties": {"a": {"not": {}}}}, "'not'"), (many, "65")):  # fmt: skip
+        response, _ = post(OPENAI, {"input": STATE, "schema": schema})
+        error = response.json()["error"]
+        assert response.status_code == 400 and remark in error["message"], error
+        assert error["param"] == "schema"
+    response, _ = post(OPENAI, {"input": STATE})
+    assert response.status_code == 400 and "questions or a schema" in response.text
+
+
 @pytest.mark.parametrize("more, field", [
     ({"questions": []}, "questions"), ({"input": ""}, "state"), ({"samples": 0}, "samples"),
     ({"questions": [ASK["questions"][0]] * 65}, "questions"),
@@ -112,7 +137,9 @@ def test_every_field_counts() -> None:
         "model": "other", "samples": 2, "joint": True, "seed": 5, "canvas_length": 48,
     }  # fmt: skip
     own = {"input": "The soup was cold.", "questions": ASK["questions"][:1]}
-    assert_each_counts(OPENAI, DecisionsRequest, ASK, changed=changed | own, refused={}, idle=set())
+    assert_each_counts(
+        OPENAI, DecisionsRequest, ASK, changed=changed | own, refused={"schema": SCHEMA}, idle=set()
+    )
     own = {"state": "The soup was cold.", "questions": {"x": NAMED["questions"]["food"]}}
     assert_each_counts(JEV, SystemOneRequest, NAMED, changed=changed | own, refused={}, idle=set())
 

@@ -37,9 +37,9 @@ State = str | list[dict[str, Any]]
 @router.post("/v1/decisions", response_model=DecisionsReply, responses=ERRORS)
 async def decisions(body: DecisionsRequest, exchange: HTTPExchange) -> dict[str, Any]:
     """Decisions in OpenAI's form. A question that this model cannot answer gets a refusal."""
-    shown = body.model_dump(exclude_none=True)["questions"]
-    exchange.begin(body.model, input=body.input, questions=shown)
-    questions = body.asked()
+    asked = body.model_dump(exclude_none=True, by_alias=True)
+    exchange.begin(body.model, input=body.input, questions=asked.get("questions", body.schema_))
+    questions = await exchange.service.in_thread(body.asked, exchange.service.settings.limits)
 
     async def decided() -> dict[str, Any]:
         service = exchange.service

@@ -12,10 +12,19 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, Field
 
 from dgemma.compose.decide import Answer
-from dgemma.compose.questions import MOST_CHOICES, Choice, Predicate, Question, Score
+from dgemma.compose.questions import (
+    MOST_CHOICES,
+    Choice,
+    Predicate,
+    Question,
+    Score,
+    questions_of,
+)
 from dgemma.errors import InvalidRequest, bad_field
 from dgemma.server.accounting import DiffusionUsage
+from dgemma.server.limits import check_schema
 from dgemma.server.request_body import Body
+from dgemma.server.settings import ServerLimits
 
 MOST_QUESTIONS, MOST_SAMPLES, MOST_READINGS = 64, 64, 256
 """The last bounds questions times samples, each of which is a reading of its own."""
@@ -104,19 +113,39 @@ class DecisionsRequest(_Reading):
     NAMES: ClassVar[Mapping[str, Sequence[str]]] = {"prompt": ("input",), "state": ("input",)}
 
     input: str | list[dict[str, Any]]
-    questions: list[AnyQuestion] = Field(min_length=1, max_length=MOST_QUESTIONS)
+    questions: list[AnyQuestion] | None = Field(
+        default=None, min_length=1, max_length=MOST_QUESTIONS
+    )
+    schema_: dict[str, Any] | None = Field(
+        default=None, alias="schema", description="of an object whose properties are asked for, in "
+        "place of `questions`",
+    )  # fmt: skip
 
-    def asked(self) -> list[Question]:
-        """The questions for `dgemma.compose`.
+    def asked(self, limits: ServerLimits) -> list[Question]:
+        """The questions for `dgemma.compose`; those of a schema are its properties.
 
         Raises:
-            InvalidRequest: a name, value or label comes twice.
+            InvalidRequest: a name, value or label comes twice, a schema that cannot be enforced, or
+                not one of questions and schema.
+            Refusal: a limit is passed.
         """
-        names = [one.name for one in self.questions]
+        if (self.questions is None) is (self.schema_ is None):
+            raise bad_field("questions", "or a schema must be given, and not both")
+        if self.schema_ is not None:
+            check_schema(self.schema_, "schema", limits)
+            found = questions_of(self.schema_)
+            if len(found) > MOST_QUESTIONS:
+                raise bad_field(
+                    "schema",
+                    f"has {len(found)} properties, more than {MOST_QUESTIONS}; ask in several "
+                    "requests",
+                )
+            return found
+        names = [one.name for one in self.questions or ()]
         for name in names:
             if names.count(name) > 1:
                 raise bad_field("questions", f"has the name {name!r} twice; give each its own")
-        return [one.question() for one in self.questions]
+        return [one.question() for one in self.questions or ()]
 
 
 class NoulQuestion(_Question):
