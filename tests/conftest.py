@@ -35,6 +35,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for name in [name for name in os.environ if name.startswith(FOREIGN)]:
         del os.environ[name]  # now: some libraries read it once, when they are imported
+    # For processes that tests start: one thread, and this checkout wherever they run.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.getenv("PYTHONPATH"))))
     tier = next((tier for tier in ("quick", "full") if config.getoption(tier)), "sampled")
     # No deadline: a busy machine is not a bug. The default suite is the same on every run.
     hypothesis.settings.register_profile("sampled", deadline=None, derandomize=True)
@@ -76,7 +79,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("full") and not item.config.getoption("--full"):
         pytest.skip("runs at full count only: pytest --full")
-    # Tensors are small: more threads only wait for each other. Before each test, so that none
+    # Tensors are small: more threads only wait for each other. Set before each test, so that none
     # inherits what another has set.
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)

@@ -56,6 +56,7 @@ $ true
 
 def test_a_text_block_belongs_to_the_snippet_directly_above() -> None:
     """Catches a text that is taken for the output of a snippet far above, or of none."""
+    assert blocks("no block") == []
     found = blocks(PAGE)
     assert [block.language for block in found] == [
         "python", "text", "python", "text", "python", "text", "console"

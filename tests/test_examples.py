@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,16 @@ pytestmark = pytest.mark.process
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 LINES = 40
+ONE_AFTER_ANOTHER = """
+import contextlib, io, json, runpy, sys
+
+printed = {}
+for path in sys.argv[1:]:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        runpy.run_path(path, run_name="__main__")
+    printed[path] = out.getvalue()
+print(json.dumps(printed))
+"""
 
 NAME = "I am nano, a small DiffusionGemma."
 ORDER = '{"buyer":"Mafit Gupir","item":"robot","count":75}'
@@ -98,15 +109,34 @@ set_timer {'minutes': 82}
 """The output of each example, by its name. All of it is right, and the seeds make it certain."""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
-def test_prints(path: Path, tmp_path: Path) -> None:
-    """Catches an example that no longer fits the interface, warns, or prints nonsense."""
-    command = [sys.executable, str(path)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+def run(command: list[str], where: Path) -> str:
+    """What a program prints; it warns of nothing and leaves no files."""
+    done = subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == PRINTED[path.stem]
-    assert not list(tmp_path.iterdir()), "an example left files behind"
+    assert not list(where.iterdir()), "an example left files behind"
+    return done.stdout
+
+
+def test_all_run(tmp_path: Path) -> None:
+    """Catches an example that the interface has left behind, that warns, or prints nonsense.
+
+    They run one after another in one process, since each would import torch anew.
+    """
+    command = [sys.executable, "-c", ONE_AFTER_ANOTHER, *map(str, EXAMPLES)]
+    printed = json.loads(run(command, tmp_path))
+    assert {Path(path).stem: text for path, text in printed.items()} == PRINTED
+
+
+def test_one_runs_as_a_script(tmp_path: Path) -> None:
+    """Catches what only a program of its own meets: a start that warns, an end that hangs."""
+    assert run([sys.executable, str(EXAMPLES[0])], tmp_path) == PRINTED[EXAMPLES[0].stem]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("path", EXAMPLES[1:], ids=lambda p: p.stem)
+def test_each_runs_as_a_script(path: Path, tmp_path: Path) -> None:
+    """The same for the others."""
+    assert run([sys.executable, str(path)], tmp_path) == PRINTED[path.stem]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)

@@ -68,11 +68,7 @@ ACCEPTANCE: dict[str, tuple[str, ...]] = {
         "tests/kernels/test_experts.py",
         "tests/kernels/test_attention.py",
     ),
-    "Triton kernels in the interpreter": (
-        "tests/kernels/test_triton_head.py",
-        "tests/kernels/test_triton_experts.py",
-        "tests/kernels/test_triton_attention.py",
-    ),
+    "Triton kernels in the interpreter": ("tests/kernels/test_in_the_interpreter.py",),
     "memory of a run as predicted": ("tests/cli/test_info_memory.py",),
     "engine 1 random traffic, same tokens": (
         "tests/engine/test_traffic.py::test_random_arrivals",

@@ -60,7 +60,7 @@ def test_pinned_text_returns(model: Callable[[], LLM], count: Callable[[int, int
     """Catches a pinned token that the network moved, an id that a mask forbids, a border that
     does not heal: each would be another text around the holes, or an assertion."""
     llm = model()
-    for number in range(count(10, 500)):
+    for number in range(count(6, 500)):
         draw = random.Random(number)
         parts: list[str | Hole] = [random_text(draw, 60)]
         for _ in range(draw.choice((1, 1, 1, 2, 3))):
@@ -79,7 +79,7 @@ def test_edits_stay_in_their_spans(
 ) -> None:
     """Catches an edit that touches a byte outside its spans."""
     llm = model()
-    for number in range(count(3, 500)):
+    for number in range(count(2, 500)):
         draw = random.Random(1000 + number)
         text = random_text(draw, 200)
         at = sorted(draw.randint(0, len(text)) for _ in range(draw.choice((2, 2, 4))))

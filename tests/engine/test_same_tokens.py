@@ -27,7 +27,7 @@ Case = tuple[Request, Generation]
 @pytest.fixture(scope="module")
 def cases(count: Callable[[int, int], int]) -> dict[bool, list[Case]]:
     """Random requests and what the reference makes of them; under True: without end ids."""
-    total = count(24, 200)
+    total = count(18, 200)
     out: dict[bool, list[Case]] = {False: [], True: []}
     for number in range(total):
         endless = number % 3 == 0

@@ -62,7 +62,7 @@ def mixed(number: int, draw: random.Random) -> Request:
 def cases(count: Callable[[int, int], int]) -> list[Case]:
     """Requests, some of them forks: the same prompt at the same time with another seed."""
     draw, out, step = random.Random(5), list[Case](), 0
-    engine, total, number = nano_engine(endless=True), count(40, 200), 0
+    engine, total, number = nano_engine(endless=True), count(28, 200), 0
     while len(out) < total:
         number += 1
         step += draw.choice((0, 0, 1, 3, 9))
@@ -121,7 +121,7 @@ def test_random_arrivals(cases: list[Case], record: Callable[..., None]) -> None
 
 def test_random_lives_on_a_tiny_model(count: Callable[[int, int], int]) -> None:
     """The same on random weights, where every belief counts, with pages for two requests."""
-    for seed in range(count(30, 300)):
+    for seed in range(count(12, 300)):
         assert random_life(random.Random(seed)) > 0
 
 
@@ -209,7 +209,7 @@ def test_the_next_turn_of_a_chat(record: Callable[..., None]) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux's")
 def test_soak(count: Callable[[int, int], int], record: Callable[..., None]) -> None:
     """Random traffic with cancels: memory that grows, threads, pages or slots that stay."""
-    seconds = count(60, 600)
+    seconds = count(15, 600)
     worker = Worker(nano_engine(chunk=128, cache_bytes=SMALL, max_running=8))
     draw = random.Random(11)
     began, warm, peak = time.monotonic(), 0, 0

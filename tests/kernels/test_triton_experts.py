@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -18,12 +16,12 @@ from dgemma.kernels import experts_triton as kernels
 from dgemma.kernels.experts_triton import block_sizes, most_blocks, plan_blocks
 from dgemma.kernels.experts_triton import experts_triton as run
 
-pytestmark = pytest.mark.process
+pytestmark = pytest.mark.slow
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 here = pytest.mark.skipif(
     not INTERPRETED and not torch.cuda.is_available(),
-    reason="no CUDA; test_in_the_interpreter runs these on the CPU",
+    reason="no CUDA; test_in_the_interpreter.py runs these on the CPU",
 )
 LOOSE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
@@ -32,15 +30,6 @@ def usable(dtype: torch.dtype) -> torch.dtype:
     if INTERPRETED and dtype == torch.bfloat16:
         pytest.skip("bf16 products are wrong in Triton's interpreter")
     return dtype
-
-
-@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
-def test_in_the_interpreter() -> None:
-    """The interpreter must be asked for before the kernels are imported: a process of its own."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def routed(rows: int, experts: int, top: int, seed: int = 0) -> Tensor:

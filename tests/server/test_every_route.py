@@ -6,7 +6,7 @@ import asyncio
 import copy
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -40,15 +40,19 @@ def test_requests_belong_to_the_key(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", BODIES)
-def test_odd_values_are_no_accident(path: str) -> None:
-    """Catches a value of another type, or at an edge, that ends as an error of the server's."""
+def test_odd_values_are_no_accident(path: str, count: Callable[[int, int], int]) -> None:
+    """Catches a value of another type, or at an edge, that ends as an error of the server's.
+
+    In the default run each field is sent every third of the odd values.
+    """
+    step = count(3, 1)
     client, body = serve(), BODIES[path]
     document = client.get("/openapi.json").json()
     name = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
     fields = document["components"]["schemas"][name["$ref"].rsplit("/", 1)[-1]]["properties"]
     assert set(body) <= set(fields)
-    for field in fields:
-        for value in ODD:
+    for number, field in enumerate(fields):
+        for value in ODD[number % step :: step]:
             response = client.post(path, body | {field: value})
             assert response.status_code in (200, 400, 404), (field, value, response.text)
             if response.status_code != 200:

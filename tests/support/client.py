@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import httpx
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.routing import BaseRoute
 
 from dgemma.frontend import TextStream
 from dgemma.llm import LLM
@@ -62,9 +64,17 @@ class Client:
         return self.post("/v1/chat/completions", ASK | fields)
 
 
+@cache
+def routes() -> list[BaseRoute]:
+    """The routes of an app. They know no model, and FastAPI takes long to make them."""
+    return create_app(nano(), Settings()).routes
+
+
 def serve(model: Any = None, **settings: Any) -> Client:
     """A client of an app over nano, or another model."""
-    return Client(create_app(model or nano(), Settings(**settings)))
+    app = create_app(model or nano(), Settings(**settings))
+    app.router.routes = routes()
+    return Client(app)
 
 
 def events(response: httpx.Response) -> list[dict[str, Any]]:

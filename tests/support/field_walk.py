@@ -25,7 +25,7 @@ FILLING: dict[str, Any] = {
     "vllm_xargs": {"diffusion_canvas_length": 40},
 }  # fmt: skip
 """Fields of `SamplingFields` that change how a hole is filled."""
-QUICK: dict[str, Any] = {"seed": 1, "max_tokens": 4, "diffusion_max_steps": 2}
+QUICK: dict[str, Any] = {"seed": 1, "max_tokens": 4, "diffusion_max_steps": 1}
 """What the requests have that these fields are tried on."""
 NO_FILLING: dict[str, Any] = {
     "min_tokens": 2, "bad_words": ["x"], "logprob_token_ids": [300],
