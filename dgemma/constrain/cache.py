@@ -101,7 +101,7 @@ class GrammarCache:
         if mine:
             try:
                 made.set_result(self._make(kind, value))
-            except BaseException as error:  # each who waits is told, the next one tries anew
+            except BaseException as error:  # all who wait get it, the next one tries anew
                 if isinstance(error, InvalidRequest):
                     error.field = error.field or kind
                 with self._lock:

@@ -2,7 +2,7 @@
 
 Knows how a vocabulary is handed to it and what its errors look like. Each grammar is compiled for
 two vocabularies: the tokenizer's own, and one of control tokens and single bytes in the order of
-`completion.BYTE_ORDER`, in which the search for a closing text takes microseconds a step whatever
+`completion.BYTE_ORDER`, in which the search for a completion takes microseconds a step whatever
 the size of the real one. Knows nothing about schemas.
 Source: llguidance 1.9, `TokenizerWrapper` and `LLMatcher`.
 """
@@ -10,17 +10,15 @@ Source: llguidance 1.9, `TokenizerWrapper` and `LLMatcher`.
 from __future__ import annotations
 
 import bisect
-import threading
 import weakref
 from collections.abc import Sequence
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from dgemma.constrain.completion import BYTE_ORDER, BYTES, RANK
 from dgemma.errors import EngineError, InvalidRequest, MissingExtra
-from dgemma.text.token_table import TokenTable, token_table_of
+from dgemma.text.token_table import TokenTable, per_tokenizer, token_table_of
 from dgemma.text.tokenizer import Tokenizer
 
 STEP_FUEL = 4_000_000
@@ -199,16 +197,9 @@ def _plain_bytes() -> Any:
     return llguidance().LLTokenizer(_SingleBytes(()), slices=[])
 
 
-_KEPT: WeakKeyDictionary[Tokenizer, tuple[Any, Any]] = WeakKeyDictionary()
-_LOCK = threading.Lock()
-
-
+@per_tokenizer
 def _vocabularies(tokenizer: Tokenizer) -> tuple[Any, Any]:
-    """The library's form of the tokens and of the single bytes, made at the first call."""
-    with _LOCK:
-        found = _KEPT.get(tokenizer)
-        if found is None:
-            make = llguidance().LLTokenizer
-            single = make(_SingleBytes(tokenizer.control_names()), slices=[])
-            found = _KEPT[tokenizer] = (make(_Vocabulary(tokenizer)), single)
-        return found
+    """The library's form of the tokens and of the single bytes."""
+    make = llguidance().LLTokenizer
+    single = make(_SingleBytes(tokenizer.control_names()), slices=[])
+    return make(_Vocabulary(tokenizer)), single

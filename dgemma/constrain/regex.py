@@ -9,6 +9,7 @@ Source: the syntax pages of Rust's `regex` crate and of Python's `re`.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from dgemma.errors import InvalidRequest
 
@@ -22,8 +23,9 @@ _DOUBLES = ("&&", "--", "~~", "||")
 _ANY = "(?s:.*)"
 _REPEAT = re.compile(r"[*+?]|\{[0-9]+(?:,[0-9]*)?\}")
 _PIECE = re.compile(
-    rf"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|{_REPEAT.pattern}|.", re.DOTALL
+    rf"\\.|\[\^?+(?:\\.|[^\\])(?:\\.|[^\]\\])*+\]|{_REPEAT.pattern}|.", re.DOTALL
 )  # an escape, a class, a repeat, or a character
+_IN_SET = re.compile(rf"\\.|{'|'.join(map(re.escape, _DOUBLES))}|.", re.DOTALL)
 _GROUP = re.compile(r"\((\?:|\?P<\w+>|)(.*)\)", re.DOTALL)
 
 _DATE = (
@@ -86,8 +88,22 @@ def portable(pattern: str, where: str, *, strict: bool = True) -> str:
     Raises:
         InvalidRequest: it is broken, or engines would disagree about it.
     """
-    reader = _PatternReader(pattern, where)
-    out = reader.read(strict)
+
+    def refuse(what: str, remedy: str) -> InvalidRequest:
+        return InvalidRequest(f"{where}: {what} in regular expression {pattern!r}; {remedy}")
+
+    out, quantified = [], False
+    for found in _PIECE.finditer(pattern):
+        piece, after = found[0], pattern[found.end() : found.end() + 2]
+        if piece == "+" and quantified and strict:
+            raise refuse("a possessive quantifier", "write (?:...)+ for a repeat")
+        if piece == "(" and after[:1] == "?" and after not in ("?:", "?P") and strict:
+            raise refuse("a flag or a look-around", "only (?:...) groups are supported")
+        repeat = piece == "}" or bool(_REPEAT.fullmatch(piece))
+        quantified = repeat and not (quantified and piece == "?")  # else it is a lazy one
+        if piece[0] == "[":
+            piece = _set(piece, refuse)
+        out.append(_escape(piece, _OUTSIDE) if piece[0] == "\\" else piece)
     if strict:
         try:
             re.compile(pattern)
@@ -96,7 +112,30 @@ def portable(pattern: str, where: str, *, strict: bool = True) -> str:
                 f"{where}: regular expression {pattern!r} cannot be read ({error}); "
                 "use syntax that Python and JavaScript share"
             ) from None
-    return out
+    return "".join(out)
+
+
+def _escape(piece: str, classes: dict[str, str]) -> str:
+    if piece in ("\\<", "\\>"):  # a word's border in Rust
+        return piece[1]
+    return classes.get(piece[1:], piece)
+
+
+def _set(piece: str, refuse: Callable[[str, str], InvalidRequest]) -> str:
+    """What stands in brackets, in Rust's syntax."""
+    if piece == "[":
+        raise refuse("an open [", "close it")
+    negated = piece[1] == "^"
+    out = []
+    for part in _IN_SET.findall(piece[1 + negated : -1]):
+        if part in _DOUBLES:
+            raise refuse("a doubled mark in [...]", "escape it")
+        if part in ("\\W", "\\S") or (negated and part == "\\D"):
+            raise refuse(f"{part} in [...]", "spell the characters out")
+        if part[0] == "\\":
+            part = _escape(part, _IN_NEGATED if negated else _IN_CLASS)
+        out.append("\\" + part if part in ("[", "]") else part)
+    return f"[{'^' * negated}{''.join(out)}]"
 
 
 def whole(pattern: str, start: bool = True, end: bool = True) -> str:
@@ -138,78 +177,6 @@ def _alternatives(pattern: str) -> list[list[str]]:
             found[-1].append(piece)
         depth += {"(": 1, ")": -1}.get(piece, 0)
     return found
-
-
-class _PatternReader:
-    """Goes through a pattern once, writing what it means in Rust's syntax."""
-
-    def __init__(self, pattern: str, where: str) -> None:
-        self._pattern, self._where = pattern, where
-        self._at = 0
-
-    def _refuse(self, what: str, remedy: str) -> InvalidRequest:
-        return InvalidRequest(
-            f"{self._where}: {what} in regular expression {self._pattern!r}; {remedy}"
-        )
-
-    def _take(self, count: int = 1) -> str:
-        taken = self._pattern[self._at : self._at + count]
-        self._at += count
-        return taken
-
-    def _next(self) -> str:
-        return self._pattern[self._at : self._at + 1]
-
-    def read(self, strict: bool) -> str:
-        out, quantified = [], False
-        while self._at < len(self._pattern):
-            char = self._take()
-            if char == "+" and quantified and strict:
-                raise self._refuse("a possessive quantifier", "write (?:...)+ for a repeat")
-            was, quantified = quantified, char in "*+?}"
-            if char == "?" and was:
-                quantified = False  # a lazy quantifier
-            if char == "\\":
-                out.append(self._escape(_OUTSIDE))
-            elif char == "[":
-                out.append(self._set())
-            elif char == "(" and self._next() == "?" and strict:
-                if self._pattern[self._at + 1 : self._at + 2] not in (":", "P"):
-                    raise self._refuse(
-                        "a flag or a look-around", "only (?:...) groups are supported"
-                    )
-                out.append(char)
-            else:
-                out.append(char)
-        return "".join(out)
-
-    def _escape(self, classes: dict[str, str]) -> str:
-        char = self._take()
-        if char in ("<", ">"):  # a word's border in Rust
-            return char
-        return classes.get(char, "\\" + char)
-
-    def _set(self) -> str:
-        out = ["["]
-        classes = _IN_CLASS
-        if self._next() == "^":
-            out.append(self._take())
-            classes = _IN_NEGATED
-        first = True
-        while self._at < len(self._pattern):
-            if self._pattern[self._at : self._at + 2] in _DOUBLES:
-                raise self._refuse("a doubled mark in [...]", "escape it")
-            char = self._take()
-            if char == "]" and not first:
-                return "".join([*out, "]"])
-            first = False
-            if char == "\\":
-                if self._next() in ("W", "S") or (classes is _IN_NEGATED and self._next() == "D"):
-                    raise self._refuse(f"\\{self._next()} in [...]", "spell the characters out")
-                out.append(self._escape(classes))
-            else:
-                out.append("\\" + char if char in "[]" else char)
-        raise self._refuse("an open [", "close it")
 
 
 def terminal(pattern: str) -> str:

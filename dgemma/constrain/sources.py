@@ -14,7 +14,7 @@ from dgemma.constrain.guidance import llguidance, refused
 from dgemma.constrain.json_schema import checked_schema, json_grammar
 from dgemma.constrain.matcher import LONGEST, Grammar, Source
 from dgemma.constrain.regex import portable
-from dgemma.constrain.tool_calls import call_lark, strict_lark
+from dgemma.constrain.tool_calls import calls_lark
 from dgemma.constrain.tool_choice import ToolUse
 from dgemma.errors import InvalidRequest
 from dgemma.text.token_table import token_table_of
@@ -137,11 +137,11 @@ def _tools(calls: ToolUse, tokenizer: Tokenizer, end_ids: Sequence[int]) -> Sour
     marks = [tokenizer.id_of(mark) for mark in ("<|tool_call>", "<tool_call|>", '<|"|>')]
     if None in marks:
         raise InvalidRequest("tools: the vocabulary has no markers of calls; use Gemma 4's")
+    source = _lark(calls_lark(calls))
     if not calls.required:
-        return Source(_lark(strict_lark(calls.tools)))
+        return Source(source)
     table = token_table_of(tokenizer)
-    marked = table.bits(mark for mark in marks if mark is not None)
-    return Source(_lark(call_lark(calls.tools, calls.name)), table.text | marked)
+    return Source(source, table.text | table.bits(mark for mark in marks if mark is not None))
 
 
 SOURCES: dict[str, Callable[[Any, Tokenizer, Sequence[int]], Source]] = {

@@ -35,6 +35,7 @@ from dgemma.constrain.schema_proofs import (
     prefix_length,
     required,
 )
+from dgemma.constrain.tool_choice import ToolUse, function_of
 from dgemma.errors import InvalidRequest, nearest
 from dgemma.text.calls import QUOTE, format_call
 from dgemma.types import ToolCall
@@ -68,51 +69,37 @@ PLAIN: /(.|\n)+/"""
 """Calls between any texts; `loose` are the arguments of a tool that is not strict."""
 
 
-def strict_lark(tools: Sequence[Mapping[str, Any]]) -> str:
-    """A grammar of any texts, in which calls are of these tools; of strict ones by their schema.
-
-    Raises:
-        InvalidRequest: a strict tool whose schema cannot be kept to.
-    """
-    writer = _Writer()
-    calls = [
-        writer.call(one) if one.get("strict") else f"{_head(one, '{')} loose"
-        for one in map(_function, tools)
-    ]
-    call = f"call: <|tool_call> ({' | '.join(calls)}) <tool_call|>"
-    return "\n".join([ANYWHERE, call, *writer.lines()])
-
-
-def call_lark(tools: Sequence[Mapping[str, Any]], name: str | None) -> str:
-    """A grammar whose texts are calls of one of these tools.
-
-    Args:
-        tools: in OpenAI's form, with or without the outer `function`.
-        name: of the only tool that may be called; None: any.
+def calls_lark(calls: ToolUse) -> str:
+    """A grammar of one call, or of any text whose calls are of these tools.
 
     Raises:
         InvalidRequest: no tool (of that name), or a schema that cannot be kept to.
     """
-    functions = [_function(tool) for tool in tools]
-    if name is not None and name not in (names := [one["name"] for one in functions]):
-        hint = nearest(name, names)
-        raise InvalidRequest(f"tool_choice: no tool is {name!r}{hint}", field="tool_choice")
+    functions = [_function(tool) for tool in calls.tools]
+    names = [one["name"] for one in functions]
+    if calls.name is not None and calls.name not in names:
+        hint = nearest(calls.name, names)
+        raise InvalidRequest(f"tool_choice: no tool is {calls.name!r}{hint}", field="tool_choice")
     if not functions:
         raise InvalidRequest("tool_choice: there are no tools; pass some", field="tool_choice")
     writer = _Writer()
-    calls = [writer.call(one) for one in functions if name in (None, one["name"])]
-    start = f"start: <|tool_call> ({' | '.join(calls)}) <tool_call|>"
-    return "\n".join([start, *writer.lines()])
+    written = [
+        writer.call(one) if calls.required or one.get("strict") else f"{_head(one, '{')} loose"
+        for one in functions if calls.name in (None, one["name"])
+    ]  # fmt: skip
+    start = "start: call" if calls.required else ANYWHERE
+    call = f"call: <|tool_call> ({' | '.join(written)}) <tool_call|>"
+    return "\n".join([start, call, *writer.lines()])
 
 
 def _head(function: Mapping[str, Any], brace: str = "") -> str:
     return _literal(format_call(ToolCall(name=function["name"], arguments={}))[:-2] + brace)
 
 
-def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise InvalidRequest(f"tools: {tool!r} is no tool; give it a function with a name")
+def _function(tool: Any) -> Mapping[str, Any]:
+    function = function_of(tool)
+    if not isinstance(function.get("name"), str):
+        raise InvalidRequest(f"tools: {tool!r} is not a tool; give it a function with a name")
     return function
 
 

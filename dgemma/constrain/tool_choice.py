@@ -48,10 +48,11 @@ def tool_use(tools: Tools | None, choice: str | Mapping[str, Any] = "auto") -> T
                 "tool_choice needs tools; give some, or leave it out", field="tool_choice"
             )
         return ToolUse(tools, name)
-    strict = choice == "auto" and any(map(_is_strict, tools or ()))
+    strict = choice == "auto" and any(function_of(tool).get("strict") for tool in tools or ())
     return ToolUse(tools or (), required=False) if strict else None
 
 
-def _is_strict(tool: Mapping[str, Any]) -> bool:
+def function_of(tool: Any) -> Mapping[str, Any]:
+    """The function that a tool declares, with or without the outer `function`; {}: none."""
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None
-    return isinstance(function, Mapping) and bool(function.get("strict"))
+    return function if isinstance(function, Mapping) else {}

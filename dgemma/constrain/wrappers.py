@@ -54,18 +54,17 @@ class ThoughtPrefixMatcher:
     def accept(self, ids: Sequence[int]) -> int:
         """See `Matcher`."""
         taken = 0
-        while taken < len(ids):
-            token_id = ids[taken]
-            thinking = self.thinking
-            if not thinking and not (self._at_start and token_id == self._thought.open_id):
-                count = self._inner.accept(ids[taken:])
-                self._count += count
-                return taken + count
-            if token_id in self._ends or not 0 <= token_id < self._table.size:
+        while taken < len(ids) and (self.thinking or self._opens(ids[taken])):
+            if ids[taken] in self._ends or not 0 <= ids[taken] < self._table.size:
                 return taken
-            self._before.append(token_id)
+            self._before.append(ids[taken])
             taken += 1
-        return taken
+        count = self._inner.accept(ids[taken:])
+        self._count += count
+        return taken + count
+
+    def _opens(self, token_id: int) -> bool:
+        return self._at_start and token_id == self._thought.open_id
 
     def undo(self, count: int) -> None:
         """See `Matcher`."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import bisect
 import itertools
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -28,6 +29,23 @@ MOST_KNOWN = 256
 Bits = NDArray[np.int32]
 
 
+T = TypeVar("T")
+
+
+def per_tokenizer(make: Callable[[Tokenizer], T]) -> Callable[[Tokenizer], T]:
+    """Keep what is made of a tokenizer for as long as it lives. Any thread may ask for it."""
+    kept: WeakKeyDictionary[Tokenizer, T] = WeakKeyDictionary()
+    lock = threading.Lock()
+
+    def find(tokenizer: Tokenizer) -> T:
+        with lock:
+            if tokenizer not in kept:
+                kept[tokenizer] = make(tokenizer)
+            return kept[tokenizer]
+
+    return find
+
+
 class TokenTable:
     """Tables of one vocabulary.
 
@@ -37,7 +55,7 @@ class TokenTable:
         special_ids: ids of control tokens, sorted.
         text_ids: all other ids, sorted.
         text: the bitset of `text_ids`.
-        byte_ids: an id for each of the 256 bytes, an ordinary token where there is one.
+        byte_ids: an id for each of the 256 bytes, an ordinary token if there is one.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -93,7 +111,7 @@ class TokenTable:
     def holding(self, part: bytes) -> NDArray[np.int64]:
         """Ids of the tokens that have these bytes, of valid UTF-8, somewhere.
 
-        With a `SEPARATOR` behind the bytes: of the tokens that end with them.
+        With a `SEPARATOR` after the bytes: of the tokens that end with them.
         """
         blob, starts = self._joined
         found: list[int] = []
@@ -160,14 +178,5 @@ class TokenTable:
         return np.asarray(order, dtype=np.int64), [self.table[i] for i in order]
 
 
-_KEPT: WeakKeyDictionary[Tokenizer, TokenTable] = WeakKeyDictionary()
-_LOCK = threading.Lock()
-
-
-def token_table_of(tokenizer: Tokenizer) -> TokenTable:
-    """The tables of a tokenizer, made at the first call."""
-    with _LOCK:
-        found = _KEPT.get(tokenizer)
-        if found is None:
-            found = _KEPT[tokenizer] = TokenTable(tokenizer)
-        return found
+token_table_of = per_tokenizer(TokenTable)
+"""The tables of a tokenizer, made at the first call."""
