@@ -58,9 +58,7 @@ def reference_model(
     if values.get("vision_config") is None:
         values["vision_config"] = dict(TINY_VISION)
     config = DiffusionGemmaConfig.from_dict(values)
-    kernels: Any = (
-        {"attn_implementation": "eager", "experts_implementation": "eager"} if eager else {}
-    )
+    kernels = EAGER if eager else {}
     model: Any = DiffusionGemmaForBlockDiffusion.from_pretrained(
         str(directory), config=config, dtype=dtype, local_files_only=True, **kernels
     )
