@@ -97,6 +97,7 @@ ACCEPTANCE: dict[str, tuple[str, ...]] = {
         "tests/constrain/test_grammar.py",
         "tests/constrain/test_completion.py",
         "tests/constrain/test_tool_calls.py",
+        "tests/constrain/test_schema_features.py",
         "tests/diffusion/test_constrained.py",
     ),
     "canvas 3 and 5 what nano gains, decisions": ("tests/evaluate/test_canvas.py",),

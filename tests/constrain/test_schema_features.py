@@ -126,3 +126,24 @@ def test_patterns_are_found_as_in_the_library(pattern: str, nano: Tokenizer, cou
     ours = f"^(?:{whole(portable(pattern, 'here'))})$".replace("(?s:.*)", r"(?:.|\n)*")
     theirs = in_json({"type": "string", "pattern": pattern})
     same_walks(theirs, in_json({"type": "string", "pattern": ours}), pattern, count(20, 400))
+
+
+def test_schemas_that_are_too_deep(nano: Tokenizer) -> None:
+    """Catches a schema whose depth ends as a fault of the server."""
+    schema: Any = {"type": "string"}
+    for _ in range(400):
+        schema = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    with pytest.raises(InvalidRequest, match=r"nested too deep; use \$ref"):
+        makers(nano)[0](schema)
+
+
+def test_references_into_moved_parts(nano: Tokenizer) -> None:
+    """Catches a reference into a part that the checked schema has elsewhere."""
+    branch = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
+    parts = {"x": {"oneOf": [branch, {"type": "null"}], "nullable": True},
+             "y": {"$ref": "#/properties/x/oneOf/0/properties/a"},
+             "z": {"$ref": "#/$defs/yes"}}  # fmt: skip
+    schema = {"type": "object", "properties": parts, "required": [*parts], "$defs": {"yes": True}}
+    grammar = makers(nano)[0](schema)
+    assert takes(grammar, nano, '{"x": {"a": 1}, "y": 2, "z": []}')
+    assert not takes(grammar, nano, '{"x": null, "y": 3, "z": 0}')

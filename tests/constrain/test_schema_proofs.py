@@ -11,6 +11,7 @@ import pytest
 
 from dgemma.constrain.regex import portable, whole
 from dgemma.constrain.schema_proofs import SchemaReader, within_bounds
+from dgemma.errors import InvalidRequest
 
 S = {"type": "string"}
 
@@ -74,3 +75,36 @@ def test_productive() -> None:
     for bad in (own, False, {"anyOf": [own]}, {"allOf": [S, own]}, {"type": "array", "minItems": 1,
                                                                     "items": own}):  # fmt: skip
         assert not productive(bad, root), bad
+
+
+def test_proofs_stay_short() -> None:
+    """Catches a proof that follows every path of a schema: two references a level, 40 levels."""
+    levels = {f"d{k}": {"type": "object", "required": ["x", "y"], "properties": {
+        "x": {"$ref": f"#/$defs/d{k + 1}"}, "y": {"$ref": f"#/$defs/d{k + 1}"},
+    }} for k in range(40)}  # fmt: skip
+    top = {"$ref": "#/$defs/d0"}
+    assert productive(top, {"$defs": {**levels, "d40": S}})
+    assert not productive(top, {"$defs": {**levels, "d40": False}})
+    assert disjoint(top, {"$ref": "#/$defs/d1"}, {"$defs": {**levels, "d40": {"const": 1}}})
+    wide = {"allOf": [{"anyOf": [{"minLength": n} for n in range(30)]} for _ in range(30)]}
+    with pytest.raises(InvalidRequest, match="too many combinations"):
+        [*SchemaReader(wide, None).alternatives((wide,))]
+
+
+def test_values_are_those_of_a_validator() -> None:
+    """Catches a listed value that is kept or dropped against its schema."""
+    schemas: list[Any] = [
+        {"type": ["integer", "null"]}, {"minimum": 1, "exclusiveMaximum": 3}, {"multipleOf": 0.5},
+        {"minLength": 1, "pattern": "b"}, {"enum": [1.0, "a", [1]]}, {"const": {"k": "a"}},
+        {"items": {"type": "integer"}, "maxItems": 1}, {"required": ["k"]}, {"minProperties": 2},
+        {"prefixItems": [{"type": "string"}]}, {"properties": {"k": {"type": "string"}}},
+        {"patternProperties": {"^j$": {"maximum": 1}}, "additionalProperties": {"const": "a"}},
+        {"anyOf": [S, {"type": "array"}]}, {"allOf": [S, {"maxLength": 0}]}, {"$ref": "#/$defs/s"},
+    ]  # fmt: skip
+    root = {"$defs": {"s": S}}
+    for one, other in combinations(schemas, 2):
+        validator = jsonschema.Draft202012Validator({"allOf": [one, other], **root})
+        reader = SchemaReader(root, within_bounds)
+        for value in VALUES:
+            found = any(reader.allowed(value, flat) for flat in reader.alternatives((one, other)))
+            assert found == validator.is_valid(value), (one, other, value)

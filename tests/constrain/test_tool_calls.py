@@ -23,7 +23,7 @@ from dgemma.text.parse import MarkerIds
 from dgemma.text.token_table import token_table_of
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import ToolCall
-from tests.support.schemas import INTEGER, SCHEMAS, random_walk, walk_length
+from tests.support.schemas import INTEGER, SCHEMAS, arr, random_walk, walk_length
 from tests.support.tokenizers import CLOCK, NESTED, WEATHER
 
 Count = Callable[[int, int], int]
@@ -255,3 +255,42 @@ def test_strict_calls_among_free_text(nano: Tokenizer) -> None:
                 f"{thought[:-11]}<|tool_call>x",
                 "<|tool_call>call:other{}<tool_call|>", call.replace("_time", "_tim")):  # fmt: skip
         assert not taken(bad), bad
+
+
+@pytest.mark.parametrize(
+    "nothing",
+    [
+        {"type": "string", "pattern": "^[0-9]$", "minLength": 2}, False,
+        {"allOf": [{"type": "integer"}, {"type": "string"}]},
+        {"allOf": [{"minimum": 8}, {"maximum": 9}, {**INTEGER, "multipleOf": 7}]},
+        {"type": "string", "pattern": "^[a-z]+$", "enum": ["A", "B"]},
+        {"type": "string", "pattern": '<[|]"[|]>'},
+        arr({"type": "string", "pattern": "a", "maxLength": 0}, 1),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_an_optional_part_that_nothing_satisfies(nothing: Any, nano: Tokenizer) -> None:
+    """Catches a key that can be written though no value can follow it: the answer would hang."""
+    schema = {"type": "object", "properties": {"a": nothing, "b": INTEGER}, "required": ["b"]}
+    grammar = of_tools([tool(schema)], nano)
+    assert takes(grammar, nano, "<|tool_call>call:f.x-1{b:3}<tool_call|>")
+    matcher, begun = grammar.matcher(), nano.encode("<|tool_call>call:f.x-1{a", control=True)
+    assert matcher.accept(begun) < len(begun)
+    listed = {"type": "array", "items": schema, "prefixItems": [INTEGER, nothing]}
+    grammar = of_tools([tool(only(listed))], nano)
+    assert takes(grammar, nano, "<|tool_call>call:f.x-1{a:[1]}<tool_call|>")
+    assert takes(grammar, nano, "<|tool_call>call:f.x-1{a:[]}<tool_call|>")
+    matcher, begun = grammar.matcher(), nano.encode("<|tool_call>call:f.x-1{a:[1,", control=True)
+    assert matcher.accept(begun) < len(begun)
+
+
+def test_free_keys_are_not_names(nano: Tokenizer) -> None:
+    """Catches a named key that is written a second time as a free one, outside its schema."""
+    grammar = of_tools([tool(only({
+        "type": "object", "properties": {"xa": INTEGER}, "patternProperties": {"^x": {}},
+        "additionalProperties": False,
+    }))], nano)  # fmt: skip
+    for good in ("{}", "{xa:1}", "{xb:null}", "{xa:1,xab:true,x:[]}", '{<|"|>x y<|"|>:2}'):
+        assert takes(grammar, nano, f"<|tool_call>call:f.x-1{{a:{good}}}<tool_call|>"), good
+    for bad in ("{xa:null}", "{xb:1,xa:null}", '{<|"|>xa<|"|>:null}', "{a:1}", "{x y:1}"):
+        assert not takes(grammar, nano, f"<|tool_call>call:f.x-1{{a:{bad}}}<tool_call|>"), bad
