@@ -3,7 +3,7 @@
     DGemmaError
     +-- ConfigError        config.json or generation_config.json cannot be used
     +-- CheckpointError    weights are missing, broken, mis-shaped or not finite
-    +-- ModelNotFound      the name is no bundled model, directory or cached hub name
+    +-- ModelNotFound      the name is not a bundled model, directory or cached hub name
     +-- TokenizerError     no tokenizer, or one that cannot do what was asked
     +-- TemplateError      the chat template is missing, or refused the messages
     +-- InvalidRequest     a prompt or a parameter that cannot be honoured
@@ -36,7 +36,7 @@ class CheckpointError(DGemmaError):
 
 
 class ModelNotFound(DGemmaError):
-    """The model's name is no bundled model, no directory and no name in the local hub cache."""
+    """The model's name is not a bundled model, a directory or a name in the local hub cache."""
 
 
 class TokenizerError(DGemmaError):

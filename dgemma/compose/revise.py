@@ -1,4 +1,4 @@
-"""Work on a whole text again: its shaky tokens alone, or the tokens that break a language.
+"""Works on a whole text again: only its uncertain tokens, or the tokens that break a grammar.
 
 Knows outputs and their scores. Knows nothing about spans or holes.
 """
@@ -51,7 +51,7 @@ def revise(
         params: how to draw.
 
     Raises:
-        InvalidRequest: the output has no prompt, was kept in a language or cut at a stop text,
+        InvalidRequest: the output has no prompt, was constrained or cut at a stop text,
             or `below` is not a probability.
         EngineError: a request failed.
     """
@@ -62,7 +62,7 @@ def revise(
         raise InvalidRequest(f"revise takes one Output, got {type(output).__name__}")
     if output.constraint is not None:
         raise InvalidRequest(
-            f"the output is kept in a language ({output.constraint.mode}), and a revised one would "
+            f"the output is constrained ({output.constraint.mode}), and a revised one would "
             "leave it; ask for it again with another seed"
         )
     if output.stopped_by is not None:
@@ -169,11 +169,11 @@ class _Revision:
 def repair(
     facts: ModelFacts, text: str, params: SamplingParams, strength: float = REPAIR_STRENGTH
 ) -> Plan[Output]:
-    """A text made to fit the language that `params` ask for, with as little change as may be.
+    """A text changed as little as possible so that it fits the constraint of `params`.
 
     A text that fits comes back as it is, without a step. Of another, as much of its beginning as
-    the language takes is pinned; the rest of the canvas begins with the rest of the text, lightly
-    noised, and the language decides what must give way. Of a text longer than a canvas the first
+    the grammar accepts is pinned; the rest of the canvas begins with the rest of the text, lightly
+    noised, and the grammar decides which tokens change. Of a text longer than a canvas the first
     canvas begins so; the others are written from the user's message alone.
 
     Args:
@@ -184,14 +184,14 @@ def repair(
         strength: how much of the rest gives way to noise, 0 to 1.
 
     Raises:
-        InvalidRequest: no language, or a strength out of range.
+        InvalidRequest: no constraint, or a strength out of range.
         EngineError: the request failed.
     """
     params = SamplingParams.of(params)
     found = facts.constraint(params) if params.constraint_field else None
     if found is None:
         raise InvalidRequest(
-            f"repair needs a language in its params; set one of {CONSTRAINT_FIELDS}"
+            f"repair needs a constraint in its params; set one of {CONSTRAINT_FIELDS}"
         )
     share("strength", strength)
     width = canvas_width(params, facts.canvas)

@@ -1,13 +1,13 @@
-"""Keeping an answer within a language, canvas by canvas: prefix, projection, repair.
+"""Keeps an answer within a grammar, canvas by canvas: prefix, projection, repair.
 
-    prefix     ids that the language forces at a canvas's start are pinned before its first step
+    prefix     ids that the grammar forces at a canvas's start are pinned before its first step
     project    a finished canvas is walked left to right; where its token is not allowed, the most
                likely one that is takes its place
     repair     before that counts, the canvas is pinned up to the first such place and denoised a
                few steps more, so that the text after it can adapt; at most twice
     close      where the room runs short, the shortest way to an end replaces the last tokens
 
-The language is a `Matcher` that is handed in: a walk over ids. Knows nothing about grammars, text,
+The grammar is a `Matcher`, an argument: a walk over ids. Must not know how grammars are made, text,
 networks or engines.
 """
 
@@ -43,7 +43,7 @@ class Projection:
     """The result of a projection.
 
     Attributes:
-        ids: the canvas, in the language as far as `length`.
+        ids: the canvas, within the grammar up to `length`.
         length: tokens of the answer among them.
         ended: whether the answer ends there.
         changed: positions that differ from the canvas.
@@ -60,12 +60,12 @@ class Projection:
 
 
 class ConstrainedAnswer:
-    """Keeps one request's answer in its language; stands where the last commit ended."""
+    """Keeps one request's answer in its grammar; its matcher is where the last commit ended."""
 
     def __init__(self, matcher: Matcher, mode: str) -> None:
         """
         Args:
-            matcher: at the beginning of the language; nobody else may move it.
+            matcher: at the beginning of the grammar; nobody else may move it.
             mode: for the report; under "bad_words" and "strict_tools" a text may end anywhere,
                 so that it is cut where the room ends, like any other.
         """
@@ -84,10 +84,10 @@ class ConstrainedAnswer:
         return self._report
 
     def check(self, control: CanvasControl) -> None:
-        """Refuse pinned ids that the language does not begin with.
+        """Refuse pinned ids that the grammar does not begin with.
 
         Raises:
-            InvalidRequest: they are not the first positions, or no beginning of the language; or
+            InvalidRequest: they are not the first positions, or not a beginning of a text; or
                 there are masks, which would contradict it.
         """
         if control.masks and self._whole:
@@ -191,7 +191,7 @@ class ConstrainedAnswer:
                 break
             taken = matcher.accept([token])
             if not taken:
-                raise EngineError(f"{self._mode}: the language refused id {token} that it allowed")
+                raise EngineError(f"{self._mode}: the grammar refused id {token} that it allowed")
             ids[at] = token
             projection.changed.append(at)
             at += 1
@@ -201,7 +201,7 @@ class ConstrainedAnswer:
         return projection
 
     def _choose(self, logits: Tensor, spec: CanvasSpec) -> int | None:
-        """The most likely id that the language allows here; None: there is no way on."""
+        """The most likely id that the grammar allows here; None: there is no such id."""
         matcher = self._matcher
         words = matcher.allowed()
         allowed = barred(logits, words)
@@ -270,7 +270,7 @@ def _pad(projection: Projection, spec: CanvasSpec) -> None:
 def _logits_of(
     canvas: Canvas, hidden: Tensor, head: Head, spec: CanvasSpec, *, masked: bool
 ) -> Logits:
-    """The logits of any position, with bias; masks made from a language say less than itself."""
+    """The logits of any position, with bias; masks made from a grammar allow more than it does."""
     controls = replace(
         canvas.controls,
         masks=canvas.controls.masks if masked else None,

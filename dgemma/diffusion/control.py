@@ -1,6 +1,6 @@
 """The part of a canvas that a request fixes: its start, the ids allowed where, the scores reported.
 
-Turns plain values (`SamplingParams`, `CanvasControl`, what a language leaves open) into the first
+Turns plain values (`SamplingParams`, `CanvasControl`, what a grammar leaves open) into the first
 `Canvas` and the `Controls` of its rows. Knows nothing about networks, engines or text.
 """
 
@@ -30,7 +30,7 @@ Bitset = NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CanvasPrefix:
-    """What a language says of a canvas before it is begun.
+    """The demands of a grammar on a canvas before its first step.
 
     Attributes:
         pins: ids that must stand at the first positions.
@@ -73,7 +73,7 @@ def controls_for(
     Args:
         control: of this very canvas: None for all but the first of a request.
         answered: tokens of the answer before this canvas.
-        prefix: what the answer's language says.
+        prefix: the demands of the answer's grammar.
 
     Raises:
         InvalidRequest: an id outside the vocabulary, or a position where nothing is allowed.

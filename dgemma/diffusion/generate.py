@@ -1,6 +1,6 @@
 """The reference: one request from prompt to answer. Read this file first.
 
-The network and the vocabulary operation are handed in, and the language of a constrained answer.
+The network and the head are arguments, and so is the grammar of a constrained answer.
 Users run the engine instead; the engine, its kernels and every quantised path are tested against
 this loop: same seed, same tokens. Knows nothing about batches, cached keys, text or stop strings.
 """

@@ -96,11 +96,11 @@ def read_config(values: Mapping[str, Any], strict: bool = True) -> ModelConfig:
     if values.get("model_type") != MODEL_TYPE:
         raise ConfigError(
             f"config.json: model_type is {values.get('model_type')!r}, not {MODEL_TYPE!r}; "
-            "this is no DiffusionGemma checkpoint"
+            "this is not a DiffusionGemma checkpoint"
         )
     text_values = top.take("text_config", dict)
     if text_values is None:
-        raise ConfigError("config.json: text_config is missing; the file is no complete config")
+        raise ConfigError("config.json: text_config is missing; the file is not a complete config")
     text = Section("config.json: text_config", text_values)
     top.fixed(FIXED_TOP)
     text.fixed(FIXED_TEXT)

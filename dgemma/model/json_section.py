@@ -51,7 +51,7 @@ class Section:
 
     def _at_least(self, key: str, value: N | None, least: N) -> N:
         if value is None:
-            raise ConfigError(f"{self.where}: {key} is missing; the file is no complete config")
+            raise ConfigError(f"{self.where}: {key} is missing; the file is not a complete config")
         if not least <= value < math.inf:
             raise ConfigError(f"{self.where}: {key} must be positive, got {value}; correct it")
         return value

@@ -64,12 +64,12 @@ def _written(value: object, where: str, depth: int) -> str:
         return "{" + ",".join(inner) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ",".join(_written(item, where, depth + 1) for item in value) + "]"
-    raise InvalidRequest(f"{where}: {value!r} is no JSON value")
+    raise InvalidRequest(f"{where}: {value!r} is not a JSON value")
 
 
 def _key(key: object, where: str) -> str:
     if not isinstance(key, str):
-        raise InvalidRequest(f"{where}: key {key!r} is no string")
+        raise InvalidRequest(f"{where}: key {key!r} is not a string")
     return key if _BARE_KEY.fullmatch(key) else _written(key, where, 0)
 
 

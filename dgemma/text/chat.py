@@ -46,7 +46,7 @@ class ChatTemplate:
             tokenizer: of the same checkpoint.
 
         Raises:
-            TemplateError: the text is no Jinja template.
+            TemplateError: the text is not a Jinja template.
         """
         self._tokenizer = tokenizer
         self._marker = _Marker(tokenizer.control_names(), source)
@@ -60,7 +60,7 @@ class ChatTemplate:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
             raise TemplateError(
-                f"the chat template is no valid Jinja ({error}); take the checkpoint's own"
+                f"the chat template is not valid Jinja ({error}); take the checkpoint's own"
             ) from error
 
     @classmethod

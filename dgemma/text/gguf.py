@@ -38,7 +38,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         raise TokenizerError(f"{path} cannot be read ({error}); give a GGUF file") from error
     with data:
         if data[:4] != _MAGIC:
-            raise TokenizerError(f"{path} is no GGUF file; give a file that begins with 'GGUF'")
+            raise TokenizerError(f"{path} is not a GGUF file; give a file that begins with 'GGUF'")
         try:
             return _MetadataReader(data).metadata()
         except (struct.error, _Broken) as error:

@@ -61,7 +61,7 @@ def clean_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any
         tools: {"type": "function", "function": {"name", "description", "parameters"}} each.
 
     Raises:
-        InvalidRequest: another form, or a value that is no JSON; the message names the field.
+        InvalidRequest: another form, or a value that is not JSON; the message names the field.
     """
     if tools is None:
         return None
@@ -161,7 +161,7 @@ def _parsed(arguments: str, where: str) -> Any:
     try:
         return json.loads(arguments) if arguments.strip() else {}
     except (ValueError, RecursionError) as error:
-        raise bad_field(where, f"is no JSON ({error}); give a JSON object") from error
+        raise bad_field(where, f"is not valid JSON ({error}); give a JSON object") from error
 
 
 def _check_result(messages: Sequence[Mapping[str, Any]], k: int) -> None:
@@ -216,7 +216,7 @@ def _json(value: object, where: str, depth: int = 0) -> Any:
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise bad_field(where, f"is {value}, which is no JSON number")
+            raise bad_field(where, f"is {value}, which is not a JSON number")
         return value
     if isinstance(value, str):
         return _text(value, where)
@@ -227,4 +227,4 @@ def _json(value: object, where: str, depth: int = 0) -> Any:
         }
     if isinstance(value, (list, tuple)):
         return [_json(inner, f"{where}[{k}]", depth + 1) for k, inner in enumerate(value)]
-    raise bad_field(where, f"is no JSON value but {type(value).__name__}")
+    raise bad_field(where, f"is not a JSON value but {type(value).__name__}")

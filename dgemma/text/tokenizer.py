@@ -144,7 +144,7 @@ class Tokenizer:
                 that we wrote ourselves; a user's text never becomes a control token.
 
         Raises:
-            InvalidRequest: the text holds a lone surrogate, which is no Unicode text.
+            InvalidRequest: the text holds a lone surrogate, which is not Unicode text.
         """
         ids = [self.bos_id] if bos else []
         for piece in self.pieces(text) if control else (text,):
@@ -333,9 +333,9 @@ def _token_names(file: Path) -> dict[str, str]:
     try:
         found: Any = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise TokenizerError(f"{file} is no JSON ({error}); {REMEDY}") from error
+        raise TokenizerError(f"{file} is not valid JSON ({error}); {REMEDY}") from error
     if not isinstance(found, dict):
-        raise TokenizerError(f"{file} is no JSON object; {REMEDY}")
+        raise TokenizerError(f"{file} is not a JSON object; {REMEDY}")
     names = {}
     for key in _NAMES:
         value = found.get(key)

@@ -206,7 +206,7 @@ def test_charts_are_xml_with_names_and_units() -> None:
 
 
 def test_report_has_what_repeats_it() -> None:
-    """A figure without command, machine or commit; JSON that is no JSON."""
+    """A figure without command, machine or commit; JSON that is not JSON."""
     table = Table("T", ("what", "ms"), [["a", 1.2345], ["b", float("nan")], ["c", None]])
     report = Report("R", "dgemma bench x", {"model": "m"}, [table],
                     {"x": float("inf"), "y": [1.0]}, ["why"], {"commit": "abc"})  # fmt: skip

@@ -13,7 +13,7 @@ from tests.support.nano import nano
 
 
 def test_settings_are_parsed() -> None:
-    """A word that is no JSON is a word; unknown names are refused with the nearest."""
+    """A word that is not JSON is a word; unknown names are refused with the nearest."""
     made = parse_setting("max_steps=12,ignore_tail=true,canvas_length=auto").params
     assert made == SamplingParams(max_steps=12, ignore_tail=True, canvas_length="auto")
     assert parse_setting("").params == SamplingParams()
