@@ -256,7 +256,7 @@ def test_every_fixed_key_is_checked(key: str) -> None:
         ("text_config.per_layer_config", {}, "contradicts"),
         ("text_config", None, "text_config is missing"),
         ("text_config", [], "text_config must be of type dict"),
-        ("model_type", "gemma4", "no DiffusionGemma"),
+        ("model_type", "gemma4", "not a DiffusionGemma"),
         ("self_conditioning_size", 64, "self_conditioning_size"),
         ("suppress_token_ids", [262144], "suppress_token_ids"),
     ],

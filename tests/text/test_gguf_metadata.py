@@ -97,7 +97,7 @@ def test_no_file(tmp_path: Path) -> None:
         read_metadata(tmp_path / "absent.gguf")
     path = tmp_path / "x.gguf"
     path.write_bytes(b"PK\x03\x04")
-    with pytest.raises(TokenizerError, match="no GGUF file"):
+    with pytest.raises(TokenizerError, match="not a GGUF file"):
         read_metadata(path)
 
 

@@ -55,7 +55,7 @@ for _ in range(5000):
         ([called(name="")], r"tool_calls\[0\]\.function\.name is missing"),
         (
             [called(name="f", arguments="{")],
-            r"function\.arguments is not JSON .* give a JSON object",
+            r"function\.arguments is not valid JSON .* give a JSON object",
         ),
         ([called(name="f", arguments="[]")], r"function\.arguments must be an object, got list"),
         ([called(name="f", arguments={"a": {1}})], r"arguments\.a is not a JSON value but set"),

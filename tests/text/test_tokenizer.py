@@ -155,10 +155,10 @@ def test_directory_faults(tmp_path: Path, nano_directory: Path) -> None:
     with pytest.raises(TokenizerError, match="bos_token '<s>' is not in the vocabulary"):
         Tokenizer.from_directory(tmp_path)
     config.write_text("[]")
-    with pytest.raises(TokenizerError, match="no JSON object"):
+    with pytest.raises(TokenizerError, match="not a JSON object"):
         Tokenizer.from_directory(tmp_path)
     config.write_text("{")
-    with pytest.raises(TokenizerError, match="no JSON"):
+    with pytest.raises(TokenizerError, match="not valid JSON"):
         Tokenizer.from_directory(tmp_path)
 
 
