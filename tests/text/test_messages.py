@@ -62,7 +62,7 @@ for _ in range(5000):
         ([called(name="f", arguments={1: 2})], r"a key of .*arguments must be a string"),
         ([called(name="f", arguments={"a": float("nan")})], r"arguments\.a is nan"),
         ([called(name="f", arguments={"a": deep})], r"nested deeper than 64"),
-        ([called(name="f", arguments="[" * 100000)], r"arguments is not JSON"),
+        ([called(name="f", arguments="[" * 100000)], r"arguments is not valid JSON"),
         ([{"role": "assistant", "tool_calls": {"a": 1}}], r"tool_calls must be a list"),
         ([USER, {"role": "tool", "content": "x"}], r"messages\[1\] is a tool's result without a"),
         (
@@ -87,7 +87,7 @@ def test_refused_messages(messages: Any, said: str) -> None:
         ([{"function": {}}], r"tools\[0\]\.function\.name is missing"),
         ([{"function": {"name": "f", "description": 5}}], r"function\.description must be a str"),
         ([{"function": {"name": "f", "parameters": []}}], r"function\.parameters must be an obj"),
-        ([{"function": {"name": "f", "parameters": {"a": b""}}}], r"parameters\.a is not JSON"),
+        ([{"function": {"name": "f", "parameters": {"a": b""}}}], r"parameters\.a is not a JSON"),
     ],
 )
 def test_refused_tools(tools: Any, said: str) -> None:
