@@ -29,7 +29,7 @@ def test_the_document(monkeypatch: pytest.MonkeyPatch) -> None:
             *measurement("numbers", 1, 2.5), *measurement("texts", "a|b", "c", "c"),
             *measurement("both", 1, "none"),
         ],
-        "skips": [{"test": "tests/a.py::one", "reason": "Skipped: no GPU"}],
+        "skips": [{"test": "tests/a.py::one", "reason": "no GPU"}],
     }  # fmt: skip
     text = verify.document(report, "2 passed", "pytest --full", [("make demo", 0, 1.0)])
     for row in (

@@ -311,10 +311,7 @@ def document(
         ("command", f"`{command}`"),
         ("result", closing),
     ]
-    skips = Counter(
-        (s["test"].partition("::")[0], s["reason"].removeprefix("Skipped: "))
-        for s in report["skips"]
-    )
+    skips = Counter((s["test"].partition("::")[0], s["reason"]) for s in report["skips"])
     lines = ["# Verification", "", "Written by `make verify` from what it ran.", ""]
     lines += table(("what", "this run"), facts)
     head = ("line", "tests", "cases passed", "failed", "skipped", "verdict")
