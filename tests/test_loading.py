@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from dgemma.loading import load_model, save_model
 from dgemma.train.forward import encode
+
+pytestmark = pytest.mark.model
 
 
 def test_everything_but_the_weights() -> None:

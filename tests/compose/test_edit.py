@@ -272,7 +272,7 @@ def test_repair(tokenizers: list[Tokenizer]) -> None:
     control = request.canvas
     assert control is not None and (control.pinned, control.strength) == (tuple(range(6)), 0.1)
     assert control.ids[:8] == (*tokenizers[0].encode("broken7"), facts.end_id)
-    with pytest.raises(InvalidRequest, match="language"):
+    with pytest.raises(InvalidRequest, match="constraint"):
         Driver(facts).drive(repair(facts, "text", SamplingParams()))
     with pytest.raises(EngineError):
         Driver(facts, fail=0).drive(repair(facts, "text7", params))

@@ -11,6 +11,8 @@ from dgemma.kernels.head import choose_head
 from dgemma.model.transformer import DiffusionGemma
 from tests.support.oracle import tiny_pair
 
+pytestmark = pytest.mark.oracle
+
 CPU = torch.device("cpu")
 
 
