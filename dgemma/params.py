@@ -122,12 +122,6 @@ def _number(name: str, value: Any, option: SamplingOption) -> object:
     return value
 
 
-def _flag(name: str, value: Any, option: SamplingOption) -> object:
-    if not isinstance(value, bool):
-        raise refused(name, "be true or false", value)
-    return value
-
-
 def _strings(name: str, value: Any, option: SamplingOption) -> object:
     strings = (value,) if isinstance(value, str) else value
     if not isinstance(strings, Sequence) or not all(isinstance(s, str) and s for s in strings):
@@ -162,16 +156,20 @@ def _bias(name: str, value: Any, option: SamplingOption) -> object:
     return bias
 
 
-def _text(name: str, value: Any, option: SamplingOption) -> object:
-    if not isinstance(value, str):
-        raise refused(name, "be a string", value)
-    return value
+def _one_of(said: str, *types: type, echo: bool = True) -> Any:
+    """A value of one of these types; `said` completes "must be"."""
+
+    def check(name: str, value: Any, option: SamplingOption) -> object:
+        if isinstance(value, types):
+            return value
+        raise refused(name, f"be {said}", *[value] * echo)
+
+    return check
 
 
-def _schema(name: str, value: Any, option: SamplingOption) -> object:
-    if not isinstance(value, (Mapping, str, bool)):
-        raise refused(name, "be a JSON object, its text, or true")
-    return value
+_flag = _one_of("true or false", bool)
+_text = _one_of("a string", str)
+_schema = _one_of("a JSON object, its text, or true", Mapping, str, bool, echo=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from dgemma.engine.scheduler import Scheduled
 from dgemma.engine.sequence import Sequence
 from dgemma.errors import DGemmaError
 from dgemma.kernels.head import Head
-from dgemma.model.cache import PagedMemory
+from dgemma.model.cache import PagedMemory, PagedRow
 from dgemma.model.transformer import Part
 from dgemma.types import ENTROPY_PER_NAT, CanvasControl, Event, TokenScore
 
@@ -78,13 +78,13 @@ def parts(scheduled: Scheduled, memory: PagedMemory) -> list[Part]:
     table, done, out = seq.block_table, seq.encoded, list[Part]()
     assert table is not None
     if scheduled.count:
-        cache = memory.row(done, table.full, table.sliding, seq.borders)
+        cache = PagedRow(memory, done, table.full, table.sliding, seq.borders)
         ids = seq.context[done : done + scheduled.count]
         out.append((cache, torch.tensor(ids, device=state.spec.device), False, None))
     if scheduled.denoise:
         if state.canvas is None:
             state.canvas = first_canvas(seq)
-        cache = memory.row(done + scheduled.count, table.full, table.sliding)
+        cache = PagedRow(memory, done + scheduled.count, table.full, table.sliding)
         out.append((cache, state.canvas.ids, True, state.canvas.soft))
     return out
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from dgemma.kernels.attention import grouped
 from dgemma.kernels.cuda import cuda_kernels
-from dgemma.model.cache import CacheRow
+from dgemma.model.cache import RowView
 from dgemma.model.config import ModelConfig
 from dgemma.model.layers import Linear, RMSNorm, rotate
 from dgemma.types import PAGE
@@ -85,7 +85,7 @@ class AttentionSpan:
         denoise: a canvas (reads the cache) or prompt tokens (appended to it).
     """
 
-    cache: CacheRow
+    cache: RowView
     length: int
     denoise: bool
 
@@ -107,7 +107,7 @@ class CachedContext:
             rows = slice(start, start + segment.length)
             start += segment.length
             store, causal = segment.cache.layers[layer], not segment.denoise
-            keys, values = (store.append if causal else store.with_canvas)(k[rows], v[rows])
+            keys, values = store.append(k[rows], v[rows])
             window = self.window if causal and store.keep is not None else None
             if self.fused is not None:
                 out[rows] = self.fused(q[rows], keys, values, window, causal=causal)
@@ -124,7 +124,7 @@ class CachedContext:
         values: Tensor,
         window: int | None,
         out: Tensor,
-        cache: CacheRow,
+        cache: RowView,
     ) -> None:
         """The last T of the S keys are the queries' own; write [T, H, hd] into `out`.
 

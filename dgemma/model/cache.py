@@ -4,8 +4,8 @@ Full layers keep everything, sliding layers only the tokens that the window of a
 reach. After the cached tokens there is room for the canvas of a denoising step while one product is
 made: nothing cached is copied, and the cache does not change.
 
-    RowCache      buffers of one request's own, which grow; for a model that is used by itself
-    PagedMemory   one memory of pages for all requests; the engine says which page is whose
+    PagedMemory   one memory of pages for any number of requests; its owner says which is whose
+    Cache         a batch of requests with a memory of its own, for a model that is used by itself
 
 Knows nothing about the use of keys, nor about requests.
 """
@@ -22,9 +22,6 @@ from dgemma.kernels.workspace import WORKSPACE
 from dgemma.model.config import LayerType, ModelConfig
 from dgemma.types import PAGE
 
-GROWTH = 256
-"""Buffers grow to a multiple of this many tokens."""
-
 
 class Store(Protocol):
     """Keys and values of one request in one layer, as a forward uses them."""
@@ -33,13 +30,10 @@ class Store(Protocol):
     """Most tokens before the next one that a query can see; None: all."""
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add tokens: k, v [T, Hkv, hd] -> views [Hkv, S, hd] of all that they may see; S >= T."""
-
-    def with_canvas(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Views [Hkv, S + C, hd] of the keys a canvas may see and the canvas; nothing is kept."""
+        """Write tokens: k, v [T, Hkv, hd] -> [Hkv, S, hd] of all that they may see; S >= T."""
 
 
-class CacheRow(Protocol):
+class RowView(Protocol):
     """The cache of one request, as a forward uses it."""
 
     length: int
@@ -52,99 +46,6 @@ class CacheRow(Protocol):
     @property
     def layers(self) -> Sequence[Store]:
         """One store a layer."""
-
-
-class LayerStore:
-    """Keys and values of one request in one layer.
-
-    Attributes:
-        keep: most tokens that must survive (window - 1), None on full layers.
-        used: how many tokens are held.
-    """
-
-    def __init__(
-        self, heads: int, width: int, keep: int | None, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.keep = keep
-        self.used = 0
-        # [2, Hkv, capacity, hd]: keys and values
-        self.buffer = torch.empty(2, heads, 0, width, dtype=dtype, device=device)
-
-    def _reserve(self, extra: int) -> None:
-        """Make room for `extra` tokens after the used ones; out-of-window tokens may go."""
-        if self.used + extra <= self.buffer.shape[2]:
-            return
-        kept = self.used if self.keep is None else min(self.used, self.keep)
-        drop = self.used - kept
-        if kept + extra <= self.buffer.shape[2] and drop >= kept:
-            self.buffer[:, :, :kept] = self.buffer[:, :, drop : self.used]
-        else:
-            need = kept + extra if self.keep is None else kept + max(extra, kept)
-            if self.keep is None and self.buffer.shape[2]:
-                need = max(need, min(2 * self.buffer.shape[2], self.buffer.shape[2] + 8192))
-            size = -(-need // GROWTH) * GROWTH
-            _, heads, _, width = self.buffer.shape
-            grown = self.buffer.new_empty(2, heads, size, width)
-            grown[:, :, :kept] = self.buffer[:, :, drop : self.used]
-            self.buffer = grown
-        self.used = kept
-
-    def _lay(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        end = self.used + k.shape[0]
-        self.buffer[0, :, self.used : end] = k.transpose(0, 1)
-        self.buffer[1, :, self.used : end] = v.transpose(0, 1)
-        return self.buffer[0, :, :end], self.buffer[1, :, :end]
-
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add tokens: k, v [T, Hkv, hd] -> views [Hkv, S, hd] of all that is held; S >= T."""
-        self._reserve(k.shape[0])
-        views = self._lay(k, v)
-        self.used += k.shape[0]
-        return views
-
-    def with_canvas(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Views [Hkv, S + C, hd] of the keys a canvas may see and the canvas; nothing is kept."""
-        self._reserve(k.shape[0])
-        keys, values = self._lay(k, v)
-        low = 0 if self.keep is None else max(0, self.used - self.keep)
-        return keys[:, low:], values[:, low:]
-
-
-class RowCache:
-    """The cache of one request: one `LayerStore` a layer.
-
-    Attributes:
-        length: tokens encoded so far; the next one's position.
-        max_length: most tokens it will hold.
-    """
-
-    def __init__(
-        self, config: ModelConfig, max_length: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.length = 0
-        self.max_length = max_length
-        self.borders: Sequence[int] = ()
-        self.layers: list[LayerStore] = []
-        for layer, kind in enumerate(config.layer_types):
-            shape = config.attention(layer)
-            keep = config.sliding_window - 1 if kind == "sliding_attention" else None
-            self.layers.append(
-                LayerStore(shape.num_key_value_heads, shape.head_dim, keep, dtype, device)
-            )
-
-
-class Cache:
-    """The caches of a batch of requests, one row each; lengths may differ.
-
-    Attributes:
-        rows: the requests' own caches. Rows may be taken out and put together at will.
-    """
-
-    def __init__(self, rows: list[RowCache]) -> None:
-        self.rows = rows
-
-
-# -- pages -------------------------------------------------------------------------------------
 
 
 class PagedMemory:
@@ -170,19 +71,6 @@ class PagedMemory:
             size = 2, shape.num_key_value_heads, pages[kind] * PAGE, shape.head_dim
             self.buffers.append(torch.empty(size, dtype=dtype, device=device))
 
-    def row(
-        self, length: int, full: Sequence[int], sliding: Sequence[int], borders: Sequence[int] = ()
-    ) -> PagedRow:
-        """One request's view.
-
-        Args:
-            length: tokens encoded so far.
-            full, sliding: the page of each block of the request; blocks out of the window's
-                reach are not looked at.
-            borders: see `CacheRow`.
-        """
-        return PagedRow(self, length, full, sliding, borders)
-
 
 class PagedRow:
     """One request's part of a `PagedMemory`, for one forward."""
@@ -193,8 +81,15 @@ class PagedRow:
         length: int,
         full: Sequence[int],
         sliding: Sequence[int],
-        borders: Sequence[int],
+        borders: Sequence[int] = (),
     ) -> None:
+        """
+        Args:
+            length: tokens encoded so far.
+            full, sliding: the page of each block of the request; blocks out of the window's
+                reach are not looked at.
+            borders: see `RowView`.
+        """
         self.length = length
         self.borders = borders
         self.max_length = min(memory.max_length, len(full) * PAGE)
@@ -268,7 +163,7 @@ class PagedStore:
         self._span = span
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Store`. The tokens count as kept when the engine says so."""
+        """See `Store`. They are kept once the length says so: a canvas is written over."""
         span, done = self._span, 0
         for start, end in span.runs(span.length, span.length + k.shape[0]):
             piece = slice(done, done + end - start)
@@ -284,4 +179,54 @@ class PagedStore:
         torch.index_select(self._buffer, 2, slots, out=gathered)
         return gathered[0], gathered[1]
 
-    with_canvas = append
+
+class CacheRow:
+    """One request of a model that is used by itself.
+
+    Attributes:
+        length: the position of the next token.
+        stored: tokens encoded so far.
+        max_length: most tokens.
+    """
+
+    def __init__(
+        self, memory: PagedMemory, max_length: int, full: Sequence[int], sliding: Sequence[int]
+    ) -> None:
+        """`full` and `sliding` are the page of each block."""
+        self.length = self.stored = 0
+        self.max_length = max_length
+        self._memory, self._full, self._sliding = memory, full, sliding
+
+    def view(self) -> PagedRow:
+        """For one forward."""
+        view = PagedRow(self._memory, self.stored, self._full, self._sliding)
+        view.length, view.max_length = self.length, self.max_length
+        return view
+
+
+class Cache:
+    """The keys and values of a batch of requests without an engine; lengths may differ.
+
+    The blocks of a row lie side by side. In sliding layers a page is used again as soon as the
+    window has passed it.
+
+    Attributes:
+        memory: of all rows.
+        rows: one a request.
+    """
+
+    def __init__(
+        self, config: ModelConfig, rows: int, max_length: int, most_new: int, dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        """`most_new`: most tokens of a row in one forward."""
+        blocks = -(-max_length // PAGE)
+        ring = min(blocks, -(-(config.sliding_window - 1 + most_new) // PAGE) + 1)
+        self.memory = PagedMemory(config, rows * blocks, rows * ring, dtype, device)
+        self.rows = [
+            CacheRow(
+                self.memory, max_length, range(row * blocks, (row + 1) * blocks),
+                [row * ring + block % ring for block in range(blocks)],
+            )
+            for row in range(rows)
+        ]  # fmt: skip

@@ -20,7 +20,7 @@ from dgemma.errors import InvalidRequest
 from dgemma.kernels.attention import choose_attention
 from dgemma.kernels.head import Head
 from dgemma.model.attention import Attention, AttentionContext, AttentionSpan, CachedContext
-from dgemma.model.cache import Cache, CacheRow, RowCache
+from dgemma.model.cache import Cache, RowView
 from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.layers import (
     Embedding,
@@ -33,7 +33,7 @@ from dgemma.model.layers import (
     rotary_table,
 )
 
-Part = tuple[CacheRow, Tensor, bool, Tensor | None]
+Part = tuple[RowView, Tensor, bool, Tensor | None]
 """A row's share of a forward: its cache, ids [T], whether to denoise them, and for denoising the
 soft embedding [T, D] of the previous step, or None at the first (then it is exactly zero)."""
 
@@ -165,9 +165,8 @@ class DiffusionGemma(nn.Module):
                 f"max_length {max_length} is beyond the model's "
                 f"{self.config.max_position_embeddings} positions; ask for fewer"
             )
-        return Cache(
-            [RowCache(self.config, max_length, self.dtype, self.device) for _ in range(batch_size)]
-        )
+        most_new = max(PREFILL_CHUNK, self.config.canvas_length)
+        return Cache(self.config, batch_size, max_length, most_new, self.dtype, self.device)
 
     def forward_rows(self, parts: Sequence[Part]) -> list[Tensor]:
         """One forward over rows in any phase.
@@ -237,11 +236,13 @@ class DiffusionGemma(nn.Module):
             live = [b for b in range(batch) if lengths[b] > low]
             ends = [min(lengths[b], low + PREFILL_CHUNK) for b in live]
             parts: list[Part] = [
-                (cache.rows[b], token_ids[b, low:end], False, None)
+                (cache.rows[b].view(), token_ids[b, low:end], False, None)
                 for b, end in zip(live, ends, strict=True)
             ]
             for b, end, hidden in zip(live, ends, self.forward_rows(parts), strict=True):
                 out[b, low:end] = hidden
+                cache.rows[b].length += end - low
+                cache.rows[b].stored += end - low
         return out
 
     def denoise(self, canvas_ids: Tensor, cache: Cache, soft: Tensor | None = None) -> Tensor:
@@ -259,7 +260,7 @@ class DiffusionGemma(nn.Module):
         return torch.stack(
             self.forward_rows(
                 [
-                    (cache.rows[b], canvas_ids[b], True, None if soft is None else soft[b])
+                    (cache.rows[b].view(), canvas_ids[b], True, None if soft is None else soft[b])
                     for b in rows
                 ]
             )

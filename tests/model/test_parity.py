@@ -155,9 +155,10 @@ def test_sliding_layers_keep_only_the_window() -> None:
     cache = ours.new_cache(1, 4096)
     for piece in torch.split(draw(12, (1, 3000)), 64, 1):
         ours.encode(piece, cache)
-    sliding, full = cache.rows[0].layers[0], cache.rows[0].layers[2]
-    assert sliding.buffer.shape[2] <= 512
-    assert full.used == 3000
+    sliding, full = cache.memory.buffers[0], cache.memory.buffers[2]
+    assert sliding.shape == ours.new_cache(1, 3200).memory.buffers[0].shape
+    assert sliding.shape[2] < 3000 < full.shape[2]  # so its pages were used again
+    assert cache.rows[0].stored == 3000
 
 
 @torch.no_grad()
@@ -174,9 +175,9 @@ def test_a_canvas_sees_the_last_window_of_keys_from_every_position() -> None:
         for tokens in (prompt, changed):
             cache = ours.new_cache(1, 100)
             ours.encode(tokens, cache)
-            store = cache.rows[0].layers[0]
+            store = cache.rows[0].view().layers[0]
             zero = torch.zeros(8, 2, 16)
-            keys.append(store.with_canvas(zero, zero)[0][:, :-8].clone())
+            keys.append(store.append(zero, zero)[0][:, :-8].clone())
         seen.append(keys[0].shape[1] == 15 and not torch.equal(*keys))
     assert seen == [False] * 25 + [True] * 15
     assert torch.isfinite(ours.denoise(canvas, cache)).all()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dgemma.kernels.attention import ATTENTION
 from dgemma.model.attention import AttentionSpan, CachedContext
-from dgemma.model.cache import RowCache
+from dgemma.model.cache import Cache
 from dgemma.model.config import ModelConfig
 from tests.support.oracle import tiny_pair
 
@@ -36,16 +36,16 @@ def seen(
 ) -> Tensor:
     """What each query of prompt (in pieces) and canvas gets of the needle: [T + canvas]."""
     shape = config.attention(layer)
-    cache = RowCache(config, 4096, torch.float32, torch.device("cpu"))
+    (row,) = Cache(config, 1, 4096, 64, torch.float32, torch.device("cpu")).rows
     total = sum(pieces) + canvas
     v = torch.zeros(total, shape.num_key_value_heads, shape.head_dim)
     v[needle] = 1
     q = torch.ones(total, config.num_attention_heads, shape.head_dim)
     out = []
     for part in torch.split(torch.arange(total), [*pieces, canvas] if canvas else pieces):
-        segment = AttentionSpan(
-            cache, len(part), denoise=bool(canvas) and part[0].item() >= sum(pieces)
-        )
+        denoise = bool(canvas) and part[0].item() >= sum(pieces)
+        segment = AttentionSpan(row.view(), len(part), denoise)
+        row.stored += 0 if denoise else len(part)
         context = CachedContext(config, [segment], kernel)
         got = context.attend(layer, q[part], torch.zeros_like(v[part]), v[part])
         assert torch.equal(got, got[:, :1, :1].expand_as(got))
