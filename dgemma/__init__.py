@@ -31,8 +31,12 @@ from dgemma.types import Constraint as Constraint
 from dgemma.types import Event as Event
 from dgemma.types import Output as Output
 from dgemma.types import Request as Request
+from dgemma.types import TextDelta as TextDelta
+from dgemma.types import ThoughtDelta as ThoughtDelta
 from dgemma.types import TokenScore as TokenScore
 from dgemma.types import ToolCall as ToolCall
+from dgemma.types import ToolCallDelta as ToolCallDelta
+from dgemma.types import ToolUse as ToolUse
 from dgemma.types import Usage as Usage
 
 if TYPE_CHECKING:

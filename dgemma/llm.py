@@ -17,7 +17,7 @@ from dgemma.compose.plan import Plan
 from dgemma.compose.questions import Question
 from dgemma.compose.revise import Revised, repair, revise
 from dgemma.compose.run import run_drafts, run_plan, run_requests
-from dgemma.constrain.tool_choice import Tools, ToolUse, tool_use
+from dgemma.constrain.tool_choice import Tools, tool_use
 from dgemma.device import DeviceChoice
 from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.engine.counters import Counters
@@ -31,7 +31,7 @@ from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import Params, SamplingKeywords, SamplingParams
 from dgemma.text.chat import ChatTemplate
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import Output, Request
+from dgemma.types import Output, Request, ToolUse
 from dgemma.weights.files import Checkpoint
 
 T = TypeVar("T")

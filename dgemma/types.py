@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple
 
 from dgemma.errors import InvalidRequest, bad_field
 from dgemma.params import MOST_BIAS, SamplingParams, refused
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 EventType = Literal["status", "frame", "commit", "done"]
 Mode = Literal["diffusion", "autoregressive", "score"]
+Field = Literal["text", "thinking", "tool_call", ""]
+"""The field of an answer that an id belongs to; "": none (a marker, an id after the end)."""
 StopReason = Literal["", "converged", "step_cap"]
 """The reason why a canvas is finished; "" while it is not."""
 
@@ -50,53 +48,18 @@ class ThoughtIds:
     is_open: bool = False
 
 
-class Matcher(Protocol):
-    """The state of an answer in its grammar; every method may raise EngineError."""
+class ToolUse(NamedTuple):
+    """What an answer's tool calls must keep to.
 
-    def accept(self, ids: Sequence[int]) -> int:
-        """Take as many of these ids as the grammar allows, never an end id; return how many."""
-        ...
+    Attributes:
+        tools: in OpenAI's form.
+        name: of the one that must be called; None: any.
+        required: the answer is a call. Else it is free, but calls keep to the strict tools.
+    """
 
-    def undo(self, count: int) -> None:
-        """Take back the last `count` ids."""
-        ...
-
-    def allowed(self) -> NDArray[np.int32]:
-        """Bitset [ceil(V / 32)]: bit j of word w allows id 32 w + j next. Never end ids.
-
-        If the text that follows is forced, the mask may have the first of `forced` alone, though
-        `accept` also takes other tokens that spell the same.
-        """
-        ...
-
-    @property
-    def accepting(self) -> bool:
-        """The text may end here."""
-        ...
-
-    @property
-    def finished(self) -> bool:
-        """It must end here: accepting and nothing is allowed."""
-        ...
-
-    def forced(self) -> list[int]:
-        """Ids that must come next; `accept` takes them all."""
-        ...
-
-    def completion(self, room: int) -> list[int] | None:
-        """At most `room` ids after which the text may end; [] if it may end here.
-
-        None if none were found. Leaves the state as it is.
-        """
-        ...
-
-    def can_complete(self, room: int) -> bool:
-        """Whether `completion` finds at most `room` ids; may be quicker than making them."""
-        ...
-
-    def alphabet(self) -> NDArray[np.int32] | None:
-        """Bitset of ids that can occur anywhere in a text; None if any id may."""
-        ...
+    tools: Sequence[Mapping[str, Any]]
+    name: str | None = None
+    required: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,11 +164,13 @@ class Request:
         params: how to draw; None fields are filled by the engine.
         mode: "diffusion"; "autoregressive" for token after token; "score" for the log-probabilities
             that the encoder gives to the prompt's own ids from `score_from` on, and no answer.
+        chat: whether thought, tool calls and text of the answer come apart; else all is text.
+        tool_use: tool calls that the answer must make, or keep to.
         index: the caller's label, copied into every event.
         frames: whether a "frame" event is wanted for each denoising step.
         status: whether "status" events are wanted until the first step.
         trace: whether `Output.trace` holds every step.
-        thought: needed when `params.thinking_budget` is set.
+        thought: needed when `params.thinking_budget` is set; a chat gets it from the engine.
         canvas: control of the first canvas.
         score_from: first scored position of a "score" request, at least 1.
         priority: the highest goes first; 0 is a person who waits, less is for work in the
@@ -220,6 +185,8 @@ class Request:
     token_ids: tuple[int, ...]
     params: SamplingParams = field(default_factory=SamplingParams)
     mode: Mode = "diffusion"
+    chat: bool = False
+    tool_use: ToolUse | None = None
     index: int = 0
     frames: bool = False
     status: bool = False
@@ -252,10 +219,15 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """The cost of an answer. `steps` counts denoising steps (or autoregressive passes)."""
+    """The cost of an answer.
+
+    `thought_tokens` are those of the completion that are in thoughts of a chat; `steps` counts
+    denoising steps (or autoregressive passes).
+    """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    thought_tokens: int = 0
     canvases: int = 0
     steps: int = 0
 
@@ -300,6 +272,32 @@ class ToolCall:
 
     name: str
     arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """A piece of an answer's text; never empty."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ThoughtDelta:
+    """A piece of an answer's thought; never empty."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A whole tool call; `index` counts the calls of an answer from 0."""
+
+    index: int
+    call: ToolCall
+
+
+Delta = TextDelta | ThoughtDelta | ToolCallDelta
+"""A piece of an answer. All of them, in their order, are the answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -361,7 +359,11 @@ class Event:
         reason: why a committed canvas ended, on its last commit.
         scores: of a commit's ids, if the request asks for them.
         state: on "status".
-        text: `ids` as text; filled in by `LLM`.
+        deltas: of a commit and of the end: what they add to the answer for certain. Text that may
+            yet turn out to be part of a stop string, of a character or of a call comes later.
+            Of a frame: what its canvas would still add if it were the last one.
+        text: the text of the deltas; a frame's `ids` as text, without control tokens.
+        fields: the field of each committed id, in their order, as soon as it is known.
         accepted: one byte a position: 1 if this step accepted its sample, 2 if it is pinned.
         entropy: one byte a position, see `ENTROPY_PER_NAT`.
         output: the finished answer, on "done" alone.
@@ -372,7 +374,9 @@ class Event:
     canvas: int = 0
     step: int = 0
     ids: tuple[int, ...] = ()
+    deltas: tuple[Delta, ...] = ()
     text: str = ""
+    fields: tuple[Field, ...] = ()
     accepted: bytes = b""
     entropy: bytes = b""
     whole: bool = True

@@ -15,10 +15,10 @@ from dgemma.constrain.json_schema import checked_schema, json_grammar
 from dgemma.constrain.matcher import LONGEST, Grammar, Source
 from dgemma.constrain.regex import portable
 from dgemma.constrain.tool_calls import calls_lark
-from dgemma.constrain.tool_choice import ToolUse
 from dgemma.errors import InvalidRequest
 from dgemma.text.token_table import token_table_of
 from dgemma.text.tokenizer import Tokenizer
+from dgemma.types import ToolUse
 
 MARKDOWN_TABLE = (
     "start: "

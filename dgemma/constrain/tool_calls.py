@@ -35,10 +35,10 @@ from dgemma.constrain.schema_proofs import (
     prefix_length,
     required,
 )
-from dgemma.constrain.tool_choice import ToolUse, function_of
+from dgemma.constrain.tool_choice import function_of
 from dgemma.errors import InvalidRequest, nearest
 from dgemma.text.calls import QUOTE, format_call
-from dgemma.types import ToolCall
+from dgemma.types import ToolCall, ToolUse
 
 _AGAIN = r'<(<|\|<|\|"<|\|"\|<)*'
 TEXT = rf'/([^<]|{_AGAIN}([^<|]|\|[^<"]|\|"[^<|]|\|"\|[^<>]))*({_AGAIN}(\||\|"|\|"\|)?)?/'

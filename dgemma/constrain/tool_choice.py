@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from dgemma.errors import InvalidRequest
+from dgemma.types import ToolUse
 
 Tools = Sequence[Mapping[str, Any]]
-
-
-class ToolUse(NamedTuple):
-    """What an answer's tool calls must keep to.
-
-    Attributes:
-        tools: in OpenAI's form.
-        name: of the one that must be called; None: any.
-        required: the answer is a call. Else it is free, but calls keep to the strict tools.
-    """
-
-    tools: Tools
-    name: str | None = None
-    required: bool = True
 
 
 def tool_use(tools: Tools | None, choice: str | Mapping[str, Any] = "auto") -> ToolUse | None:

@@ -13,12 +13,11 @@ from fastapi import Depends
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import JSONResponse, Response
 
-from dgemma.constrain.tool_choice import ToolUse
 from dgemma.server import accounting, sse
 from dgemma.server.errors import body_of, dialect_of, logged
 from dgemma.server.pieces import End, PieceReader
 from dgemma.server.service import Service
-from dgemma.types import Request
+from dgemma.types import Request, ToolUse
 
 T = TypeVar("T")
 

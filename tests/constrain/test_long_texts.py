@@ -13,10 +13,10 @@ from dgemma.constrain import guidance
 from dgemma.constrain import matcher as grammar_matcher
 from dgemma.constrain.matcher import Grammar
 from dgemma.constrain.sources import make_grammar
-from dgemma.constrain.tool_choice import ToolUse
 from dgemma.errors import InvalidRequest
 from dgemma.text.parse import MarkerIds
 from dgemma.text.tokenizer import Tokenizer
+from dgemma.types import ToolUse
 
 pytestmark = pytest.mark.slow
 

@@ -15,12 +15,11 @@ from dgemma.constrain.completion import BYTE_ORDER
 from dgemma.constrain.matcher import Grammar
 from dgemma.constrain.regex import FORMATS, portable, whole
 from dgemma.constrain.sources import make_grammar
-from dgemma.constrain.tool_choice import ToolUse
 from dgemma.errors import InvalidRequest
 from dgemma.text.calls import format_call
 from dgemma.text.parse import MarkerIds
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import ToolCall
+from dgemma.types import ToolCall, ToolUse
 from tests.support.schema_features import END, FEATURES, PAGE, START, Feature, root_of, table
 
 Count = Callable[[int, int], int]

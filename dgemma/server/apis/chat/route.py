@@ -8,7 +8,6 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from dgemma.constrain.tool_choice import ToolUse
 from dgemma.errors import bad_field
 from dgemma.server.apis.chat.reply import ChatChoices
 from dgemma.server.apis.chat.schema import ChatReply, ChatRequest
@@ -16,7 +15,7 @@ from dgemma.server.errors import ERRORS
 from dgemma.server.exchange import STREAMED, Exchange, HTTPExchange
 from dgemma.server.limits import check_limit
 from dgemma.server.service import Service
-from dgemma.types import Request
+from dgemma.types import Request, ToolUse
 
 router = APIRouter(tags=["chat"])
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema, model_validator
 
-from dgemma.constrain.tool_choice import ToolUse, tool_use
+from dgemma.constrain.tool_choice import tool_use
 from dgemma.errors import bad_field
 from dgemma.frontend import ModelFacts
 from dgemma.params import CONSTRAINT_FIELDS, SamplingParams, canvas_width
@@ -23,7 +23,7 @@ from dgemma.server.sampling_fields import (
     Prediction,
     SamplingFields,
 )
-from dgemma.types import CanvasControl
+from dgemma.types import CanvasControl, ToolUse
 
 OBJECT: dict[str, Any] = {"type": "object"}
 """The schema of any JSON object."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from dgemma.constrain.tool_choice import ToolUse, tool_use
+from dgemma.constrain.tool_choice import tool_use
 from dgemma.errors import bad_field
 from dgemma.params import SamplingParams
 from dgemma.server.request_body import Body, neutral, refuse
@@ -24,6 +24,7 @@ from dgemma.server.sampling_fields import (
     bounded,
 )
 from dgemma.server.settings import ServerLimits
+from dgemma.types import ToolUse
 
 IMAGES = ("image", "document")
 
