@@ -41,14 +41,14 @@ from dgemma.types import Usage as Usage
 
 if TYPE_CHECKING:
     from dgemma.compose.fill import Hole as Hole
-    from dgemma.frontend import TextStream as TextStream
+    from dgemma.events import EventStream as EventStream
     from dgemma.llm import LLM as LLM
     from dgemma.llm import load as load
     from dgemma.llm import save as save
 
 _LATER = {
     "Hole": "compose.fill",
-    "TextStream": "frontend",
+    "EventStream": "events",
     "LLM": "llm",
     "load": "llm",
     "save": "llm",

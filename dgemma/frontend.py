@@ -1,4 +1,4 @@
-"""The text side of a model: prompts to requests, events to text, facts for plans.
+"""The text side of a model: prompts to ids, the text and the grammar of answers, facts for plans.
 
 It must not know networks or engines (no torch), so that another process can load it from the
 checkpoint's directory and a few numbers.
@@ -6,11 +6,11 @@ checkpoint's directory and a few numbers.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from dgemma.constrain.cache import GrammarCache
 from dgemma.errors import ContextOverflow, InvalidRequest, TemplateError, TokenizerError, bad_field
@@ -20,106 +20,13 @@ from dgemma.text.answer import AnswerReader
 from dgemma.text.chat import ChatTemplate
 from dgemma.text.parse import MarkerIds, thought_is_open
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import Event, Output, Request, ThoughtIds, ToolUse
+from dgemma.types import Request, ThoughtIds
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
 
 REFERENCE_SHARE = 4
 """At most one part in that many of the context goes to text that is only shown for reference."""
-
-
-class Events(Iterator[Event], Protocol):
-    """The engine's events of one request; the last is "done"."""
-
-    async def __anext__(self) -> Event:
-        """The next event, in an event loop."""
-        ...
-
-    def close(self) -> None:
-        """Cancel the request if it still runs."""
-        ...
-
-
-class TextStream(Iterator[Event], AsyncIterator[Event]):
-    """The events of one request with their text; iterate it with `for` or `async for`.
-
-    `close` works at any time. Before the end it cancels the request: nothing more is computed for
-    it, and the next (and last) event is "done" with finish reason "cancelled".
-    """
-
-    def __init__(self, events: Events, reader: AnswerReader | None) -> None:
-        """`reader` reads every commit before its event comes; None: events stay without text."""
-        self._events = events
-        self._reader = reader
-        self._output: Output | None = None
-
-    def __repr__(self) -> str:
-        return f"TextStream({'running' if self._output is None else self._output})"
-
-    def __next__(self) -> Event:
-        if self._output is not None:
-            raise StopIteration
-        return self._with_text(next(self._events))
-
-    async def __anext__(self) -> Event:
-        if self._output is not None:
-            raise StopAsyncIteration
-        return self._with_text(await anext(self._events))
-
-    def _with_text(self, event: Event) -> Event:
-        reader = self._reader
-        if event.type == "done":
-            assert event.output is not None
-            tail = "" if reader is None else reader.finish()
-            self._output = event.output if reader is None else _read(reader, event.output)
-            return replace(event, text=tail, output=self._output)
-        if reader is not None and event.type == "frame":
-            return replace(event, text=reader.draft(event.ids))
-        if reader is not None and event.type == "commit":
-            return replace(event, text=reader.texts.popleft() if reader.texts else "")
-        return event
-
-    def close(self) -> None:
-        """Cancel the request if it still runs."""
-        self._events.close()
-
-    def result(self) -> Output:
-        """Run to the end and return the answer."""
-        for _ in self:
-            pass
-        assert self._output is not None
-        return self._output
-
-
-def _read(reader: AnswerReader, output: Output) -> Output:
-    """The engine's output with its text, cut at a stop string."""
-    ids = output.token_ids[: reader.kept] if reader.stopped else output.token_ids
-    return replace(
-        output,
-        token_ids=ids,
-        scores=output.scores[: len(ids)] if reader.stopped else output.scores,
-        usage=replace(output.usage, completion_tokens=len(ids)),
-        finish_reason="stop" if reader.stopped else output.finish_reason,
-        text=reader.text,
-        thinking=reader.thinking or None,
-        tool_calls=tuple(reader.tool_calls),
-        stopped_by=reader.stopped_by,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedRequest:
-    """A request with the reader of its answer and (matcher, name) of its grammar, if it has one.
-
-    Attributes:
-        request: of a chat it knows the ids of a thought.
-        reader: None: the model has no tokenizer.
-    """
-
-    request: Request
-    reader: AnswerReader | None = None
-    constraint: tuple[Matcher, str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +87,7 @@ class ModelFacts:
 
 
 class Frontend:
-    """Makes ids, requests and text for one checkpoint."""
+    """Makes ids, and reads answers, for one checkpoint; a `TextSide`."""
 
     def __init__(
         self, source: Path, tokenizer: Tokenizer | None, template: ChatTemplate | None, *,
@@ -205,7 +112,7 @@ class Frontend:
         self._context = context
         if tokenizer is not None:
             self._grammars = GrammarCache(tokenizer, end_ids)
-            self._markers = MarkerIds.of(tokenizer)
+            MarkerIds.of(tokenizer)  # refuses a vocabulary without them
 
     @classmethod
     def from_directory(
@@ -315,40 +222,46 @@ class Frontend:
 
     # -- requests ------------------------------------------------------------------------------
 
-    def prepare(
-        self, request: Request, *, chat: bool = False, calls: ToolUse | None = None
-    ) -> PreparedRequest:
-        """See `PreparedRequest`.
+    def thought(self, request: Request) -> ThoughtIds | None:
+        """See `TextSide`.
 
-        Args:
-            chat: split thought, tool calls and text.
-            calls: tool calls that the answer must make, or keep to.
+        Raises:
+            TokenizerError: a chat, and the model has no tokenizer.
+        """
+        if not request.chat:
+            return None
+        markers = MarkerIds.of(self.tokenizer)
+        is_open = thought_is_open(markers, request.token_ids)
+        return ThoughtIds(markers.channel_open, markers.channel_close, is_open)
+
+    def reader(self, request: Request) -> AnswerReader | None:
+        """See `TextSide`.
+
+        Raises:
+            TokenizerError: the request needs text, and the model has no tokenizer.
+        """
+        if self._tokenizer is None and not request.needs_text:
+            return None
+        thought, calls = request.thought, request.tool_use
+        return AnswerReader(
+            self.tokenizer, stop=request.params.stop or (), chat=request.chat,
+            thought_open=bool(request.chat and thought and thought.is_open),
+            must_call=bool(calls and calls.required),
+        )  # fmt: skip
+
+    def matcher(self, request: Request) -> tuple[Matcher, str] | None:
+        """See `TextSide`; compiles the grammar, unless it was asked for lately.
 
         Raises:
             InvalidRequest: the grammar is broken, or two are asked for at once.
-            MissingExtra: a grammar is asked for, and llguidance is not installed.
-            TokenizerError: it needs text, and the model has no tokenizer.
+            MissingExtra: llguidance is not installed.
         """
-        params, is_open, may_think = request.params, False, False
-        if self._tokenizer is None and not (
-            params.stop or chat or calls or params.bad_words or params.constraint_field
-        ):
-            return PreparedRequest(request)
-        tokenizer = self.tokenizer
-        if chat:
-            markers = self._markers
-            is_open = thought_is_open(markers, request.token_ids)
-            may_think = is_open or tokenizer.id_of("<|think|>") in request.token_ids
-            thought = ThoughtIds(markers.channel_open, markers.channel_close, is_open)
-            request = replace(request, thought=thought)
-        reader = AnswerReader(
-            tokenizer, stop=params.stop or (), chat=chat, thought_open=is_open,
-            must_call=calls is not None and calls.required,
-        )  # fmt: skip
-        constraint = self._grammars.matcher_for(
-            params, calls=calls, thought=request.thought if may_think else None
-        )
-        return PreparedRequest(request, reader, constraint)
+        if not request.needs_text:
+            return None
+        thought, asked = request.thought, self.tokenizer.id_of("<|think|>")
+        if not (request.chat and thought and (thought.is_open or asked in request.token_ids)):
+            thought = None
+        return self._grammars.matcher_for(request.params, calls=request.tool_use, thought=thought)
 
     @cached_property
     def facts(self) -> ModelFacts:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from dgemma.types import Delta, Field, Request, ThoughtIds, ToolCall
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -56,4 +58,69 @@ class Matcher(Protocol):
 
     def alphabet(self) -> NDArray[np.int32] | None:
         """Bitset of ids that can occur anywhere in a text; None if any id may."""
+        ...
+
+
+class Reader(Protocol):
+    """Reads the committed ids of one answer; what it raises ends this request alone."""
+
+    @property
+    def text(self) -> str:
+        """Of the deltas so far."""
+        ...
+
+    @property
+    def thinking(self) -> str:
+        """Of the deltas so far."""
+        ...
+
+    @property
+    def tool_calls(self) -> Sequence[ToolCall]:
+        """Of the deltas so far."""
+        ...
+
+    @property
+    def fields(self) -> Sequence[Field]:
+        """Of the pushed ids, in their order, as far as it is known."""
+        ...
+
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop string that ends the answer, once it was met."""
+        ...
+
+    @property
+    def kept(self) -> int:
+        """How many of the pushed ids belong to the answer: all, unless it was stopped."""
+        ...
+
+    def push(self, ids: Sequence[int]) -> tuple[Delta, ...]:
+        """Read the ids of a commit; see `Event.deltas`."""
+        ...
+
+    def draft(self, ids: Sequence[int]) -> tuple[Delta, ...]:
+        """The deltas if the answer ended with these ids; changes nothing."""
+        ...
+
+    def finish(self) -> tuple[Delta, ...]:
+        """End the answer: the deltas that were held back."""
+        ...
+
+
+class TextSide(Protocol):
+    """Makes the parts of a request that work on text; any thread may call it.
+
+    Every method may raise InvalidRequest, MissingExtra or TokenizerError.
+    """
+
+    def thought(self, request: Request) -> ThoughtIds | None:
+        """The markers of thoughts; None: it is no chat."""
+        ...
+
+    def reader(self, request: Request) -> Reader | None:
+        """The reader of the answer; None: there is no tokenizer, and none is needed."""
+        ...
+
+    def matcher(self, request: Request) -> tuple[Matcher, str] | None:
+        """A fresh matcher of the answer and the name of its constraint; None: it has none."""
         ...

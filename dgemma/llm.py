@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Unpack, overload
 
@@ -19,19 +18,19 @@ from dgemma.compose.revise import Revised, repair, revise
 from dgemma.compose.run import run_drafts, run_plan, run_requests
 from dgemma.constrain.tool_choice import Tools, tool_use
 from dgemma.device import DeviceChoice
-from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.engine.counters import Counters
 from dgemma.engine.engine import Engine
 from dgemma.engine.worker import Worker
 from dgemma.errors import InvalidRequest
-from dgemma.frontend import Frontend, Messages, ModelFacts, Prompt, TextStream
+from dgemma.events import EventStream
+from dgemma.frontend import Frontend, Messages, ModelFacts, Prompt
 from dgemma.loading import load_model, save_model
 from dgemma.model.config import ModelConfig
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import Params, SamplingKeywords, SamplingParams
 from dgemma.text.chat import ChatTemplate
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import Output, Request, ToolUse
+from dgemma.types import Output, Request
 from dgemma.weights.files import Checkpoint
 
 T = TypeVar("T")
@@ -47,7 +46,7 @@ class LLM:
         model: the network, a `torch.nn.Module`; `config` has its sizes.
         choice: device and dtype with their reasons.
         engine: runs the requests; `worker` is the thread that drives it.
-        frontend: makes requests from prompts and text from events.
+        frontend: makes ids from prompts and text from ids.
         tokenizer, template: None if the checkpoint has none.
         defaults: the checkpoint's own sampler.
     """
@@ -88,6 +87,7 @@ class LLM:
             checkpoint.directory, tokenizer, template, end_ids=spec.end_ids, canvas=spec.length,
             context=self.engine.limits.context,
         )  # fmt: skip
+        self.engine.frontend = self.frontend
 
     def __repr__(self) -> str:
         name, dtype = self.checkpoint.directory.name, str(self.choice.dtype).removeprefix("torch.")
@@ -121,28 +121,16 @@ class LLM:
 
     # -- running -------------------------------------------------------------------------------
 
-    def submit(
-        self, request: Request, *, chat: bool = False, calls: ToolUse | None = None
-    ) -> TextStream:
+    def submit(self, request: Request) -> EventStream:
         """Start a request, from any thread. Iterate the stream for its events, or close it.
 
         It runs whether or not the stream is read, beside all others, and its tokens are the same.
-
-        Args:
-            request: ids and parameters.
-            chat: split thought, tool calls and text in the output.
-            calls: tool calls that the answer must make, or keep to.
 
         Raises:
             InvalidRequest: the request cannot be honoured; nothing was started.
             Overloaded: too many requests wait.
         """
-        prepared = self.frontend.prepare(request, chat=chat, calls=calls)
-        reader, constraint = prepared.reader, prepared.constraint
-        constrained = None if constraint is None else ConstrainedAnswer(*constraint)
-        should_stop = None if reader is None else reader.should_stop
-        events = self.worker.submit(prepared.request, should_stop, constrained)
-        return TextStream(events, reader)
+        return self.worker.submit(request)
 
     def counters(self) -> Counters:
         """The state of the engine and its work so far, as plain numbers."""
@@ -152,15 +140,13 @@ class LLM:
         """Cancel the running requests, or let them finish; take no further one."""
         self.worker.close(finish=finish)
 
-    def run(
-        self, requests: Sequence[Request], *, chat: bool = False, calls: ToolUse | None = None
-    ) -> list[Output]:
+    def run(self, requests: Sequence[Request]) -> list[Output]:
         """Run requests together and wait for all; see `submit`."""
-        return run_requests(partial(self.submit, chat=chat, calls=calls), requests)
+        return run_requests(self.submit, requests)
 
-    def run_plan(self, plan: Plan[T], *, chat: bool = False, calls: ToolUse | None = None) -> T:
+    def run_plan(self, plan: Plan[T]) -> T:
         """Run a plan of `dgemma.compose` to its end; its requests run beside all others."""
-        return run_plan(partial(self.submit, chat=chat, calls=calls), plan)
+        return run_plan(self.submit, plan)
 
     # -- answers -------------------------------------------------------------------------------
 
@@ -246,22 +232,26 @@ class LLM:
         batch = self.frontend.batch(messages)
         prompts = [self.chat_ids(one, shown, thinking) for one in batch or [messages]]
         drawn = SamplingParams.of(params, **sampling)
-        submit = partial(self.submit, chat=True, calls=calls)
-        outputs = run_drafts(submit, self.frontend, prompts, drawn, n=n, best_of=best_of)
+        outputs = run_drafts(
+            self.submit, self.frontend, prompts, drawn, n=n, best_of=best_of, chat=True,
+            tool_use=calls,
+        )  # fmt: skip
         return outputs if batch is not None or n > 1 else outputs[0]
 
     def stream(
         self, prompt: Prompt | Messages, params: Params = None, *, tools: Tools | None = None,
         thinking: bool = False, **sampling: Unpack[SamplingKeywords],
-    ) -> TextStream:  # fmt: skip
+    ) -> EventStream:  # fmt: skip
         """The events of one answer as they happen: "frame" per step, "commit" per canvas, "done".
 
         The prompt is text or ids as in `generate`, or messages as in `chat`.
         """
         ids, chat = self.frontend.ids(prompt, tools, thinking)
         drawn = SamplingParams.of(params, **sampling)
-        request = Request(token_ids=tuple(ids), params=drawn, frames=True)
-        return self.submit(request, chat=chat, calls=tool_use(tools))
+        return self.submit(
+            Request(token_ids=tuple(ids), params=drawn, chat=chat, tool_use=tool_use(tools),
+                    frames=True)
+        )  # fmt: skip
 
     def autoregress(
         self, prompt: Prompt | Messages, params: Params = None, *, tools: Tools | None = None,
@@ -274,8 +264,8 @@ class LLM:
         """
         ids, chat = self.frontend.ids(prompt, tools, thinking)
         drawn = SamplingParams.of(params, **sampling)
-        request = Request(token_ids=tuple(ids), params=drawn, mode="autoregressive")
-        return self.run([request], chat=chat)[0]
+        request = Request(token_ids=tuple(ids), params=drawn, mode="autoregressive", chat=chat)
+        return self.submit(request).result()
 
     # -- on the canvas: see `dgemma.compose` ---------------------------------------------------
 

@@ -322,13 +322,20 @@ class SamplingParams:
             raise InvalidRequest(f"params must be SamplingParams, got {type(params).__name__}")
         return dataclasses.replace(params, **fields)
 
-    def merged(self, defaults: SamplingParams) -> SamplingParams:
-        """These parameters with every `None` taken from `defaults`."""
-        values = {
-            f.name: v if (v := getattr(self, f.name)) is not None else getattr(defaults, f.name)
-            for f in dataclasses.fields(self)
-        }
-        return SamplingParams(**values)
+    def merged(self, *defaults: SamplingParams, **last: Unpack[SamplingKeywords]) -> SamplingParams:
+        """These parameters with every `None` taken from the first of `defaults` that has a value.
+
+        Args:
+            last: what none of them has.
+        """
+        found: dict[str, Any] = {}
+        for name in OPTIONS:
+            if getattr(self, name) is None:
+                given = (v for one in defaults if (v := getattr(one, name)) is not None)
+                value = next(given, last.get(name))
+                if value is not None:
+                    found[name] = value
+        return dataclasses.replace(self, **found) if found else self
 
 
 Params = SamplingParams | Mapping[str, Any] | None

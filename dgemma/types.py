@@ -200,6 +200,14 @@ class Request:
     deadline_s: float | None = None
     queue_timeout_s: float | None = None
 
+    @property
+    def needs_text(self) -> bool:
+        """Whether only a model with a tokenizer can run it."""
+        params = self.params
+        return bool(
+            self.chat or self.tool_use or params.stop or params.bad_words or params.constraint_field
+        )
+
     def __post_init__(self) -> None:
         for name in ("owner", "replaces"):
             if not isinstance(getattr(self, name), str):
@@ -362,7 +370,6 @@ class Event:
         deltas: of a commit and of the end: what they add to the answer for certain. Text that may
             yet turn out to be part of a stop string, of a character or of a call comes later.
             Of a frame: what its canvas would still add if it were the last one.
-        text: the text of the deltas; a frame's `ids` as text, without control tokens.
         fields: the field of each committed id, in their order, as soon as it is known.
         accepted: one byte a position: 1 if this step accepted its sample, 2 if it is pinned.
         entropy: one byte a position, see `ENTROPY_PER_NAT`.
@@ -375,7 +382,6 @@ class Event:
     step: int = 0
     ids: tuple[int, ...] = ()
     deltas: tuple[Delta, ...] = ()
-    text: str = ""
     fields: tuple[Field, ...] = ()
     accepted: bytes = b""
     entropy: bytes = b""
@@ -384,3 +390,8 @@ class Event:
     scores: tuple[TokenScore, ...] = ()
     state: Literal["", "queued", "encoding"] = ""
     output: Output | None = None
+
+    @property
+    def text(self) -> str:
+        """The text of the deltas."""
+        return "".join(one.text for one in self.deltas if isinstance(one, TextDelta))

@@ -12,12 +12,12 @@ def request(text, seed, **more):
     """A chat request; `more` sets its owner and its priority."""
     ids = llm.chat_ids([{"role": "user", "content": text}], tools=None, thinking=False)
     params = dgemma.SamplingParams(seed=seed, max_tokens=64)
-    return dgemma.Request(token_ids=tuple(ids), params=params, **more)
+    return dgemma.Request(token_ids=tuple(ids), params=params, chat=True, **more)
 
 
 async def answer(asked):
     """Read a stream to its end without blocking the event loop."""
-    return [event async for event in llm.submit(asked, chat=True)][-1].output
+    return [event async for event in llm.submit(asked)][-1].output
 
 
 async def main():

@@ -11,8 +11,7 @@ print()
 for event in llm.stream(messages, dgemma.SamplingParams(seed=1)):
     if event.type == "frame":  # one per denoising step
         sure = sum(event.accepted)
-        draft = event.text.partition("<turn|>")[0]
-        print(f"step {event.step}: {sure}/{len(event.ids)} accepted, draft {draft!r}")
+        print(f"step {event.step}: {sure}/{len(event.ids)} accepted, draft {event.text!r}")
     elif event.type == "commit":  # one per canvas
         print(f"canvas {event.canvas} committed after {event.step} steps: {event.text!r}")
     else:  # "done", always the last

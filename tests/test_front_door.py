@@ -126,7 +126,7 @@ def test_short_reprs() -> None:
     assert len(repr(Output(text="a" * 1000, error="broken"))) < 120
     assert "broken" in repr(Output(error="broken"))
     stream = llm.stream(HELLO, QUICK)
-    assert repr(stream) == "TextStream(running)"
+    assert repr(stream) == "EventStream(running)"
     assert repr(stream.result()) in repr(stream)
 
 

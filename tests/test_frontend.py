@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from dgemma.errors import TokenizerError
-from dgemma.frontend import Frontend, TextStream
+from dgemma.frontend import Frontend
 from dgemma.params import SamplingParams
-from dgemma.text.answer import AnswerReader
-from dgemma.types import Event, Output, Request
+from dgemma.types import Event, Output, Request, TextDelta, ThoughtDelta
 from dgemma.weights.find import bundled_models
 from tests.support.client import Written
 from tests.support.nano import nano
@@ -41,9 +41,10 @@ def test_another_process_needs_no_torch() -> None:
         f"made = Frontend.from_directory(Path({str(bundled_models()['nano'])!r}),\n"
         f"    end_ids={facts.end_ids}, canvas={facts.canvas}, context={facts.context})\n"
         f"ids = made.chat_ids({HELLO})\n"
-        "request = Request(token_ids=tuple(ids), params=SamplingParams(regex='[0-9]+'))\n"
-        "prepared = made.prepare(request, chat=True)\n"
-        "print(ids, prepared.constraint[1], made.facts.end_id, 'torch' in sys.modules)\n"
+        "params = SamplingParams(regex='[0-9]+')\n"
+        "request = Request(token_ids=tuple(ids), params=params, chat=True)\n"
+        "made.thought(request), made.reader(request)\n"
+        "print(ids, made.matcher(request)[1], made.facts.end_id, 'torch' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"{nano().chat_ids(HELLO)} regex {facts.end_id} False"
@@ -52,8 +53,8 @@ def test_another_process_needs_no_torch() -> None:
 def test_it_equals_the_loaded_models() -> None:
     """Two processes that make different requests of one prompt."""
     here, there = nano().frontend, frontend()
-    request = Request(token_ids=tuple(here.chat_ids(HELLO, thinking=True)))
-    assert here.prepare(request, chat=True).request == there.prepare(request, chat=True).request
+    request = Request(token_ids=tuple(here.chat_ids(HELLO, thinking=True)), chat=True)
+    assert here.thought(request) == there.thought(request) is not None
     for name in ("canvas", "context", "end_id", "end_ids", "fill_id"):
         assert getattr(here.facts, name) == getattr(there.facts, name)
     assert here.facts.ask("Hi") == there.facts.ask("Hi") == here.message_ids("Hi")
@@ -64,11 +65,12 @@ def test_without_a_tokenizer() -> None:
     source = bundled_models()["nano"]
     bare = Frontend(source, None, None, end_ids=(1,), canvas=8, context=64)
     request = Request(token_ids=(5, 6))
-    assert bare.prepare(request).request is request and bare.prepare(request).reader is None
+    assert bare.reader(request) is bare.matcher(request) is bare.thought(request) is None
     stopping = Request(token_ids=(5, 6), params=SamplingParams(stop=["x"]))
     for call in (
-        lambda: bare.prepare(stopping),
-        lambda: bare.prepare(request, chat=True),
+        lambda: bare.reader(stopping),
+        lambda: bare.matcher(stopping),
+        lambda: bare.thought(replace(request, chat=True)),
         lambda: bare.chat_ids(HELLO),
         lambda: bare.facts,
     ):
@@ -78,15 +80,10 @@ def test_without_a_tokenizer() -> None:
 
 def test_a_stream_gives_its_result_again() -> None:
     """A stream that was iterated to its end, and has then lost the answer."""
-    tokenizer = nano().frontend.tokenizer
-    reader, ids = AnswerReader(tokenizer), tokenizer.encode("Hi there")
-    reader.should_stop(ids)
-    events = [
-        Event(type="commit", ids=tuple(ids)),
-        Event(type="done", output=Output(token_ids=tuple(ids))),
-    ]
-    stream = TextStream(Written(events), reader)
-    assert repr(stream) == "TextStream(running)"
+    output = Output(text="Hi there")
+    deltas = (TextDelta("Hi"), ThoughtDelta("hm"), TextDelta(" there"))
+    stream = Written([Event(type="commit", deltas=deltas), Event(type="done", output=output)])
+    assert repr(stream) == "EventStream(running)"
     assert "".join(event.text for event in stream) == "Hi there"
-    assert stream.result() is stream.result() and stream.result().text == "Hi there"
+    assert stream.result() is stream.result() is output
     assert "Hi there" in repr(stream)

@@ -49,7 +49,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "params": {"errors"},
     "types": {"params", "errors"},
-    "interfaces": set(),
+    "interfaces": {"types"},
+    "events": {"types"},
     "device": {"errors"},
     "text": {"params", "types", "errors"},
     "constrain": {"interfaces", "text", "params", "types", "errors"},
@@ -61,16 +62,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "weights": {"model"} | BASE,
     "quant": {"model", "kernels"} | BASE,
     "loading": {"frontend", "model", "weights", "quant", "text"} | BASE,
-    "engine": {"model", "kernels", "diffusion"} | BASE,
-    "compose": {"constrain", "frontend", "text", "params", "types", "errors"},
-    "server": {"compose", "frontend", "constrain", "text", "params", "types", "errors"},
-    "llm": JOINED | {"loading", "model.config", "model.transformer"} | BASE,
+    "engine": {"events", "interfaces", "model", "kernels", "diffusion"} | BASE,
+    "compose": {"constrain", "events", "frontend", "text", "params", "types", "errors"},
+    "server": {"compose", "events", "frontend", "constrain", "text", "params", "types", "errors"},
+    "llm": JOINED | {"events", "loading", "model.config", "model.transformer"} | BASE,
     "train": {"loading", "model", "tasks", "text"} | BASE,
     "evaluate": TRAINING | {"llm", "compose"},
     "bench": TRAINING | {"llm", "loading", "evaluate"},
     "cli": {"dgemma", "llm", "train", "evaluate", "bench", "server", "loading"} | JOINED | TRAINING,
     # dgemma/__init__.py: the public names
-    "dgemma": {"llm", "compose", "frontend", "params", "types", "errors"},
+    "dgemma": {"llm", "compose", "events", "params", "types", "errors"},
     "__main__": {"cli"},
 }
 """Part -> what it may import; a name with a dot opens one module of a part."""
@@ -78,8 +79,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_DEFER = {"cli", "dgemma", "__main__"}
 """Parts that may import inside functions; elsewhere that is for optional extras alone."""
 
-NO_TORCH = ("params", "types", "errors", "interfaces", "text", "constrain", "frontend", "tasks",
-            "compose", "server", "engine.counters", "engine.events", "engine.page_allocator",
+NO_TORCH = ("params", "types", "errors", "interfaces", "events", "text", "constrain", "frontend",
+            "tasks", "compose", "server", "engine.counters", "engine.page_allocator",
             "engine.pages", "engine.request", "engine.scheduler", "engine.sequence",
             "weights.find")  # fmt: skip
 TORCH = {"torch", "triton", "transformers"}

@@ -14,10 +14,10 @@ from tests.support.sources import ROOT
 
 RIGHT = """
 import dgemma
-from dgemma import Event, Output, SamplingParams, TextStream
+from dgemma import Event, Output, SamplingParams, EventStream
 
 
-def show(stream: TextStream) -> str:
+def show(stream: EventStream) -> str:
     return "".join(event.text for event in stream)
 
 

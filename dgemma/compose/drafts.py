@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from dgemma.compose.length import mean
 from dgemma.compose.plan import Plan, run
@@ -78,9 +79,12 @@ def _counted(n: object) -> None:
 
 
 def drafts(
-    prompts: Sequence[Sequence[int]], params: SamplingParams, n: int, *, trace: bool = False
+    prompts: Sequence[Sequence[int]], params: SamplingParams, n: int, **fields: Any
 ) -> list[Request]:
     """Requests for n drafts of each prompt, side by side; seeds count up from the given one.
+
+    Args:
+        fields: of every request.
 
     Raises:
         InvalidRequest: n is below 1.
@@ -90,11 +94,9 @@ def drafts(
     for prompt in prompts:
         for number in range(n):
             own = params
-            if params.seed is not None:
+            if params.seed is not None and number:
                 own = replace(params, seed=(params.seed + number) % 2**64)
-            out.append(
-                Request(token_ids=tuple(prompt), params=own, index=len(out), trace=trace)
-            )  # fmt: skip
+            out.append(Request(token_ids=tuple(prompt), params=own, index=len(out), **fields))
     return out
 
 

@@ -29,18 +29,19 @@ from dgemma.diffusion.control import check_control
 from dgemma.diffusion.schedule import Schedule
 from dgemma.engine.batch import ModelRunner, out_of_memory
 from dgemma.engine.counters import Counters
-from dgemma.engine.events import EventStream
 from dgemma.engine.pages import Pages
 from dgemma.engine.request import ModelLimits, resolve_request
 from dgemma.engine.scheduler import Scheduled, Scheduler
-from dgemma.engine.sequence import Sequence, ShouldStop
+from dgemma.engine.sequence import Sequence
 from dgemma.engine.step import NOT_FINITE, CanvasState, StepResult, apply, first_canvas, go_on
 from dgemma.errors import InvalidRequest
+from dgemma.events import EventStream
+from dgemma.interfaces import TextSide
 from dgemma.model.cache import PagedMemory
 from dgemma.model.size import page_bytes, page_counts
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import SamplingParams
-from dgemma.types import Event, FinishReason, Request
+from dgemma.types import FinishReason, Request
 
 CHUNK = 1024
 """Most prompt tokens of one request that a step encodes."""
@@ -57,6 +58,10 @@ class Engine:
 
     A request's tokens do not depend on the others: its random numbers come from its own seed, its
     keys are never padded, and every row of a product is computed by itself.
+
+    Attributes:
+        frontend: makes the reader and the grammar of each request; None: the engine knows only
+            ids, and its events have no text.
     """
 
     def __init__(
@@ -91,6 +96,7 @@ class Engine:
                 raise InvalidRequest(f"{name} must be at least 1, got {value}")
         config = model.config
         self.model = model
+        self.frontend: TextSide | None = None
         self.defaults = defaults or SamplingParams()
         self.chunk = chunk
         self.spec = CanvasSpec(
@@ -131,19 +137,24 @@ class Engine:
 
     # -- requests ------------------------------------------------------------------------------
 
-    def prepare(
-        self,
-        request: Request,
-        should_stop: ShouldStop | None = None,
-        constrained: ConstrainedAnswer | None = None,
-    ) -> Sequence:
-        """Check a request and make its sequence. Changes nothing; any thread may call it.
+    def prepare(self, request: Request) -> Sequence:
+        """Check a request and make its sequence: what it does not say, its reader, its grammar.
+
+        Changes nothing; any thread may call it, and a grammar that is new takes long.
 
         Raises:
             InvalidRequest, ContextOverflow: it cannot be honoured.
+            MissingExtra, TokenizerError: something is missing that its text needs.
         """
-        resolved = resolve_request(request, self.defaults, self.limits, secrets.randbits(63))
+        frontend = self.frontend
+        if frontend is None and request.needs_text:
+            raise InvalidRequest("an engine without a frontend knows only ids; set Engine.frontend")
+        thought = None if frontend is None else frontend.thought(request)
+        seed = secrets.randbits(63)
+        resolved = resolve_request(request, self.defaults, self.limits, seed, thought)
         spec = self.spec.narrowed(resolved.params)
+        found = None if frontend is None else frontend.matcher(resolved)
+        constrained = None if found is None else ConstrainedAnswer(*found)
         if constrained is not None and resolved.params.stable_prefix:
             raise InvalidRequest(
                 f"stable_prefix and {constrained.report.mode} cannot be combined: text that is "
@@ -154,7 +165,7 @@ class Engine:
             resolved,
             width=spec.length if diffusion else 1,
             context_length=self.limits.context,
-            should_stop=should_stop,
+            reader=None if frontend is None else frontend.reader(resolved),
             state=CanvasState(
                 spec, Schedule.of(resolved.params), self.model.head, constrained
             ),
@@ -180,24 +191,15 @@ class Engine:
             if seq.output is not None:
                 self._retire(seq)
 
-    def submit(
-        self,
-        request: Request,
-        should_stop: ShouldStop | None = None,
-        constrained: ConstrainedAnswer | None = None,
-    ) -> EventStream:
+    def submit(self, request: Request) -> EventStream:
         """Take a request; it runs while its stream, or any other, is iterated.
-
-        Args:
-            should_stop: see `ShouldStop`. Called within the step, so a request ends at the same
-                place however late its events are read.
-            constrained: keeps the answer in a grammar; of this request alone.
 
         Raises:
             InvalidRequest, ContextOverflow: it cannot be honoured; nothing was started.
+            MissingExtra, TokenizerError: something is missing that its text needs.
             Overloaded: too many requests wait.
         """
-        seq = self.prepare(request, should_stop, constrained)
+        seq = self.prepare(request)
         self.scheduler.check_waiting()
         self.add(seq)
         return EventStream(seq.events, partial(self.cancel, seq), self.step)
@@ -338,10 +340,9 @@ class Engine:
             self._report(seq)
 
     def _report(self, seq: Sequence) -> None:
-        output = seq.output
-        assert output is not None
-        self._counted.add_end(output.finish_reason)
-        seq.events.put(Event(type="done", index=output.index, output=output))
+        assert seq.done is not None and seq.done.output is not None
+        self._counted.add_end(seq.done.output.finish_reason)
+        seq.events.put(seq.done)
 
     def forget(self) -> None:
         """Drop the keys and values that are only kept for later requests."""

@@ -6,7 +6,10 @@ from dataclasses import dataclass, replace
 
 from dgemma.errors import ContextOverflow, InvalidRequest, bad_field
 from dgemma.params import REFUSED_BY_AUTOREGRESSIVE, RELEASED, SamplingParams, canvas_width
-from dgemma.types import Request
+from dgemma.types import Request, ThoughtIds
+
+READ_ONLY = SamplingParams(max_steps=1, stable_prefix=False)
+"""How a canvas is read that is not committed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,24 +30,28 @@ class ModelLimits:
 
 
 def resolve_request(
-    request: Request, defaults: SamplingParams, limits: ModelLimits, seed: int
-) -> Request:
+    request: Request, defaults: SamplingParams, limits: ModelLimits, seed: int,
+    thought: ThoughtIds | None = None,
+) -> Request:  # fmt: skip
     """The request with every default filled in, checked against the model.
 
     Args:
         defaults: the checkpoint's own sampler.
         seed: of a request that names none.
+        thought: the markers of its thoughts, if it is a chat; None: as the request says.
 
     Raises:
         InvalidRequest: an empty prompt, an id outside the vocabulary, a diffusion field on an
-            autoregressive request, a thinking budget without `thought`, a canvas wider than
+            autoregressive request, a thinking budget without thoughts, a canvas wider than
             the model's.
         ContextOverflow: no room for an answer.
     """
     _check_prompt(request, limits)
-    params = request.params
+    thought = thought or request.thought
+    params, merged = request.params, list[SamplingParams]()
     if request.mode != "diffusion":
         _check_mode(request)
+        seed = 0
     else:
         if request.canvas is not None and request.canvas.read_only:
             if params.stable_prefix:
@@ -52,12 +59,11 @@ def resolve_request(
                     "stable_prefix",
                     "and read_only cannot be combined: nothing is committed; drop one of them",
                 )
-            params = params.merged(SamplingParams(max_steps=1, stable_prefix=False))
-        params = params.merged(defaults).merged(RELEASED)
-    if params.thinking_budget is not None and request.thought is None:
-        raise bad_field("thinking_budget", "needs a chat prompt (Request.thought is not set)")
-    drawn = seed if request.mode == "diffusion" else 0
-    return replace(request, params=params.merged(SamplingParams(seed=drawn)))
+            merged.append(READ_ONLY)
+        merged += [defaults, RELEASED]
+    if params.thinking_budget is not None and thought is None:
+        raise bad_field("thinking_budget", "needs a chat (Request.chat, or Request.thought)")
+    return replace(request, params=params.merged(*merged, seed=seed), thought=thought)
 
 
 def _check_prompt(request: Request, limits: ModelLimits) -> None:

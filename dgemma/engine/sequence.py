@@ -8,15 +8,20 @@ It must not know tensors (no torch): the canvas is an opaque `state`, see `dgemm
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, Literal
 
-from dgemma.engine.events import EventQueue
 from dgemma.engine.pages import BlockTable
+from dgemma.errors import DGemmaError
+from dgemma.events import EventQueue
+from dgemma.interfaces import Reader
 from dgemma.types import (
     Constraint,
+    Delta,
     Event,
+    Field,
     FinishReason,
     Output,
     Request,
@@ -25,9 +30,6 @@ from dgemma.types import (
     TraceStep,
     Usage,
 )
-
-ShouldStop = Callable[[tuple[int, ...]], bool]
-"""Gets the ids of every commit in order; True ends the request with "stop"."""
 
 
 @dataclass(slots=True, eq=False)
@@ -38,7 +40,7 @@ class Sequence:
         request: resolved, see `resolve_request`.
         width: positions that the next canvas takes (or the next token).
         context_length: most positions.
-        should_stop: the caller's own end of the answer.
+        reader: of the answer's text; it may end the request.
         state: the sampler's part, a `CanvasState`.
         context: ids to encode before the next canvas (or the next token) can begin: the prompt,
             then all that was committed.
@@ -49,20 +51,21 @@ class Sequence:
         canvases, steps: finished canvases, denoising steps (or autoregressive passes) so far.
         scores: of the committed tokens, if the request asks for them.
         constraint: how the answer was kept in its grammar.
-        output: the finished answer, once it has ended.
+        done: the last event, once the request has ended.
         number: order of arrival, from 0.
         since: when it began to wait, in seconds on the engine's clock.
         level: its priority, raised by the time it had waited when it was admitted.
         block_table: its pages while it runs, else None.
         last: number of the pass in which it last took part.
         ticket: which of its places in the queue is the valid one.
+        known: how many ids have a field in the events so far.
         faults: how often in a row a pass of it alone ran out of memory.
     """
 
     request: Request
     width: int
     context_length: int
-    should_stop: ShouldStop | None = None
+    reader: Reader | None = None
     state: Any = None
     events: EventQueue = field(default_factory=EventQueue)
 
@@ -76,7 +79,7 @@ class Sequence:
     trace: list[TraceStep] = field(default_factory=list)
     scores: list[TokenScore] = field(default_factory=list)
     constraint: Constraint | None = None
-    output: Output | None = None
+    done: Event | None = None
 
     number: int = 0
     since: float = 0.0
@@ -85,6 +88,7 @@ class Sequence:
     last: int = -1
     ticket: int = 0
     waiting: bool = False
+    known: int = 0
     faults: int = 0
 
     def __post_init__(self) -> None:
@@ -117,6 +121,11 @@ class Sequence:
         """How many of the context's first tokens may come from an earlier request's pages."""
         return self.request.score_from - 1 if self.request.mode == "score" else len(self.context)
 
+    @property
+    def output(self) -> Output | None:
+        """The finished answer, once the request has ended."""
+        return None if self.done is None else self.done.output
+
     # -- the answer ----------------------------------------------------------------------------
 
     @property
@@ -145,6 +154,13 @@ class Sequence:
         room = None if most is None else most - len(self.committed)
         return ids[self.emitted :][:room]
 
+    def draft(self, ids: list[int], end_ids: Collection[int]) -> tuple[Delta, ...]:
+        """What the ids of the canvas that runs would still add to the answer."""
+        if self.reader is None:
+            return ()
+        own = takewhile(lambda token_id: token_id not in end_ids, ids[self.emitted :])
+        return self.reader.draft([*own])
+
     def commit(self, ids: list[int], ended: bool, steps: int, reason: StopReason = "") -> Event:
         """Add a finished canvas: its ids before the first end id, whether one was there, its steps.
 
@@ -154,9 +170,9 @@ class Sequence:
         most = self.request.params.max_tokens
         cut = self.pending_ids(ids)
         beyond = self.emitted + len(cut) < len(ids)
-        event = self._commit(cut, steps, reason=reason)
         self.emitted = 0
         self.canvases += 1
+        event = self._commit(cut, steps, self.canvases - 1, reason=reason)
         full = most is not None and len(self.committed) >= most
         if beyond or (full and not ended):
             self.finish("length")
@@ -167,25 +183,41 @@ class Sequence:
     def commit_prefix(self, ids: list[int], steps: int) -> Event:
         """Add ids that follow the emitted ones, of a canvas that goes on after so many steps."""
         self.emitted += len(ids)
-        return self._commit(ids, steps, whole=False)
+        return self._commit(ids, steps, self.canvases, whole=False)
 
     def _commit(
-        self, ids: list[int], steps: int, *, whole: bool = True, reason: StopReason = ""
-    ) -> Event:
-        first = len(self.committed)
+        self, ids: list[int], steps: int, canvas: int, *, whole: bool = True,
+        reason: StopReason = "",
+    ) -> Event:  # fmt: skip
+        first, reader = len(self.committed), self.reader
         self.committed += ids
+        deltas: tuple[Delta, ...] = ()
+        if reader is not None:
+            try:
+                deltas = reader.push(ids)
+            except Exception as error:
+                self.finish("error", _message(error))
+            if reader.stopped_by is not None:
+                self.canvases += not whole  # it ends with the answer
+                self.finish("stop")
         return Event(
-            type="commit", index=self.request.index, canvas=self.canvases, step=steps,
-            ids=tuple(ids), whole=whole, reason=reason,
+            type="commit", index=self.request.index, canvas=canvas, step=steps, ids=tuple(ids),
+            deltas=deltas, fields=self._new_fields(), whole=whole, reason=reason,
             scores=tuple(self.scores[first : len(self.committed)]),
         )  # fmt: skip
+
+    def _new_fields(self) -> tuple[Field, ...]:
+        """The fields of ids that have become known since the last event."""
+        found = () if self.reader is None else tuple(self.reader.fields[self.known :])
+        self.known += len(found)
+        return found
 
     def close_thought(self, close_id: int) -> Event:
         """Put the end of a thought into the answer."""
         params = self.request.params
         if params.logprobs is not None or params.logprob_token_ids is not None:
             self.scores.append(TokenScore(token_id=close_id, logprob=0.0))
-        return self._commit([close_id], 0)
+        return self._commit([close_id], 0, self.canvases)
 
     def extend(self, ids: list[int]) -> None:
         """Encode these ids next and then begin another canvas, if the context has room for one."""
@@ -196,23 +228,44 @@ class Sequence:
 
     def finish(self, reason: FinishReason, error: str | None = None) -> None:
         """End the request; only the first call counts."""
-        if self.output is not None:
+        if self.done is not None:
             return
+        reader, tail = self.reader, tuple[Delta, ...]()
+        if reader is not None:
+            try:
+                tail = reader.finish()
+            except Exception as fault:
+                reason, error = "error", error or _message(fault)
         diffusion = self.request.mode == "diffusion"
-        self.output = Output(
-            token_ids=tuple(self.committed),
+        fields = self._new_fields()
+        stopped = reader is not None and reader.stopped_by is not None
+        kept = reader.kept if reader is not None and stopped else len(self.committed)
+        output = Output(
+            text="" if reader is None else reader.text,
+            token_ids=tuple(self.committed[:kept]),
             seed=self.seed,
             finish_reason=reason,
+            stopped_by=None if reader is None else reader.stopped_by,
             usage=Usage(
                 prompt_tokens=len(self.request.token_ids),
-                completion_tokens=len(self.committed),
+                completion_tokens=kept,
+                thought_tokens=0 if reader is None else reader.fields[:kept].count("thinking"),
                 canvases=self.canvases if diffusion else 0,
                 steps=self.steps,
             ),
+            thinking=(reader.thinking or None) if reader is not None else None,
+            tool_calls=() if reader is None else tuple(reader.tool_calls),
             error=error,
             trace=tuple(self.trace),
-            scores=tuple(self.scores[: len(self.committed)] if diffusion else self.scores),
+            scores=tuple(self.scores[:kept] if diffusion else self.scores),
             constraint=self.constraint,
             prompt_ids=self.request.token_ids,
             index=self.request.index,
         )
+        self.done = Event(
+            type="done", index=self.request.index, deltas=tail, fields=fields, output=output
+        )
+
+
+def _message(error: Exception) -> str:
+    return str(error) if isinstance(error, DGemmaError) else f"{type(error).__name__}: {error}"

@@ -19,7 +19,6 @@ from dgemma.diffusion.scores import token_scores
 from dgemma.diffusion.thought import budget_exceeded
 from dgemma.engine.scheduler import Scheduled
 from dgemma.engine.sequence import Sequence
-from dgemma.errors import DGemmaError
 from dgemma.kernels.head import Head
 from dgemma.model.cache import PagedMemory, PagedRow
 from dgemma.model.transformer import Part
@@ -140,7 +139,7 @@ def _take_token(seq: Sequence, token: int) -> None:
     seq.steps += 1
     ended = token in state.spec.end_ids
     ids = [] if ended else [token]
-    _emit(seq, seq.commit(ids, ended, 1))
+    seq.events.put(seq.commit(ids, ended, 1))
     go_on(seq, ids)
 
 
@@ -157,22 +156,24 @@ def _take_step(seq: Sequence, after: Canvas, hidden: Tensor) -> None:
     if seq.request.trace:
         seq.trace.append(trace_step(before, after, state.schedule))
     if seq.request.frames:
-        seq.events.put(_frame(seq.request.index, before, after))
+        seq.events.put(_frame(seq, before, after))
     if after.reason:
         resolve_canvas(seq, after, hidden)
     elif after.stable:
         _commit_prefix(seq, after, hidden)
 
 
-def _frame(index: int, before: Canvas, after: Canvas) -> Event:
+def _frame(seq: Sequence, before: Canvas, after: Canvas) -> Event:
     assert after.argmax is not None and after.entropy is not None
     entropy = (after.entropy * ENTROPY_PER_NAT).round().clamp(max=255)
+    ids = after.argmax.tolist()
     return Event(
         type="frame",
-        index=index,
+        index=seq.request.index,
         canvas=before.index,
         step=before.step,
-        ids=tuple(after.argmax.tolist()),
+        ids=tuple(ids),
+        deltas=seq.draft(ids, seq.state.spec.end_ids),
         accepted=states(after),
         entropy=bytes(entropy.to(torch.uint8).tolist()),
     )
@@ -202,7 +203,7 @@ def resolve_canvas(seq: Sequence, canvas: Canvas, hidden: Tensor) -> None:
     state.canvas = None
     ids = list(commit.token_ids)
     seq.scores += _scores(seq, canvas, ids[seq.emitted :], hidden)
-    _emit(seq, seq.commit(ids, commit.ended, canvas.step - canvas.begun, canvas.reason))
+    seq.events.put(seq.commit(ids, commit.ended, canvas.step - canvas.begun, canvas.reason))
     go_on(seq, ids)
 
 
@@ -215,7 +216,7 @@ def _commit_prefix(seq: Sequence, canvas: Canvas, hidden: Tensor) -> None:
     fresh = seq.pending_ids(canvas.argmax[: canvas.stable].tolist())
     if fresh:
         seq.scores += _scores(seq, canvas, fresh, hidden)
-        _emit(seq, seq.commit_prefix(fresh, canvas.step - canvas.begun))
+        seq.events.put(seq.commit_prefix(fresh, canvas.step - canvas.begun))
 
 
 def _scores(seq: Sequence, canvas: Canvas, ids: list[int], hidden: Tensor) -> list[TokenScore]:
@@ -225,20 +226,6 @@ def _scores(seq: Sequence, canvas: Canvas, ids: list[int], hidden: Tensor) -> li
     state: CanvasState = seq.state
     asked = len(seq.request.params.logprob_token_ids or ())
     return token_scores(canvas, ids, asked, hidden, state.head, seq.emitted)
-
-
-def _emit(seq: Sequence, event: Event) -> None:
-    """Emit a commit, after asking whether the answer ends with it."""
-    try:
-        if seq.should_stop is not None and seq.should_stop(event.ids):
-            if not event.whole:
-                seq.canvases += 1  # it ends with the answer
-            seq.finish("stop")
-    except DGemmaError as error:
-        seq.finish("error", str(error))
-    except Exception as error:  # the caller's code: this request's alone
-        seq.finish("error", f"{type(error).__name__}: {error}")
-    seq.events.put(event)
 
 
 def go_on(seq: Sequence, ids: list[int]) -> None:
@@ -254,6 +241,6 @@ def go_on(seq: Sequence, ids: list[int]) -> None:
     if thought is not None and budget_exceeded(seq.committed, thought, budget):
         if state.constrained is not None:
             state.constrained.force([thought.close_id])
-        _emit(seq, seq.close_thought(thought.close_id))
+        seq.events.put(seq.close_thought(thought.close_id))
         ids = [*ids, thought.close_id]
     seq.extend(ids)

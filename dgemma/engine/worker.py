@@ -13,11 +13,10 @@ import weakref
 from functools import partial
 from typing import Literal
 
-from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.engine.engine import Engine
-from dgemma.engine.events import EventStream
-from dgemma.engine.sequence import Sequence, ShouldStop
+from dgemma.engine.sequence import Sequence
 from dgemma.errors import EngineError
+from dgemma.events import EventStream
 from dgemma.types import Request
 
 Message = tuple[Literal["add", "cancel"], Sequence] | tuple[Literal["close"], bool]
@@ -36,12 +35,7 @@ class Worker:
         self._sent = engine.added  # sequences ever sent to the engine
         self._process = os.getpid()
 
-    def submit(
-        self,
-        request: Request,
-        should_stop: ShouldStop | None = None,
-        constrained: ConstrainedAnswer | None = None,
-    ) -> EventStream:
+    def submit(self, request: Request) -> EventStream:
         """Start a request; it runs whether or not its stream is iterated.
 
         Raises:
@@ -49,7 +43,7 @@ class Worker:
             Overloaded: too many requests wait.
             EngineError: the worker is closed, or its thread is in the parent of this process.
         """
-        seq = self.engine.prepare(request, should_stop, constrained)
+        seq = self.engine.prepare(request)
         if self._process != os.getpid():
             raise EngineError("this process was forked after the model was loaded; load it here")
         with self._starting:

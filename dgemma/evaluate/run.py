@@ -79,9 +79,8 @@ def answers(
             params = SamplingParams(max_tokens=max_tokens)
             if mode == "diffusion":
                 params = replace(params, seed=seed + low + i).merged(setting or SamplingParams())
-            streams.append(
-                llm.submit(Request(token_ids=tuple(ids), params=params, mode=mode), chat=True)
-            )
+            request = Request(token_ids=tuple(ids), params=params, mode=mode, chat=True)
+            streams.append(llm.submit(request))
         for example, stream in zip(part, streams, strict=True):
             yield example, stream.result()
 

@@ -79,7 +79,9 @@ def usage(ends: Sequence[End], share: int | None = None) -> dict[str, Any]:
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "completion_tokens_details": {"reasoning_tokens": sum(end.thought_tokens for end in ends)},
+        "completion_tokens_details": {
+            "reasoning_tokens": sum(end.output.usage.thought_tokens for end in ends)
+        },
     }
 
 

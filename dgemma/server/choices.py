@@ -10,7 +10,6 @@ import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from pydantic import Field, model_validator
@@ -21,11 +20,11 @@ from dgemma.params import SamplingParams
 from dgemma.server import sse
 from dgemma.server.accounting import costs, costs_beside
 from dgemma.server.exchange import Exchange
-from dgemma.server.pieces import End, Folded, Frame, Piece, Progress, Scores, Text, fold
+from dgemma.server.pieces import End, Folded, Frame, Piece, Progress, Scores, fold
 from dgemma.server.request_body import Body, neutral, refuse
 from dgemma.server.sampling_fields import SamplingFields
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import ENTROPY_PER_NAT, Request, TokenScore
+from dgemma.types import ENTROPY_PER_NAT, Request, TextDelta, TokenScore
 
 STATES = ("renoised", "accepted", "pinned")
 """A position's state, by `Event.accepted`."""
@@ -73,18 +72,18 @@ class ChoiceFields(SamplingFields):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def requests(
-        self, facts: ModelFacts, prompts: Sequence[Sequence[int]], params: SamplingParams, n: int
-    ) -> list[Request]:
-        """The requests to the model, n for each prompt, side by side.
+        self, facts: ModelFacts, prompts: Sequence[Sequence[int]], params: SamplingParams, n: int,
+        **more: Any,
+    ) -> list[Request]:  # fmt: skip
+        """The requests to the model, n for each prompt, side by side, with more of their fields.
 
         Raises:
             InvalidRequest: a field that cannot be honoured.
         """
         control = self.canvas(facts, params)
-        return [
-            replace(request, frames=self.drafts, status=self.drafts, canvas=control)
-            for request in drafts(prompts, params, n)
-        ]
+        return drafts(
+            prompts, params, n, frames=self.drafts, status=self.drafts, canvas=control, **more
+        )
 
 
 A = TypeVar("A", bound=ChoiceFields)
@@ -169,7 +168,7 @@ class Choices(ABC, Generic[A]):
         self, number: int, piece: Piece, so_far: Folded
     ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """The chunks of one piece: a choice, and the fields beside the choices."""
-        if isinstance(piece, Text):
+        if isinstance(piece, TextDelta):
             yield self.chunk(number, piece.text), {}
         elif isinstance(piece, Frame):
             yield self.chunk(number), draft(piece, self.tokenizer if self._tokens else None)

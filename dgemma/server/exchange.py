@@ -17,7 +17,7 @@ from dgemma.server import accounting, sse
 from dgemma.server.errors import body_of, dialect_of, logged
 from dgemma.server.pieces import End, PieceReader
 from dgemma.server.service import Service
-from dgemma.types import Request, ToolUse
+from dgemma.types import Request
 
 T = TypeVar("T")
 
@@ -66,20 +66,18 @@ class Exchange:
         return self.service.look_up(model)
 
     async def start(
-        self, requests: Sequence[Request], *, chat: bool, calls: ToolUse | None = None,
-        every: int = 1, one_call: bool = False,
-    ) -> list[PieceReader]:  # fmt: skip
+        self, requests: Sequence[Request], *, every: int = 1, one_call: bool = False
+    ) -> list[PieceReader]:
         """Start requests together, or none of them; see `PieceReader`.
 
         Raises:
             DGemmaError: the first that cannot be started.
         """
         service = self.service
-        streams = await service.submit(requests, owner=self.owner, chat=chat, calls=calls)
+        streams = await service.submit(requests, owner=self.owner)
         readers = [
             PieceReader(
-                service.facts, request, stream, chat=chat, every=every, one_call=one_call,
-                must_call=calls is not None and calls.required,
+                service.facts, request, stream, every=every, one_call=one_call,
                 most_steps=service.most_steps(request),
             )
             for request, stream in zip(requests, streams, strict=True)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from dgemma.frontend import Frontend, ModelFacts, TextStream
+from dgemma.events import EventStream
+from dgemma.frontend import Frontend, ModelFacts
 from dgemma.params import SamplingParams
 from dgemma.types import Output, Request
 
@@ -23,7 +24,7 @@ class Model(Protocol):
         """Canvas, context, end ids, tokenizer."""
         ...
 
-    def submit(self, request: Request, *, chat: bool = False, calls: Any = None) -> TextStream:
+    def submit(self, request: Request) -> EventStream:
         """Start a request; `async for` its stream, or `close` it."""
         ...
 
@@ -36,7 +37,7 @@ class Model(Protocol):
         ...
 
 
-async def result(stream: TextStream) -> Output:
+async def result(stream: EventStream) -> Output:
     """Wait for a request's output; a cancelled task cancels the request."""
     try:
         async for event in stream:

@@ -20,11 +20,11 @@ from dgemma.params import REFUSED_BY_FILL, SamplingParams, canvas_width
 from dgemma.server.errors import closing
 from dgemma.server.exchange import Exchange
 from dgemma.server.model import result
-from dgemma.server.pieces import End, Piece, Text, Times, words
+from dgemma.server.pieces import End, Piece, Times, words
 from dgemma.server.sampling_fields import SamplingFields
 from dgemma.server.service import Service, close_all
 from dgemma.text.answer import first_stop
-from dgemma.types import Output, Request
+from dgemma.types import Output, Request, TextDelta
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class PlanRun:
     def end(self, output: Output) -> End:
         """An answer of the plan as if one request had given it; its text comes at the end."""
         text_s = self.seconds if output.text else None
-        return End(output, Times(text_s=text_s, total_s=self.seconds), self.width, 0)
+        return End(output, Times(text_s=text_s, total_s=self.seconds), self.width)
 
     def end_of(
         self, found: Filled | Edited, text: str, tokens: int, stopped_by: str | None = None
@@ -55,7 +55,7 @@ class PlanRun:
         return self.end(Output(text=text, seed=found.seed, usage=usage, stopped_by=stopped_by))
 
 
-async def run_plan(exchange: Exchange, plan: Plan[T], *, chat: bool = False) -> tuple[T, PlanRun]:
+async def run_plan(exchange: Exchange, plan: Plan[T]) -> tuple[T, PlanRun]:
     """Run a plan to its end; cancelling this ends all that it has begun.
 
     Raises:
@@ -71,7 +71,7 @@ async def run_plan(exchange: Exchange, plan: Plan[T], *, chat: bool = False) -> 
             for request in requests:
                 if request.mode == "diffusion":
                     widest = max(widest, canvas_width(request.params, service.facts.canvas))
-            streams = await service.submit(requests, owner=exchange.owner, chat=chat)
+            streams = await service.submit(requests, owner=exchange.owner)
             try:
                 outputs = list(await asyncio.gather(*(result(stream) for stream in streams)))
             finally:
@@ -152,5 +152,5 @@ async def infill_pieces(fill: Callable[[], Awaitable[End]]) -> AsyncGenerator[Pi
     """The pieces of a text that comes as a whole."""
     end = await fill()
     for word in words(end.output.text):
-        yield Text(word)
+        yield TextDelta(word)
     yield end

@@ -234,8 +234,11 @@ class SamplingFields(Ignorable):
                 found[name] = getattr(self, f"diffusion_{name}")
         return found | self.constraint()
 
-    def params(self, limits: ServerLimits) -> SamplingParams:
+    def params(self, limits: ServerLimits, **more: Any) -> SamplingParams:
         """How to draw, within the server's limits.
+
+        Args:
+            more: fields of `SamplingParams` that the request says otherwise.
 
         Raises:
             InvalidRequest: a value that cannot be honoured; the message names the field.
@@ -247,7 +250,8 @@ class SamplingFields(Ignorable):
         for name in CONSTRAINT_FIELDS:
             if values.get(name) is not None:
                 check_schema(values[name], name, limits)
-        return SamplingParams(**values | {"max_tokens": values["max_tokens"] or limits.max_tokens})
+        values["max_tokens"] = values["max_tokens"] or limits.max_tokens
+        return SamplingParams(**values | more)
 
     def canvas(self, facts: ModelFacts, params: SamplingParams) -> CanvasControl | None:
         """The control of the first canvas; None: it is free.

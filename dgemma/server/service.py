@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 from anyio import CapacityLimiter, to_thread
 
 from dgemma.errors import ContextOverflow, EngineError, nearest
-from dgemma.frontend import Messages, ModelFacts, TextStream
-from dgemma.params import RELEASED, SamplingParams
+from dgemma.events import EventStream
+from dgemma.frontend import Messages, ModelFacts
+from dgemma.params import RELEASED
 from dgemma.server.errors import Refusal, busy, closing
 from dgemma.server.limits import check_schema
 from dgemma.server.metrics import Metrics
@@ -50,7 +51,7 @@ class Service:
         self.metrics = Metrics(model.counters)
         self.closing = False
         self._open: Counter[str] = Counter()
-        self._streams: weakref.WeakSet[TextStream] = weakref.WeakSet()
+        self._streams: weakref.WeakSet[EventStream] = weakref.WeakSet()
         self._threads = CapacityLimiter(THREADS)
         self._lock = threading.Lock()  # requests are started in threads
 
@@ -132,14 +133,12 @@ class Service:
     def most_steps(self, request: Request) -> int:
         """Denoising steps that a canvas of a request may take."""
         once = request.canvas is not None and request.canvas.read_only
-        own = request.params.merged(SamplingParams(max_steps=1 if once else None))
-        found = own.merged(self.model.defaults).merged(RELEASED).max_steps
-        assert found is not None
-        return found
+        usual = 1 if once else self.model.defaults.max_steps or RELEASED.max_steps
+        most = request.params.max_steps or usual
+        assert most is not None
+        return most
 
-    async def submit(
-        self, requests: Sequence[Request], *, owner: str, chat: bool = False, calls: Any = None
-    ) -> list[TextStream]:
+    async def submit(self, requests: Sequence[Request], owner: str) -> list[EventStream]:
         """Start requests together, or none of them.
 
         Args:
@@ -150,21 +149,20 @@ class Service:
         """
         for request in requests:
             self.check_prompt(request.token_ids)
-        work = asyncio.ensure_future(self.in_thread(self._start, requests, owner, chat, calls))
+        work = asyncio.ensure_future(self.in_thread(self._start, requests, owner))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:  # nobody waits for the requests that the thread starts
             work.add_done_callback(_close_started)
             raise
 
-    def _start(
-        self, requests: Sequence[Request], owner: str, chat: bool, calls: Any
-    ) -> list[TextStream]:
-        streams: list[TextStream] = []
+    def _start(self, requests: Sequence[Request], owner: str) -> list[EventStream]:
+        streams: list[EventStream] = []
         try:
             for request in requests:
-                asked = replace(request, owner=owner)
-                streams.append(self.model.submit(asked, chat=chat, calls=calls))
+                mine = request.owner == owner
+                asked = request if mine else replace(request, owner=owner)
+                streams.append(self.model.submit(asked))
                 with self._lock:
                     self._streams.add(streams[-1])
             if self.closing:
@@ -193,12 +191,12 @@ class Service:
         await to_thread.run_sync(self.model.close)
 
 
-def close_all(streams: Iterable[TextStream]) -> None:
+def close_all(streams: Iterable[EventStream]) -> None:
     """End requests."""
     for stream in streams:
         stream.close()
 
 
-def _close_started(work: asyncio.Future[list[TextStream]]) -> None:
+def _close_started(work: asyncio.Future[list[EventStream]]) -> None:
     if not work.cancelled() and work.exception() is None:
         close_all(work.result())

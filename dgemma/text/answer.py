@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections import deque
+import copy
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dgemma.text.parse import StreamParser
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import ToolCall
+from dgemma.types import Delta, Field, TextDelta, ThoughtDelta, ToolCall
 
 
 class AnswerReader:
-    """Folds the ids of one request into text, thinking and tool calls, up to a stop string.
+    """Reads the ids of one answer into deltas, and their fold, up to a stop string; a `Reader`.
 
     Attributes:
-        text: the answer so far, without the text that is held back.
-        thinking: the thought so far.
-        tool_calls: the calls so far.
-        stopped_by: the stop string that was met, if any; `text` ends before it.
+        text, thinking, tool_calls: of the deltas so far.
+        stopped_by: the stop string that was met, if any; nothing behind it counts.
         kept: how many of the pushed ids belong to the answer (all, unless stopped).
-        texts: one for each commit that `should_stop` was shown, until the stream takes it.
     """
 
     def __init__(
@@ -39,75 +37,92 @@ class AnswerReader:
             thought_open: the prompt ended within a thought.
             must_call: a call is required, see `StreamParser`.
         """
-        self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._parser = StreamParser(
             tokenizer, chat=chat, thought_open=thought_open, must_call=must_call
         )
-        self._whole = ""  # all text so far, held back or not
-        self._ends: list[int] = []  # length of `_whole` after each id
+        self._waiting: list[Delta] = []  # behind text that may begin a stop string, and that text
+        self._read = 0  # length of all text so far
+        self._ends: list[int] = []  # the same after each id
         self.text = ""
         self.thinking = ""
         self.tool_calls: list[ToolCall] = []
         self.stopped_by: str | None = None
         self.kept = 0
-        self.texts: deque[str] = deque()
 
-    def draft(self, ids: Sequence[int]) -> str:
-        """The text of a canvas that is not committed; changes nothing."""
-        return self._tokenizer.decode(ids)
-
-    def should_stop(self, ids: Sequence[int]) -> bool:
-        """Read the ids of a commit; True if a stop string ends the answer there."""
-        self.texts.append(self.push(ids))
-        return self.stopped
+    @property
+    def fields(self) -> Sequence[Field]:
+        """See `StreamParser`."""
+        return self._parser.fields
 
     @property
     def stopped(self) -> bool:
         """Whether a stop string was met."""
         return self.stopped_by is not None
 
-    def push(self, ids: Sequence[int]) -> str:
-        """The answer text that these ids add for certain; nothing after a stop string."""
+    def push(self, ids: Sequence[int]) -> tuple[Delta, ...]:
+        """Read committed ids; see `Event.deltas`."""
         if self.stopped:
-            return ""
-        if self._stop:
-            for token_id in ids:
-                self._fold(self._parser.push([token_id]))
-                self._ends.append(len(self._whole))
-        else:
-            self._fold(self._parser.push(ids))
+            return ()
+        for some in [[token_id] for token_id in ids] if self._stop else [ids]:
+            self._take(self._parser.push(some))
+            self._ends.append(self._read)
         self.kept += len(ids)
-        return self._advance(final=False)
+        return self._release(final=False)
 
-    def finish(self) -> str:
-        """End the answer, and return the text that was held back."""
+    def finish(self) -> tuple[Delta, ...]:
+        """End the answer: the deltas that were held back."""
         if self.stopped:
-            return ""
-        self._fold(self._parser.finish())
-        return self._advance(final=True)
+            return ()
+        self._take(self._parser.finish())
+        return self._release(final=True)
 
-    def _fold(self, deltas: Sequence[tuple[str, object]]) -> None:
-        for field, value in deltas:
-            if isinstance(value, ToolCall):
-                self.tool_calls.append(value)
-            elif field == "thinking":
-                self.thinking += str(value)
-            else:
-                self._whole += str(value)
+    def draft(self, ids: Sequence[int]) -> tuple[Delta, ...]:
+        """The deltas if the answer ended with these ids; changes nothing."""
+        other = copy.copy(self)
+        other._parser, other._waiting, other.tool_calls = self._parser.copy(), [*self._waiting], []
+        other._take(other._parser.push(ids))
+        return other.finish()
 
-    def _advance(self, final: bool) -> str:
-        """Move `text` forward as far as no stop string can still reach back."""
-        start = len(self.text)  # no stop string begins in text that was already returned
-        found = first_stop(self._whole, self._stop, start)
+    def _take(self, deltas: Sequence[Delta]) -> None:
+        self._waiting += deltas
+        self._read += sum(len(one.text) for one in deltas if isinstance(one, TextDelta))
+
+    def _release(self, final: bool) -> tuple[Delta, ...]:
+        """The deltas up to where no stop string can still reach back."""
+        text = "".join(one.text for one in self._waiting if isinstance(one, TextDelta))
+        free = len(text)
+        found = first_stop(text, self._stop)
         if found is not None:
-            end, self.stopped_by = found
-            self.kept = sum(1 for length in self._ends if length <= end)
+            free, self.stopped_by = found
+            self.kept = bisect_right(self._ends, self._read - len(text) + free)
+        elif not final:
+            free -= held(text, self._stop)
+        out: list[Delta] = []
+        for number, delta in enumerate(self._waiting):
+            if not isinstance(delta, TextDelta):
+                out.append(delta)
+                continue
+            if free:
+                out.append(TextDelta(delta.text[:free]))
+            if len(delta.text) > free:
+                rest = [TextDelta(delta.text[free:]), *self._waiting[number + 1 :]]
+                break
+            free -= len(delta.text)
         else:
-            end = len(self._whole) - (0 if final else held(self._whole, self._stop))
-        added = self._whole[start:end]
-        self.text += added
-        return added
+            rest = []
+        self._waiting = [] if self.stopped else rest
+        self._fold(out)
+        return tuple(out)
+
+    def _fold(self, deltas: Sequence[Delta]) -> None:
+        for delta in deltas:
+            if isinstance(delta, TextDelta):
+                self.text += delta.text
+            elif isinstance(delta, ThoughtDelta):
+                self.thinking += delta.text
+            else:
+                self.tool_calls.append(delta.call)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,16 +160,13 @@ def parse(
     return Parsed(reader.thinking or None, tuple(reader.tool_calls), reader.text)
 
 
-def first_stop(text: str, stop: Sequence[str], start: int = 0) -> tuple[int, str] | None:
+def first_stop(text: str, stop: Sequence[str]) -> tuple[int, str] | None:
     """The position at which a text is cut, and its stop string; None: there is none.
 
     It is the one that is complete first, of several the longest: then it makes no difference in
     which pieces the text came.
-
-    Args:
-        start: none begins before.
     """
-    found = [(at + len(s), at, s) for s in stop if (at := text.find(s, start)) >= 0]
+    found = [(at + len(s), at, s) for s in stop if (at := text.find(s)) >= 0]
     if not found:
         return None
     _, at, which = min(found)

@@ -6,6 +6,7 @@ Source: the Gemma 4 chat template.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,18 +14,12 @@ from typing import Literal
 from dgemma.errors import TokenizerError
 from dgemma.text.calls import NotACall, parse_call
 from dgemma.text.tokenizer import Detokenizer, Tokenizer
-from dgemma.types import ToolCall
+from dgemma.types import Delta, Field, TextDelta, ThoughtDelta, ToolCallDelta
 
 CHANNEL_HEAD = "thought\n"
 """The beginning of a thought channel."""
 BETWEEN_THOUGHTS = "\n"
 """The separator between the texts of two thought channels."""
-
-Delta = tuple[Literal["thinking", "text"], str] | tuple[Literal["tool_call"], ToolCall]
-"""A push adds a piece of text to one of two fields, or a whole call."""
-
-Field = Literal["text", "thinking", "tool_call", ""]
-"""The field that an id belongs to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +108,17 @@ class StreamParser:
         self._thoughts = 0  # channels so far that held a text
         self._in_channel = False  # this channel has given text
         self._call: list[int] = []
+        self._calls = 0  # that are over
         self._must_call = must_call
         self.fields: list[Field] = []
         if thought_open:
             self._state = "thinking"
+
+    def copy(self) -> StreamParser:
+        """Another parser that goes on from here; its `fields` are those of its own ids."""
+        other = copy.copy(self)
+        other._letters, other._call, other.fields = self._letters.copy(), [*self._call], []
+        return other
 
     def push(self, ids: Sequence[int]) -> list[Delta]:
         """Read these ids and return the deltas, neighbours of one field joined.
@@ -185,7 +187,7 @@ class StreamParser:
         if not text:
             return
         if self._state == "text":
-            out.append(("text", text))
+            out.append(TextDelta(text))
             return
         if self._head is not None:
             self._head += text
@@ -200,7 +202,7 @@ class StreamParser:
                 kept = BETWEEN_THOUGHTS + kept
             self._thoughts += not self._in_channel
             self._in_channel = True
-            out.append(("thinking", kept))
+            out.append(ThoughtDelta(kept))
 
     def _flush(self, out: list[Delta]) -> None:
         """End the open text: show an unfinished character, drop a thought's last newline."""
@@ -224,10 +226,12 @@ class StreamParser:
             "" if token_id in tokenizer.special_ids else "tool_call" for token_id in ids
         ]
         try:
-            out.append(("tool_call", parse_call([tokenizer.decode(piece) for piece in pieces])))
+            call = parse_call([tokenizer.decode(piece) for piece in pieces])
+            out.append(ToolCallDelta(self._calls, call))
+            self._calls += 1
         except NotACall:
             if closed or not self._must_call:
-                out.append(("text", tokenizer.decode(ids, control=True)))
+                out.append(TextDelta(tokenizer.decode(ids, control=True)))
                 belongs = ["text"] * len(ids)
         self.fields += belongs
         self._state, self._call = "text", []
@@ -245,8 +249,8 @@ def _joined(deltas: list[Delta]) -> list[Delta]:
     out: list[Delta] = []
     for delta in deltas:
         last = out[-1] if out else None
-        if last is None or last[0] == "tool_call" or delta[0] == "tool_call" or last[0] != delta[0]:
+        if isinstance(delta, ToolCallDelta) or not isinstance(last, type(delta)):
             out.append(delta)
         else:
-            out[-1] = (delta[0], last[1] + delta[1])
+            out[-1] = type(delta)(last.text + delta.text)
     return out

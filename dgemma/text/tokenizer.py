@@ -223,6 +223,12 @@ class Detokenizer:
         self._control = control
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
+    def copy(self) -> Detokenizer:
+        """Another one that goes on from here."""
+        other = Detokenizer(self._tokenizer, control=self._control)
+        other._utf8.setstate(self._utf8.getstate())
+        return other
+
     def push(self, ids: Sequence[int]) -> str:
         """The text that these ids complete; the bytes of an unfinished character are held back.
 

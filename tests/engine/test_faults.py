@@ -14,7 +14,7 @@ from dgemma.engine import batch, step
 from dgemma.engine.engine import TRIES, Engine
 from dgemma.types import Output, Request
 from tests.support.engine_checks import check_scheduler
-from tests.support.engines import engine, request, run
+from tests.support.engines import EndingFrontend, engine, request, run
 
 GUILTY = 3
 """Index and seed of the request that faults."""
@@ -153,14 +153,15 @@ def test_commit(kind: str, expected: dict[int, Output], monkeypatch: pytest.Monk
     assert_only_the_guilty(answers(one), expected, str(ERRORS[kind]()))
 
 
-def test_a_caller_that_faults(expected: dict[int, Output]) -> None:
-    """What is asked at every commit is the caller's code, and may raise anything."""
+def test_a_reader_that_faults(expected: dict[int, Output]) -> None:
+    """The reader of a commit's text is not the engine's code, and may raise anything."""
     one = engine()
 
-    def should_stop(_: Any) -> bool:
+    def fault(_: Any) -> bool:
         raise KeyError("theirs")
 
-    streams = [one.submit(r, should_stop if r.index == GUILTY else None) for r in requests()]
+    one.frontend = EndingFrontend(fault, lambda request: request.index == GUILTY)
+    streams = [one.submit(r) for r in requests()]
     made = {output.index: output for _, output in map(run, streams)}
     assert_only_the_guilty(made, expected, "KeyError: 'theirs'")
 

@@ -14,6 +14,7 @@ from dgemma.engine.sequence import Sequence
 from dgemma.errors import ContextOverflow, InvalidRequest
 from dgemma.params import SamplingParams
 from dgemma.types import ENTROPY_PER_NAT, Request, ThoughtIds
+from tests.support.engines import EndingFrontend
 from tests.support.nano import by_reference, nano, nano_engine, random_request
 
 LIMITS = ModelLimits(context=40, canvas=8, vocab_size=100)
@@ -161,8 +162,11 @@ def test_enough() -> None:
     engine = Engine(nano().model, end_ids=())
     request = Request(token_ids=(2,), params=SamplingParams(seed=1, max_steps=2, max_tokens=300))
     seen: list[tuple[int, ...]] = []
+    engine.frontend = EndingFrontend(
+        lambda ids: bool(seen.append(ids)) or len(seen) == 2, lambda asked: asked.index == 1
+    )
     other = engine.submit(request)
-    stream = engine.submit(request, lambda ids: bool(seen.append(ids)) or len(seen) == 2)
+    stream = engine.submit(replace(request, index=1))
     assert list(other)[-1].output is not None  # drives both, far past the end of the second
     output = list(stream)[-1].output
     assert output is not None and output.finish_reason == "stop"
@@ -171,7 +175,8 @@ def test_enough() -> None:
     def fault(ids: tuple[int, ...]) -> bool:
         raise InvalidRequest("no such id")
 
-    other, stream = engine.submit(request), engine.submit(request, fault)
+    engine.frontend = EndingFrontend(fault, lambda asked: asked.index == 1)
+    other, stream = engine.submit(request), engine.submit(replace(request, index=1))
     output = list(stream)[-1].output
     assert output is not None and (output.finish_reason, output.error) == ("error", "no such id")
     last = list(other)[-1].output

@@ -8,15 +8,13 @@ from typing import Any
 
 import pytest
 
-from dgemma.constrain.cache import GrammarCache
 from dgemma.diffusion.canvas import Generation
-from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.engine.engine import Engine
 from dgemma.errors import InvalidRequest
 from dgemma.params import SamplingParams
 from dgemma.tasks import make_example
 from dgemma.types import CanvasControl, Event, Output, Request, ThoughtIds
-from tests.support.engines import assert_same, run
+from tests.support.engines import EndingFrontend, assert_same, run
 from tests.support.nano import by_reference, nano, nano_engine, random_request
 
 pytestmark = pytest.mark.model
@@ -129,7 +127,8 @@ def test_what_is_enough_ends_the_request_at_once() -> None:
     engine, request = nano_engine(), early()
     _, whole = run(engine.submit(request))
     seen: list[tuple[int, ...]] = []
-    events, output = run(engine.submit(request, lambda ids: not seen.append(ids)))
+    engine.frontend = EndingFrontend(lambda ids: not seen.append(ids))
+    events, output = run(engine.submit(request))
     assert output.finish_reason == "stop" and output.token_ids == seen[0] and len(seen) == 1
     assert output.token_ids == whole.token_ids[: len(seen[0])]
     assert output.usage.steps < whole.usage.steps and output.usage.canvases == 1
@@ -177,12 +176,11 @@ def test_a_thought_past_its_budget() -> None:
 def test_what_it_cannot_be_combined_with() -> None:
     """A promise that a constraint would break, or a field that is accepted and ignored."""
     engine = nano_engine()
-    words = GrammarCache(nano().frontend.tokenizer, engine.spec.end_ids).matcher_for(
-        SamplingParams(bad_words=["x"])
-    )
-    assert words is not None
+    with pytest.raises(InvalidRequest, match="an engine without a frontend"):
+        engine.prepare(asked(0, stop=["x"]))
+    engine.frontend = nano().frontend
     with pytest.raises(InvalidRequest, match="stable_prefix and bad_words"):
-        engine.prepare(asked(0), constrained=ConstrainedAnswer(*words))
+        engine.prepare(asked(0, bad_words=["x"]))
     with pytest.raises(InvalidRequest, match="stable_prefix and read_only"):
         engine.prepare(replace(asked(0), canvas=CanvasControl(read_only=True)))
     with pytest.raises(InvalidRequest, match="stable_prefix"):

@@ -10,17 +10,18 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import jsonschema
 import pytest
 
-from dgemma.constrain.cache import GrammarCache
 from dgemma.constrain.sources import READY_MADE, make_grammar
 from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.engine.engine import Engine
 from dgemma.errors import InvalidRequest
+from dgemma.frontend import Frontend
 from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import SamplingParams
@@ -56,15 +57,16 @@ def answers(
     room: int = ROOM,
 ) -> list[tuple[str, Output, str]]:  # fmt: skip
     """(name, output, text) of every case with every seed, run together."""
-    grammars = GrammarCache(tokenizer, engine.spec.end_ids)
+    engine.frontend = Frontend(
+        Path(), tokenizer, None, end_ids=engine.spec.end_ids, canvas=engine.spec.length,
+        context=engine.spec.context_length,
+    )  # fmt: skip
     streams = []
     for name, language in cases.items():
         for seed in range(seeds):
             params = SamplingParams(seed=seed, max_steps=3, max_tokens=room, **language)
-            found = grammars.matcher_for(params)
-            assert found is not None
             request = Request(token_ids=(2, 5 + seed, 6), params=params)
-            streams.append((name, engine.submit(request, constrained=ConstrainedAnswer(*found))))
+            streams.append((name, engine.submit(request)))
     out = []
     for name, stream in streams:
         output = [event.output for event in stream][-1]
@@ -178,22 +180,18 @@ def test_engine_and_reference_agree(count: Callable[[int, int], int]) -> None:
     grammars += [{"regex": r} for r in list(REGEXES.values())[::9]]
     grammars += [{"choices": ["left", "right", "straight on"]}, {"bad_words": ["e", "i"]}]
     engine = nano_engine()
-    known = GrammarCache(llm.tokenizer, engine.spec.end_ids)
+    engine.frontend = llm.frontend
     for number, language in enumerate(grammars[:: count(4, 1)]):
         params = SamplingParams(seed=number, max_steps=6, max_tokens=150, **language)
         ids = tuple(llm.chat_ids([{"role": "user", "content": "Hello!"}], None, False))
         request = Request(token_ids=ids, params=params)
-
-        def constrained(params: SamplingParams = params) -> ConstrainedAnswer:
-            found = known.matcher_for(params)
-            assert found is not None
-            return ConstrainedAnswer(*found)
-
+        found = llm.frontend.matcher(request)
+        assert found is not None
         neighbours = [engine.submit(Request(token_ids=ids)) for _ in range(3)]
-        output = [e.output for e in engine.submit(request, constrained=constrained())][-1]
+        output = [e.output for e in engine.submit(request)][-1]
         for stream in neighbours:
             stream.close()
-        made = by_reference(engine, request, constrained())
+        made = by_reference(engine, request, ConstrainedAnswer(*found))
         assert output is not None and output.token_ids == made.token_ids, language
         assert output.finish_reason == made.finish_reason
         assert output.usage.steps == len(made.trace)

@@ -14,8 +14,8 @@ import pytest
 from dgemma.bench.clock import status_bytes
 from dgemma.diffusion.canvas import Generation
 from dgemma.engine.engine import Engine
-from dgemma.engine.events import EventStream
 from dgemma.engine.worker import Worker
+from dgemma.events import EventStream
 from dgemma.params import SamplingParams
 from dgemma.types import PAGE, Output, Request
 from tests.support.engine_checks import check_scheduler

@@ -103,11 +103,10 @@ def _submit(llm: LLM, given: dict[str, Any], params: SamplingParams) -> Case:
         ids = llm.prompt_ids(given.pop("text"))
     else:
         ids = llm.chat_ids(given.pop("messages"), None, given.pop("thinking", False))
-    chat = given.pop("chat", False)
     if "canvas" in given:
         given["canvas"] = CanvasControl(**{k: _tuples(v) for k, v in given["canvas"].items()})
     told = []
-    for event in llm.submit(Request(token_ids=tuple(ids), params=params, **given), chat=chat):
+    for event in llm.submit(Request(token_ids=tuple(ids), params=params, **given)):
         if event.type == "commit":
             told.append([event.step, len(event.ids)])
         if event.output is not None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from dgemma.errors import EngineError
-from dgemma.frontend import TextStream
+from dgemma.events import EventStream
 from dgemma.server import middleware
 from dgemma.server.auth import Keys
 from dgemma.server.settings import ServerLimits
@@ -63,7 +63,7 @@ def test_a_crash_leaves_no_text_of_users_in_the_log(caplog: pytest.LogCaptureFix
 
     texts = ["my secret", "what a user wrote"]
 
-    def crash(request: Request) -> TextStream:
+    def crash(request: Request) -> EventStream:
         try:
             raise KeyError(texts[1])
         except KeyError as error:
@@ -80,7 +80,7 @@ def test_a_crash_leaves_no_text_of_users_in_the_log(caplog: pytest.LogCaptureFix
 def test_a_failing_engine_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     """Catches a 500 that says "see the log", where nothing is."""
 
-    def fail(request: Request) -> TextStream:
+    def fail(request: Request) -> EventStream:
         raise EngineError("broken")
 
     with caplog.at_level(logging.INFO, "dgemma.server"):

@@ -48,7 +48,7 @@ def test_a_canvas_of_fixed_segments_tells_everything() -> None:
     asked = {"segments": FIXED, "return": {"logprobs": True, "alternatives": 2, "trace": True}}
     model = Recorder()
     body = serve(model).post(PATH, asked | FAST).json()
-    request = model.asked[0][0]
+    request = model.asked[0]
     assert len(model.asked) == 1 and request.canvas is not None
     first, hole, last = body["segments"]
     assert (first["text"], last["text"]) == ("Dear ", ", this is for you.")
@@ -72,7 +72,7 @@ def test_seeds_begin_at_their_strength() -> None:
         seed = SEEDED[1] | ({} if noise is None else {"noise": noise})
         asked = {"segments": [SEEDED[0], seed, SEEDED[2]], "strength": strength}
         assert serve(model).post(PATH, asked | FAST).status_code == 200
-        controls.append(model.asked[0][0].canvas)
+        controls.append(model.asked[0].canvas)
     at, size = len(encode("Dear ")), len(encode("Mira"))
     own = [control.ids[at : at + size] for control in controls]
     assert list(own[0]) == encode("Mira") and set(own[1]) == {-1}
@@ -109,7 +109,7 @@ def test_what_the_canvas_follows() -> None:
             model = Recorder()
             name = "messages" if given is messages else "prompt"
             serve(model).post(PATH, {"segments": segments, name: given} | FAST)
-            assert {request.token_ids for request, _, _ in model.asked} == {prompt}
+            assert {request.token_ids for request in model.asked} == {prompt}
 
 
 @pytest.mark.parametrize("segments, more, field", [

@@ -322,7 +322,7 @@ def test_a_prediction_saves_steps_and_is_not_binding(client: Client) -> None:
     """Catches a prediction that is ignored, and one that is copied."""
     recorder = Recorder()
     seeded = serve(recorder).ask(prediction={"type": "content", "content": "I am nano."})
-    request: Request = recorder.asked[0][0]
+    request: Request = recorder.asked[0]
     assert seeded.status_code == 200 and request.canvas is not None
     assert 0 < request.canvas.strength < 1 and not request.canvas.pinned
     text = nano().frontend.tokenizer.decode(request.canvas.ids[:8])

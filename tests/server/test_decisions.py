@@ -65,7 +65,7 @@ def test_system_one_says_the_same_in_its_own_words() -> None:
     meant = {"type": "noul", "instructions": "Is it?", "criteria": {"true": "hot", "false": "cold"}}
     model = Recorder()
     assert serve(model).post(JEV, NAMED | {"questions": {"q": meant}}).status_code == 200
-    shown = nano().frontend.tokenizer.decode(model.asked[0][0].token_ids)
+    shown = nano().frontend.tokenizer.decode(model.asked[0].token_ids)
     assert "yes: hot" in shown and "no: cold" in shown
 
 
@@ -81,7 +81,7 @@ def test_questions_about_a_conversation() -> None:
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}, *asked]
     worded = question | {"instructions": "Which?"}
     assert serve(model).post(OPENAI, {"input": turns, "questions": [worded]}).status_code == 200
-    shown = nano().frontend.tokenizer.decode(model.asked[0][0].token_ids, control=True)
+    shown = nano().frontend.tokenizer.decode(model.asked[0].token_ids, control=True)
     assert shown.index("Yes?") < shown.index("Parity: 3182") < shown.index("Which?")
     assert shown.count("<|turn>user") == 2
     ends = {"input": turns[:2], "questions": [worded]}

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dgemma.frontend import TextStream
+from dgemma.events import EventStream
 from dgemma.server.app import create_app
 from dgemma.server.auth import Keys
 from dgemma.server.settings import Settings
@@ -34,7 +34,7 @@ def test_requests_belong_to_the_key(path: str) -> None:
     model = Recorder()
     client = Client(create_app(model, Settings(keys=keys)), {"x-api-key": "two-secret"})
     assert client.post(path, BODIES[path]).status_code == 200
-    assert {request.owner for request, _, _ in model.asked} == {keys.owner("two-secret")}
+    assert {request.owner for request in model.asked} == {keys.owner("two-secret")}
     wrong = client.post(path, BODIES[path] | {"model": "../nano"})
     assert wrong.status_code == 404 and "nano" in wrong.json()["error"]["message"]
 
@@ -98,19 +98,7 @@ def test_odd_values_within_objects(path: str) -> None:
             assert response.status_code in (200, 400), (way, last, value, response.text)
 
 
-class Waiting(Written):
-    """A request that is never done, until it is ended."""
-
-    def __init__(self) -> None:
-        super().__init__([])
-
-    async def __anext__(self) -> Event:
-        while not self.closed:
-            await asyncio.sleep(0.001)
-        return Event(type="done", output=Output(finish_reason="cancelled"))
-
-
-async def hang_up(app: Any, path: str, body: dict[str, Any], started: list[Waiting]) -> None:
+async def hang_up(app: Any, path: str, body: dict[str, Any], started: list[Written]) -> None:
     """Call a path and be gone as soon as the model has begun."""
     sent = False
 
@@ -140,10 +128,10 @@ def test_a_plan_that_is_shut_down_says_so(path: str) -> None:
     """Catches a 500 for what is no fault, where a client should try again elsewhere."""
     apps: list[Any] = []
 
-    def begin(request: Request) -> TextStream:
+    def begin(request: Request) -> EventStream:
         apps[0].state.service.closing = True
         cancelled = Event(type="done", output=Output(finish_reason="cancelled"))
-        return TextStream(Written([cancelled]), None)
+        return Written([cancelled])
 
     apps.append(create_app(Recorder(begin), Settings()))
     assert Client(apps[0]).post(path, BODIES[path]).status_code == 503
@@ -154,11 +142,11 @@ def test_a_plan_that_is_shut_down_says_so(path: str) -> None:
 ])  # fmt: skip
 def test_when_the_client_is_gone_its_requests_end(path: str, stream: bool) -> None:
     """Catches work that goes on for nobody, and a place that is never given back."""
-    started: list[Waiting] = []
+    started: list[Written] = []
 
-    def begin(request: Request) -> TextStream:
-        started.append(Waiting())
-        return TextStream(started[-1], None)
+    def begin(request: Request) -> EventStream:
+        started.append(Written())
+        return started[-1]
 
     app = create_app(Recorder(begin), Settings())
     asyncio.run(hang_up(app, path, BODIES[path] | ({"stream": True} if stream else {}), started))

@@ -50,7 +50,7 @@ def test_llamas_infill() -> None:
     model = Recorder()
     extra = [{"filename": "a.py", "text": "x = 1"}]
     serve(model).post(INFILL, LLAMA | FAST | {"input_extra": extra})
-    prompt = nano().frontend.tokenizer.decode(model.asked[0][0].token_ids)
+    prompt = nano().frontend.tokenizer.decode(model.asked[0].token_ids)
     assert "File: a.py\nx = 1" in prompt
     lines = serve().post(INFILL, LLAMA | FAST | {"stream": True}).text.split("\n\n")
     chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line]
@@ -127,7 +127,7 @@ def test_next_edit_changes_its_region_alone() -> None:
     content = reply["choices"][0]["message"]["content"]
     assert content.startswith("```\n") and content.endswith("\n```")
     decode = nano().frontend.tokenizer.decode
-    prompt = decode(model.asked[0][0].token_ids)
+    prompt = decode(model.asked[0].token_ids)
     for shown in ("code_snippet_file_path: a.py", "+y = 2", "The cursor is in line 3, column 12."):
         assert shown in prompt
     same = serve().post(EDIT, said(MESSAGE) | {"diffusion": {"strength": 0}}).json()
@@ -139,8 +139,8 @@ def test_apply_asks_for_the_merged_file() -> None:
     """Catches an update that the model is not shown, and a fence that ends up in the file."""
     model = Recorder()
     reply = serve(model).post(APPLY, said(APPLIED) | FAST).json()
-    prompt = nano().frontend.tokenizer.decode(model.asked[0][0].token_ids)
-    assert "a = 1" in prompt and "a = 2" in prompt and model.asked[0][1]
+    prompt = nano().frontend.tokenizer.decode(model.asked[0].token_ids)
+    assert "a = 1" in prompt and "a = 2" in prompt and model.asked[0].chat
     assert reply["choices"][0]["message"]["role"] == "assistant"
     assert unfenced("```python\nx\n```\n") == "x" and unfenced("x\n```") == "x\n```"
     assert fenced("a```b") == "````\na```b\n````" and unfenced(fenced("a```b")) == "a```b"

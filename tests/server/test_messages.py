@@ -13,7 +13,7 @@ from dgemma.params import SamplingParams
 from dgemma.server.apis.messages.reply import ContentBlocks
 from dgemma.server.apis.messages.schema import MessagesRequest, conversation
 from dgemma.server.auth import Keys
-from dgemma.types import Output, Request, ToolCall
+from dgemma.types import Output, Request, ToolCall, ToolCallDelta
 from tests.support.bodies import TOOLS, USED
 from tests.support.client import Recorder, serve, written
 from tests.support.field_walk import assert_each_counts, post
@@ -157,7 +157,7 @@ def test_a_conversation_with_tools_is_understood() -> None:
     assert (result["tool_call_id"], result["content"], user["content"]) == ("t1", "4", "Well?")
     model = Recorder()
     serve(model).post(PATH, ASK | {"messages": USED, "tools": TOOLS})
-    shown = nano().frontend.tokenizer.decode(model.asked[0][0].token_ids, control=True)
+    shown = nano().frontend.tokenizer.decode(model.asked[0].token_ids, control=True)
     assert "declaration:add" in shown and "I add." in shown and "Well?" in shown
 
 
@@ -170,8 +170,7 @@ def test_tool_choice() -> None:
         choice: dict[str, Any] = {"type": kind} | ({"name": "add"} if kind == "tool" else {})
         model = answering("x")
         serve(model).post(PATH, ASK | {"tools": TOOLS, "tool_choice": choice})
-        request, _, calls[kind] = model.asked[0]
-        prompts[kind] = request.token_ids
+        calls[kind], prompts[kind] = model.asked[0].tool_use, model.asked[0].token_ids
     assert calls["auto"] is None and calls["none"] is None
     assert calls["any"][1] is None and calls["tool"][1] == "add"
     assert calls["any"][0][0]["function"]["parameters"] == TOOLS[0]["input_schema"]
@@ -185,7 +184,7 @@ def test_a_begun_answer_is_gone_on_with() -> None:
     model = answering(" am nano")
     begun = [*USER, {"role": "assistant", "content": "I"}]
     reply = serve(model).post(PATH, ASK | {"messages": begun}).json()
-    request: Request = model.asked[0][0]
+    request: Request = model.asked[0]
     assert request.token_ids == (*nano().chat_ids(USER, None, False), *ids("I"))
     assert reply["content"][0]["text"] == " am nano"
 
@@ -195,7 +194,7 @@ def test_thinking_and_its_budget() -> None:
     model = answering("<|channel>thought\nhm<channel|>yes")
     asked = ASK | {"thinking": {"type": "enabled", "budget_tokens": 7}}
     reply = serve(model).post(PATH, asked).json()
-    request: Request = model.asked[0][0]
+    request: Request = model.asked[0]
     assert request.params.thinking_budget == 7
     assert request.token_ids == tuple(nano().chat_ids(USER, None, True))
     assert [part["type"] for part in reply["content"]] == ["thinking", "text"]
@@ -207,7 +206,7 @@ def test_tokens_are_counted_as_they_will_be() -> None:
     counted = serve().post(f"{PATH}/count_tokens", body).json()["input_tokens"]
     model = answering("x")
     serve(model).post(PATH, ASK | body)
-    assert counted == len(model.asked[0][0].token_ids)
+    assert counted == len(model.asked[0].token_ids)
 
 
 def test_keys_and_errors_are_anthropics() -> None:
@@ -266,6 +265,7 @@ def test_every_field_counts() -> None:
 def test_blocks_without_text_are_not_opened() -> None:
     """Catches empty blocks, at which clients stumble."""
     blocks = ContentBlocks("x")
-    assert blocks.add(("text", "")) == [] and blocks.close() == []
-    names = [event["type"] for event in blocks.add(("tool_call", ToolCall(name="f", arguments={})))]
+    assert blocks.close() == []
+    made = ToolCallDelta(0, ToolCall(name="f", arguments={}))
+    names = [event["type"] for event in blocks.of(made)]
     assert names == ["content_block_start", "content_block_delta", "content_block_stop"]

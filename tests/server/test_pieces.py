@@ -8,13 +8,20 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from dgemma.frontend import TextStream
 from dgemma.params import SamplingParams
 from dgemma.server import sse
-from dgemma.server.pieces import Call, End, Folded, Piece, PieceReader, Text, Thought, fold, words
-from dgemma.text.answer import AnswerReader
-from dgemma.types import Event, Output, Request, TokenScore
-from tests.support.client import QUESTION, Recorder, Written, collected, serve, written
+from dgemma.server.pieces import End, Folded, Piece, PieceReader, fold, words
+from dgemma.types import (
+    Event,
+    Output,
+    Request,
+    TextDelta,
+    ThoughtDelta,
+    TokenScore,
+    ToolCallDelta,
+    ToolUse,
+)
+from tests.support.client import QUESTION, Recorder, collected, serve, written
 from tests.support.nano import nano
 
 pytestmark = pytest.mark.model
@@ -29,10 +36,10 @@ ANSWER = (
 def reading_of(ids: list[int], cuts: list[int], stop: tuple[str, ...] = ()) -> PieceReader:
     """An answer that came in canvases cut at given places."""
     prompt = tuple(nano().chat_ids(QUESTION, None, True))
-    request = Request(token_ids=prompt, params=SamplingParams(stop=stop or None))
+    request = Request(token_ids=prompt, params=SamplingParams(stop=stop or None), chat=True)
     edges = [0, *cuts, len(ids)]
     commits = [ids[a:b] for a, b in zip(edges, edges[1:], strict=False)]
-    return PieceReader(nano().facts, request, written(request, commits), chat=True)
+    return PieceReader(nano().facts, request, written(request, commits))
 
 
 def output_of(pieces: list[Piece]) -> Output:
@@ -45,12 +52,12 @@ def output_of(pieces: list[Piece]) -> Output:
 def check_fold(pieces: list[Piece]) -> Output:
     """The pieces say what the output says, field by field."""
     output = output_of(pieces)
-    assert "".join(p.text for p in pieces if isinstance(p, Text)) == output.text
-    assert "".join(p.text for p in pieces if isinstance(p, Thought)) == (output.thinking or "")
-    calls = [p for p in pieces if isinstance(p, Call)]
+    assert "".join(p.text for p in pieces if isinstance(p, TextDelta)) == output.text
+    assert "".join(p.text for p in pieces if isinstance(p, ThoughtDelta)) == (output.thinking or "")
+    calls = [p for p in pieces if isinstance(p, ToolCallDelta)]
     assert tuple(p.call for p in calls) == output.tool_calls
     assert [p.index for p in calls] == list(range(len(calls)))
-    assert all("<|" not in p.text for p in pieces if isinstance(p, (Text, Thought)))
+    assert all("<|" not in p.text for p in pieces if isinstance(p, (TextDelta, ThoughtDelta)))
     return output
 
 
@@ -62,7 +69,9 @@ def test_one_canvas_with_thought_call_and_answer_comes_apart_in_order() -> None:
     assert output.text.startswith("Let me see — é 漢. ") and "Oslo" not in output.text
     kinds = [type(piece).__name__ for piece in pieces]
     order = [k for k, before in zip(kinds, ["", *kinds], strict=False) if k != before]
-    assert order == ["Thought", "Text", "Call", "Text", "Thought", "Call", "Text", "End"]
+    assert [name.removesuffix("Delta") for name in order] == [
+        "Thought", "Text", "ToolCall", "Text", "Thought", "ToolCall", "Text", "End",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("stop", [(), ("STOP",), ("é",), (" and",), ("zzz",)])
@@ -91,19 +100,16 @@ def scored(text: str, *, size: int, must_call: bool = False) -> tuple[Folded, st
     """A folded answer whose every token has a score, and the text of the scored tokens."""
     tokenizer = nano().frontend.tokenizer
     ids = tokenizer.encode(text, control=True)
-    reader = AnswerReader(tokenizer, chat=True, must_call=must_call)
-    history, scores = list[Event](), list[TokenScore]()
+    history = list[Event]()
     for canvas, low in enumerate(range(0, len(ids), size)):
-        piece = ids[low : low + size]
-        reader.should_stop(piece)
+        piece = tuple(ids[low : low + size])
         own = tuple(TokenScore(token_id=token_id, logprob=-1.0) for token_id in piece)
-        scores += own
-        history.append(Event(type="commit", canvas=canvas, ids=tuple(piece), scores=own))
-    output = Output(token_ids=tuple(ids), scores=tuple(scores), finish_reason="length")
-    history.append(Event(type="done", output=output))
-    stream = TextStream(Written(history), reader)
-    request = Request(token_ids=(2, 300), params=SamplingParams(logprobs=0))
-    reader = PieceReader(nano().facts, request, stream, chat=True, must_call=must_call)
+        history.append(Event(type="commit", canvas=canvas, ids=piece, scores=own))
+    request = Request(
+        token_ids=(2, 300), params=SamplingParams(logprobs=0), chat=True,
+        tool_use=ToolUse(()) if must_call else None,
+    )  # fmt: skip
+    reader = PieceReader(nano().facts, request, written(request, history, reason="length"))
     folded = asyncio.run(fold(reader.pieces()))
     assert reader.scores(folded.ended.output) == folded.scores
     shown = tokenizer.decode([score.token_id for score in folded.scores], control=True)
@@ -126,7 +132,7 @@ def test_scores_are_those_of_the_text(text: str, thought: str, size: int) -> Non
     _, _, inside = text.partition("<|channel>")
     inside, _, _ = inside.partition("<channel|>")
     count = sum(1 for i in tokenizer.encode(inside, control=True) if i not in tokenizer.special_ids)
-    assert folded.ended.thought_tokens == count
+    assert folded.ended.output.usage.thought_tokens == count
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
@@ -170,7 +176,7 @@ def test_closing_ends_the_request() -> None:
         await source.aclose()
 
     asyncio.run(leave())
-    assert reader._stream._events.closed  # type: ignore[attr-defined]
+    assert reader._stream.closed  # type: ignore[attr-defined]
     assert asyncio.run(fold(reading_of([], []).pieces())).ended.output.text == ""
 
 

@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 
-from dgemma.frontend import TextStream
+from dgemma.events import EventStream
 from dgemma.params import SamplingParams
-from dgemma.server.pieces import Frame, Piece, PieceReader, Scores, Text, fold
+from dgemma.server.pieces import Frame, Piece, PieceReader, Scores, fold
 from dgemma.server.service import Service
 from dgemma.server.settings import Settings
 from dgemma.tasks import make_example
-from dgemma.text.answer import AnswerReader
-from dgemma.types import Event, Output, Request, TokenScore
+from dgemma.types import Event, Request, TextDelta, TokenScore
 from tests.support.client import (
     Client,
     Recorder,
@@ -47,30 +46,11 @@ def client() -> Client:
     return serve()
 
 
-def stream_of(history: Sequence[Event], *, chat: bool, stop: Sequence[str] = ()) -> TextStream:
-    """A model's stream of these events, and the end that they lead to."""
-    reader = AnswerReader(nano().frontend.tokenizer, stop=stop, chat=chat)
-    kept: list[Event] = []
-    for event in history:
-        if event.type == "commit":
-            reader.should_stop(event.ids)
-        kept.append(event)
-        if reader.stopped:
-            break
-    commits = [event for event in kept if event.type == "commit"]
-    output = Output(
-        token_ids=tuple(i for event in commits for i in event.ids),
-        scores=tuple(score for event in commits for score in event.scores),
-    )
-    kept.append(Event(type="done", output=output))
-    return TextStream(Written(kept), reader)
-
-
 def pieces_of(history: Sequence[Event], *, chat: bool, **params: Any) -> list[Piece]:
-    """What a reading makes of them."""
-    request = Request(token_ids=(2, 300), params=SamplingParams(**params), frames=True)
-    stream = stream_of(history, chat=chat, stop=params.get("stop", ()))
-    return asyncio.run(collected(PieceReader(nano().facts, request, stream, chat=chat)))
+    """What a reading makes of these events, and of the end that they lead to."""
+    own = SamplingParams(**params)
+    request = Request(token_ids=(2, 300), params=own, chat=chat, frames=True)
+    return asyncio.run(collected(PieceReader(nano().facts, request, written(request, history))))
 
 
 def draft(canvas: int, ids: Sequence[int]) -> Event:
@@ -100,7 +80,7 @@ def test_a_draft_stands_behind_what_was_committed(chat: bool) -> None:
     whole = "One two three four five six"
     assert [frame.whole for frame in frames] == ["One two ", whole, whole]
     assert [frame.text for frame in frames] == ["One two ", *["three four five six"] * 2]
-    assert "".join(piece.text for piece in pieces if isinstance(piece, Text)) == whole
+    assert "".join(piece.text for piece in pieces if isinstance(piece, TextDelta)) == whole
 
 
 def test_scores_follow_their_text() -> None:
@@ -110,13 +90,13 @@ def test_scores_follow_their_text() -> None:
              ("<|channel>thought\nhm", "<channel|>One", " two", " STOP three")]  # fmt: skip
     history = [commit(0, ids, whole=k > 2, scored=True) for k, ids in enumerate(parts)]
     pieces = pieces_of(history, chat=True, logprobs=0)
-    kinds = [type(piece).__name__ for piece in pieces if isinstance(piece, (Text, Scores))]
-    assert kinds[:4] == ["Text", "Scores", "Text", "Scores"]
+    kinds = [type(piece).__name__ for piece in pieces if isinstance(piece, (TextDelta, Scores))]
+    assert kinds[:4] == ["TextDelta", "Scores", "TextDelta", "Scores"]
     scores = [s.token_id for piece in pieces if isinstance(piece, Scores) for s in piece.scores]
     text = nano().frontend.tokenizer.decode(scores)
     assert text == "One two STOP three"
     pieces = pieces_of(history, chat=True, logprobs=0, stop=["STOP"])
-    assert "".join(piece.text for piece in pieces if isinstance(piece, Text)) == "One two "
+    assert "".join(piece.text for piece in pieces if isinstance(piece, TextDelta)) == "One two "
     found = [piece for piece in pieces if isinstance(piece, Scores)]
     assert len(found) == 1 and isinstance(pieces[-2], Scores)
     assert nano().frontend.tokenizer.decode([s.token_id for s in found[0].scores]) in (
@@ -250,9 +230,9 @@ def test_a_client_that_leaves_before_the_start(
 
 def test_requests_that_were_started_for_nobody_are_ended() -> None:
     """Catches a request that a thread has started while its client left: it would run on."""
-    begun, go, streams = threading.Event(), threading.Event(), list[TextStream]()
+    begun, go, streams = threading.Event(), threading.Event(), list[Written]()
 
-    def submit(request: Request) -> TextStream:
+    def submit(request: Request) -> EventStream:
         begun.set()
         go.wait(10)
         streams.append(written(request, []))
@@ -266,7 +246,7 @@ def test_requests_that_were_started_for_nobody_are_ended() -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         go.set()
-        while not (streams and streams[0]._events.closed):  # type: ignore[attr-defined]
+        while not (streams and streams[0].closed):
             await asyncio.sleep(0.01)
 
     asyncio.run(asyncio.wait_for(leave(), 10))

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -16,13 +17,12 @@ from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.routing import BaseRoute
 
-from dgemma.frontend import TextStream
+from dgemma.engine.sequence import Sequence as EngineSequence
+from dgemma.events import EventQueue, EventStream
 from dgemma.llm import LLM
 from dgemma.server.app import create_app
 from dgemma.server.pieces import Piece, PieceReader
 from dgemma.server.settings import Settings
-from dgemma.text.answer import AnswerReader
-from dgemma.text.parse import MarkerIds, thought_is_open
 from dgemma.types import Event, Output, Request
 from tests.support.nano import nano
 
@@ -95,61 +95,67 @@ def deltas(found: Sequence[dict[str, Any]], field: str, number: int = 0) -> list
 class Recorder:
     """A model that keeps what it is asked, and may answer by itself."""
 
-    def __init__(self, answer: Callable[[Request], TextStream] | None = None) -> None:
+    def __init__(self, answer: Callable[[Request], EventStream] | None = None) -> None:
         llm: LLM = nano()
-        self.asked: list[tuple[Request, bool, Any]] = []
+        self.asked: list[Request] = []
         self.defaults, self.frontend, self.facts = llm.defaults, llm.frontend, llm.facts
         self.counters, self.close = llm.counters, llm.close
         self._answer = answer
 
-    def submit(self, request: Request, *, chat: bool = False, calls: Any = None) -> TextStream:
+    def submit(self, request: Request) -> EventStream:
         """As `LLM.submit`."""
-        self.asked.append((request, chat, calls))
-        if self._answer is not None:
-            return self._answer(request)
-        return nano().submit(request, chat=chat, calls=calls)
+        self.asked.append(request)
+        return (self._answer or nano().submit)(request)
 
 
-class Written:
-    """An engine's events that were written beforehand."""
+class Written(EventStream):
+    """A stream of events that were written beforehand; without an end it waits to be closed.
 
-    def __init__(self, events: Sequence[Event]) -> None:
-        self._events: Iterator[Event] = iter(events)
-        self.closed = False
+    Attributes:
+        closed: whether it was.
+    """
 
-    def __next__(self) -> Event:
-        return next(self._events)
+    def __init__(self, events: Sequence[Event] = ()) -> None:
+        queue = EventQueue()
+        for event in events:
+            queue.put(event)
+        super().__init__(queue, self._cancel_written)
+        self.closed, self._queue = False, queue
 
-    async def __anext__(self) -> Event:
-        await asyncio.sleep(0)
-        return next(self._events)
-
-    def close(self) -> None:
-        """Remember it."""
+    def _cancel_written(self) -> None:
         self.closed = True
+        self._queue.put(Event(type="done", output=Output(finish_reason="cancelled")))
 
 
 def written(
-    request: Request, commits: Sequence[Sequence[int]], *, chat: bool = True,
-    reason: Any = "stop", error: str | None = None,
-) -> TextStream:  # fmt: skip
-    """The stream of a request whose canvases are given."""
-    tokenizer = nano().frontend.tokenizer
-    is_open = chat and thought_is_open(MarkerIds.of(tokenizer), request.token_ids)
-    reader = AnswerReader(
-        tokenizer, stop=request.params.stop or (), chat=chat, thought_open=is_open
-    )
-    emitted: list[Event] = []
-    ids: list[int] = []
-    for canvas, commit in enumerate(commits):
-        if reader.stopped:
+    request: Request, commits: Sequence[Sequence[int] | Event], *, reason: Any = "stop",
+    error: str | None = None,
+) -> Written:  # fmt: skip
+    """The stream that the engine's own bookkeeping makes of given commits.
+
+    Args:
+        commits: the ids of canvases of three steps; or events, of which commits go the same way.
+    """
+    frontend = nano().frontend
+    params = replace(request.params, seed=0, max_tokens=None)
+    request = replace(request, params=params, thought=frontend.thought(request))
+    seq = EngineSequence(request, width=1, context_length=10**6, reader=frontend.reader(request))
+    told: list[Event] = []
+    for commit in commits:
+        if seq.done is not None:
             break
-        reader.should_stop(commit)
-        ids += commit
-        emitted.append(Event(type="commit", canvas=canvas, step=3, ids=tuple(commit)))
-    output = Output(token_ids=tuple(ids), finish_reason=reason, error=error)
-    emitted.append(Event(type="done", output=output))
-    return TextStream(Written(emitted), reader)
+        event = commit if isinstance(commit, Event) else Event(type="commit", ids=tuple(commit))
+        ids = list(event.ids)
+        if event.type == "frame":
+            told.append(replace(event, deltas=seq.draft(ids, nano().facts.end_ids)))
+        else:
+            seq.scores += event.scores
+            ids = [0] * seq.emitted + ids
+            prefix, whole = seq.commit_prefix, seq.commit
+            told.append(whole(ids, False, 3) if event.whole else prefix(list(event.ids), 3))
+    seq.finish(reason, error)
+    assert seq.done is not None
+    return Written([*told, seq.done])
 
 
 async def collected(reader: PieceReader) -> list[Piece]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from dgemma.diffusion.canvas import Generation
-from dgemma.engine.engine import Engine, EventStream
+from dgemma.engine.engine import Engine
+from dgemma.events import EventStream
+from dgemma.interfaces import Matcher
 from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import SamplingParams
-from dgemma.types import Event, Output, Request
+from dgemma.types import Delta, Event, Field, Output, Request, ThoughtIds, ToolCall
 
 
 def tiny(seed: int = 0, *, context: int = 256) -> DiffusionGemma:
@@ -68,3 +72,49 @@ def assert_same(output: Output, made: Generation) -> None:
     assert output.finish_reason == made.finish_reason
     assert output.usage.steps == sum(made.steps)
     assert output.usage.canvases == len(made.canvases)
+
+
+class EndingReader:
+    """A reader without text that asks a function at every commit whether the answer is over."""
+
+    def __init__(self, is_over: Callable[[tuple[int, ...]], bool]) -> None:
+        self._is_over = is_over
+        self.text, self.thinking = "", ""
+        self.tool_calls, self.fields = list[ToolCall](), list[Field]()
+        self.stopped_by: str | None = None
+        self.kept = 0
+
+    def push(self, ids: Sequence[int]) -> tuple[Delta, ...]:
+        """See `Reader`."""
+        self.kept += len(ids)
+        if self._is_over(tuple(ids)):
+            self.stopped_by = "the test"
+        return ()
+
+    def draft(self, ids: Sequence[int]) -> tuple[Delta, ...]:
+        """See `Reader`."""
+        return ()
+
+    def finish(self) -> tuple[Delta, ...]:
+        """See `Reader`."""
+        return ()
+
+
+@dataclass
+class EndingFrontend:
+    """A frontend that knows no text and gives each request of some an `EndingReader`."""
+
+    is_over: Callable[[tuple[int, ...]], bool]
+    chosen: Callable[[Request], bool] = lambda request: True
+
+    def thought(self, request: Request) -> ThoughtIds | None:
+        """See `TextSide`."""
+        return None
+
+    def reader(self, request: Request) -> EndingReader | None:
+        """See `TextSide`."""
+        return EndingReader(self.is_over) if self.chosen(request) else None
+
+    def matcher(self, request: Request) -> tuple[Matcher, str] | None:
+        """See `TextSide`."""
+        return None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 
 from dgemma.text.answer import AnswerReader, first_stop, held
 from dgemma.text.tokenizer import Tokenizer
+from dgemma.types import Delta, TextDelta
 from dgemma.weights.find import bundled_models
 
 
@@ -20,7 +22,12 @@ def tokenizer() -> Tokenizer:
 def read(reader: AnswerReader, ids: list[int], size: int) -> str:
     """The text of ids pushed in pieces, as a stream of commits would give it."""
     parts = [reader.push(ids[low : low + size]) for low in range(0, len(ids), size)]
-    return "".join(parts) + reader.finish()
+    return text_of(sum(parts, ()) + reader.finish())
+
+
+def text_of(deltas: Sequence[Delta]) -> str:
+    """Their text."""
+    return "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 100])
@@ -41,7 +48,7 @@ def test_stop(tokenizer: Tokenizer, size: int, chat: bool) -> None:
     ids = tokenizer.encode(before + after)
     reader = AnswerReader(tokenizer, stop=["three", "STOP"], chat=chat)
     assert read(reader, ids, size) == reader.text == before
-    assert reader.stopped and reader.push(ids) == "" and reader.finish() == ""
+    assert reader.stopped and reader.push(ids) == () and reader.finish() == ()
     kept = tokenizer.decode(ids[: reader.kept])
     assert before.startswith(kept) and len(before) - len(kept) < 8
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from dgemma.errors import TokenizerError
 from dgemma.text.answer import Parsed, parse
 from dgemma.text.chat import ChatTemplate
-from dgemma.text.parse import Delta, MarkerIds, StreamParser, thought_is_open
+from dgemma.text.parse import MarkerIds, StreamParser, thought_is_open
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import ToolCall
+from dgemma.types import Delta, TextDelta, ThoughtDelta, ToolCall, ToolCallDelta
 
 CALL = '<|tool_call>call:f{city:<|"|>Bern 🦙<|"|>,n:[1,2]}<tool_call|>'
 F = ToolCall(name="f", arguments={"city": "Bern 🦙", "n": [1, 2]})
@@ -79,9 +79,11 @@ def case(request: pytest.FixtureRequest) -> tuple[str, Parsed]:
 
 def folded(deltas: list[Delta]) -> Parsed:
     """What a stream's deltas add up to, by a reader of our API."""
-    thinking = "".join(d[1] for d in deltas if d[0] == "thinking")
-    text = "".join(d[1] for d in deltas if d[0] == "text")
-    return Parsed(thinking or None, tuple(d[1] for d in deltas if d[0] == "tool_call"), text)
+    thinking = "".join(d.text for d in deltas if isinstance(d, ThoughtDelta))
+    text = "".join(d.text for d in deltas if isinstance(d, TextDelta))
+    calls = [d for d in deltas if isinstance(d, ToolCallDelta)]
+    assert [d.index for d in calls] == list(range(len(calls)))
+    return Parsed(thinking or None, tuple(d.call for d in calls), text)
 
 
 def test_cases(tokenizer: Tokenizer, case: tuple[str, Parsed]) -> None:
@@ -97,20 +99,20 @@ def test_every_split(tokenizer: Tokenizer, case: tuple[str, Parsed]) -> None:
         parser = StreamParser(tokenizer)
         deltas = [delta for chunk in chunks for delta in parser.push(chunk)] + parser.finish()
         assert folded(deltas) == case[1]
-        assert all(delta[1] for delta in deltas)
+        assert all(d.text for d in deltas if not isinstance(d, ToolCallDelta))
         assert parser.push(ids) == [] and parser.finish() == []
 
 
 def test_stream_does_not_wait(nano: Tokenizer) -> None:
     """Text and thoughts come as they are committed; catches a parser that holds all to the end."""
     parser = StreamParser(nano)
-    assert parser.push(nano.encode("<|channel>thought\nhm\n", control=True)) == [("thinking", "hm")]
+    assert parser.push(nano.encode("<|channel>thought\nhm\n", control=True)) == [ThoughtDelta("hm")]
     assert parser.push(nano.encode("so<channel|>A", control=True)) == [
-        ("thinking", "\nso"), ("text", "A"),
+        ThoughtDelta("\nso"), TextDelta("A"),
     ]  # fmt: skip
-    assert parser.push(nano.encode(CALL, control=True)) == [("tool_call", F)]
+    assert parser.push(nano.encode(CALL, control=True)) == [ToolCallDelta(0, F)]
     llama = nano.encode("🦙")
-    assert [parser.push([i]) for i in llama] == [[], [], [], [("text", "🦙")]]
+    assert [parser.push([i]) for i in llama] == [[], [], [], [TextDelta("🦙")]]
 
 
 def test_look_alikes_are_text(tokenizer: Tokenizer) -> None:

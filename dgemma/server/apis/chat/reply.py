@@ -6,14 +6,15 @@ Knows chat's own fields. Knows nothing about HTTP or how pieces come about.
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dgemma.server.apis.chat.schema import ChatRequest
 from dgemma.server.choices import LEAST, Choices, finish_reason
-from dgemma.server.pieces import Call, End, Folded, Frame, Piece, Progress, Text, Thought
+from dgemma.server.pieces import End, Folded, Frame, Piece, Progress
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import TokenScore
+from dgemma.types import TextDelta, ThoughtDelta, TokenScore, ToolCallDelta
 
 
 class ChatChoices(Choices[ChatRequest]):
@@ -49,15 +50,15 @@ class ChatChoices(Choices[ChatRequest]):
     ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """See `Choices.parts`. Under Mercury's `diffusing` each content is a whole text."""
         diffusing = self._asked.diffusing
-        if isinstance(piece, Thought):
+        if isinstance(piece, ThoughtDelta):
             yield self.chunk(number, reasoning_content=piece.text), {}
-        elif isinstance(piece, Call):
+        elif isinstance(piece, ToolCallDelta):
             yield self.chunk(number, tool_calls=[{"index": piece.index} | tool_call(piece)]), {}
         elif diffusing and isinstance(piece, Frame):
             event = piece.event
             meta = {"diffusion_content": True, "step": event.step, "canvas": event.canvas}
             yield self.chunk(number, piece.whole), {"diffusion_meta": meta}
-        elif not (diffusing and isinstance(piece, (Text, Progress))):
+        elif not (diffusing and isinstance(piece, (TextDelta, Progress))):
             text = content(so_far)
             if isinstance(piece, End) and text is not None and (diffusing or not text):
                 yield self.chunk(number, text), {}
@@ -78,11 +79,11 @@ class ChatChoices(Choices[ChatRequest]):
         )  # fmt: skip
 
 
-def tool_call(call: Call) -> dict[str, Any]:
+def tool_call(made: ToolCallDelta) -> dict[str, Any]:
     """A call in a message."""
-    arguments = json.dumps(dict(call.call.arguments), ensure_ascii=False)
-    function = {"name": call.call.name, "arguments": arguments}
-    return {"id": call.id, "type": "function", "function": function}
+    arguments = json.dumps(dict(made.call.arguments), ensure_ascii=False)
+    function = {"name": made.call.name, "arguments": arguments}
+    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
 
 
 def content(folded: Folded) -> str | None:

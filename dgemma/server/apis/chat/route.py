@@ -14,8 +14,7 @@ from dgemma.server.apis.chat.schema import ChatReply, ChatRequest
 from dgemma.server.errors import ERRORS
 from dgemma.server.exchange import STREAMED, Exchange, HTTPExchange
 from dgemma.server.limits import check_limit
-from dgemma.server.service import Service
-from dgemma.types import Request, ToolUse
+from dgemma.types import Request
 
 router = APIRouter(tags=["chat"])
 
@@ -34,20 +33,21 @@ async def chat_completions(asked: ChatRequest, exchange: HTTPExchange) -> Respon
 
 
 async def _started(asked: ChatRequest, exchange: Exchange) -> ChatChoices:
-    requests, calls = await exchange.service.in_thread(_requests, asked, exchange.service)
+    requests = await exchange.service.in_thread(_requests, asked, exchange)
     readers = await exchange.start(
-        requests, chat=True, calls=calls, every=asked.denoising.stream_interval,
+        requests, every=asked.denoising.stream_interval,
         one_call=asked.parallel_tool_calls is False,
     )  # fmt: skip
     return ChatChoices(exchange, [reader.pieces() for reader in readers], asked)
 
 
-def _requests(asked: ChatRequest, service: Service) -> tuple[list[Request], ToolUse | None]:
-    """The requests to the model, and the tool calls they must or may make.
+def _requests(asked: ChatRequest, exchange: Exchange) -> list[Request]:
+    """The requests to the model.
 
     Raises:
         DGemmaError, Refusal: a field that cannot be honoured.
     """
+    service = exchange.service
     limits = service.settings.limits
     count = asked.n or 1
     check_limit("n", count, limits.n)
@@ -57,4 +57,6 @@ def _requests(asked: ChatRequest, service: Service) -> tuple[list[Request], Tool
         why = "cannot be combined with a required tool call; drop one of them"
         raise bad_field("response_format", why)
     prompt = service.chat_ids(asked.messages, tools, asked.thinking[0])
-    return asked.requests(service.facts, [prompt], params, count), calls
+    return asked.requests(
+        service.facts, [prompt], params, count, chat=True, tool_use=calls, owner=exchange.owner
+    )

@@ -45,7 +45,7 @@ async def completions(asked: CompletionRequest, exchange: HTTPExchange) -> Respo
 async def _started(asked: CompletionRequest, exchange: Exchange) -> TextChoices:
     requests = await exchange.service.in_thread(_requests, asked, exchange.service)
     every = asked.denoising.stream_interval
-    readers = await exchange.start(requests, chat=False, every=every)
+    readers = await exchange.start(requests, every=every)
     return TextChoices(exchange, [reader.pieces() for reader in readers], asked)
 
 

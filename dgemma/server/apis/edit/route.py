@@ -67,7 +67,7 @@ async def apply_completions(body: EditRequest, exchange: HTTPExchange) -> Respon
 async def _applied(exchange: Exchange, found: Update, params: SamplingParams) -> dict[str, Any]:
     service = exchange.service
     prompt = await service.in_thread(service.model.frontend.message_ids, merging(found))
-    (output,), ran = await run_plan(exchange, run(drafts([prompt], params, 1)), chat=True)
+    (output,), ran = await run_plan(exchange, run(drafts([prompt], params, 1, chat=True)))
     return _reply("applycmpl", exchange, unfenced(output.text), ran.end(output))
 
 

@@ -16,9 +16,8 @@ from dgemma.server import sse
 from dgemma.server.accounting import DiffusionUsage, Timings, costs_beside
 from dgemma.server.apis.messages.schema import input_json
 from dgemma.server.exchange import Exchange
-from dgemma.server.pieces import Call, End, Piece, PieceReader, Text, Thought
-from dgemma.text.parse import Delta
-from dgemma.types import Output, ToolCall
+from dgemma.server.pieces import End, Piece, PieceReader
+from dgemma.types import Output, TextDelta, ThoughtDelta, ToolCall, ToolCallDelta
 
 Event = dict[str, Any]
 PING: Event = {"type": "ping"}
@@ -40,21 +39,15 @@ class ContentBlocks:
 
     def of(self, piece: Piece) -> list[Event]:
         """The events of one more piece; none of a piece that is not part of the answer."""
-        if isinstance(piece, Text):
-            return self.add(("text", piece.text))
-        if isinstance(piece, Thought):
-            return self.add(("thinking", piece.text))
-        if isinstance(piece, Call):
-            return self.add(("tool_call", piece.call))
+        if isinstance(piece, ToolCallDelta):
+            return [*self.close(), *self._call(piece.call)]
+        if isinstance(piece, TextDelta):
+            return self._add("text", piece.text)
+        if isinstance(piece, ThoughtDelta):
+            return self._add("thinking", piece.text)
         return self.close() if isinstance(piece, End) else []
 
-    def add(self, delta: Delta) -> list[Event]:
-        """The events of one more piece."""
-        kind, value = delta
-        if isinstance(value, ToolCall):
-            return [*self.close(), *self._call(value)]
-        if not value:
-            return []
+    def _add(self, kind: str, value: str) -> list[Event]:
         out: list[Event] = []
         if self._open != kind:
             out += self.close()

@@ -45,9 +45,9 @@ async def _started(
     asked: MessagesRequest, found: Conversation, exchange: Exchange
 ) -> MessageEvents:
     service = exchange.service
-    request = await service.in_thread(_request, asked, found, service)
+    request = await service.in_thread(_request, asked, found, exchange)
     one = asked.tool_choice is not None and asked.tool_choice.disable_parallel_tool_use
-    [reader] = await exchange.start([request], chat=True, calls=found.calls, one_call=bool(one))
+    [reader] = await exchange.start([request], one_call=bool(one))
     return MessageEvents(exchange, reader, len(request.token_ids))
 
 
@@ -56,6 +56,10 @@ def _prompt(found: Conversation, service: Service) -> list[int]:
     return ids + (service.facts.tokenizer.encode(found.prefill) if found.prefill else [])
 
 
-def _request(asked: MessagesRequest, found: Conversation, service: Service) -> Request:
+def _request(asked: MessagesRequest, found: Conversation, exchange: Exchange) -> Request:
+    service = exchange.service
     params = asked.params(service.settings.limits)
-    return Request(token_ids=tuple(_prompt(found, service)), params=params)
+    return Request(
+        token_ids=tuple(_prompt(found, service)), params=params, chat=True, tool_use=found.calls,
+        owner=exchange.owner,
+    )  # fmt: skip

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
@@ -189,7 +189,7 @@ class MessagesRequest(CountRequest):
             top_p=self.top_p, top_k=self.top_k, seed=self.seed, diffusion=self.diffusion,
         )  # fmt: skip
         budget = None if self.thinking is None else self.thinking.budget_tokens
-        return replace(fields.params(limits), thinking_budget=budget)
+        return fields.params(limits, thinking_budget=budget)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

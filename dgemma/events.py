@@ -1,7 +1,4 @@
-"""The events of one request: a queue between threads, and the stream that its caller reads.
-
-(No torch.)
-"""
+"""The events of one request: a queue between threads, and the stream that its caller reads."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import contextlib
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator
 
-from dgemma.types import Event
+from dgemma.types import Event, Output
 
 
 class EventQueue:
@@ -60,7 +57,10 @@ class EventQueue:
 
 
 class EventStream(Iterator[Event], AsyncIterator[Event]):
-    """Iterate for events, the last of which is "done". Closing or dropping it cancels."""
+    """The events of one request, the last of which is "done"; iterate it with `for` or `async for`.
+
+    Closing it before the end, or dropping it, cancels the request.
+    """
 
     def __init__(
         self,
@@ -77,15 +77,18 @@ class EventStream(Iterator[Event], AsyncIterator[Event]):
         self._events = events
         self._cancel = cancel
         self._step = step
-        self._over = False
+        self._output: Output | None = None
+
+    def __repr__(self) -> str:
+        return f"EventStream({'running' if self._output is None else self._output})"
 
     def __next__(self) -> Event:
-        if self._over:
+        if self._output is not None:
             raise StopIteration
         return self._seen(self._events.wait() if self._step is None else self._driven(self._step))
 
     async def __anext__(self) -> Event:
-        if self._over:
+        if self._output is not None:
             raise StopAsyncIteration
         if self._step is None:
             return self._seen(await self._events.arrival())
@@ -97,13 +100,20 @@ class EventStream(Iterator[Event], AsyncIterator[Event]):
         return event
 
     def _seen(self, event: Event) -> Event:
-        self._over = event.type == "done"
+        self._output = event.output
         return event
 
     def close(self) -> None:
         """Cancel the request if it still runs; its "done" event stays to be read."""
         self._cancel()
 
+    def result(self) -> Output:
+        """Run to the end and return the answer."""
+        for _ in self:
+            pass
+        assert self._output is not None
+        return self._output
+
     def __del__(self) -> None:
-        if not self._over:
+        if self._output is None:
             self.close()  # nobody can read the events any more
