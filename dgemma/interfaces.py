@@ -99,7 +99,10 @@ class Reader(Protocol):
         ...
 
     def draft(self, ids: Sequence[int]) -> tuple[Delta, ...]:
-        """The deltas if the answer ended with these ids; changes nothing."""
+        """The deltas if the answer ended with these ids, without an unfinished call.
+
+        Changes nothing, and takes as long as these ids alone.
+        """
         ...
 
     def finish(self) -> tuple[Delta, ...]:

@@ -369,7 +369,8 @@ class Event:
         state: on "status".
         deltas: of a commit and of the end: what they add to the answer for certain. Text that may
             yet turn out to be part of a stop string, of a character or of a call comes later.
-            Of a frame: what its canvas would still add if it were the last one.
+            Of a frame: what its canvas would still add if it were the last one, without a call
+            that is not finished.
         fields: the field of each committed id, in their order, as soon as it is known.
         accepted: one byte a position: 1 if this step accepted its sample, 2 if it is pinned.
         entropy: one byte a position, see `ENTROPY_PER_NAT`.

@@ -29,7 +29,8 @@ from dgemma.types import (
     TraceStep,
     Usage,
 )
-from tests.support.client import serve
+from tests.support.bodies import BODIES
+from tests.support.client import Recorder, serve
 from tests.support.nano import nano
 
 TOOL = {"type": "function", "function": {"name": "f", "strict": True, "parameters": {
@@ -161,6 +162,15 @@ def test_a_request_through_pickle_gives_the_same(more: dict[str, Any]) -> None:
     fields_of = [field for event in events for field in event.fields]
     assert len(fields_of) >= len(here.token_ids)
     assert fields_of[: len(here.token_ids)].count("thinking") == here.usage.thought_tokens
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("path", BODIES)
+def test_the_requests_of_every_route_survive_pickle(path: str) -> None:
+    """Catches a route whose requests hold more than plain values."""
+    model = Recorder()
+    assert serve(model).post(path, BODIES[path]).status_code == 200
+    assert model.asked and pickle.loads(pickle.dumps(model.asked)) == model.asked
 
 
 @pytest.mark.model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,9 +40,9 @@ class AnswerReader:
         self._parser = StreamParser(
             tokenizer, chat=chat, thought_open=thought_open, must_call=must_call
         )
-        self._waiting: list[Delta] = []  # behind text that may begin a stop string, and that text
-        self._read = 0  # length of all text so far
-        self._ends: list[int] = []  # the same after each id
+        self._waiting: list[Delta] = []  # text that may begin a stop string, and all behind it
+        self._origin = self._parser, 0  # before any of it: the parser, and the length of `text`
+        self._since: list[int] = []  # the ids from there on
         self.text = ""
         self.thinking = ""
         self.tool_calls: list[ToolCall] = []
@@ -64,38 +63,62 @@ class AnswerReader:
         """Read committed ids; see `Event.deltas`."""
         if self.stopped:
             return ()
-        for some in [[token_id] for token_id in ids] if self._stop else [ids]:
-            self._take(self._parser.push(some))
-            self._ends.append(self._read)
+        if self._stop:
+            if not self._waiting:
+                self._origin, self._since = (self._parser.copy(), len(self.text)), []
+            self._since += ids
         self.kept += len(ids)
-        return self._release(final=False)
+        self._waiting += self._parser.push(ids)
+        return self._told(final=False)
 
     def finish(self) -> tuple[Delta, ...]:
         """End the answer: the deltas that were held back."""
         if self.stopped:
             return ()
-        self._take(self._parser.finish())
-        return self._release(final=True)
+        self._waiting += self._parser.finish()
+        return self._told(final=True)
 
     def draft(self, ids: Sequence[int]) -> tuple[Delta, ...]:
-        """The deltas if the answer ended with these ids; changes nothing."""
-        other = copy.copy(self)
-        other._parser, other._waiting, other.tool_calls = self._parser.copy(), [*self._waiting], []
-        other._take(other._parser.push(ids))
-        return other.finish()
+        """The deltas if the answer ended with these ids; an unfinished call is none of them.
 
-    def _take(self, deltas: Sequence[Delta]) -> None:
-        self._waiting += deltas
-        self._read += sum(len(one.text) for one in deltas if isinstance(one, TextDelta))
+        Changes nothing, and takes as long as these ids alone.
+        """
+        if self.stopped:
+            return ()
+        other = copy.copy(self)
+        other._waiting = [*self._waiting, *self._parser.draft(ids)]
+        return other._release(final=True)
+
+    def _told(self, final: bool) -> tuple[Delta, ...]:
+        """The deltas that can be told now, added to the answer."""
+        deltas = self._release(final)
+        for delta in deltas:
+            if isinstance(delta, TextDelta):
+                self.text += delta.text
+            elif isinstance(delta, ThoughtDelta):
+                self.thinking += delta.text
+            else:
+                self.tool_calls.append(delta.call)
+        if self.stopped:
+            self.kept -= self._cut_ids()
+        return deltas
+
+    def _cut_ids(self) -> int:
+        """How many of the ids so far end behind the end of the text."""
+        parser, length = self._origin
+        for number, token_id in enumerate(self._since):
+            length += len(_text(parser.push([token_id])))
+            if length > len(self.text):
+                return len(self._since) - number
+        return 0
 
     def _release(self, final: bool) -> tuple[Delta, ...]:
         """The deltas up to where no stop string can still reach back."""
-        text = "".join(one.text for one in self._waiting if isinstance(one, TextDelta))
+        text = _text(self._waiting)
         free = len(text)
         found = first_stop(text, self._stop)
         if found is not None:
             free, self.stopped_by = found
-            self.kept = bisect_right(self._ends, self._read - len(text) + free)
         elif not final:
             free -= held(text, self._stop)
         out: list[Delta] = []
@@ -112,17 +135,11 @@ class AnswerReader:
         else:
             rest = []
         self._waiting = [] if self.stopped else rest
-        self._fold(out)
         return tuple(out)
 
-    def _fold(self, deltas: Sequence[Delta]) -> None:
-        for delta in deltas:
-            if isinstance(delta, TextDelta):
-                self.text += delta.text
-            elif isinstance(delta, ThoughtDelta):
-                self.thinking += delta.text
-            else:
-                self.tool_calls.append(delta.call)
+
+def _text(deltas: Sequence[Delta]) -> str:
+    return "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +192,10 @@ def first_stop(text: str, stop: Sequence[str]) -> tuple[int, str] | None:
 
 def held(text: str, stop: Sequence[str]) -> int:
     """Length of the longest tail of a text that may be the beginning of a stop string."""
-    return max(
-        (
-            size
-            for s in stop
-            for size in range(1, min(len(s) - 1, len(text)) + 1)
-            if text.endswith(s[:size])
-        ),
-        default=0,
-    )
+    longest = 0
+    for s in stop:
+        at = text.find(s[0], max(0, len(text) - len(s) + 1))
+        while at >= 0 and not s.startswith(text[at:]):
+            at = text.find(s[0], at + 1)
+        longest = max(longest, len(text) - at) if at >= 0 else longest
+    return longest

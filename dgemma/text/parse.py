@@ -142,6 +142,17 @@ class StreamParser:
             self._ordinary(ids[start:], out)
         return _joined(out)
 
+    def draft(self, ids: Sequence[int]) -> list[Delta]:
+        """The deltas of more ids and of the text that is held back, but not of an unfinished call.
+
+        Changes nothing, and takes as long as these ids alone.
+        """
+        other = self.copy()
+        out = other.push(ids)
+        if other._state != "tool_call":
+            other._flush(out)
+        return _joined(out)
+
     def finish(self) -> list[Delta]:
         """End the answer, and return the deltas that were held back."""
         out: list[Delta] = []

@@ -15,8 +15,9 @@ import pytest
 
 from dgemma.engine.worker import Worker
 from dgemma.errors import EngineError, InvalidRequest, Overloaded
+from dgemma.interfaces import Matcher
 from dgemma.types import Event, Output, Request
-from tests.support.engines import engine, request, run
+from tests.support.engines import EndingFrontend, engine, request, run
 
 ENDLESS = {"max_tokens": 230, "max_steps": 48, "confidence_threshold": 0.0}
 
@@ -251,3 +252,32 @@ def test_the_interpreter_exits_while_it_runs() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "over\n", "")
+
+
+class Noting(EndingFrontend):
+    """A frontend whose grammar is broken; it notes the threads that it works in."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda ids: bool(self.readers.append(threading.current_thread().name)))
+        self.matchers: list[str] = []
+        self.readers: list[str] = []
+
+    def matcher(self, request: Request) -> tuple[Matcher, str] | None:
+        """See `TextSide`."""
+        self.matchers.append(threading.current_thread().name)
+        if request.params.regex:
+            raise InvalidRequest("regex: it is broken")
+        return None
+
+
+def test_grammars_are_made_in_the_thread_that_asks() -> None:
+    """A grammar that is compiled while all other requests wait; an error that comes too late."""
+    worker = Worker(engine())
+    worker.engine.frontend = frontend = Noting()
+    with pytest.raises(InvalidRequest, match="it is broken"):
+        worker.submit(request(regex="("))
+    assert worker.engine.running == 0 and worker.engine.added == 0
+    run(worker.submit(request()))
+    worker.close()
+    assert frontend.matchers == [threading.current_thread().name] * 2
+    assert set(frontend.readers) == {"dgemma-engine"}

@@ -9,7 +9,7 @@ import pytest
 
 from dgemma.text.answer import AnswerReader, first_stop, held
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import Delta, TextDelta
+from dgemma.types import Delta, TextDelta, ThoughtDelta, ToolCallDelta
 from dgemma.weights.find import bundled_models
 
 
@@ -125,3 +125,64 @@ def test_an_unfinished_call(tokenizer: Tokenizer, size: int) -> None:
     whole = AnswerReader(tokenizer, chat=True, must_call=True)
     ids = tokenizer.encode("<|tool_call>call:f{n:4399}<tool_call|>", control=True)
     assert read(whole, ids, size) == "" and whole.tool_calls[0].arguments == {"n": 4399}
+
+
+CALL = "<|tool_call>call:f{n:1}<tool_call|>"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+@pytest.mark.parametrize("text, kept", [
+    (f"ab {CALL} STOP {CALL}c", f"ab {CALL} "), (f"ab S{CALL}TOP{CALL}", "ab "),
+    (f"a{CALL}<|channel>thought\nSTOP<channel|>STOP", None),
+])  # fmt: skip
+def test_nothing_behind_a_stop_string_counts(
+    tokenizer: Tokenizer, text: str, kept: str | None, size: int
+) -> None:
+    """Catches a call that counts only because its canvas also held the stop string, and deltas
+    that change their order where text waits."""
+    ids = tokenizer.encode(text, control=True)
+    reader = AnswerReader(tokenizer, stop=["STOP"], chat=True)
+    parts = [reader.push(ids[low : low + size]) for low in range(0, len(ids), size)]
+    deltas = sum(parts, ()) + reader.finish()
+    before = text.rpartition("STOP")[0] if kept is None else kept
+    wanted = AnswerReader(tokenizer, chat=True)
+    wanted.push(tokenizer.encode(before, control=True))
+    assert reader.stopped and text_of(deltas) == reader.text == wanted.text
+    assert reader.thinking == wanted.thinking and reader.tool_calls == wanted.tool_calls
+    assert tokenizer.decode(ids[: reader.kept], control=True) == before
+
+
+DRAFTED = "<|channel>thought\nhm é\n<channel|>Yes — 漢 ST" + CALL + "TO STOP it"
+
+
+@pytest.mark.parametrize("stop", [(), ("STOP",), ("S",)])
+def test_a_draft_is_what_would_come(tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
+    """Catches a draft that changes the answer, that shows text twice or not at all, or that reads
+    more than its own ids."""
+    ids = tokenizer.encode(DRAFTED, control=True)
+    for cut in range(len(ids) + 1):
+        reader, again = (AnswerReader(tokenizer, stop=stop, chat=True) for _ in range(2))
+        told, _ = reader.push(ids[:cut]), again.push(ids[:cut])
+        drafts = [reader.draft(ids[cut:]) for _ in range(2)]
+        assert drafts[0] == drafts[1]
+        rest = again.push(ids[cut:]) + again.finish()
+        assert folded(drafts[0]) == folded(rest), "the draft is what the commit then adds"
+        assert folded(told + reader.push(ids[cut:]) + reader.finish()) == folded(told + rest)
+        assert (reader.kept, list(reader.fields)) == (again.kept, list(again.fields))
+
+
+def folded(deltas: Sequence[Delta]) -> tuple[str, str, list[ToolCallDelta]]:
+    """Text, thought and calls."""
+    thought = "".join(delta.text for delta in deltas if isinstance(delta, ThoughtDelta))
+    return text_of(deltas), thought, [d for d in deltas if isinstance(d, ToolCallDelta)]
+
+
+def test_a_draft_leaves_out_a_call_that_is_not_finished(tokenizer: Tokenizer) -> None:
+    """Catches half a call that a draft shows as text, and one that is read again at each step."""
+    begun = tokenizer.encode("One. <|tool_call>call:f{n:", control=True)
+    reader = AnswerReader(tokenizer, chat=True)
+    assert reader.draft(begun) == (TextDelta("One. "),)
+    assert reader.push(begun) == (TextDelta("One. "),) and reader.draft([]) == ()
+    rest = tokenizer.encode("7}<tool_call|>Two", control=True)
+    assert [type(delta) for delta in reader.draft(rest)] == [ToolCallDelta, TextDelta]
+    assert not reader.tool_calls
