@@ -14,7 +14,7 @@ from typing import Any
 
 from dgemma.constrain.cache import GrammarCache
 from dgemma.errors import ContextOverflow, InvalidRequest, TemplateError, TokenizerError, bad_field
-from dgemma.interfaces import Matcher
+from dgemma.interfaces import Matcher, Reader
 from dgemma.params import SamplingParams
 from dgemma.text.answer import AnswerReader
 from dgemma.text.chat import ChatTemplate
@@ -234,14 +234,14 @@ class Frontend:
         is_open = thought_is_open(markers, request.token_ids)
         return ThoughtIds(markers.channel_open, markers.channel_close, is_open)
 
-    def reader(self, request: Request) -> AnswerReader | None:
+    def reader(self, request: Request) -> Reader:
         """See `TextSide`.
 
         Raises:
             TokenizerError: the request needs text, and the model has no tokenizer.
         """
         if self._tokenizer is None and not request.needs_text:
-            return None
+            return Reader()
         thought, calls = request.thought, request.tool_use
         return AnswerReader(
             self.tokenizer, stop=request.params.stop or (), chat=request.chat,

@@ -1,4 +1,4 @@
-"""The methods of objects that one part makes and another uses. It must not know either."""
+"""The methods of objects that one part makes and another uses. It must not know the two."""
 
 from __future__ import annotations
 
@@ -61,53 +61,39 @@ class Matcher(Protocol):
         ...
 
 
-class Reader(Protocol):
-    """Reads the committed ids of one answer; what it raises ends this request alone."""
+class Reader:
+    """Reads the committed ids of one answer. This one knows no text; what others raise ends their
+    request alone.
 
-    @property
-    def text(self) -> str:
-        """Of the deltas so far."""
-        ...
+    Attributes:
+        text, thinking, tool_calls: of the deltas so far.
+        fields: of the pushed ids, in their order, as far as they are known.
+        stopped_by: the stop string that was met, if any; nothing behind it counts.
+        kept: how many of the pushed ids belong to the answer: all, unless it was stopped.
+    """
 
-    @property
-    def thinking(self) -> str:
-        """Of the deltas so far."""
-        ...
-
-    @property
-    def tool_calls(self) -> Sequence[ToolCall]:
-        """Of the deltas so far."""
-        ...
-
-    @property
-    def fields(self) -> Sequence[Field]:
-        """Of the pushed ids, in their order, as far as it is known."""
-        ...
-
-    @property
-    def stopped_by(self) -> str | None:
-        """The stop string that ends the answer, once it was met."""
-        ...
-
-    @property
-    def kept(self) -> int:
-        """How many of the pushed ids belong to the answer: all, unless it was stopped."""
-        ...
+    def __init__(self) -> None:
+        self.text = self.thinking = ""
+        self.tool_calls: list[ToolCall] = []
+        self.fields: list[Field] = []
+        self.stopped_by: str | None = None
+        self.kept = 0
 
     def push(self, ids: Sequence[int]) -> tuple[Delta, ...]:
         """Read the ids of a commit; see `Event.deltas`."""
-        ...
+        self.kept += len(ids)
+        return ()
 
     def draft(self, ids: Sequence[int]) -> tuple[Delta, ...]:
         """The deltas if the answer ended with these ids, without an unfinished call.
 
         Changes nothing, and takes as long as these ids alone.
         """
-        ...
+        return ()
 
     def finish(self) -> tuple[Delta, ...]:
         """End the answer: the deltas that were held back."""
-        ...
+        return ()
 
 
 class TextSide(Protocol):
@@ -120,8 +106,8 @@ class TextSide(Protocol):
         """The markers of thoughts; None: it is no chat."""
         ...
 
-    def reader(self, request: Request) -> Reader | None:
-        """The reader of the answer; None: there is no tokenizer, and none is needed."""
+    def reader(self, request: Request) -> Reader:
+        """The reader of the answer."""
         ...
 
     def matcher(self, request: Request) -> tuple[Matcher, str] | None:

@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "interfaces": {"types"},
     "events": {"types"},
     "device": {"errors"},
-    "text": {"params", "types", "errors"},
+    "text": {"interfaces", "params", "types", "errors"},
     "constrain": {"interfaces", "text", "params", "types", "errors"},
     "frontend": {"constrain", "interfaces", "text", "params", "types", "errors"},
     "tasks": {"text", "types", "errors"},

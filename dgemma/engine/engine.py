@@ -36,7 +36,7 @@ from dgemma.engine.sequence import Sequence
 from dgemma.engine.step import NOT_FINITE, CanvasState, StepResult, apply, first_canvas, go_on
 from dgemma.errors import InvalidRequest
 from dgemma.events import EventStream
-from dgemma.interfaces import TextSide
+from dgemma.interfaces import Reader, TextSide
 from dgemma.model.cache import PagedMemory
 from dgemma.model.size import page_bytes, page_counts
 from dgemma.model.transformer import DiffusionGemma
@@ -165,7 +165,7 @@ class Engine:
             resolved,
             width=spec.length if diffusion else 1,
             context_length=self.limits.context,
-            reader=None if frontend is None else frontend.reader(resolved),
+            reader=Reader() if frontend is None else frontend.reader(resolved),
             state=CanvasState(
                 spec, Schedule.of(resolved.params), self.model.head, constrained
             ),

@@ -65,7 +65,7 @@ class Sequence:
     request: Request
     width: int
     context_length: int
-    reader: Reader | None = None
+    reader: Reader = field(default_factory=Reader)
     state: Any = None
     events: EventQueue = field(default_factory=EventQueue)
 
@@ -156,8 +156,6 @@ class Sequence:
 
     def draft(self, ids: list[int], end_ids: Collection[int]) -> tuple[Delta, ...]:
         """What the ids of the canvas that runs would still add to the answer."""
-        if self.reader is None:
-            return ()
         own = takewhile(lambda token_id: token_id not in end_ids, ids[self.emitted :])
         return self.reader.draft([*own])
 
@@ -189,26 +187,28 @@ class Sequence:
         self, ids: list[int], steps: int, canvas: int, *, whole: bool = True,
         reason: StopReason = "",
     ) -> Event:  # fmt: skip
-        first, reader = len(self.committed), self.reader
+        first = len(self.committed)
         self.committed += ids
-        deltas: tuple[Delta, ...] = ()
-        if reader is not None:
-            try:
-                deltas = reader.push(ids)
-            except Exception as error:
-                self.finish("error", _message(error))
-            if reader.stopped_by is not None:
-                self.canvases += not whole  # it ends with the answer
-                self.finish("stop")
-        return Event(
+        deltas, fault = tuple[Delta, ...](), ""
+        try:
+            deltas = self.reader.push(ids)
+        except Exception as error:  # this request's alone
+            fault = _message(error)
+        event = Event(
             type="commit", index=self.request.index, canvas=canvas, step=steps, ids=tuple(ids),
             deltas=deltas, fields=self._new_fields(), whole=whole, reason=reason,
             scores=tuple(self.scores[first : len(self.committed)]),
         )  # fmt: skip
+        if fault:
+            self.finish("error", fault)
+        elif self.reader.stopped_by is not None:
+            self.canvases += not whole  # it ends with the answer
+            self.finish("stop")
+        return event
 
     def _new_fields(self) -> tuple[Field, ...]:
         """The fields of ids that have become known since the last event."""
-        found = () if self.reader is None else tuple(self.reader.fields[self.known :])
+        found = tuple(self.reader.fields[self.known :])
         self.known += len(found)
         return found
 
@@ -231,30 +231,28 @@ class Sequence:
         if self.done is not None:
             return
         reader, tail = self.reader, tuple[Delta, ...]()
-        if reader is not None:
-            try:
-                tail = reader.finish()
-            except Exception as fault:
-                reason, error = "error", error or _message(fault)
+        try:
+            tail = reader.finish()
+        except Exception as fault:
+            reason, error = "error", error or _message(fault)
         diffusion = self.request.mode == "diffusion"
+        kept = len(self.committed) if reader.stopped_by is None else reader.kept
         fields = self._new_fields()
-        stopped = reader is not None and reader.stopped_by is not None
-        kept = reader.kept if reader is not None and stopped else len(self.committed)
         output = Output(
-            text="" if reader is None else reader.text,
+            text=reader.text,
             token_ids=tuple(self.committed[:kept]),
             seed=self.seed,
             finish_reason=reason,
-            stopped_by=None if reader is None else reader.stopped_by,
+            stopped_by=reader.stopped_by,
             usage=Usage(
                 prompt_tokens=len(self.request.token_ids),
                 completion_tokens=kept,
-                thought_tokens=0 if reader is None else reader.fields[:kept].count("thinking"),
+                thought_tokens=reader.fields[:kept].count("thinking"),
                 canvases=self.canvases if diffusion else 0,
                 steps=self.steps,
             ),
-            thinking=(reader.thinking or None) if reader is not None else None,
-            tool_calls=() if reader is None else tuple(reader.tool_calls),
+            thinking=reader.thinking or None,
+            tool_calls=tuple(reader.tool_calls),
             error=error,
             trace=tuple(self.trace),
             scores=tuple(self.scores[:kept] if diffusion else self.scores),

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from dgemma.interfaces import Reader
 from dgemma.text.parse import StreamParser
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import Delta, Field, TextDelta, ThoughtDelta, ToolCall
+from dgemma.types import Delta, TextDelta, ThoughtDelta
 
 
-class AnswerReader:
-    """Reads the ids of one answer into deltas, and their fold, up to a stop string; a `Reader`.
-
-    Attributes:
-        text, thinking, tool_calls: of the deltas so far.
-        stopped_by: the stop string that was met, if any; nothing behind it counts.
-        kept: how many of the pushed ids belong to the answer (all, unless stopped).
-    """
+class AnswerReader(Reader):
+    """Reads the ids of one answer into deltas, and their fold, up to a stop string."""
 
     def __init__(
         self,
@@ -36,6 +30,7 @@ class AnswerReader:
             thought_open: the prompt ended within a thought.
             must_call: a call is required, see `StreamParser`.
         """
+        super().__init__()
         self._stop = tuple(stop)
         self._parser = StreamParser(
             tokenizer, chat=chat, thought_open=thought_open, must_call=must_call
@@ -43,16 +38,7 @@ class AnswerReader:
         self._waiting: list[Delta] = []  # text that may begin a stop string, and all behind it
         self._origin = self._parser, 0  # before any of it: the parser, and the length of `text`
         self._since: list[int] = []  # the ids from there on
-        self.text = ""
-        self.thinking = ""
-        self.tool_calls: list[ToolCall] = []
-        self.stopped_by: str | None = None
-        self.kept = 0
-
-    @property
-    def fields(self) -> Sequence[Field]:
-        """See `StreamParser`."""
-        return self._parser.fields
+        self.fields = self._parser.fields
 
     @property
     def stopped(self) -> bool:
@@ -60,7 +46,7 @@ class AnswerReader:
         return self.stopped_by is not None
 
     def push(self, ids: Sequence[int]) -> tuple[Delta, ...]:
-        """Read committed ids; see `Event.deltas`."""
+        """See `Reader`."""
         if self.stopped:
             return ()
         if self._stop:
@@ -72,17 +58,14 @@ class AnswerReader:
         return self._told(final=False)
 
     def finish(self) -> tuple[Delta, ...]:
-        """End the answer: the deltas that were held back."""
+        """See `Reader`."""
         if self.stopped:
             return ()
         self._waiting += self._parser.finish()
         return self._told(final=True)
 
     def draft(self, ids: Sequence[int]) -> tuple[Delta, ...]:
-        """The deltas if the answer ended with these ids; an unfinished call is none of them.
-
-        Changes nothing, and takes as long as these ids alone.
-        """
+        """See `Reader`."""
         if self.stopped:
             return ()
         other = copy.copy(self)
@@ -140,41 +123,6 @@ class AnswerReader:
 
 def _text(deltas: Sequence[Delta]) -> str:
     return "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
-
-
-@dataclass(frozen=True, slots=True)
-class Parsed:
-    """The answer of a model.
-
-    Attributes:
-        thinking: the thought without its channel's name; None if there was none or it is empty.
-        tool_calls: in the order of writing.
-        text: the answer. A call that cannot be read is in it as it was written, markers included.
-    """
-
-    thinking: str | None
-    tool_calls: tuple[ToolCall, ...]
-    text: str
-
-
-def parse(
-    tokenizer: Tokenizer, ids: Sequence[int], *, thought_open: bool = False,
-    must_call: bool = False,
-) -> Parsed:  # fmt: skip
-    """Parse the ids of a finished answer.
-
-    Args:
-        ids: committed ids; those after the first end id are ignored.
-        thought_open: the prompt ended within a thought, see `thought_is_open`.
-        must_call: a call is required, see `StreamParser`.
-
-    Raises:
-        TokenizerError: an id is outside the vocabulary, or a marker is missing from it.
-    """
-    reader = AnswerReader(tokenizer, chat=True, thought_open=thought_open, must_call=must_call)
-    reader.push(ids)
-    reader.finish()
-    return Parsed(reader.thinking or None, tuple(reader.tool_calls), reader.text)
 
 
 def first_stop(text: str, stop: Sequence[str]) -> tuple[int, str] | None:

@@ -16,12 +16,12 @@ from dgemma.constrain.matcher import Grammar
 from dgemma.constrain.sources import make_grammar
 from dgemma.constrain.tool_calls import TEXT
 from dgemma.errors import InvalidRequest
-from dgemma.text.answer import parse
 from dgemma.text.calls import QUOTE, format_call
 from dgemma.text.parse import MarkerIds
 from dgemma.text.token_table import token_table_of
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import ToolCall, ToolUse
+from tests.support.parsed import parse
 from tests.support.schemas import INTEGER, SCHEMAS, arr, random_walk, walk_length
 from tests.support.tokenizers import CLOCK, NESTED, WEATHER
 

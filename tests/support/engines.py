@@ -9,11 +9,11 @@ from typing import Any
 from dgemma.diffusion.canvas import Generation
 from dgemma.engine.engine import Engine
 from dgemma.events import EventStream
-from dgemma.interfaces import Matcher
+from dgemma.interfaces import Matcher, Reader
 from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import SamplingParams
-from dgemma.types import Delta, Event, Field, Output, Request, ThoughtIds, ToolCall
+from dgemma.types import Delta, Event, Output, Request, ThoughtIds
 
 
 def tiny(seed: int = 0, *, context: int = 256) -> DiffusionGemma:
@@ -74,30 +74,18 @@ def assert_same(output: Output, made: Generation) -> None:
     assert output.usage.canvases == len(made.canvases)
 
 
-class EndingReader:
+class EndingReader(Reader):
     """A reader without text that asks a function at every commit whether the answer is over."""
 
     def __init__(self, is_over: Callable[[tuple[int, ...]], bool]) -> None:
+        super().__init__()
         self._is_over = is_over
-        self.text, self.thinking = "", ""
-        self.tool_calls, self.fields = list[ToolCall](), list[Field]()
-        self.stopped_by: str | None = None
-        self.kept = 0
 
     def push(self, ids: Sequence[int]) -> tuple[Delta, ...]:
         """See `Reader`."""
-        self.kept += len(ids)
         if self._is_over(tuple(ids)):
             self.stopped_by = "the test"
-        return ()
-
-    def draft(self, ids: Sequence[int]) -> tuple[Delta, ...]:
-        """See `Reader`."""
-        return ()
-
-    def finish(self) -> tuple[Delta, ...]:
-        """See `Reader`."""
-        return ()
+        return super().push(ids)
 
 
 @dataclass
@@ -111,9 +99,9 @@ class EndingFrontend:
         """See `TextSide`."""
         return None
 
-    def reader(self, request: Request) -> EndingReader | None:
+    def reader(self, request: Request) -> Reader:
         """See `TextSide`."""
-        return EndingReader(self.is_over) if self.chosen(request) else None
+        return EndingReader(self.is_over) if self.chosen(request) else Reader()
 
     def matcher(self, request: Request) -> tuple[Matcher, str] | None:
         """See `TextSide`."""

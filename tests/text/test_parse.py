@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dgemma.errors import TokenizerError
-from dgemma.text.answer import Parsed, parse
 from dgemma.text.chat import ChatTemplate
 from dgemma.text.parse import MarkerIds, StreamParser, thought_is_open
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import Delta, TextDelta, ThoughtDelta, ToolCall, ToolCallDelta
+from tests.support.parsed import Parsed, parse
 
 CALL = '<|tool_call>call:f{city:<|"|>Bern 🦙<|"|>,n:[1,2]}<tool_call|>'
 F = ToolCall(name="f", arguments={"city": "Bern 🦙", "n": [1, 2]})

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from dgemma.tasks import TASKS, make_example
-from dgemma.text.answer import parse
 from dgemma.text.parse import MarkerIds, thought_is_open
 from dgemma.train.data import to_sample
 from tests.support.nano import nano
+from tests.support.parsed import parse
 
 pytestmark = pytest.mark.model
 
