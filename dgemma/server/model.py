@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from dgemma.events import EventStream
-from dgemma.frontend import Frontend, ModelFacts
+from dgemma.frontend import Frontend
 from dgemma.params import SamplingParams
 from dgemma.types import Output, Request
 
@@ -18,11 +18,6 @@ class Model(Protocol):
 
     defaults: SamplingParams
     frontend: Frontend
-
-    @property
-    def facts(self) -> ModelFacts:
-        """Canvas, context, end ids, tokenizer."""
-        ...
 
     def submit(self, request: Request) -> EventStream:
         """Start a request; `async for` its stream, or `close` it."""

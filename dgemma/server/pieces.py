@@ -203,13 +203,16 @@ class PieceReader:
             yield from map(TextDelta, words(self._facts.tokenizer.decode(event.output.token_ids)))
 
     def _fresh_scores(self, event: Event) -> Sequence[TokenScore]:
-        """The log-probabilities that may be sent now."""
-        if event.output is not None:
-            return self.scores(event.output, self._scored)
-        if not self._scores or self._request.params.stop:
+        """The log-probabilities that may be sent now; all, if nothing was committed."""
+        output = event.output
+        if output is not None and self._read_only:
+            return output.scores
+        if output is None and self._request.params.stop:
             return ()
-        first, self._scored = self._scored, len(self._fields)
-        return _of_text(self._scores[first:], self._fields[first:])
+        first, last = self._scored, len(self._fields if output is None else output.token_ids)
+        self._scored = last
+        known = zip(self._scores[first:last], self._fields[first:last], strict=False)
+        return [score for score, name in known if name == "text"]
 
     @property
     def _read_only(self) -> bool:
@@ -219,21 +222,9 @@ class PieceReader:
         text, thinking = self._text + event.text, self._thinking + _thinking(event)
         return Frame(event, text, thinking, self._earlier, self._most_steps)
 
-    def scores(self, output: Output, first: int = 0) -> list[TokenScore]:
-        """Those of the answer's text, from an output's token on, after the last piece; those of
-        every position if nothing was committed."""
-        if self._read_only or not output.scores:
-            return list(output.scores)
-        return _of_text(output.scores[first:], self._fields[first : len(output.token_ids)])
-
 
 def _thinking(event: Event) -> str:
     return "".join(delta.text for delta in event.deltas if isinstance(delta, ThoughtDelta))
-
-
-def _of_text(scores: Sequence[TokenScore], fields: Sequence[Field]) -> list[TokenScore]:
-    """Those of the answer's text."""
-    return [score for score, name in zip(scores, fields, strict=False) if name == "text"]
 
 
 def _check(output: Output) -> None:

@@ -47,7 +47,7 @@ class Service:
     def __init__(self, model: Model, settings: Settings) -> None:
         self.model = model
         self.settings = settings
-        self.facts: ModelFacts = model.facts
+        self.facts: ModelFacts = model.frontend.facts
         self.metrics = Metrics(model.counters)
         self.closing = False
         self._open: Counter[str] = Counter()

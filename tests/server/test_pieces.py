@@ -111,7 +111,6 @@ def scored(text: str, *, size: int, must_call: bool = False) -> tuple[Folded, st
     )  # fmt: skip
     reader = PieceReader(nano().facts, request, written(request, history, reason="length"))
     folded = asyncio.run(fold(reader.pieces()))
-    assert reader.scores(folded.ended.output) == folded.scores
     shown = tokenizer.decode([score.token_id for score in folded.scores], control=True)
     return folded, shown
 
