@@ -10,7 +10,7 @@ import pytest
 
 from dgemma.cli import live
 from dgemma.cli.live import DIM, Screen, colour, paint, show, width
-from dgemma.types import Event, Output
+from dgemma.types import Event, Output, TextDelta
 
 
 class Terminal(io.StringIO):
@@ -41,7 +41,7 @@ def events(*texts: str) -> Iterator[Event]:
         ids = tuple(map(ord, text))
         size = len(ids)
         yield Event(type="frame", ids=ids, accepted=b"\1" * size, entropy=bytes(size))
-        yield Event(type="commit", ids=ids, text=text)
+        yield Event(type="commit", ids=ids, deltas=(TextDelta(text),))
     yield Event(type="done", output=Output(text="".join(texts)))
 
 
@@ -101,9 +101,10 @@ def test_terminals_that_want_no_colour(
 
 def test_text_told_early_is_not_drawn_twice(terminal: Terminal) -> None:
     """What is told of a canvas that goes on stands before the frames that hold it as well."""
-    part = Event(type="commit", ids=(97,), text="a", whole=False)
+    part = Event(type="commit", ids=(97,), deltas=(TextDelta("a"),), whole=False)
+    rest = Event(type="commit", ids=(98,), deltas=(TextDelta("b"),))
     told = list(events("ab"))
-    again = [told[0], part, told[0], Event(type="commit", ids=(98,), text="b"), *told[2:]]
+    again = [told[0], part, told[0], rest, *told[2:]]
     plain = io.StringIO()
     for stream in (plain, terminal):
         live.show(iter(again), chr, frozenset({1}), stream)
