@@ -147,6 +147,10 @@ ACCEPTANCE: dict[str, tuple[str, ...]] = {
         "tests/test_docs.py::test_serving_page_names_metrics_that_exist",
         "tests/test_docs.py::test_serving_page_has_the_fields_of_the_schemas",
     ),
+    "values across the border": (
+        "tests/test_values.py",
+        "tests/server/test_event_loop.py",
+    ),
     "engine 5 soak": ("tests/engine/test_traffic.py::test_soak", "tests/engine/test_worker.py"),
 }
 """Acceptance line -> its tests: files, or single tests. Line 9 is `IN_A_CLONE`."""
