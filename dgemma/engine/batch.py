@@ -17,7 +17,7 @@ from dgemma.diffusion.stable import pin_prefix
 from dgemma.engine.counters import Counters
 from dgemma.engine.scheduler import Scheduled
 from dgemma.engine.sequence import Sequence
-from dgemma.engine.step import CanvasState, StepResult, parts
+from dgemma.engine.step import CanvasState, StepResult, segments
 from dgemma.kernels.controls import Controls
 from dgemma.model.cache import PagedMemory
 from dgemma.model.transformer import DiffusionGemma
@@ -35,8 +35,9 @@ class ModelRunner:
     def run(self, work: list[Scheduled], spec: CanvasSpec) -> list[StepResult]:
         """Forward and vocabulary. Changes nothing that a second try would miss."""
         begin = self.counted.now()
-        inputs = [part for scheduled in work for part in parts(scheduled, self.memory)]
-        hidden = iter(self.model.forward_rows(inputs))
+        inputs = [segment for scheduled in work for segment in segments(scheduled)]
+        batch = self.model.make_batch(inputs, self.memory)
+        hidden = iter(batch.split(self.model(batch)))
         self.counted.add_time("forward", begin)
         begin = self.counted.now()
         encoded, last = list[tuple[Scheduled, Tensor]](), dict[Sequence, Tensor]()

@@ -21,8 +21,7 @@ from dgemma.engine.scheduler import Scheduled
 from dgemma.engine.sequence import Sequence
 from dgemma.errors import DGemmaError
 from dgemma.kernels.head import Head
-from dgemma.model.cache import PagedMemory, PagedRow
-from dgemma.model.transformer import Part
+from dgemma.model.cache import Segment
 from dgemma.types import ENTROPY_PER_NAT, CanvasControl, Event, TokenScore
 
 NOT_FINITE = (
@@ -68,24 +67,24 @@ class StepResult:
     scores: tuple[float, ...] = ()
 
 
-def parts(scheduled: Scheduled, memory: PagedMemory) -> list[Part]:
+def segments(scheduled: Scheduled) -> list[Segment]:
     """The input of a sequence to a pass: ids to encode, its canvas, or both in this order.
 
     A canvas that is there already when ids are encoded was begun before a preemption.
     """
     seq = scheduled.sequence
     state: CanvasState = seq.state
-    table, done, out = seq.block_table, seq.encoded, list[Part]()
+    table, done, out = seq.block_table, seq.encoded, list[Segment]()
     assert table is not None
+    end = done + scheduled.count
     if scheduled.count:
-        cache = PagedRow(memory, done, table.full, table.sliding, seq.borders)
-        ids = seq.context[done : done + scheduled.count]
-        out.append((cache, torch.tensor(ids, device=state.spec.device), False, None))
+        ids, borders = seq.context[done:end], seq.borders
+        out.append(Segment(ids, done, done, table.full, table.sliding, borders=borders))
     if scheduled.denoise:
         if state.canvas is None:
             state.canvas = first_canvas(seq)
-        cache = PagedRow(memory, done + scheduled.count, table.full, table.sliding)
-        out.append((cache, state.canvas.ids, True, state.canvas.soft))
+        canvas = state.canvas
+        out.append(Segment(canvas.ids, end, end, table.full, table.sliding, True, canvas.soft))
     return out
 
 
