@@ -344,7 +344,7 @@ class LLM:
 
 def load(
     name: str | Path = "nano", *, device: str = "auto", dtype: str = "auto", strict: bool = True,
-    cache_bytes: int | None = None, max_running: int = 32,
+    cache_bytes: int | None = None, max_running: int = 32, attention: str = "auto",
 ) -> LLM:  # fmt: skip
     """Load a model.
 
@@ -357,12 +357,14 @@ def load(
         cache_bytes: memory for the keys and values of all requests; None: a quarter of a CPU's
             free memory, 0.8 of a GPU's, and never more than could be of use.
         max_running: most requests that are worked on at a time; more wait.
+        attention: "reference" (each request by itself, so its tokens never depend on the others),
+            "paged" (all requests at once) or "auto": reference on a CPU, paged on CUDA.
 
     Raises:
         ModelNotFound, ConfigError, CheckpointError, TokenizerError, TemplateError, DeviceError:
             the fault and its remedy; nothing is half loaded.
     """
-    found = load_model(name, device=device, dtype=dtype, strict=strict)
+    found = load_model(name, device=device, dtype=dtype, strict=strict, attention=attention)
     return LLM(
         found.model, found.checkpoint, found.choice, found.tokenizer, found.template,
         cache_bytes=cache_bytes, max_running=max_running,

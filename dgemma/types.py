@@ -26,6 +26,9 @@ StopReason = Literal["", "converged", "step_cap"]
 PAGE = 64
 """Tokens of a page of the key-value memory."""
 
+ATTENTION_PATHS = ("auto", "reference", "paged")
+"""Ways from queries to keys: each request by itself, or all requests at once."""
+
 MOST_PRIORITY, MOST_SECONDS = 1000, 10**9
 """Bounds of `Request.priority` and of its times."""
 

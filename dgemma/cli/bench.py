@@ -116,7 +116,7 @@ def where_of(arguments: argparse.Namespace) -> Where:
 
     return Where(
         arguments.model, arguments.device, arguments.dtype, arguments.threads,
-        not arguments.no_strict, arguments.command_line,
+        not arguments.no_strict, arguments.command_line, arguments.attention,
     )  # fmt: skip
 
 

@@ -210,7 +210,7 @@ class Scheduler:
     def _next_for(self, seq: Sequence) -> Scheduled:
         """The next part of a sequence.
 
-        A piece of a prompt ends at the end of a page, see `CachedContext`. The last piece runs
+        A piece of a prompt ends at the end of a page, see `ReferenceAttention`. The last piece runs
         together with the first step of the canvas: its keys are there, layer by layer, when the
         canvas reads them, and the weights are read once for both.
         """

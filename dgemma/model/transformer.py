@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from dgemma.errors import InvalidRequest
-from dgemma.kernels.attention import choose_attention
+from dgemma.kernels.attention import PAGED, choose_attention
+from dgemma.kernels.cuda import cuda_kernels
 from dgemma.kernels.head import Head
 from dgemma.model.attention import Attention, ReferenceAttention
 from dgemma.model.batch import BatchMaker, CachedPath, ForwardBatch
@@ -32,6 +33,7 @@ from dgemma.model.layers import (
     SelfConditioning,
     rotary_frequencies,
 )
+from dgemma.model.paged import PagedAttention
 
 PREFILL_CHUNK = 2048
 """`encode` runs longer inputs in pieces of this many tokens, so activations stay small."""
@@ -72,6 +74,7 @@ class DiffusionGemma(nn.Module):
 
     Attributes:
         head: the tied embedding as the last layer: logits, tokens, soft embedding.
+        attention_path: how queries meet keys.
         kernels: the part, the name and the reason of every choice of `choose_kernels`.
     """
 
@@ -85,8 +88,9 @@ class DiffusionGemma(nn.Module):
         self.choose_kernels(torch.device("cpu"), torch.float32, grad=True)
 
     def choose_kernels(
-        self, device: torch.device, dtype: torch.dtype, *, grad: bool = False
-    ) -> None:
+        self, device: torch.device, dtype: torch.dtype, *, grad: bool = False,
+        attention: str = "auto",
+    ) -> None:  # fmt: skip
         """Choose how every part computes; once all modules are in their places.
 
         A fresh network computes in ways that fit any device and have gradients.
@@ -94,17 +98,26 @@ class DiffusionGemma(nn.Module):
         Args:
             device, dtype: of the weights, which need not be there yet.
             grad: whether gradients are wanted.
+            attention: the path, see `choose_attention`.
+
+        Raises:
+            InvalidRequest, MissingExtra: a path that cannot be taken.
         """
         self.head = Head(self.embed, self.config.final_logit_softcapping, device=device)
-        self.attention_kernel, why = choose_attention(dtype, device, grad)
-        self.attention_path: CachedPath = ReferenceAttention(self.config, self.attention_kernel)
+        name, why = choose_attention(dtype, device, grad, attention)
+        self.attention_path: CachedPath
+        if name in PAGED:
+            kernel = cuda_kernels().attend if name == "triton" else None
+            self.attention_path = PagedAttention(self.config, kernel)
+        else:
+            self.attention_path = ReferenceAttention(self.config, name)
         self._maker: BatchMaker | None = None
         layers = [layer for layer in self.layers if isinstance(layer, Layer)]
         experts = {layer.experts.choose(device, dtype, grad): None for layer in layers}
         self.kernels = (
             *(("experts", *chosen) for chosen in experts),
             ("head", self.head.kernel, self.head.reason),
-            ("attention", self.attention_kernel, why),
+            ("attention", name, why),
         )
 
     # -- parts ---------------------------------------------------------------------------------
@@ -144,7 +157,7 @@ class DiffusionGemma(nn.Module):
 
     def make_batch(self, segments: Sequence[Segment], memory: PagedMemory) -> ForwardBatch:
         """The input of one forward; see `BatchMaker.make`."""
-        if self._maker is None or self._maker.like.device != self.device:
+        if self._maker is None or self._maker.path is not self.attention_path:
             like = torch.empty(0, self.config.hidden_size, dtype=self.dtype, device=self.device)
             self._maker = BatchMaker(self.frequencies(), self.attention_path, like)
         return self._maker.make(segments, memory)
