@@ -12,13 +12,13 @@ from dgemma.params import SamplingParams
 from dgemma.types import Event, Output, Request
 
 
-def tiny(seed: int = 0, *, context: int = 256) -> DiffusionGemma:
-    """A random network whose step costs about a millisecond."""
+def tiny(seed: int = 0, *, context: int = 256, layers: int = 2) -> DiffusionGemma:
+    """A random network whose step costs about a millisecond; every other layer is a full one."""
     model = DiffusionGemma(
         ModelConfig(
             vocab_size=64, hidden_size=16, intermediate_size=16, moe_intermediate_size=8,
             num_experts=2, top_k_experts=1, num_attention_heads=2,
-            layer_types=("sliding_attention", "full_attention"),
+            layer_types=("sliding_attention", "full_attention") * (layers // 2),
             sliding=AttentionShape(head_dim=8, num_key_value_heads=1, rope_theta=1e4),
             full=AttentionShape(head_dim=8, num_key_value_heads=1, rope_theta=1e4),
             sliding_window=8, max_position_embeddings=context, canvas_length=8,
