@@ -1,6 +1,7 @@
 """One forward as a value: the rows of any number of requests, each row in either mode.
 
-`BatchMaker` packs segments of requests into a `ForwardBatch`, which goes unchanged through the network into attention. It must not know engines or canvases.
+`BatchMaker` packs segments of requests into a `ForwardBatch`, which goes unchanged through the
+network into attention. It must not know engines or canvases.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ canvas that is being denoised lies after the encoded tokens and is written over 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
 from dataclasses import dataclass
 
 import numpy as np

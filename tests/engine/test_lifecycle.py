@@ -108,7 +108,7 @@ def test_only_the_bad_row_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     one = engine()
     expected = run(one.submit(request(2)))[1]
     bad, good = one.submit(request(1)), one.submit(request(2))
-    whole = batch.step_all
+    whole = batch.propose
 
     def one_bad(canvases: Any, head_output: Any, *rest: Any) -> Any:
         for number, canvas in enumerate(canvases):
@@ -116,7 +116,7 @@ def test_only_the_bad_row_fails(monkeypatch: pytest.MonkeyPatch) -> None:
                 head_output.entropy[8 * number] = torch.nan
         return whole(canvases, head_output, *rest)
 
-    monkeypatch.setattr(batch, "step_all", one_bad)
+    monkeypatch.setattr(batch, "propose", one_bad)
     assert run(bad)[1].finish_reason == "error"
     assert run(good)[1] == expected
 

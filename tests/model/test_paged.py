@@ -70,7 +70,7 @@ def test_it_gives_what_the_reference_gives(count: int) -> None:
 
 
 def kernels(model: DiffusionGemma, count: int) -> Counter[str]:
-    """How often each operation runs in a forward of so many requests, its batch's making included.
+    """How often each operation runs in a forward of so many requests and the making of its batch.
 
     Views run no kernel.
     """
@@ -111,7 +111,7 @@ def objects(model: DiffusionGemma, count: int) -> int:
 
 @torch.inference_mode()
 def test_objects_do_not_grow_with_layers_times_requests() -> None:
-    """A view of each request in each layer costs more time on the host than the kernels it feeds."""
+    """A view of each request in each layer costs more time than the kernels that it feeds."""
     grown = {
         layers: objects(network(layers), 16) - objects(network(layers), 1) for layers in (6, 12)
     }
@@ -119,7 +119,7 @@ def test_objects_do_not_grow_with_layers_times_requests() -> None:
 
 
 def test_few_sizes_of_batches() -> None:
-    """Every size of its own would be captured as a graph of its own; at most a quarter is wasted."""
+    """Every size would be captured as a graph of its own; at most a quarter of one is wasted."""
     sizes = {bucket(count, 64) for count in range(1, 8193)}
     assert len(sizes) <= 4 * 8 and max(sizes) == 8192
     assert all(count <= bucket(count, 64) <= max(64, 1.25 * count) for count in range(1, 8193))
@@ -149,7 +149,9 @@ def test_embeddings_stand_in_place_of_ids(path: str) -> None:
     expected = model.encode(ids[None], model.new_cache(1, 64))[0]
     cache = model.new_cache(2, 64)
     before, row = (row.segment(ids) for row in cache.rows)
-    given = replace(row, ids=torch.tensor([5, 1, 1, 7]), embeddings=((1, model.head.embed(ids[1:3])),))
+    given = replace(
+        row, ids=torch.tensor([5, 1, 1, 7]), embeddings=((1, model.head.embed(ids[1:3])),)
+    )
     batch = model.make_batch([before, given], cache.memory)
     torch.testing.assert_close(batch.split(model(batch))[1], expected, atol=1e-5, rtol=1e-5)
     plain = model.make_batch([before, replace(given, embeddings=())], cache.memory)
