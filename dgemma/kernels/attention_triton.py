@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dgemma.errors import InvalidRequest
+from dgemma.kernels.launch import FUSED
 
 FILL = 128
 """Programs wanted at a time: a H100 or H200 has 132 processors, each holding one."""
@@ -212,9 +213,10 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, window: int | None, causal: 
             HEADS=heads, GROUP=group, WIDTH=width, POWER=power,
             CAUSAL=causal, WINDOWED=window is not None, SPLIT=spans > 1,
             ROWS=size.rows, BLOCK=size.keys, num_warps=size.warps, num_stages=size.stages,
+            **FUSED,
         )  # fmt: skip
         if spans > 1:
             _join[(length * heads,)](
-                parts, peaks, sums, out, length * heads, spans, WIDTH=width, POWER=power
+                parts, peaks, sums, out, length * heads, spans, WIDTH=width, POWER=power, **FUSED
             )
     return out

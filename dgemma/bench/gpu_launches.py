@@ -1,0 +1,114 @@
+"""Every launch of the Triton kernels that a network can reach, as calls without a device.
+
+A kernel is listed by a function from (config, dtype) to calls of its own host function, with
+tensors on torch's meta device that have the shapes and strides of a run. Block sizes, constants and
+alignments are then those of a run, because the kernel chooses them itself. To add a kernel, write
+
+    def mine(config: ModelConfig, dtype: torch.dtype) -> Iterator[Reach]:
+        for rows in ROWS:  # of a forward: enough of them to reach every block size
+            x = meta(rows, config.hidden_size, dtype=dtype)
+            yield Reach(f"{rows} rows", partial(my_kernel, x))
+
+and add it to `KERNELS`. `gpu_compile.compile_only` runs a call for a device. A call that fails is a
+row of the report. Needs the `triton` package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dgemma.kernels.attention import choose_attention
+from dgemma.kernels.attention_triton import attend
+from dgemma.kernels.controls import Controls
+from dgemma.kernels.experts import choose_experts
+from dgemma.kernels.experts_triton import experts_triton
+from dgemma.kernels.head import Head, choose_head
+from dgemma.model.config import ModelConfig
+from dgemma.model.layers import Embedding
+
+CUDA = torch.device("cuda")
+ROWS = (4096, 1024, 256, 64, 1)
+"""Rows of a forward, most first: batches of canvases, one canvas, a short one, one token."""
+
+KEYS = (1 << 15, 1024)
+"""Keys before the queries: spans run side by side, or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """A call of a kernel's host function.
+
+    Attributes:
+        name: what is special about it.
+        call: launches; results are on the meta device.
+    """
+
+    name: str
+    call: Callable[[], Any]
+
+
+Lister = Callable[[ModelConfig, torch.dtype], Iterator[Reach]]
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A contiguous tensor without memory."""
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def experts(config: ModelConfig, dtype: torch.dtype) -> Iterator[Reach]:
+    """The mixture of experts: block sizes follow from the rows."""
+    count, inner, width = config.num_experts, config.moe_intermediate_size, config.hidden_size
+    if choose_experts(count, inner, dtype, CUDA)[0] != "triton":
+        return
+    for rows in ROWS:
+        call = partial(
+            experts_triton,
+            meta(rows, width, dtype=dtype),
+            meta(rows, config.top_k_experts, dtype=torch.int64),
+            meta(rows, config.top_k_experts),
+            meta(count, 2 * inner, width, dtype=dtype),
+            meta(count, width, inner, dtype=dtype),
+        )
+        yield Reach(f"{rows} rows", call)
+
+
+def head(config: ModelConfig, dtype: torch.dtype) -> Iterator[Reach]:
+    """The streamed head: one size of blocks for all."""
+    if choose_head(config.vocab_size, CUDA)[0] != "triton":
+        return
+    with torch.device("meta"):
+        table = Embedding(config.vocab_size, config.hidden_size).to(dtype)
+    bound = Head(table, config.final_logit_softcapping, device=CUDA)
+    for rows in ROWS:
+        hidden = meta(rows, config.hidden_size, dtype=dtype)
+        call = partial(bound.read, hidden, meta(rows), meta(rows), Controls())
+        yield Reach(f"{rows} rows", call)
+
+
+def attention(config: ModelConfig, dtype: torch.dtype) -> Iterator[Reach]:
+    """Attention of one request: canvases and prompts, in both kinds of layers."""
+    if choose_attention(dtype, CUDA)[0] != "triton":
+        return
+    for kind in ("full", "sliding"):
+        shape = getattr(config, kind)
+        for prefix in KEYS:
+            for rows in (config.canvas_length, 1024, 1):
+                q = meta(rows, config.num_attention_heads, shape.head_dim, dtype=dtype)
+                total = rows + prefix
+                keys = meta(shape.num_key_value_heads, total + 64, shape.head_dim, dtype=dtype)
+                keys = keys[:, :total]
+                window = config.sliding_window if kind == "sliding" else None
+                for causal in (False, True) if rows > 1 else (True,):
+                    call = partial(attend, q, keys, keys, window if causal else None, causal)
+                    name = f"{kind}, {rows} rows, {total} keys, {'causal' if causal else 'canvas'}"
+                    yield Reach(name, call)
+
+
+KERNELS: dict[str, Lister] = {"attention": attention, "experts": experts, "head": head}
+"""Part of a step -> its calls, those with the largest blocks first."""
