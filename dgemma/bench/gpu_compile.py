@@ -1,9 +1,9 @@
 """A GPU that only compiles: Triton runs its launch path for one, up to the launch itself.
 
-The host functions of the kernels are called as in a run, with tensors on torch's meta device. Triton
-specialises on the arguments, compiles for the device's capability with its own ptxas, and refuses
-an excess of shared memory as on the device; nothing is computed. So whatever a launch depends on
-(alignment of pointers and strides, block sizes, the fallback to smaller ones) is the real thing.
+The host functions of the kernels are called as in a run, with tensors on torch's meta device.
+Triton specialises on the arguments, compiles for the device's capability with its own ptxas, and
+refuses an excess of shared memory as on the device; nothing is computed. So all that a launch
+depends on is real: alignment of pointers and strides, block sizes, the fallback to smaller ones.
 The compiled code is read with cuobjdump. Needs the `triton` package; its disk cache keeps the code.
 """
 
@@ -11,48 +11,24 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
-import torch
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime.cache import get_cache_manager
 from triton.runtime.driver import driver
+from triton.runtime.errors import OutOfResources
 
-from dgemma.kernels.gpu import LIMITS, GpuLimits, blocks_per_processor
+from dgemma.bench.gpu_launches import CompiledLaunch, Reach
+from dgemma.errors import DeviceError
+from dgemma.kernels.gpu import GpuLimits, blocks_per_processor
+from dgemma.kernels.launch import expected_bytes
 
 _numbers = count(1000)
 """Device numbers: Triton keeps what it compiled and asked by number, so none is used twice."""
-
-
-@dataclass(frozen=True, slots=True)
-class CompiledLaunch:
-    """One kernel compiled for one device.
-
-    Attributes:
-        kernel: its name.
-        target: as compilers write it: sm_90.
-        config: constants and launch options, "name=value" separated by blanks.
-        shared_bytes, limit_bytes: shared memory of a block, and the most that one may have.
-        registers: of a thread.
-        spill_bytes: local memory of a thread: registers that did not fit, and its stack.
-        tensor_columns: tensor memory of a block, on sm_100.
-        occupancy: blocks that a processor holds at a time.
-    """
-
-    kernel: str
-    target: str
-    config: str
-    shared_bytes: int
-    limit_bytes: int
-    registers: int
-    spill_bytes: int
-    tensor_columns: int
-    occupancy: int
 
 
 class CompileOnlyDriver:
@@ -61,7 +37,7 @@ class CompileOnlyDriver:
     def __init__(self, limits: GpuLimits) -> None:
         self.limits = limits
         self.number = next(_numbers)
-        self.compiled: list[CompiledLaunch] = []
+        self.compiled: dict[str, CompiledLaunch] = {}
         self.utils = self
 
     def get_current_device(self) -> int:
@@ -81,7 +57,7 @@ class CompileOnlyDriver:
 
     def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
         """Called once for each compiled kernel, before its shared memory is compared."""
-        self.compiled.append(read(source, metadata, self.limits))
+        self.compiled[metadata.hash] = read(source, metadata, self.limits)
         return lambda *arguments: None
 
     def load_binary(self, name: str, code: bytes, shared: int, device: int) -> tuple[int, ...]:
@@ -110,6 +86,7 @@ def read(source: Any, metadata: Any, limits: GpuLimits) -> CompiledLaunch:
     registers, local = resources(group[f"{metadata.name}.cubin"])
     names = source.fn.arg_names
     config = {names[place]: value for (place,), value in source.constants.items()}
+    config = {n: f"{v:.3g}" if isinstance(v, float) else v for n, v in config.items()}
     config |= {"warps": metadata.num_warps, "stages": metadata.num_stages}
     columns = metadata.tmem_size or 0
     return CompiledLaunch(
@@ -117,6 +94,7 @@ def read(source: Any, metadata: Any, limits: GpuLimits) -> CompiledLaunch:
         target=limits.name,
         config=" ".join(f"{name}={value}" for name, value in config.items()),
         shared_bytes=metadata.shared,
+        expected_bytes=expected_bytes(),
         limit_bytes=limits.shared_bytes,
         registers=registers,
         spill_bytes=local,
@@ -133,3 +111,17 @@ def resources(cubin: str) -> tuple[int, int]:
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", said)}
     return found["REG"], found["STACK"] + found["LOCAL"]
+
+
+def compile_calls(
+    calls: Sequence[Reach], limits: GpuLimits
+) -> tuple[list[CompiledLaunch], list[str]]:
+    """Compile the launches of calls: each launch once, and the calls for which there is no room."""
+    refused = []
+    with compile_only(limits) as device:
+        for reach in calls:
+            try:
+                reach.call()
+            except (OutOfResources, DeviceError) as error:
+                refused.append(f"{reach.name}: {error}")
+    return list(device.compiled.values()), refused

@@ -9,8 +9,8 @@ alignments are then those of a run, because the kernel chooses them itself. To a
             x = meta(rows, config.hidden_size, dtype=dtype)
             yield Reach(f"{rows} rows", partial(my_kernel, x))
 
-and add it to `KERNELS`. `gpu_compile.compile_only` runs a call for a device. A call that fails is a
-row of the report. Needs the `triton` package.
+and add it to `KERNELS`, the largest blocks first. `gpu_compile` runs the calls for a device; a call
+for which it has no room is reported. `my_kernel` comes from `cuda_kernels`: triton is an extra.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ import torch
 from torch import Tensor
 
 from dgemma.kernels.attention import choose_attention
-from dgemma.kernels.attention_triton import attend
 from dgemma.kernels.controls import Controls
+from dgemma.kernels.cuda import cuda_kernels
 from dgemma.kernels.experts import choose_experts
-from dgemma.kernels.experts_triton import experts_triton
 from dgemma.kernels.head import Head, choose_head
 from dgemma.model.config import ModelConfig
 from dgemma.model.layers import Embedding
@@ -53,6 +52,34 @@ class Reach:
     call: Callable[[], Any]
 
 
+@dataclass(frozen=True, slots=True)
+class CompiledLaunch:
+    """One kernel compiled for one device.
+
+    Attributes:
+        kernel: its name.
+        target: as compilers write it: sm_90.
+        config: constants and launch options, "name=value" separated by blanks.
+        shared_bytes, limit_bytes: shared memory of a block, and the most that one may have.
+        expected_bytes: what the kernel's formula says at most; None: it has no formula.
+        registers: of a thread.
+        spill_bytes: local memory of a thread: registers that did not fit, and its stack.
+        tensor_columns: tensor memory of a block, on sm_100.
+        occupancy: blocks that a processor holds at a time.
+    """
+
+    kernel: str
+    target: str
+    config: str
+    shared_bytes: int
+    limit_bytes: int
+    expected_bytes: int | None
+    registers: int
+    spill_bytes: int
+    tensor_columns: int
+    occupancy: int
+
+
 Lister = Callable[[ModelConfig, torch.dtype], Iterator[Reach]]
 
 
@@ -68,7 +95,7 @@ def experts(config: ModelConfig, dtype: torch.dtype) -> Iterator[Reach]:
         return
     for rows in ROWS:
         call = partial(
-            experts_triton,
+            cuda_kernels().experts,
             meta(rows, width, dtype=dtype),
             meta(rows, config.top_k_experts, dtype=torch.int64),
             meta(rows, config.top_k_experts),
@@ -95,6 +122,7 @@ def attention(config: ModelConfig, dtype: torch.dtype) -> Iterator[Reach]:
     """Attention of one request: canvases and prompts, in both kinds of layers."""
     if choose_attention(dtype, CUDA)[0] != "triton":
         return
+    fused = cuda_kernels().attend
     for kind in ("full", "sliding"):
         shape = getattr(config, kind)
         for prefix in KEYS:
@@ -105,7 +133,7 @@ def attention(config: ModelConfig, dtype: torch.dtype) -> Iterator[Reach]:
                 keys = keys[:, :total]
                 window = config.sliding_window if kind == "sliding" else None
                 for causal in (False, True) if rows > 1 else (True,):
-                    call = partial(attend, q, keys, keys, window if causal else None, causal)
+                    call = partial(fused, q, keys, keys, window if causal else None, causal)
                     name = f"{kind}, {rows} rows, {total} keys, {'causal' if causal else 'canvas'}"
                     yield Reach(name, call)
 

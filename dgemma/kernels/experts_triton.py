@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dgemma.errors import InvalidRequest
-from dgemma.kernels.launch import FUSED, fitting, launch_largest
+from dgemma.kernels.launch import FUSED, launch_largest
 
 PLAN_BLOCKS = 64
 """Blocks that one program of the plan places."""
@@ -65,6 +65,7 @@ TILES_32_BIT = (
     ExpertTiles(16, 32, 32, 4, 2),
     ExpertTiles(16, 32, 16, 4, 1),
 )
+BARRIER_BYTES = 64
 MOST_MEANS = (96, 32, 8)
 """Above so many rows of an expert in the mean, the first, second and third of 16 bit are used."""
 
@@ -83,9 +84,9 @@ def candidates(assignments: int, experts: int, dtype: torch.dtype) -> tuple[Expe
 
 
 def shared_bytes(tiles: ExpertTiles, dtype: torch.dtype) -> int:
-    """Most shared memory of a block: what `stages` steps of the first product read."""
+    """Most shared memory of a block: what `stages` steps of the first product read, and barriers."""
     read = (tiles.rows + 2 * tiles.columns) * tiles.inner
-    return tiles.stages * read * dtype.itemsize
+    return tiles.stages * read * dtype.itemsize + BARRIER_BYTES
 
 
 @triton.jit(do_not_specialize=["total"])
@@ -310,11 +311,13 @@ def experts_triton(
         return out
     x, index, weight = x.contiguous(), index.contiguous(), weight.contiguous()
     gate_up, down = gate_up.contiguous(), down.contiguous()  # copies nothing for real weights
-    sizes = fitting(
-        candidates(index.numel(), down.shape[0], x.dtype), lambda t: shared_bytes(t, x.dtype)
-    )
     with torch.cuda.device_of(x):
-        launch_largest("experts", sizes, lambda t: _run(x, index, weight, gate_up, down, out, t))
+        launch_largest(
+            "experts",
+            candidates(index.numel(), down.shape[0], x.dtype),
+            lambda tiles: shared_bytes(tiles, x.dtype),
+            lambda tiles: _run(x, index, weight, gate_up, down, out, tiles),
+        )
     return out
 
 

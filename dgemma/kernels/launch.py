@@ -2,11 +2,10 @@
 
 A kernel lists its candidates, largest first, and says how many bytes of shared memory each takes:
 
-    candidates = fitting(tiles_for(rows), lambda tiles: shared_bytes(tiles, dtype))
-    return launch_largest("experts", candidates, lambda tiles: _run(tiles, ...))
+    launch_largest("mine", candidates(rows), shared_bytes, lambda tiles: _run(tiles, x, out))
 
 The formula keeps launches from failing; the compiler has the last word. If it needs more than the
-device has, Triton raises OutOfResources before anything runs: the next candidate is taken, which
+device has, Triton raises OutOfResources before the kernel runs: the next candidate is taken, which
 is said once and remembered. `dgemma bench gpu` compares formula and compiler without a GPU.
 Needs the `triton` package.
 """
@@ -15,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -33,6 +33,7 @@ FUSED = {"enable_fp_fusion": True}
 Tiles = TypeVar("Tiles")
 Result = TypeVar("Result")
 
+_expected: ContextVar[int | None] = ContextVar("expected_bytes", default=None)
 _refused: set[tuple[int, str, object]] = set()
 """(device, kernel, tiles) that found no room; each was said once."""
 
@@ -64,47 +65,45 @@ def _limits(active: Any, device: int) -> GpuLimits:
     )
 
 
-def fitting(candidates: Sequence[Tiles], shared_bytes: Callable[[Tiles], int]) -> list[Tiles]:
-    """The candidates that fit on this device, in their order; the last one if none does.
-
-    Args:
-        candidates: largest first.
-        shared_bytes: of a block, an upper bound.
-    """
-    most = limits().shared_bytes
-    found = [tiles for tiles in candidates if shared_bytes(tiles) <= most]
-    return found or list(candidates[-1:])
-
-
 def launch_largest(
-    kernel: str, candidates: Sequence[Tiles], run: Callable[[Tiles], Result]
+    kernel: str,
+    candidates: Sequence[Tiles],
+    shared_bytes: Callable[[Tiles], int],
+    run: Callable[[Tiles], Result],
 ) -> Result:
     """Run with the first candidate that the device has room for.
 
     Args:
         kernel: its name, for the message.
         candidates: block sizes, largest first; hashable.
-        run: launches; may be called again after it raised OutOfResources.
+        shared_bytes: of a block, at most; what does not fit by it is not tried, but the last is.
+        run: launches; is called again, with smaller blocks, if it raised OutOfResources.
 
     Raises:
         DeviceError: there is no room even for the last one.
     """
-    device = _device()
-    problem: OutOfResources | None = None
+    device, most, problem = _device(), limits().shared_bytes, None
     for tiles in candidates:
-        if (device, kernel, tiles) in _refused and tiles != candidates[-1]:
+        key, last = (device, kernel, tiles), tiles == candidates[-1]
+        if not last and (key in _refused or shared_bytes(tiles) > most):
             continue
+        token = _expected.set(shared_bytes(tiles))
         try:
             return run(tiles)
         except OutOfResources as error:
             problem = error
-        if (device, kernel, tiles) not in _refused and tiles != candidates[-1]:
-            logger.warning(
-                "%s: %s need %d of %d %s; the next smaller blocks are used",
-                kernel, tiles, problem.required, problem.limit, problem.name,
-            )  # fmt: skip
-        _refused.add((device, kernel, tiles))
+        finally:
+            _expected.reset(token)
+        if not last:
+            _refused.add(key)
+            logger.warning("%s: %s: %s The next smaller blocks are used.", kernel, tiles, problem)
     raise DeviceError(
         f"{kernel} finds no room on this device, even with its smallest blocks ({problem}); "
         "use another device or dtype, or the CPU"
     )
+
+
+def expected_bytes() -> int | None:
+    """Shared memory that the launch in progress should take at most; None: its kernel has no
+    formula."""
+    return _expected.get()
