@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
+
 import torch
 
 from dgemma.bench.gpu_launches import KERNELS, CompiledLaunch
@@ -147,8 +148,8 @@ def checked_note(results: Sequence[GpuJobResult]) -> str:
         f"; the first is {over[0].kernel} on {over[0].target} ({over[0].config})" if over else ""
     )
     return (
-        f"{len(launches)} launches were compiled. {known} have a formula of their shared memory, by "
-        f"which the blocks are chosen; {len(over)} take more than it says{worst}."
+        f"{len(launches)} launches were compiled. {known} have a formula of their shared memory, "
+        f"by which the blocks are chosen; {len(over)} take more than it says{worst}."
     )
 
 

@@ -82,7 +82,7 @@ def launch_largest(
     Raises:
         DeviceError: there is no room even for the last one.
     """
-    device, most, problem = _device(), limits().shared_bytes, None
+    device, most, problem = _device(), limits().shared_bytes, ""
     for tiles in candidates:
         key, last = (device, kernel, tiles), tiles == candidates[-1]
         if not last and (key in _refused or shared_bytes(tiles) > most):
@@ -91,7 +91,7 @@ def launch_largest(
         try:
             return run(tiles)
         except OutOfResources as error:
-            problem = error
+            problem = str(error)  # itself it would hold the tensors of the call
         finally:
             _expected.reset(token)
         if not last:

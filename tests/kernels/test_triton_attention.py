@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import pytest
 import torch
@@ -23,25 +22,6 @@ here = pytest.mark.skipif(
     reason="no CUDA; test_in_the_interpreter.py runs these on the CPU",
 )
 LOOSE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-
-
-@pytest.fixture(autouse=True)
-def runtime_loop_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter of Triton before 3.9 makes an int of an array [1]: numpy 2.4 refuses that.
-
-    Only loops whose bounds are known at run time need it; on CUDA nothing is patched.
-    """
-    if not INTERPRETED:
-        return
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang_tensor
-
-    def patched(tensor: Any, scope: Any) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
-
-    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
 
 
 def usable(dtype: torch.dtype) -> torch.dtype:
