@@ -152,6 +152,8 @@ def compiled(arguments: argparse.Namespace, targets: str) -> int:
     for option, default in unused.items():
         if getattr(arguments, option.removeprefix("--").replace("-", "_")) != default:
             raise InvalidRequest(f"bench gpu takes all models and dtypes; leave out {option}")
+    if arguments.model != "nano":
+        raise InvalidRequest(f"bench gpu takes all models; leave out {arguments.model}")
     from dgemma.bench import gpu
 
     deliver(gpu.report(gpu.targets_of(targets), arguments.command_line, say), arguments.json)
