@@ -24,12 +24,14 @@ import torch
 from torch import Tensor
 
 from dgemma.kernels.attention import choose_attention
+from dgemma.kernels.attention_paged import PagedSegments
 from dgemma.kernels.controls import Controls
 from dgemma.kernels.cuda import cuda_kernels
 from dgemma.kernels.experts import choose_experts
 from dgemma.kernels.head import Head, choose_head
 from dgemma.model.config import ModelConfig
 from dgemma.model.layers import Embedding
+from dgemma.types import PAGE
 
 CUDA = torch.device("cuda")
 ROWS = (4096, 1024, 256, 64, 1)
@@ -119,23 +121,27 @@ def head(config: ModelConfig, dtype: torch.dtype) -> Iterator[Reach]:
 
 
 def attention(config: ModelConfig, dtype: torch.dtype) -> Iterator[Reach]:
-    """Attention of one request: canvases and prompts, in both kinds of layers."""
+    """Attention of batches of canvases, prompts and single tokens, in both kinds of layers."""
     if choose_attention(dtype, CUDA)[0] != "triton":
         return
     fused = cuda_kernels().attend
     for kind in ("full", "sliding"):
         shape = getattr(config, kind)
         for prefix in KEYS:
-            for rows in (config.canvas_length, 1024, 1):
+            for segments, length in ((16, config.canvas_length), (1, 1024), (1, 1)):
+                rows, reach = segments * length, length + prefix
                 q = meta(rows, config.num_attention_heads, shape.head_dim, dtype=dtype)
-                total = rows + prefix
-                keys = meta(shape.num_key_value_heads, total + 64, shape.head_dim, dtype=dtype)
-                keys = keys[:, :total]
-                window = config.sliding_window if kind == "sliding" else None
-                for causal in (False, True) if rows > 1 else (True,):
-                    call = partial(fused, q, keys, keys, window if causal else None, causal)
-                    name = f"{kind}, {rows} rows, {total} keys, {'causal' if causal else 'canvas'}"
-                    yield Reach(name, call)
+                size = 2, shape.num_key_value_heads, segments * reach, shape.head_dim
+                at = PagedSegments(
+                    slots=meta(rows, dtype=torch.int64),
+                    **{name: meta(segments, dtype=torch.int64)
+                       for name in ("first", "length", "stored", "low", "causal")},
+                    table=meta(segments, reach // PAGE, dtype=torch.int64),
+                    window=config.sliding_window if kind == "sliding" else None,
+                    page=PAGE, longest=length, reach=reach,
+                )  # fmt: skip
+                call = partial(fused, q, meta(*size, dtype=dtype), at)
+                yield Reach(f"{kind}, {segments} x {length} rows, {reach} keys", call)
 
 
 KERNELS: dict[str, Lister] = {"attention": attention, "experts": experts, "head": head}
