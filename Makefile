@@ -55,7 +55,7 @@ $(MINI)/config.json: | $(STAMP)
 	$(BIN)/dgemma bench --make mini $(MINI)
 performance: $(STAMP) $(REAL)/config.json $(MINI)/config.json  ## measure at real sizes; writes docs/performance.md
 	set -e; new=$$(mktemp); trap 'rm -f "$$new"' EXIT; exec > "$$new"; \
-	printf '# Performance\n\nWritten by `make performance`, which ran the commands named below.\n\n'; \
+	printf '# Performance\n\nWritten by `make performance`, which ran the commands named below. [gpu.md](gpu.md) has what can be said of GPUs without one.\n\n'; \
 	for prompt in 64 1024; do $(BIN)/dgemma bench compare $(REAL) --prompt $$prompt --steps 4; done; \
 	$(BIN)/dgemma bench compare $(MINI) --dtype bfloat16; \
 	for prompt in 64 1024; do $(BIN)/dgemma bench step $(REAL) --prompt $$prompt; done; \

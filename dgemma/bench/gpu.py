@@ -39,6 +39,11 @@ NOTES = (
     "its blocks, its warps / those of a block, 65,536 registers / (warps x registers of a warp, in "
     "units of 256), its shared memory / (that of a block + 1 KB), and on sm_100 512 columns of "
     "tensor memory / those of a block.",
+    "Targets, with an example and the most shared memory of a block: "
+    + "; ".join(
+        f"{one.name} {one.example}, {one.shared_bytes // 1024} KB" for one in LIMITS.values()
+    )
+    + ".",
     "Of each kernel, target and dtype the launch with the most shared memory is shown, the number "
     "of launches beside it; `--json` has all of them.",
 )
@@ -101,7 +106,8 @@ def launch_table(results: Iterable[GpuJobResult]) -> Table:
     for result in results:
         job = result.job
         for launch in result.launches:
-            found.setdefault((launch.kernel, job.target, job.dtype), []).append(launch)
+            kernel = f"{job.part} {launch.kernel.lstrip('_')}"
+            found.setdefault((kernel, job.target, job.dtype), []).append(launch)
     rows: list[list[Cell]] = []
     for (kernel, target, dtype), launches in sorted(found.items()):
         top = max(launches, key=lambda one: (one.shared_bytes, one.spill_bytes, one.registers))

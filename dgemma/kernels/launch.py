@@ -54,7 +54,8 @@ def _device() -> int:
 
 @lru_cache(maxsize=64)
 def _limits(active: Any, device: int) -> GpuLimits:
-    capability = active.get_current_target().arch
+    target = active.get_current_target()
+    capability = target.arch if target.backend == "cuda" else min(LIMITS)
     facts = active.utils.get_device_properties(device)
     like = max((c for c in LIMITS if c <= capability), default=min(LIMITS))
     return replace(

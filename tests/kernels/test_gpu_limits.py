@@ -13,6 +13,8 @@ from dgemma.errors import DeviceError
 from dgemma.kernels.gpu import LIMITS, blocks_per_processor
 
 pytest.importorskip("triton", reason="the kernels need the triton package")
+from triton.backends.compiler import GPUTarget
+
 from dgemma.bench.gpu_compile import CompileOnlyDriver, compile_only
 from dgemma.bench.gpu_launches import meta
 from dgemma.kernels import experts_triton, launch
@@ -41,10 +43,22 @@ def test_occupancy_against_known_figures() -> None:
     assert limits == {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU has limits of its own")
 def test_the_interpreter_has_limits() -> None:
     """A kernel that asks for limits where no driver is."""
-    if not torch.cuda.is_available():
-        assert launch.limits() == LIMITS[90]
+    assert launch.limits() == LIMITS[90]
+
+
+def test_a_device_of_no_known_capability(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A newer or an older GPU than those of the table: its own figures, the rest of the nearest."""
+    for capability, like in ((121, 120), (103, 100), (75, 80)):
+        asked = replace(LIMITS[like], capability=capability, shared_bytes=50_000, processors=7)
+        with compile_only(asked):
+            assert launch.limits() == asked
+    with compile_only(asked) as device:
+        other = GPUTarget("hip", "gfx942", 64)
+        monkeypatch.setattr(device, "get_current_target", lambda: other)
+        assert launch.limits() == replace(asked, capability=80)
 
 
 def run_experts(rows: int) -> torch.Tensor:
