@@ -65,9 +65,9 @@ performance: $(STAMP) $(REAL)/config.json $(MINI)/config.json  ## measure at rea
 	$(BIN)/python -m bench.serving nano; \
 	cp "$$new" docs/performance.md
 
-gpu-report: $(STAMP)  ## compile the GPU kernels for six GPUs, none needed; writes docs/gpu.md
+gpu-report: $(STAMP)  ## compile the GPU kernels for six GPUs that need not be there; writes docs/gpu.md
 	set -e; new=$$(mktemp); trap 'rm -f "$$new"' EXIT; exec > "$$new"; \
-	printf '# The GPU path without a GPU\n\nWritten by `make gpu-report`. [performance.md](performance.md) has what was measured, on CPUs.\n\n'; \
+	printf '# GPUs\n\nWritten by `make gpu-report`. [performance.md](performance.md) has what was measured, on CPUs.\n\n'; \
 	$(BIN)/dgemma bench gpu; \
 	cp "$$new" docs/gpu.md
 

@@ -44,8 +44,8 @@ NOTES = (
         f"{one.name} {one.example}, {one.shared_bytes // 1024} KB" for one in LIMITS.values()
     )
     + ".",
-    "Of each kernel, target and dtype the launch with the most shared memory is shown, the number "
-    "of launches beside it; `--json` has all of them.",
+    "Of each kernel, target and dtype the launch with the most shared memory is shown, beside it "
+    "the number of launches and their largest spill; `--json` has all of them.",
 )
 
 
@@ -101,23 +101,24 @@ def compile_all(jobs: Sequence[GpuJob]) -> list[GpuJobResult]:
 
 
 def launch_table(results: Iterable[GpuJobResult]) -> Table:
-    """The largest launch of each kernel, target and dtype."""
+    """The largest launch of each kernel, target and dtype; dtypes that agree share a row."""
     found: dict[tuple[str, int, str], list[CompiledLaunch]] = {}
     for result in results:
         job = result.job
         for launch in result.launches:
             kernel = f"{job.part} {launch.kernel.lstrip('_')}"
             found.setdefault((kernel, job.target, job.dtype), []).append(launch)
-    rows: list[list[Cell]] = []
+    rows: dict[tuple[Cell, ...], list[str]] = {}
     for (kernel, target, dtype), launches in sorted(found.items()):
         top = max(launches, key=lambda one: (one.shared_bytes, one.spill_bytes, one.registers))
         most = max(one.spill_bytes for one in launches)
-        rows.append([kernel, f"sm_{target}", top.config, dtype, top.shared_bytes,
-                     top.limit_bytes, top.registers, top.spill_bytes, top.occupancy,
-                     len(launches), most])  # fmt: skip
-    head = ("kernel", "target", "config", "dtype", "shared", "limit", "registers", "spill",
-            "blocks", "launches", "most spill of them")  # fmt: skip
-    return Table("Compiled launches, the largest of each kernel", head, rows)
+        row = (kernel, f"sm_{target}", top.config, top.shared_bytes, top.limit_bytes,
+               top.registers, top.spill_bytes, top.occupancy, len(launches), most)  # fmt: skip
+        rows.setdefault(row, []).append(dtype)
+    head = ("kernel", "target", "config", "shared", "limit", "registers", "spill", "blocks",
+            "launches", "most spill of them", "dtype")  # fmt: skip
+    title = "Compiled launches, the largest of each kernel"
+    return Table(title, head, [[*row, ", ".join(dtypes)] for row, dtypes in rows.items()])
 
 
 def refused_table(results: Iterable[GpuJobResult]) -> Table:
@@ -191,7 +192,7 @@ def report(targets: Sequence[int], command: str, say: Callable[[str], None]) -> 
         for target in targets
         for dtype in DTYPES
     ]
-    say(f"compiling {len(KERNELS)} parts for {len(targets)} targets")
+    say("compiling; with an empty cache a target takes about a minute of one core")
     results = compile_all(jobs)
     return Report(
         "The GPU path without a GPU",
