@@ -317,7 +317,7 @@ def experts_triton(
     gate_up, down = gate_up.contiguous(), down.contiguous()  # copies nothing for real weights
     with torch.cuda.device_of(x):
         launch_largest(
-            "experts",
+            f"experts in {x.dtype}",
             candidates(index.numel(), down.shape[0], x.dtype),
             lambda tiles: shared_bytes(tiles, x.dtype),
             lambda tiles: _run(x, index, weight, gate_up, down, out, tiles),

@@ -75,7 +75,8 @@ def launch_largest(
     """Run with the first candidate that the device has room for.
 
     Args:
-        kernel: its name, for the message.
+        kernel: its name, with whatever else decides its room (dtype, head size): for the message,
+            and for the memory of what was refused.
         candidates: block sizes, largest first; hashable.
         shared_bytes: of a block, at most; what does not fit by it is not tried, but the last is.
         run: launches; is called again, with smaller blocks, if it raised OutOfResources.
