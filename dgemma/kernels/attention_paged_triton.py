@@ -70,7 +70,7 @@ BARRIER_BYTES = 1024
 def candidates(
     rows: int, head_dim: int, dtype: torch.dtype, capability: int
 ) -> tuple[AttentionTiles, ...]:
-    """Block sizes for segments of `rows` folded rows (queries x heads of a group), largest first."""
+    """Block sizes for `rows` folded rows (queries x heads of a group) a segment, largest first."""
     if dtype == torch.float32:
         return FEW_ROWS[-1:]
     if rows <= 16:
@@ -86,14 +86,14 @@ def shared_bytes(tiles: AttentionTiles, head_dim: int, dtype: torch.dtype, capab
     The queries are there too where tensor cores read them, else half of them while they go to
     registers, if they do not fit the place of a block of keys.
     """
-    power = triton.next_power_of_2(head_dim)
+    power: int = triton.next_power_of_2(head_dim)
     blocks, queries = 2 * tiles.stages, 0
     if tiles.rows >= 64 and capability in SHARED_PRODUCTS:
         queries = tiles.rows * power
     else:
         blocks -= tiles.stages > 1
         queries = tiles.rows * power // 2 * (tiles.rows > tiles.keys)
-    numbers = queries + blocks * tiles.keys * power + tiles.rows * tiles.keys
+    numbers: int = queries + blocks * tiles.keys * power + tiles.rows * tiles.keys
     return numbers * dtype.itemsize + BARRIER_BYTES * (capability in SHARED_PRODUCTS)
 
 
@@ -102,13 +102,23 @@ def count_spans(programs: int, blocks: int, processors: int) -> int:
     return max(1, min(processors // programs, blocks // 4, MOST_SPANS))
 
 
+@triton.jit
+def _seen(begin, before, ordered, count, token, window, WINDOWED: tl.constexpr):
+    """The first and the last key of the request that each row sees, both int32 like `token`."""
+    place = before + token  # of the query among the keys
+    last = tl.where(ordered, place, before + count - 1)
+    since = token * 0 + begin
+    if WINDOWED:
+        since = tl.where(ordered, tl.maximum(place - window + 1, 0), since)
+    return since, last
+
+
 @triton.jit(do_not_specialize=["rows", "tiles", "blocks", "window", "span"])
 def _attend_pages(
     q, keys, values,  # [N, H, hd], [Hkv, slots, hd] twice
     out,  # [N, H, hd]; with spans fp32 [spans, N, H, hd], not yet divided
     peaks, sums,  # fp32 [spans, N, H]: base-2 maximum and sum of the weights; with spans only
-    first, length, stored, low, causal,  # int64 [R], see `PagedSegments`
-    table,  # int64 [R, blocks]
+    first, length, stored, low, causal, table,  # int64 [R] and [R, blocks], see `PagedSegments`
     q_token, q_head, k_head, k_slot,  # strides
     rows, tiles, blocks, window, span,  # N; row tiles of a segment; keys of a span
     HEADS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, POWER: tl.constexpr,
@@ -123,16 +133,11 @@ def _attend_pages(
         return
     held, token = row < count * GROUP, tl.minimum(row // GROUP, count - 1)
     head = tl.program_id(1) * GROUP + row % GROUP
-    column = tl.arange(0, POWER)
-    inside = column < WIDTH
-    before = tl.load(stored + segment).to(tl.int32)
+    column, inside = tl.arange(0, POWER), tl.arange(0, POWER) < WIDTH
     begin = tl.load(low + segment).to(tl.int32)
+    before = tl.load(stored + segment).to(tl.int32)
     ordered = tl.load(causal + segment) != 0
-    place = before + token  # of the query among its request's keys
-    last = tl.where(ordered, place, before + count - 1)
-    since = tl.zeros((ROWS,), tl.int32) + begin
-    if WINDOWED:
-        since = tl.where(ordered, tl.maximum(place - window + 1, 0), since)
+    since, last = _seen(begin, before, ordered, count, token, window, WINDOWED)
     at = tl.load(first + segment) + token
     q_at = q + at[:, None] * q_token + head[:, None] * q_head + column[None, :]
     query = tl.load(q_at, mask=held[:, None] & inside[None, :], other=0.0)
@@ -141,8 +146,7 @@ def _attend_pages(
     if SPLIT:
         start += tl.program_id(2) * span
         high = tl.minimum(high, start + span)
-    peak = tl.full((ROWS,), float("-inf"), tl.float32)
-    weight = tl.zeros((ROWS,), tl.float32)
+    peak, weight = tl.full((ROWS,), float("-inf"), tl.float32), tl.zeros((ROWS,), tl.float32)
     mixed = tl.zeros((ROWS, POWER), tl.float32)
     k_at = keys + tl.program_id(1).to(tl.int64) * k_head + column[:, None]
     v_at = values + tl.program_id(1).to(tl.int64) * k_head + column[None, :]
@@ -239,7 +243,7 @@ def attend_pages(q: Tensor, buffer: Tensor, at: PagedSegments) -> Tensor:
     with torch.cuda.device_of(q):
         capability = limits().capability
         launch_largest(
-            "attention",
+            f"attention, heads of {width} in {q.dtype}",
             candidates(at.longest * group, width, q.dtype, capability),
             lambda tiles: shared_bytes(tiles, width, q.dtype, capability),
             lambda tiles: _run(q, buffer, at, out, tiles),
