@@ -30,6 +30,7 @@ from dgemma.types import CanvasControl as CanvasControl
 from dgemma.types import Constraint as Constraint
 from dgemma.types import Event as Event
 from dgemma.types import Output as Output
+from dgemma.types import PromptContent as PromptContent
 from dgemma.types import Request as Request
 from dgemma.types import TokenScore as TokenScore
 from dgemma.types import ToolCall as ToolCall

@@ -15,12 +15,13 @@ from typing import Any, Protocol
 from dgemma.constrain.cache import GrammarCache
 from dgemma.constrain.tool_choice import ToolUse
 from dgemma.errors import ContextOverflow, InvalidRequest, TemplateError, TokenizerError, bad_field
+from dgemma.matcher import Matcher
 from dgemma.params import SamplingParams
 from dgemma.text.answer import AnswerReader
 from dgemma.text.chat import ChatTemplate
 from dgemma.text.parse import MarkerIds, thought_is_open
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import Event, Matcher, Output, Request, ThoughtIds
+from dgemma.types import Event, Output, Request, ThoughtIds
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]

@@ -6,16 +6,12 @@ files, tokenizers or HTTP, so that a client can import them in milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal
 
 from dgemma.errors import InvalidRequest, bad_field
 from dgemma.params import MOST_BIAS, SamplingParams, refused
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 EventType = Literal["status", "frame", "commit", "done"]
@@ -51,55 +47,6 @@ class ThoughtIds:
     open_id: int
     close_id: int
     is_open: bool = False
-
-
-class Matcher(Protocol):
-    """The state of an answer in its grammar; every method may raise EngineError."""
-
-    def accept(self, ids: Sequence[int]) -> int:
-        """Take as many of these ids as the grammar allows, never an end id; return how many."""
-        ...
-
-    def undo(self, count: int) -> None:
-        """Take back the last `count` ids."""
-        ...
-
-    def allowed(self) -> NDArray[np.int32]:
-        """Bitset [ceil(V / 32)]: bit j of word w allows id 32 w + j next. Never end ids.
-
-        If the text that follows is forced, the mask may have the first of `forced` alone, though
-        `accept` also takes other tokens that spell the same.
-        """
-        ...
-
-    @property
-    def accepting(self) -> bool:
-        """The text may end here."""
-        ...
-
-    @property
-    def finished(self) -> bool:
-        """It must end here: accepting and nothing is allowed."""
-        ...
-
-    def forced(self) -> list[int]:
-        """Ids that must come next; `accept` takes them all."""
-        ...
-
-    def completion(self, room: int) -> list[int] | None:
-        """At most `room` ids after which the text may end; [] if it may end here.
-
-        None if none were found. Leaves the state as it is.
-        """
-        ...
-
-    def can_complete(self, room: int) -> bool:
-        """Whether `completion` finds at most `room` ids; may be quicker than making them."""
-        ...
-
-    def alphabet(self) -> NDArray[np.int32] | None:
-        """Bitset of ids that can occur anywhere in a text; None if any id may."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +143,32 @@ class Constraint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PromptContent:
+    """Ids of a prompt that stand for other content, such as an image.
+
+    Attributes:
+        start, length: their place in the prompt.
+        key: names the content and all that its keys and values depend on, such as a hash of an
+            image's bytes and its budget of tokens. Equal ids with other keys are other content.
+
+    Raises:
+        InvalidRequest: no place, or no key.
+    """
+
+    start: int
+    length: int
+    key: str
+
+    def __post_init__(self) -> None:
+        for name, least in (("start", 0), ("length", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise refused(f"contents.{name}", f"be an integer of at least {least}", value)
+        if not isinstance(self.key, str) or not self.key:
+            raise refused("contents.key", "be a string that is not empty", self.key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One answer to be made by the engine.
 
@@ -210,10 +183,13 @@ class Request:
         trace: whether `Output.trace` holds every step.
         thought: needed when `params.thinking_budget` is set.
         canvas: control of the first canvas.
+        contents: parts of the prompt that stand for other content, in order. Cached keys and values
+            are shared up to the first that differs; the network itself reads `token_ids` alone.
         score_from: first scored position of a "score" request, at least 1.
         priority: the highest goes first; 0 is a person who waits, less is for work in the
             background. Neither it nor any field below changes the tokens.
-        owner: whose request it is. Owners alternate, however many requests one has.
+        owner: whose request it is. Owners alternate, however many requests one has, and share no
+            cached keys and values, so that none can time another's prompts.
         replaces: a label; a newer request of the same owner and label cancels this one (an editor's
             completion).
         deadline_s: seconds after which the request ends with an error, whatever it has.
@@ -229,6 +205,7 @@ class Request:
     trace: bool = False
     thought: ThoughtIds | None = None
     canvas: CanvasControl | None = None
+    contents: tuple[PromptContent, ...] = ()
     score_from: int = 1
     priority: int = 0
     owner: str = ""
@@ -251,6 +228,13 @@ class Request:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not 0 < value <= MOST_SECONDS:
                 raise refused(name, f"be above 0 and at most {MOST_SECONDS} seconds", value)
+        end = 0
+        for content in self.contents:
+            if content.start < end:
+                raise bad_field("contents", "must be in the order of the prompt, none over another")
+            end = content.start + content.length
+        if end > len(self.token_ids):
+            raise bad_field("contents", f"reach to {end}, past the {len(self.token_ids)} ids")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

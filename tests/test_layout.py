@@ -49,14 +49,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "params": {"errors"},
     "types": {"params", "errors"},
+    "matcher": set(),
     "device": {"errors"},
     "text": {"params", "types", "errors"},
-    "constrain": {"text", "params", "types", "errors"},
-    "frontend": {"constrain", "text", "params", "types", "errors"},
+    "constrain": {"matcher", "text", "params", "types", "errors"},
+    "frontend": {"constrain", "matcher", "text", "params", "types", "errors"},
     "tasks": {"text", "types", "errors"},
     "kernels": BASE,
     "model": {"kernels"} | BASE,
-    "diffusion": {"kernels"} | BASE,
+    "diffusion": {"kernels", "matcher"} | BASE,
     "weights": {"model"} | BASE,
     "quant": {"model", "kernels"} | BASE,
     "loading": {"frontend", "model", "weights", "quant", "text"} | BASE,
@@ -77,9 +78,10 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_DEFER = {"cli", "dgemma", "__main__"}
 """Parts that may import inside functions; elsewhere that is for optional extras alone."""
 
-NO_TORCH = ("params", "types", "errors", "text", "constrain", "frontend", "tasks", "compose",
-            "server", "engine.counters", "engine.events", "engine.page_allocator", "engine.pages",
-            "engine.request", "engine.scheduler", "engine.sequence", "weights.find")  # fmt: skip
+NO_TORCH = ("params", "types", "errors", "matcher", "text", "constrain", "frontend", "tasks",
+            "compose", "server", "engine.counters", "engine.events", "engine.page_allocator",
+            "engine.pages", "engine.request", "engine.scheduler", "engine.sequence",
+            "weights.find")  # fmt: skip
 TORCH = {"torch", "triton", "transformers"}
 
 FILE_LINES, FUNCTION_LINES = 400, 60

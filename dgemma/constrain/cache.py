@@ -18,9 +18,10 @@ from dgemma.constrain.sources import make_grammar
 from dgemma.constrain.tool_choice import ToolUse
 from dgemma.constrain.wrappers import BadWordsMatcher, ThoughtPrefixMatcher
 from dgemma.errors import InvalidRequest
+from dgemma.matcher import Matcher
 from dgemma.params import SamplingParams
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import Matcher, ThoughtIds
+from dgemma.types import ThoughtIds
 
 KEPT = 64
 """Compiled grammars kept."""

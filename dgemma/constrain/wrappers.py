@@ -13,9 +13,10 @@ import numpy as np
 from dgemma.constrain.completion import shortest
 from dgemma.constrain.guidance import Symbols
 from dgemma.errors import InvalidRequest
+from dgemma.matcher import Matcher
 from dgemma.text.token_table import WORD, Bits, token_table_of
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import Matcher, ThoughtIds
+from dgemma.types import ThoughtIds
 
 
 class ThoughtPrefixMatcher:

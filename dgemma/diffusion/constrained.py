@@ -23,7 +23,8 @@ from dgemma.diffusion.canvas import Canvas, CanvasSpec, Commit
 from dgemma.diffusion.control import CanvasPrefix, barred, is_set
 from dgemma.errors import EngineError, InvalidRequest
 from dgemma.kernels.head import Head
-from dgemma.types import CanvasControl, Constraint, Matcher
+from dgemma.matcher import Matcher
+from dgemma.types import CanvasControl, Constraint
 
 ROUNDS, STEPS = 2, 3
 """How often a finished canvas is denoised again, and for how many steps at most."""

@@ -300,7 +300,7 @@ class Scheduler:
         """Whether a running sequence of no lower priority computes the pages it needs next."""
         if len(self.running) >= self.max_running:
             return False  # no place for it anyway; looking would cost a walk through its prompt
-        table = self.pages.computing(seq.context)
+        table = self.pages.computing(seq.prefix)
         return table is not None and any(
             other.block_table is table and other.priority >= seq.priority for other in self.running
         )
@@ -310,17 +310,17 @@ class Scheduler:
         first = min(self.chunk, len(seq.context)) + seq.width  # at most
         table = None
         if not self.running or (len(self.running) < self.max_running and not self._crowded):
-            table = self.pages.open(seq.context, seq.positions, first, seq.reuse)
+            table = self.pages.open(seq.prefix, seq.positions, first, seq.reuse)
         if table is None:
             lower = [other for other in self.running if seq.priority > other.level]
             tables = [other.block_table for other in lower if other.block_table is not None]
-            if not lower or not self.pages.could(seq.context, seq.positions, first, tables):
+            if not lower or not self.pages.could(seq.prefix, seq.positions, first, tables):
                 assert self.running, "a sequence that fits alone was not admitted alone"
                 return False
             lower.sort(key=lambda other: other.rank)
             while table is None and lower:
                 self.preempt(lower.pop())
-                table = self.pages.open(seq.context, seq.positions, first, seq.reuse)
+                table = self.pages.open(seq.prefix, seq.positions, first, seq.reuse)
             if table is None:
                 return False
         seq.waiting = False

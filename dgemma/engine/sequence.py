@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dgemma.engine.events import EventQueue
-from dgemma.engine.pages import BlockTable
+from dgemma.engine.pages import BlockTable, Prefix
 from dgemma.types import (
     Constraint,
     Event,
@@ -111,6 +111,11 @@ class Sequence:
     def positions(self) -> int:
         """Positions that the context and the canvas after it take."""
         return len(self.context) + self.width
+
+    @property
+    def prefix(self) -> Prefix:
+        """The context and all that its keys and values depend on."""
+        return Prefix(self.context, self.owner, self.request.contents)
 
     @property
     def reuse(self) -> int:

@@ -12,8 +12,9 @@ from dgemma.constrain import wrappers
 from dgemma.constrain.completion import BYTE_ORDER, shortest, symbols_of
 from dgemma.constrain.matcher import Grammar
 from dgemma.constrain.sources import make_grammar
-from dgemma.constrain.wrappers import BadWordsMatcher, Matcher, ThoughtPrefixMatcher
+from dgemma.constrain.wrappers import BadWordsMatcher, ThoughtPrefixMatcher
 from dgemma.errors import InvalidRequest
+from dgemma.matcher import Matcher
 from dgemma.text.parse import MarkerIds
 from dgemma.text.token_table import token_table_of
 from dgemma.text.tokenizer import Tokenizer
