@@ -61,7 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "weights": {"model"} | BASE,
     "quant": {"model", "kernels"} | BASE,
     "loading": {"frontend", "model", "weights", "quant", "text"} | BASE,
-    "engine": {"model", "kernels", "diffusion"} | BASE,
+    "engine": {"model", "kernels", "diffusion", "matcher"} | BASE,
     "compose": {"constrain", "frontend", "text", "params", "types", "errors"},
     "server": {"compose", "frontend", "constrain", "text", "params", "types", "errors"},
     "llm": JOINED | {"loading", "model.config", "model.transformer"} | BASE,
@@ -80,7 +80,8 @@ MAY_DEFER = {"cli", "dgemma", "__main__"}
 
 NO_TORCH = ("params", "types", "errors", "matcher", "text", "constrain", "frontend", "tasks",
             "compose", "server", "engine.counters", "engine.events", "engine.page_allocator",
-            "engine.pages", "engine.request", "engine.scheduler", "engine.sequence",
+            "engine.pages", "engine.request", "engine.scheduler", "engine.searches",
+            "engine.sequence",
             "weights.find")  # fmt: skip
 TORCH = {"torch", "triton", "transformers"}
 

@@ -24,6 +24,7 @@ from dgemma.errors import EngineError
 from dgemma.kernels.controls import Controls
 from dgemma.kernels.head import Head
 from dgemma.kernels.head_output import HeadOutput
+from dgemma.matcher import run_search
 from dgemma.params import SamplingParams
 from dgemma.types import CanvasControl, ThoughtIds, TraceStep
 
@@ -82,7 +83,7 @@ def generate(
             trace.append(trace_step(before, canvas, schedule))
             room = min(limit - len(answer), left // spec.length * spec.length)
             if canvas.reason and constrained and head:
-                resolved = constrained.resolve(canvas, hidden, head, spec, room)
+                resolved = run_search(constrained.resolve(canvas, hidden, head, spec, room))
                 if isinstance(resolved, Canvas):
                     canvas = resolved  # to be repaired
                 else:

@@ -33,6 +33,7 @@ from dgemma.engine.events import EventStream
 from dgemma.engine.pages import Pages
 from dgemma.engine.request import ModelLimits, resolve_request
 from dgemma.engine.scheduler import Scheduled, Scheduler
+from dgemma.engine.searches import BUDGET, SearchQueue
 from dgemma.engine.sequence import Sequence, ShouldStop
 from dgemma.engine.step import NOT_FINITE, CanvasState, StepResult, apply, first_canvas, go_on
 from dgemma.errors import InvalidRequest
@@ -122,6 +123,7 @@ class Engine:
         )
         self._clock = clock
         self._live: set[Sequence] = set()
+        self.searches = SearchQueue(BUDGET)
         self._counted = Counters()
         self.batch = ModelRunner(model, self.memory, self._counted)
         self.added = 0  # sequences ever added
@@ -252,12 +254,13 @@ class Engine:
             self._counted.preemptions += self.scheduler.preemptions
             self._counted.prefix_hit_tokens += self.scheduler.pages.hit_tokens
             self.scheduler = self._scheduler(self._pages())
+            self.searches.sequences.clear()
 
     # -- a step --------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def step(self) -> None:
-        """One pass over the sequences that the scheduler chooses, whatever their phase."""
+        """One pass over the sequences that the scheduler chooses, and a part of each search."""
         with self._alone():
             self._cancel_all()
             begin = self._counted.now()
@@ -270,6 +273,8 @@ class Engine:
                     scheduled.sequence.report_status("encoding")
             if plan.scheduled:
                 self._run(plan.scheduled)
+            if self.searches.sequences:
+                self._search()
 
     def _run(self, work: list[Scheduled]) -> None:
         """A pass; on an error its halves, each by itself, until the one to blame is alone."""
@@ -322,6 +327,19 @@ class Engine:
             seq.finish("error", f"{type(error).__name__}: {error}")
         if seq.output is not None:
             self._retire(seq)
+        elif seq.search is not None:
+            self.searches.sequences.append(seq)
+
+    def _search(self) -> None:
+        """Go on with the searches for as many steps as their budget allows."""
+        begin, sequences = self._counted.now(), list(self.searches.sequences)
+        before = sum(len(seq.committed) for seq in sequences)
+        ended = self.searches.advance()
+        self._counted.committed_tokens += sum(len(seq.committed) for seq in sequences) - before
+        for seq in ended:
+            if seq.output is not None:
+                self._retire(seq)
+        self._counted.add_time("apply", begin)
 
     def _end(self, seq: Sequence, reason: FinishReason, error: str | None = None) -> None:
         """End a request, unless it has ended."""
@@ -332,6 +350,7 @@ class Engine:
     def _retire(self, seq: Sequence) -> None:
         """Take a finished sequence out and report its end."""
         self._live.remove(seq)
+        seq.search = None
         try:
             self.scheduler.remove(seq)
         finally:  # even after a fault here nobody may wait for this sequence

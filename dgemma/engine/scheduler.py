@@ -188,7 +188,7 @@ class Scheduler:
         plan, self._now = StepPlan(), now
         self._expire(now, plan)
         for seq in sorted(self.running, key=lambda seq: seq.rank):
-            if seq not in plan.failed and seq.block_table is not None:
+            if seq not in plan.failed and seq.block_table is not None and seq.search is None:
                 self._secure(seq, plan)
         self._admit(now, plan)
         self._choose(plan)
@@ -257,7 +257,7 @@ class Scheduler:
         floor: list[int] = []
         for seq in self._waiting_in_order(now, floor):
             aside.append(seq)
-            if seq in plan.failed or self._is_computed(seq):
+            if seq in plan.failed or seq.search is not None or self._is_computed(seq):
                 continue
             try:
                 if self._try_admit(seq):
@@ -332,8 +332,8 @@ class Scheduler:
         return True
 
     def _choose(self, plan: StepPlan) -> None:
-        """Fill the pass."""
-        sequences = [seq for seq in self.running if seq not in plan.failed]
+        """Fill the pass. A sequence whose canvas is being decided on waits, with its pages."""
+        sequences = [s for s in self.running if s not in plan.failed and s.search is None]
         fresh = [seq.priority for seq in sequences if seq.steps == 0]
         chosen = [seq for seq in sequences if seq.priority >= max(fresh, default=0)]
         if fresh and len(chosen) < len(sequences) and self._express < EXPRESS:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from dgemma.engine.events import EventQueue
 from dgemma.engine.pages import BlockTable, Prefix
+from dgemma.matcher import Search
 from dgemma.types import (
     Constraint,
     Event,
@@ -49,6 +50,7 @@ class Sequence:
         canvases, steps: finished canvases, denoising steps (or autoregressive passes) so far.
         scores: of the committed tokens, if the request asks for them.
         constraint: how the answer was kept in its grammar.
+        search: decides on its finished canvas; until it has ended, no pass takes the sequence.
         output: the finished answer, once it has ended.
         number: order of arrival, from 0.
         since: when it began to wait, in seconds on the engine's clock.
@@ -76,6 +78,7 @@ class Sequence:
     trace: list[TraceStep] = field(default_factory=list)
     scores: list[TokenScore] = field(default_factory=list)
     constraint: Constraint | None = None
+    search: Search[None] | None = None
     output: Output | None = None
 
     number: int = 0

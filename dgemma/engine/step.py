@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dgemma.diffusion.canvas import Canvas, CanvasSpec, states, trace_step
+from dgemma.diffusion.canvas import Canvas, CanvasSpec, Commit, states, trace_step
 from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.diffusion.control import EMPTY_PREFIX, begin, controls_for
 from dgemma.diffusion.sampler import finish
@@ -21,6 +21,7 @@ from dgemma.engine.scheduler import Scheduled
 from dgemma.engine.sequence import Sequence
 from dgemma.errors import DGemmaError
 from dgemma.kernels.head import Head
+from dgemma.matcher import Search
 from dgemma.model.cache import Segment
 from dgemma.types import ENTROPY_PER_NAT, CanvasControl, Event, TokenScore
 
@@ -178,7 +179,7 @@ def _frame(index: int, before: Canvas, after: Canvas) -> Event:
 
 
 def resolve_canvas(seq: Sequence, canvas: Canvas, hidden: Tensor) -> None:
-    """Commit a finished canvas, or denoise it further so that it fits its grammar."""
+    """Commit a finished canvas; under a grammar, begin the search that decides on it."""
     state: CanvasState = seq.state
     control = _control(seq)
     if control is not None and control.read_only:
@@ -188,17 +189,26 @@ def resolve_canvas(seq: Sequence, canvas: Canvas, hidden: Tensor) -> None:
         seq.finish("stop")
         return
     if state.constrained is None:
-        commit = finish(canvas, state.spec)
+        _commit_canvas(seq, canvas, hidden, finish(canvas, state.spec))
+    else:  # a clone: it must not keep the hidden states of all others
+        seq.search = _resolve(seq, canvas, hidden.clone(), state.constrained)
+
+
+def _resolve(
+    seq: Sequence, canvas: Canvas, hidden: Tensor, constrained: ConstrainedAnswer
+) -> Search[None]:
+    """Commit a finished canvas, or denoise it further so that it fits its grammar."""
+    state: CanvasState = seq.state
+    resolved = yield from constrained.resolve(canvas, hidden, state.head, state.spec, seq.room)
+    seq.constraint = constrained.report
+    if isinstance(resolved, Canvas):
+        state.canvas = resolved
     else:
-        resolved = state.constrained.resolve(
-            canvas, hidden, state.head, state.spec, seq.room
-        )  # fmt: skip
-        seq.constraint = state.constrained.report
-        if isinstance(resolved, Canvas):
-            state.canvas = resolved
-            return
-        commit = resolved
-    state.canvas = None
+        _commit_canvas(seq, canvas, hidden, resolved)
+
+
+def _commit_canvas(seq: Sequence, canvas: Canvas, hidden: Tensor, commit: Commit) -> None:
+    seq.state.canvas = None
     ids = list(commit.token_ids)
     seq.scores += _scores(seq, canvas, ids[seq.emitted :], hidden)
     _emit(seq, seq.commit(ids, commit.ended, canvas.step - canvas.begun, canvas.reason))

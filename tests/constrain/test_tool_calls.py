@@ -17,6 +17,7 @@ from dgemma.constrain.sources import make_grammar
 from dgemma.constrain.tool_calls import TEXT
 from dgemma.constrain.tool_choice import ToolUse
 from dgemma.errors import InvalidRequest
+from dgemma.matcher import run_search
 from dgemma.text.answer import parse
 from dgemma.text.calls import QUOTE, format_call
 from dgemma.text.parse import MarkerIds
@@ -72,7 +73,7 @@ def test_every_call_is_read_and_valid(name: str, nano: Tokenizer, count: Count) 
         draw = random.Random(f"{name} {k}")
         matcher = grammar.matcher()
         ids = random_walk(matcher, token_table, draw, walk_length(draw))
-        completion = matcher.completion(512)
+        completion = run_search(matcher.completion(512))
         assert completion is not None, nano.decode(ids, control=True)
         assert matcher.accept(completion) == len(completion) and matcher.finished
         said = parse(nano, ids + completion)
@@ -100,7 +101,7 @@ def test_calls_at_full_size(gemma: Tokenizer, count: Count) -> None:
             draw = random.Random(f"{name} {k}")
             matcher = grammar.matcher()
             ids = random_walk(matcher, token_table, draw, 60)
-            completion = matcher.completion(512)
+            completion = run_search(matcher.completion(512))
             assert completion is not None and matcher.accept(completion) == len(completion)
             assert len(parse(gemma, ids + completion).tool_calls) == 1
 
