@@ -28,8 +28,8 @@ PIECE = 64
 PER_STEP = 8
 """Accepted ids that count as one step."""
 
-MASK_STEPS = 16
-"""Steps that a mask over the whole vocabulary counts as."""
+MASK_STEPS = 50
+"""Steps that a mask over the whole vocabulary counts as, with the choice of a token from it."""
 
 
 def run_search(search: Search[T]) -> T:

@@ -113,7 +113,7 @@ class GrammarMatcher:
         self._tokens = grammar.tokens()
         self._ids: list[int] = []
         self._mask: Bits | None = None
-        self._automaton: GrammarAutomaton | None = None
+        self._automaton = grammar.automaton()  # now: after `discard` it would be compiled first
         self._walked: list[tuple[int, int]] = []  # ids that the automaton has taken, and its steps
 
     def accept(self, ids: Sequence[int]) -> int:
@@ -230,9 +230,6 @@ class GrammarMatcher:
 
     def _byte_automaton(self) -> Search[GrammarAutomaton]:
         """The walk over bytes, brought to where this walk is."""
-        if self._automaton is None:
-            self._automaton = self._grammar.automaton()
-            self._walked = []
         same = 0
         for (walked, _), token_id in zip(self._walked, self._ids, strict=False):
             if walked != token_id:

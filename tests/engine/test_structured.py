@@ -25,7 +25,7 @@ from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import SamplingParams
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import CanvasControl, Output, Request
+from dgemma.types import CanvasControl, Output, Request, ThoughtIds
 from tests.support.nano import by_reference, nano, nano_engine
 from tests.support.schemas import GRAMMARS, REGEXES, SCHEMAS
 from tests.support.tokenizers import gemma_tokenizer
@@ -237,3 +237,88 @@ def test_time(record: Callable[..., None]) -> None:
             assert output.finish_reason == "stop"
         ratios.append(took[1] / took[0])
     record("nano: seconds under a schema / without, median of 20", median(ratios), limit="<= 1.3")
+
+
+LONG = "word, " * 416
+HELD_UP: dict[str, tuple[dict[str, Any], int]] = {
+    "a choice of 2,500 characters": ({"choices": [LONG + "abcd", "b" + LONG]}, 300),
+    "minLength 8,000": ({"json_schema": {"type": "string", "minLength": 8000}}, 100),
+    "a hostile regular expression": ({"regex": "(.*a){12}.{1000}z"}, 100),
+}
+"""Constraint, and `max_tokens` in which no text of it ends: every search goes to its bound."""
+
+SEARCHED: dict[str, tuple[dict[str, Any], int]] = {
+    **{name: HELD_UP[name] for name in list(HELD_UP)[:2]},
+    "an end far away": ({"regex": "[a-z0-9]{400,500}(x[0-9]{50}y){3}Q"}, 100),
+    "barred words": ({"regex": "([ab]{1,9}c){30}d?e", "bad_words": ["aca", "ba"]}, 90),
+    "a thought first": ({"json_schema": {"type": "array", "minItems": 40}}, 70),
+}
+
+
+def held_up(grammars: GrammarCache, name: str) -> tuple[Request, Callable[[], ConstrainedAnswer]]:
+    """A request whose searches are long, and a maker of its constraint."""
+    language, room = (HELD_UP | SEARCHED)[name]
+    params = SamplingParams(seed=3, max_steps=2, max_tokens=room, **language)
+    thought = ThoughtIds(100, 101) if "thought" in name else None
+
+    def constrained() -> ConstrainedAnswer:
+        found = grammars.matcher_for(params, thought=thought)
+        assert found is not None
+        return ConstrainedAnswer(*found)
+
+    return Request(token_ids=tuple(range(3, 40)), params=params, thought=thought), constrained
+
+
+@pytest.mark.parametrize("name", SEARCHED)
+def test_the_budget_of_a_search_changes_no_token(
+    name: str, count: Callable[[int, int], int]
+) -> None:
+    """A search that is resumed in another state than it was left in."""
+    engine, tokenizer = nano_engine(), nano().tokenizer
+    assert tokenizer is not None
+    request, constrained = held_up(GrammarCache(tokenizer, engine.spec.end_ids), name)
+    made = by_reference(engine, request, constrained())
+    for budget in (10**9, 7, 1)[: count(2, 3)]:
+        engine.searches.budget = budget
+        output = [e.output for e in engine.submit(request, constrained=constrained())][-1]
+        assert output is not None and output.error is None, output
+        assert output.token_ids == made.token_ids and output.usage.steps == len(made.trace)
+        assert output.constraint is not None and output.constraint.rounds > 0
+
+
+@pytest.mark.full
+def test_longest_step_of_a_neighbour(record: Callable[..., None]) -> None:
+    """Measured: how long others wait while a closing text is searched for.
+
+    CPU time of the engine's thread, so that other work on the machine counts less. The count of
+    passes beside a search is asserted: with a budget there are many, without one there is one.
+    """
+    engine, tokenizer = nano_engine(), nano().tokenizer
+    assert tokenizer is not None
+    grammars = GrammarCache(tokenizer, engine.spec.end_ids)
+    endless = SamplingParams(seed=1, max_steps=48, max_tokens=8000, min_tokens=7900)
+    neighbours = [
+        engine.submit(Request(token_ids=tuple(range(3, 40)), params=endless)) for _ in range(2)
+    ]
+
+    def step_ms() -> float:
+        began = time.thread_time()
+        engine.step()
+        return 1000 * (time.thread_time() - began)
+
+    for _ in range(5):
+        engine.step()
+    quiet = max(step_ms() for _ in range(60))
+    record("neighbour's longest step, ms, beside a free request", quiet)
+    neighbours.pop().close()
+    for name in HELD_UP:
+        request, constrained = held_up(grammars, name)
+        stream, took, searching = engine.submit(request, constrained=constrained()), [0.0], 0
+        while engine.running > 1:
+            took.append(step_ms())
+            searching += bool(engine.searches.sequences)
+        assert [e.output for e in stream][-1] is not None and searching > 5
+        record(
+            f"neighbour's longest step, ms, beside the search for an end of {name}", max(took),
+            f"<= {quiet:.0f} + 50",
+        )  # fmt: skip
