@@ -278,7 +278,7 @@ def test_the_budget_of_a_search_changes_no_token(
     assert tokenizer is not None
     request, constrained = held_up(GrammarCache(tokenizer, engine.spec.end_ids), name)
     made = by_reference(engine, request, constrained())
-    for budget in (10**9, 7, 1)[: count(2, 3)]:
+    for budget in (7, 1, 10**9)[: count(1, 3)]:
         engine.searches.budget = budget
         output = [e.output for e in engine.submit(request, constrained=constrained())][-1]
         assert output is not None and output.error is None, output
