@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
@@ -16,10 +17,13 @@ from typing import Any
 import jsonschema
 import pytest
 
+from dgemma.constrain import guidance
+from dgemma.constrain import matcher as grammar_matcher
 from dgemma.constrain.cache import GrammarCache
 from dgemma.constrain.sources import READY_MADE, make_grammar
 from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.engine.engine import Engine
+from dgemma.engine.worker import Worker
 from dgemma.errors import InvalidRequest
 from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.transformer import DiffusionGemma
@@ -284,6 +288,29 @@ def test_the_budget_of_a_search_changes_no_token(
         assert output is not None and output.error is None, output
         assert output.token_ids == made.token_ids and output.usage.steps == len(made.trace)
         assert output.constraint is not None and output.constraint.rounds > 0
+
+
+def test_no_grammar_is_compiled_in_the_engines_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All steps wait for one request's grammar; also for one that another request has spoilt."""
+    threads, compiled = set[str](), guidance.compiled
+
+    def watched(*args: Any) -> Any:
+        threads.add(threading.current_thread().name)
+        return compiled(*args)
+
+    monkeypatch.setattr(grammar_matcher, "compiled", watched)
+    engine, tokenizer = nano_engine(), nano().tokenizer
+    assert tokenizer is not None
+    grammars = GrammarCache(tokenizer, engine.spec.end_ids)
+    request, constrained = held_up(grammars, "a thought first")
+    answer, worker = constrained(), Worker(engine)
+    (kept,) = grammars._grammars.values()
+    kept.result().discard()
+    stream = worker.submit(request, constrained=answer)
+    output = [event.output for event in stream][-1]
+    worker.close()
+    assert output is not None and output.error is None and output.constraint is not None
+    assert threads == {threading.current_thread().name}
 
 
 @pytest.mark.full
