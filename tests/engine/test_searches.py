@@ -175,10 +175,10 @@ def test_a_pass_that_fails_during_a_search(monkeypatch: pytest.MonkeyPatch) -> N
     one = engine(5)
     held = one.submit(whole(1), constrained=slow(400))
     waiting_search(one)
-    forward = one.model.forward_rows
-    monkeypatch.setattr(one.model, "forward_rows", lambda parts: 1 / 0)
+    forward = one.model.forward
+    monkeypatch.setattr(one.model, "forward", lambda parts: 1 / 0)
     assert "ZeroDivisionError" in (last(one.submit(whole(2))).error or "")
-    monkeypatch.setattr(one.model, "forward_rows", forward)
+    monkeypatch.setattr(one.model, "forward", forward)
     assert last(held).token_ids == plain(1).token_ids
 
 
