@@ -176,7 +176,7 @@ class BatchMaker:
         if start == size or not (self.path.uniform or any(s.denoise for s in packed)):
             return None
         width = self.like.shape[-1]
-        none = WORKSPACE.take("no soft embedding", size, width, self.like).zero_()
+        none = WORKSPACE.take("no soft embedding", size, width, self.like).fill_(0)
         pieces, done = list[Tensor](), 0
         for segment in packed:
             if start <= done:
