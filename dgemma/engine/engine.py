@@ -254,7 +254,7 @@ class Engine:
             self._counted.preemptions += self.scheduler.preemptions
             self._counted.prefix_hit_tokens += self.scheduler.pages.hit_tokens
             self.scheduler = self._scheduler(self._pages())
-            self.searches.sequences.clear()
+            self.searches.clear()
 
     # -- a step --------------------------------------------------------------------------------
 
@@ -273,8 +273,7 @@ class Engine:
                     scheduled.sequence.report_status("encoding")
             if plan.scheduled:
                 self._run(plan.scheduled)
-            if self.searches.sequences:
-                self._search()
+            self._search()
 
     def _run(self, work: list[Scheduled]) -> None:
         """A pass; on an error its halves, each by itself, until the one to blame is alone."""
@@ -328,11 +327,11 @@ class Engine:
         if seq.output is not None:
             self._retire(seq)
         elif seq.search is not None:
-            self.searches.sequences.append(seq)
+            self.searches.add(seq)
 
     def _search(self) -> None:
         """Go on with the searches for as many steps as their budget allows."""
-        begin, sequences = self._counted.now(), list(self.searches.sequences)
+        begin, sequences = self._counted.now(), self.searches.sequences
         before = sum(len(seq.committed) for seq in sequences)
         ended = self.searches.advance()
         self._counted.committed_tokens += sum(len(seq.committed) for seq in sequences) - before
@@ -350,7 +349,8 @@ class Engine:
     def _retire(self, seq: Sequence) -> None:
         """Take a finished sequence out and report its end."""
         self._live.remove(seq)
-        seq.search = None
+        if seq.search is not None:
+            self.searches.remove(seq)
         try:
             self.scheduler.remove(seq)
         finally:  # even after a fault here nobody may wait for this sequence

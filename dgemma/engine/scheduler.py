@@ -28,6 +28,9 @@ EXPRESS = 8
 PREFERENCE = 4
 """A level of priority counts as much as not having taken part in this many passes."""
 
+PATIENCE = 8
+"""After so many passes a sequence that waits for its search may lose its place to any other."""
+
 SPARE = 64
 """Deadlines and places of ended sequences that are kept before they are cleared away."""
 
@@ -306,13 +309,14 @@ class Scheduler:
         )
 
     def _try_admit(self, seq: Sequence) -> bool:
-        """Admit a sequence, if need be in the place of ones of lower priority."""
+        """Admit a sequence, if need be in the place of idle ones, or of lower priority."""
         first = min(self.chunk, len(seq.context)) + seq.width  # at most
         table = None
         if not self.running or (len(self.running) < self.max_running and not self._crowded):
             table = self.pages.open(seq.prefix, seq.positions, first, seq.reuse)
         if table is None:
-            lower = [other for other in self.running if seq.priority > other.level]
+            lower = [other for other in self.running
+                     if seq.priority > other.level or self._is_idle(other)]  # fmt: skip
             tables = [other.block_table for other in lower if other.block_table is not None]
             if not lower or not self.pages.could(seq.prefix, seq.positions, first, tables):
                 assert self.running, "a sequence that fits alone was not admitted alone"
@@ -330,6 +334,10 @@ class Scheduler:
         seq.encoded = len(table.ids)
         self.running.append(seq)
         return True
+
+    def _is_idle(self, seq: Sequence) -> bool:
+        """Whether a running sequence has long taken part in no pass, for the sake of its search."""
+        return seq.search is not None and self.passes - seq.last > PATIENCE
 
     def _choose(self, plan: StepPlan) -> None:
         """Fill the pass. A sequence whose canvas is being decided on waits, with its pages."""

@@ -18,7 +18,7 @@ SLICE = 64
 
 
 class SearchQueue:
-    """The sequences whose search has not ended, in turn."""
+    """The sequences whose search has not ended. Owners take turns, and so do those of an owner."""
 
     def __init__(self, budget: int) -> None:
         """
@@ -26,29 +26,60 @@ class SearchQueue:
             budget: steps between two passes; at least one piece of a search is always done.
         """
         self.budget = budget
-        self.sequences: deque[Sequence] = deque()
+        self._queues: dict[str, deque[Sequence]] = {}  # of each owner, who is next first
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """All of them."""
+        return [seq for queue in self._queues.values() for seq in queue]
+
+    def add(self, seq: Sequence) -> None:
+        """Take a sequence whose search begins."""
+        self._queues.setdefault(seq.owner, deque()).append(seq)
+
+    def remove(self, seq: Sequence) -> None:
+        """Drop the search of a request that has ended."""
+        queue = self._queues[seq.owner]
+        queue.remove(seq)
+        if not queue:
+            del self._queues[seq.owner]
+        seq.search = None
+
+    def clear(self) -> None:
+        """Drop all."""
+        self._queues.clear()
 
     def advance(self) -> list[Sequence]:
         """Spend the budget. Returns the sequences whose search has ended.
 
-        A search that fails ends its own request. One whose request has ended is dropped.
+        A search that fails ends its own request.
         """
         left, ended = self.budget, list[Sequence]()
-        while self.sequences and left > 0:
-            seq = self.sequences.popleft()
-            if seq.search is None:  # the request has ended
-                continue
-            try:
-                turn = min(SLICE, left)
-                while turn > 0:
-                    steps = next(seq.search)
-                    turn, left = turn - steps, left - steps
-                self.sequences.append(seq)
-                continue
-            except StopIteration:
-                pass
-            except Exception as error:
-                seq.finish("error", f"{type(error).__name__}: {error}")
-            seq.search = None
-            ended.append(seq)
+        while self._queues and left > 0:
+            owner = next(iter(self._queues))
+            queue = self._queues.pop(owner)
+            seq = queue.popleft()
+            left -= self._resume(seq, min(SLICE, left))
+            if seq.search is None:
+                ended.append(seq)
+            else:
+                queue.append(seq)
+            if queue:
+                self._queues[owner] = queue  # behind the other owners
         return ended
+
+    @staticmethod
+    def _resume(seq: Sequence, most: int) -> int:
+        """Go on with one search; the steps that it took, the last piece of all counted as one."""
+        assert seq.search is not None
+        spent = 0
+        try:
+            while spent < most:
+                spent += next(seq.search)
+            return spent
+        except StopIteration:
+            pass
+        except Exception as error:
+            seq.finish("error", f"{type(error).__name__}: {error}")
+        seq.search = None
+        return spent + 1

@@ -11,6 +11,7 @@ import pytest
 
 from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.engine.engine import Engine
+from dgemma.engine.scheduler import PATIENCE
 from dgemma.engine.searches import SLICE, SearchQueue
 from dgemma.engine.sequence import Sequence as Running
 from dgemma.errors import EngineError
@@ -201,6 +202,38 @@ def test_a_search_goes_on_after_preemption() -> None:
     assert last(held).token_ids == plain(1).token_ids
 
 
+def test_a_long_search_holds_no_place() -> None:
+    """A batch that is full of requests that only search, while others wait for room."""
+    one = engine(5, max_running=1)
+    held = one.submit(whole(1), constrained=slow(2000))
+    seq = waiting_search(one)
+    other = one.submit(whole(2))
+    for _ in range(PATIENCE):
+        one.step()
+        assert seq.block_table is not None, "a short search does not lose its place"
+    assert last(other).token_ids == plain(2).token_ids
+    assert seq.search is not None and seq.waiting and one.counters().preemptions == 1
+    assert last(held).token_ids == plain(1).token_ids
+    check_scheduler(one.scheduler)
+
+
+def test_owners_take_turns_with_their_searches() -> None:
+    """One owner's many searches before another's short one."""
+
+    def search(owner: str, steps: int) -> Search[None]:
+        for _ in range(steps):
+            spent[owner] += 1
+            yield 1
+
+    spent, queue = {"many": 0, "one": 0}, SearchQueue(budget=10 * SLICE)
+    for owner in ("many",) * 30 + ("one",):
+        seq = Running(replace(whole(1), owner=owner), 8, 256)
+        seq.search = search(owner, 10**6)
+        queue.add(seq)
+    queue.advance()
+    assert spent == {"many": 5 * SLICE, "one": 5 * SLICE} and len(queue.sequences) == 31
+
+
 def test_searches_take_turns() -> None:
     """A long search before a short one that has to wait for its end; a budget for each of them."""
 
@@ -214,10 +247,10 @@ def test_searches_take_turns() -> None:
     for name, steps in (("long", 10**6), ("also long", 10**6), ("short", SLICE + 1)):
         seq = Running(whole(1), 8, 256)
         seq.search, made[name] = search(name, steps), seq
-        queue.sequences.append(seq)
+        queue.add(seq)
     assert queue.advance() == [made["short"]] and made["short"].search is None
-    assert len(spent) == 10 * SLICE and spent.count("short") == SLICE + 1
+    assert len(spent) == 10 * SLICE - 1 and spent.count("short") == SLICE + 1
     assert abs(spent.count("long") - spent.count("also long")) <= SLICE
-    made["long"].search = None
+    queue.remove(made["long"])
     spent.clear()
     assert queue.advance() == [] and set(spent) == {"also long"}
