@@ -6,12 +6,18 @@ steps. It must not know tensors (no torch), grammars, or the use of a result.
 
 from __future__ import annotations
 
+import time
 from collections import deque
+from collections.abc import Callable
 
 from dgemma.engine.sequence import Sequence
 
 BUDGET = 1000
 """Steps of all searches together between two passes, some 20 ms. See `dgemma.matcher.Search`."""
+
+SECONDS = 0.02
+"""After so much time no further piece is begun, for a call of the grammar library may take more
+than its steps say: a mask of a hostile expression takes a thousand times as long as others."""
 
 SLICE = 64
 """Steps of one search before it is the turn of the next."""
@@ -20,12 +26,14 @@ SLICE = 64
 class SearchQueue:
     """The sequences whose search has not ended. Owners take turns, and so do those of an owner."""
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, clock: Callable[[], float] = time.perf_counter) -> None:
         """
         Args:
             budget: steps between two passes; at least one piece of a search is always done.
+            clock: seconds. Neither changes the result of a search.
         """
         self.budget = budget
+        self._clock = clock
         self._queues: dict[str, deque[Sequence]] = {}  # of each owner, who is next first
 
     @property
@@ -54,12 +62,12 @@ class SearchQueue:
 
         A search that fails ends its own request.
         """
-        left, ended = self.budget, list[Sequence]()
-        while self._queues and left > 0:
+        left, ended, until = self.budget, list[Sequence](), self._clock() + SECONDS
+        while self._queues and left > 0 and (left == self.budget or self._clock() < until):
             owner = next(iter(self._queues))
             queue = self._queues.pop(owner)
             seq = queue.popleft()
-            left -= self._resume(seq, min(SLICE, left))
+            left -= self._resume(seq, min(SLICE, left), until)
             if seq.search is None:
                 ended.append(seq)
             else:
@@ -68,13 +76,12 @@ class SearchQueue:
                 self._queues[owner] = queue  # behind the other owners
         return ended
 
-    @staticmethod
-    def _resume(seq: Sequence, most: int) -> int:
+    def _resume(self, seq: Sequence, most: int, until: float) -> int:
         """Go on with one search; the steps that it took, the last piece of all counted as one."""
         assert seq.search is not None
         spent = 0
         try:
-            while spent < most:
+            while spent < most and (not spent or self._clock() < until):
                 spent += next(seq.search)
             return spent
         except StopIteration:

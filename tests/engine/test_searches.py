@@ -12,7 +12,7 @@ import pytest
 from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.engine.engine import Engine
 from dgemma.engine.scheduler import PATIENCE
-from dgemma.engine.searches import SLICE, SearchQueue
+from dgemma.engine.searches import SECONDS, SLICE, SearchQueue
 from dgemma.engine.sequence import Sequence as Running
 from dgemma.errors import EngineError
 from dgemma.matcher import Search
@@ -63,10 +63,15 @@ def slow(steps: int, fault: Exception | None = None) -> ConstrainedAnswer:
     return ConstrainedAnswer(SlowMatcher(steps, fault), "slow")
 
 
+def still() -> float:
+    """A clock on which no time passes, so that steps alone count."""
+    return 0.0
+
+
 def engine(budget: int, **options: Any) -> Engine:
     """An engine that no end id stops."""
     one = Engine(tiny(), end_ids=(), **options) if options else tiny_engine()
-    one.searches.budget = budget
+    one.searches = SearchQueue(budget, clock=still)
     return one
 
 
@@ -225,13 +230,32 @@ def test_owners_take_turns_with_their_searches() -> None:
             spent[owner] += 1
             yield 1
 
-    spent, queue = {"many": 0, "one": 0}, SearchQueue(budget=10 * SLICE)
+    spent, queue = {"many": 0, "one": 0}, SearchQueue(10 * SLICE, still)
     for owner in ("many",) * 30 + ("one",):
         seq = Running(replace(whole(1), owner=owner), 8, 256)
         seq.search = search(owner, 10**6)
         queue.add(seq)
     queue.advance()
     assert spent == {"many": 5 * SLICE, "one": 5 * SLICE} and len(queue.sequences) == 31
+
+
+def test_pieces_that_take_long() -> None:
+    """Masks of a hostile expression, each a thousand times as long as it counts for."""
+
+    def search() -> Search[None]:
+        while True:
+            now[0] += 0.6 * SECONDS
+            yield 1
+
+    now = [0.0]
+    queue = SearchQueue(budget=10**9, clock=lambda: now[0])
+    for _ in range(3):
+        seq = Running(whole(1), 8, 256)
+        seq.search = search()
+        queue.add(seq)
+    for number in range(1, 4):
+        assert queue.advance() == []
+        assert now[0] == pytest.approx(2 * 0.6 * number * SECONDS), "two pieces, then the others"
 
 
 def test_searches_take_turns() -> None:
@@ -243,7 +267,7 @@ def test_searches_take_turns() -> None:
             yield 1
 
     spent = list[str]()
-    queue, made = SearchQueue(budget=10 * SLICE), dict[str, Running]()
+    queue, made = SearchQueue(10 * SLICE, still), dict[str, Running]()
     for name, steps in (("long", 10**6), ("also long", 10**6), ("short", SLICE + 1)):
         seq = Running(whole(1), 8, 256)
         seq.search, made[name] = search(name, steps), seq
