@@ -349,8 +349,7 @@ class Engine:
     def _retire(self, seq: Sequence) -> None:
         """Take a finished sequence out and report its end."""
         self._live.remove(seq)
-        if seq.search is not None:
-            self.searches.remove(seq)
+        self.searches.discard(seq)
         try:
             self.scheduler.remove(seq)
         finally:  # even after a fault here nobody may wait for this sequence

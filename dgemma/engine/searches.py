@@ -45,12 +45,13 @@ class SearchQueue:
         """Take a sequence whose search begins."""
         self._queues.setdefault(seq.owner, deque()).append(seq)
 
-    def remove(self, seq: Sequence) -> None:
-        """Drop the search of a request that has ended."""
-        queue = self._queues[seq.owner]
-        queue.remove(seq)
-        if not queue:
-            del self._queues[seq.owner]
+    def discard(self, seq: Sequence) -> None:
+        """Drop the search of a request that has ended, if it has one."""
+        queue = self._queues.get(seq.owner, deque())
+        if seq.search is not None and seq in queue:
+            queue.remove(seq)
+            if not queue:
+                del self._queues[seq.owner]
         seq.search = None
 
     def clear(self) -> None:
