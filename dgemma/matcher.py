@@ -28,7 +28,7 @@ PIECE = 64
 PER_STEP = 8
 """Accepted ids that count as one step."""
 
-MASK_STEPS = 50
+MASK_STEPS = 16
 """Steps that a mask over the whole vocabulary counts as, with the choice of a token from it."""
 
 
