@@ -37,6 +37,8 @@ from dgemma.types import Usage as Usage
 
 if TYPE_CHECKING:
     from dgemma.compose.fill import Hole as Hole
+    from dgemma.compose.run import PlanEvent as PlanEvent
+    from dgemma.compose.run import PlanStream as PlanStream
     from dgemma.frontend import TextStream as TextStream
     from dgemma.llm import LLM as LLM
     from dgemma.llm import load as load
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
 
 _LATER = {
     "Hole": "compose.fill",
+    "PlanEvent": "compose.run",
+    "PlanStream": "compose.run",
     "TextStream": "frontend",
     "LLM": "llm",
     "load": "llm",

@@ -16,7 +16,7 @@ from dgemma.compose.fill import Filled, Hole, fill, infill
 from dgemma.compose.plan import Plan
 from dgemma.compose.questions import Question
 from dgemma.compose.revise import Revised, repair, revise
-from dgemma.compose.run import run_drafts, run_plan, run_requests
+from dgemma.compose.run import PlanStream, begun, run_drafts, run_plan, run_requests
 from dgemma.constrain.tool_choice import Tools, ToolUse, tool_use
 from dgemma.device import DeviceChoice
 from dgemma.diffusion.constrained import ConstrainedAnswer
@@ -161,6 +161,23 @@ class LLM:
     def run_plan(self, plan: Plan[T], *, chat: bool = False, calls: ToolUse | None = None) -> T:
         """Run a plan of `dgemma.compose` to its end; its requests run beside all others."""
         return run_plan(partial(self.submit, chat=chat, calls=calls), plan)
+
+    def stream_plan(
+        self, plan: Plan[T], *, search: bool = False, chat: bool = False,
+        calls: ToolUse | None = None,
+    ) -> PlanStream[T]:  # fmt: skip
+        """The events of a plan as they happen, the drafts of its requests among them.
+
+        Args:
+            plan: of `dgemma.compose`.
+            search: show requests that only look for something (lengths, readings), too.
+            chat, calls: as for `submit`.
+
+        Raises:
+            DGemmaError: the plan cannot be carried out.
+        """
+        submit = partial(self.submit, chat=chat, calls=calls)
+        return PlanStream(submit, begun(plan), search=search)
 
     # -- answers -------------------------------------------------------------------------------
 

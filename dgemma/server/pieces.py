@@ -16,9 +16,10 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
+from typing import Any
 
 from dgemma.errors import EngineError
 from dgemma.frontend import ModelFacts, TextStream
@@ -63,6 +64,7 @@ class Frame:
         text, thinking: of the draft alone, up to its first end id.
         whole: the answer's text so far, the draft at its end.
         most_steps: of a canvas.
+        plan: fields that say which request of a plan it is, and where on its canvas it writes.
     """
 
     event: Event
@@ -70,6 +72,7 @@ class Frame:
     thinking: str
     whole: str
     most_steps: int = 0
+    plan: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def mean_entropy(self) -> float:
@@ -85,10 +88,12 @@ class Progress:
     Attributes:
         event: the engine's.
         prompt_tokens: the length of the prompt.
+        plan: as for a frame.
     """
 
     event: Event
     prompt_tokens: int
+    plan: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
+from dgemma.compose.streams import merge
 from dgemma.frontend import TextStream
 from dgemma.params import SamplingParams
 from dgemma.server import sse
@@ -219,7 +220,7 @@ def test_merged_streams_end_together_on_an_error() -> None:
         raise KeyError("broken")
 
     async def read() -> None:
-        async for _ in sse.merge([good(), bad()]):
+        async for _ in merge([good(), bad()]):
             pass
 
     with pytest.raises(KeyError, match="broken"):

@@ -149,6 +149,7 @@ class MessageDiffusion(Diffusion):
         Literal["off"], neutral("off", why="drafts are shown by /v1/chat/completions alone")
     ] = "off"
     stream_interval: Annotated[int, neutral(1, why="no drafts are shown here")] = 1
+    stream_search: Annotated[bool, neutral(False, why="no drafts are shown here")] = False
     strength: Annotated[float | None, neutral(why="there is no seed here")] = None
 
 
