@@ -87,7 +87,7 @@ class Driver:
             assert not step.places or len(step.places) == len(requests)
             self.rounds.append(list(requests))
             before = sum(map(len, self.rounds[:-1]))
-            outputs = [self._output(r, before + n) for n, r in enumerate(requests)]
+            outputs = [self.output(r, before + n) for n, r in enumerate(requests)]
 
     @property
     def asked(self) -> list[Request]:
@@ -98,7 +98,8 @@ class Driver:
         """The prompt as text."""
         return self.facts.tokenizer.decode(request.token_ids)
 
-    def _output(self, request: Request, count: int) -> Output:
+    def output(self, request: Request, count: int) -> Output:
+        """The output of the request of that number."""
         if self.fail == count:
             return Output(finish_reason="error", error="the numbers were not finite")
         draw = random.Random(f"{self.seed} {request.params.seed} {count}")
