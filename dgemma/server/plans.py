@@ -53,6 +53,7 @@ class PlanRun(Generic[T]):
         self._shown = shown or Diffusion()
         self._segments = segments
         self._requests: list[Request] = []
+        self._framed: set[int] = set()  # requests of which a frame was shown
         self._began = time.perf_counter()
         self._frame_s: float | None = None
 
@@ -119,8 +120,9 @@ class PlanRun(Generic[T]):
         tags = {"request": event.request, "places": places}
         if own.type != "frame":
             return Progress(own, len(request.token_ids), tags)
-        if own.step % self._shown.stream_interval:
+        if own.step % self._shown.stream_interval and event.request in self._framed:
             return None
+        self._framed.add(event.request)
         ids = list(takewhile(lambda i: i not in facts.end_ids, own.ids))
         for place, at in zip(places, event.places, strict=True):
             place["text"] = at.text(tokenizer, ids)

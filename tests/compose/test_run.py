@@ -51,7 +51,7 @@ class Engine:
         output = self.driver.output(request, len(self.asked))
         self.asked.append(request)
         self.streams.append(Counted(list(events_of(request, output))))
-        return TextStream(self.streams[-1], None)  # type: ignore[arg-type]
+        return TextStream(self.streams[-1], None)
 
     async def start(self, requests: Sequence[Request]) -> list[TextStream]:
         """The same for several, in an event loop."""

@@ -5,7 +5,7 @@ Knows the form of a chat's message and delta. Knows nothing about how an edit is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dgemma.server.accounting import costs
@@ -30,8 +30,12 @@ class EditChoices(Choices[ChoiceFields]):
         logprobs: dict[str, Any] | None = None, reason: str | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """See `Choices.chunk`."""
-        delta = {} if content is None else {"role": "assistant", "content": content}
+        delta = {} if content is None else {"content": content}
         return {"index": number, "delta": delta, "finish_reason": reason}
+
+    def opening(self) -> Iterator[dict[str, Any]]:
+        """See `Choices.opening`."""
+        yield self.chunk(0) | {"delta": {"role": "assistant"}}
 
     def logprobs(self, scores: Sequence[TokenScore], first: int = 0) -> None:
         """None are sent."""
