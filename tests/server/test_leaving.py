@@ -68,9 +68,10 @@ async def leave(
 def idle(client: Client) -> Counters:
     """The engine's counts when nothing runs any more."""
     until = time.monotonic() + 10
-    while nano().counters().running and time.monotonic() < until:
-        time.sleep(0.005)
     found = nano().counters()
+    while (found.running or found.waiting) and time.monotonic() < until:
+        time.sleep(0.005)
+        found = nano().counters()
     assert (found.running, found.waiting, found.pages_full_used) == (0, 0, 0)
     assert client.app.state.service.open_requests == 0
     return found
@@ -132,10 +133,9 @@ def test_at_every_event_of_a_plans_stream(client: Client, path: str, body: dict[
     for after in range(6):
         before = nano().counters()
         assert asyncio.run(leave(client, asked, after, path, {})) >= after
-        found = idle(client)
+        found = idle(client)  # by themselves they would go on for minutes
         # At first there are readings of one step, which may end by themselves.
         assert not after or found.ended_cancelled > before.ended_cancelled
-        assert nano().counters().steps == found.steps
 
 
 def test_a_hundred_at_once(client: Client) -> None:
