@@ -27,6 +27,7 @@ class SideBySide(Iterator[tuple[int, Event]]):
         self._submit = submit
         self._left = deque(enumerate(requests))
         self._streams: dict[int, TextStream] = {}  # those that run
+        self._closed = False
         self._events = self._in_turn()
 
     def __next__(self) -> tuple[int, Event]:
@@ -34,7 +35,7 @@ class SideBySide(Iterator[tuple[int, Event]]):
 
     def _in_turn(self) -> Iterator[tuple[int, Event]]:
         streams = self._streams
-        while self._left or streams:
+        while streams or (self._left and not self._closed):
             self._start()
             running = len(streams)
             while len(streams) == running:
@@ -46,19 +47,21 @@ class SideBySide(Iterator[tuple[int, Event]]):
 
     def _start(self) -> None:
         """Start as many as may wait."""
-        while self._left:
+        while self._left and not self._closed:
             number, request = self._left[0]
             try:
-                self._streams[number] = self._submit(request)
+                stream = self._streams[number] = self._submit(request)
             except Overloaded:
                 if not self._streams:
                     raise
                 return
             self._left.popleft()
+            if self._closed:  # by another thread, meanwhile
+                stream.close()
 
     def close(self) -> None:
-        """End those that run, and start no other."""
-        self._left.clear()
+        """End those that run, and start no other; from any thread."""
+        self._closed = True
         for stream in list(self._streams.values()):
             stream.close()
 

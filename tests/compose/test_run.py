@@ -247,6 +247,22 @@ def test_an_error_or_an_early_end_leaves_nothing_running(wordy: Tokenizer) -> No
         in_loop(Engine(Driver(facts, fail=len(engine.asked) - 1)), plan(), frames=True)
 
 
+def test_a_plan_that_is_closed_while_it_asks(wordy: Tokenizer) -> None:
+    """Catches a request that is started after its plan was closed by another thread."""
+    facts = facts_of(wordy)
+    engine = Engine(Driver(facts))
+
+    def submit(request: Request) -> TextStream:
+        started = engine.submit(request)
+        if len(engine.asked) == 2:
+            stream.close()
+        return started
+
+    stream = PlanStream(submit, fill(facts, PARTS, SamplingParams(seed=1)))
+    assert list(stream) == [] and len(engine.asked) == 2
+    assert all(one.closed for one in engine.streams)
+
+
 def test_requests_wait_for_room(wordy: Tokenizer) -> None:
     """Catches a plan that gives up where its own requests take all the room, or asks too soon."""
     facts = facts_of(wordy)
