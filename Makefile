@@ -4,10 +4,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick check lint verify bench performance nano evaluate wheel clean
+.PHONY: help setup demo test quick check lint verify bench performance gpu-report nano evaluate wheel clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # Runs again only when the declared or the pinned dependencies change.
 $(STAMP): pyproject.toml constraints.txt
@@ -55,7 +55,7 @@ $(MINI)/config.json: | $(STAMP)
 	$(BIN)/dgemma bench --make mini $(MINI)
 performance: $(STAMP) $(REAL)/config.json $(MINI)/config.json  ## measure at real sizes; writes docs/performance.md
 	set -e; new=$$(mktemp); trap 'rm -f "$$new"' EXIT; exec > "$$new"; \
-	printf '# Performance\n\nWritten by `make performance`, which ran the commands named below.\n\n'; \
+	printf '# Performance\n\nWritten by `make performance`, which ran the commands named below. [gpu.md](gpu.md) has what can be said of GPUs without one.\n\n'; \
 	for prompt in 64 1024; do $(BIN)/dgemma bench compare $(REAL) --prompt $$prompt --steps 4; done; \
 	$(BIN)/dgemma bench compare $(MINI) --dtype bfloat16; \
 	for prompt in 64 1024; do $(BIN)/dgemma bench step $(REAL) --prompt $$prompt; done; \
@@ -64,6 +64,12 @@ performance: $(STAMP) $(REAL)/config.json $(MINI)/config.json  ## measure at rea
 	$(BIN)/python -m bench.offline nano; \
 	$(BIN)/python -m bench.serving nano; \
 	cp "$$new" docs/performance.md
+
+gpu-report: $(STAMP)  ## compile the GPU kernels for six GPUs that need not be there; writes docs/gpu.md
+	set -e; new=$$(mktemp); trap 'rm -f "$$new"' EXIT; exec > "$$new"; \
+	printf '# GPUs\n\nWritten by `make gpu-report`. [performance.md](performance.md) has what was measured, on CPUs.\n\n'; \
+	$(BIN)/dgemma bench gpu; \
+	cp "$$new" docs/gpu.md
 
 nano: $(STAMP)  ## train the bundled model from scratch into runs/nano; stop and go on at will
 	$(BIN)/python -m recipes.nano

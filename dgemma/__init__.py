@@ -26,6 +26,8 @@ from dgemma.errors import Overloaded as Overloaded
 from dgemma.errors import TemplateError as TemplateError
 from dgemma.errors import TokenizerError as TokenizerError
 from dgemma.params import SamplingParams as SamplingParams
+from dgemma.request_parts import PromptContent as PromptContent
+from dgemma.request_parts import ToolUse as ToolUse
 from dgemma.types import CanvasControl as CanvasControl
 from dgemma.types import Constraint as Constraint
 from dgemma.types import Event as Event
@@ -36,11 +38,12 @@ from dgemma.types import ThoughtDelta as ThoughtDelta
 from dgemma.types import TokenScore as TokenScore
 from dgemma.types import ToolCall as ToolCall
 from dgemma.types import ToolCallDelta as ToolCallDelta
-from dgemma.types import ToolUse as ToolUse
 from dgemma.types import Usage as Usage
 
 if TYPE_CHECKING:
     from dgemma.compose.fill import Hole as Hole
+    from dgemma.compose.run import PlanEvent as PlanEvent
+    from dgemma.compose.run import PlanStream as PlanStream
     from dgemma.events import EventStream as EventStream
     from dgemma.llm import LLM as LLM
     from dgemma.llm import load as load
@@ -48,6 +51,8 @@ if TYPE_CHECKING:
 
 _LATER = {
     "Hole": "compose.fill",
+    "PlanEvent": "compose.run",
+    "PlanStream": "compose.run",
     "EventStream": "events",
     "LLM": "llm",
     "load": "llm",

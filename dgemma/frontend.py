@@ -14,13 +14,15 @@ from typing import Any
 
 from dgemma.constrain.cache import GrammarCache
 from dgemma.errors import ContextOverflow, InvalidRequest, TemplateError, TokenizerError, bad_field
-from dgemma.interfaces import Matcher, Reader
+from dgemma.interfaces import Reader
+from dgemma.matcher import Matcher
 from dgemma.params import SamplingParams
+from dgemma.request_parts import ThoughtIds
 from dgemma.text.answer import AnswerReader
 from dgemma.text.chat import ChatTemplate
 from dgemma.text.parse import MarkerIds, thought_is_open
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import Request, ThoughtIds
+from dgemma.types import Request
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]

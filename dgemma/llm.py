@@ -15,7 +15,7 @@ from dgemma.compose.fill import Filled, Hole, fill, infill
 from dgemma.compose.plan import Plan
 from dgemma.compose.questions import Question
 from dgemma.compose.revise import Revised, repair, revise
-from dgemma.compose.run import run_drafts, run_plan, run_requests
+from dgemma.compose.run import PlanStream, begun, run_drafts, run_plan, run_requests
 from dgemma.constrain.tool_choice import Tools, tool_use
 from dgemma.device import DeviceChoice
 from dgemma.engine.counters import Counters
@@ -147,6 +147,18 @@ class LLM:
     def run_plan(self, plan: Plan[T]) -> T:
         """Run a plan of `dgemma.compose` to its end; its requests run beside all others."""
         return run_plan(self.submit, plan)
+
+    def stream_plan(self, plan: Plan[T], *, search: bool = False) -> PlanStream[T]:
+        """The events of a plan as they happen, the drafts of its requests among them.
+
+        Args:
+            plan: of `dgemma.compose`.
+            search: show requests that only look for something (lengths, readings), too.
+
+        Raises:
+            DGemmaError: the plan cannot be carried out.
+        """
+        return PlanStream(self.submit, begun(plan), search=search)
 
     # -- answers -------------------------------------------------------------------------------
 
@@ -334,7 +346,7 @@ class LLM:
 
 def load(
     name: str | Path = "nano", *, device: str = "auto", dtype: str = "auto", strict: bool = True,
-    cache_bytes: int | None = None, max_running: int = 32,
+    cache_bytes: int | None = None, max_running: int = 32, attention: str = "auto",
 ) -> LLM:  # fmt: skip
     """Load a model.
 
@@ -347,12 +359,14 @@ def load(
         cache_bytes: memory for the keys and values of all requests; None: a quarter of a CPU's
             free memory, 0.8 of a GPU's, and never more than could be of use.
         max_running: most requests that are worked on at a time; more wait.
+        attention: "reference" (each request by itself, so its tokens never depend on the others),
+            "paged" (all requests at once) or "auto": reference on a CPU, paged on CUDA.
 
     Raises:
         ModelNotFound, ConfigError, CheckpointError, TokenizerError, TemplateError, DeviceError:
             the fault and its remedy; nothing is half loaded.
     """
-    found = load_model(name, device=device, dtype=dtype, strict=strict)
+    found = load_model(name, device=device, dtype=dtype, strict=strict, attention=attention)
     return LLM(
         found.model, found.checkpoint, found.choice, found.tokenizer, found.template,
         cache_bytes=cache_bytes, max_running=max_running,

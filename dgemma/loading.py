@@ -44,7 +44,7 @@ class LoadedModel:
 
 def load_model(
     name: str | Path, *, device: str = "auto", dtype: str = "auto", strict: bool = True,
-    weights: bool = True, grad: bool = False,
+    weights: bool = True, grad: bool = False, attention: str = "auto",
 ) -> LoadedModel:  # fmt: skip
     """Find, open, build and fill a model.
 
@@ -52,6 +52,7 @@ def load_model(
         name, device, dtype, strict: see `dgemma.llm.load`.
         weights: False leaves the network on the meta device: every choice is made, in no time.
         grad: the weights are to be trained, and the kernels have gradients.
+        attention: see `choose_attention`.
 
     Raises:
         ModelNotFound, ConfigError, CheckpointError, TokenizerError, TemplateError, DeviceError,
@@ -64,7 +65,7 @@ def load_model(
         model = DiffusionGemma(checkpoint.config)
     count = sum(p.numel() for p in model.parameters())
     choice = choose(device, dtype, count, checkpoint.dtype)
-    model.choose_kernels(choice.device, choice.dtype, grad=grad)
+    model.choose_kernels(choice.device, choice.dtype, grad=grad, attention=attention)
     if weights:
         load_weights(model, checkpoint, device=choice.device, dtype=choice.dtype)
         checkpoint.source.close()

@@ -6,12 +6,13 @@ files, tokenizers or HTTP, so that a client can import them in milliseconds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from dgemma.errors import InvalidRequest, bad_field
 from dgemma.params import MOST_BIAS, SamplingParams, refused
+from dgemma.request_parts import PromptContent, ThoughtIds, ToolUse
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 EventType = Literal["status", "frame", "commit", "done"]
@@ -24,6 +25,9 @@ StopReason = Literal["", "converged", "step_cap"]
 PAGE = 64
 """Tokens of a page of the key-value memory."""
 
+ATTENTION_PATHS = ("auto", "reference", "paged")
+"""Ways from queries to keys: each request by itself, or all requests at once."""
+
 MOST_PRIORITY, MOST_SECONDS = 1000, 10**9
 """Bounds of `Request.priority` and of its times."""
 
@@ -32,34 +36,6 @@ ENTROPY_PER_NAT = 64
 
 SHOWN = 60
 """Most characters of an answer in its `repr`."""
-
-
-@dataclass(frozen=True, slots=True)
-class ThoughtIds:
-    """The ids of thought channels, for a thinking budget.
-
-    Attributes:
-        open_id, close_id: ids of `<|channel>` and `<channel|>`.
-        is_open: whether the prompt itself ends inside an open thought.
-    """
-
-    open_id: int
-    close_id: int
-    is_open: bool = False
-
-
-class ToolUse(NamedTuple):
-    """What an answer's tool calls must keep to.
-
-    Attributes:
-        tools: in OpenAI's form.
-        name: of the one that must be called; None: any.
-        required: the answer is a call. Else it is free, but calls keep to the strict tools.
-    """
-
-    tools: Sequence[Mapping[str, Any]]
-    name: str | None = None
-    required: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,10 +148,13 @@ class Request:
         trace: whether `Output.trace` holds every step.
         thought: needed when `params.thinking_budget` is set; a chat gets it from the engine.
         canvas: control of the first canvas.
+        contents: parts of the prompt that stand for other content, in order. Cached keys and values
+            are shared up to the first that differs; the network itself reads `token_ids` alone.
         score_from: first scored position of a "score" request, at least 1.
         priority: the highest goes first; 0 is a person who waits, less is for work in the
             background. Neither it nor any field below changes the tokens.
-        owner: whose request it is. Owners alternate, however many requests one has.
+        owner: whose request it is. Owners alternate, however many requests one has, and share no
+            cached keys and values, so that none can time another's prompts.
         replaces: a label; a newer request of the same owner and label cancels this one (an editor's
             completion).
         deadline_s: seconds after which the request ends with an error, whatever it has.
@@ -193,6 +172,7 @@ class Request:
     trace: bool = False
     thought: ThoughtIds | None = None
     canvas: CanvasControl | None = None
+    contents: tuple[PromptContent, ...] = ()
     score_from: int = 1
     priority: int = 0
     owner: str = ""
@@ -223,6 +203,13 @@ class Request:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not 0 < value <= MOST_SECONDS:
                 raise refused(name, f"be above 0 and at most {MOST_SECONDS} seconds", value)
+        end = 0
+        for content in self.contents:
+            if content.start < end:
+                raise bad_field("contents", "must be in the order of the prompt, none over another")
+            end = content.start + content.length
+        if end > len(self.token_ids):
+            raise bad_field("contents", f"reach to {end}, past the {len(self.token_ids)} ids")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

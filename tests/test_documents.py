@@ -111,7 +111,7 @@ def test_what_counts_as_the_same(shown: str, printed: str, same: bool) -> None:
 def test_documents_name_what_exists() -> None:
     """Catches a document that sends the reader to a file or a target that has moved."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    known = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    known = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     missing = []
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         text = page.read_text(encoding="utf-8")
@@ -122,6 +122,6 @@ def test_documents_name_what_exists() -> None:
         links = [page.parent / path for path in re.findall(r"\]\(([^)#:]+)\)", text)]
         missing += [f"{page.name}: {p}" for p in quoted + links if not p.exists()]
         missing += [
-            f"{page.name}: make {t}" for t in set(re.findall(r"`make ([a-z]+)", text)) - known
+            f"{page.name}: make {t}" for t in set(re.findall(r"`make ([a-z-]+)", text)) - known
         ]
     assert not missing, "\n".join(missing)

@@ -15,6 +15,7 @@ from tests.support.sources import ROOT
 RIGHT = """
 import dgemma
 from dgemma import Event, Output, SamplingParams, EventStream
+from dgemma.compose.fill import Filled, infill
 
 
 def show(stream: EventStream) -> str:
@@ -40,6 +41,9 @@ with dgemma.load("nano", device="cpu") as llm:
     event: Event = next(stream)
     print(event.output, show(stream), stream.result().finish_reason == "stop")
     print(llm.fill(["a ", dgemma.Hole(max_tokens=3)], seed=1).text, llm.device)
+    drafts = llm.stream_plan(infill(llm.facts, "a ", " b"))
+    filled: Filled = drafts.result()
+    print([place.start for one in drafts for place in one.places], filled.holes[0].text)
     print(outputs[0].usage.total_tokens, [[out.text for out in batch] for batch in batches])
 """
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from dgemma.params import OPTIONS, SamplingParams
+from dgemma.request_parts import PromptContent, ThoughtIds, ToolUse
 from dgemma.text.parse import StreamParser
 from dgemma.types import (
     CanvasControl,
@@ -21,11 +22,9 @@ from dgemma.types import (
     Request,
     TextDelta,
     ThoughtDelta,
-    ThoughtIds,
     TokenScore,
     ToolCall,
     ToolCallDelta,
-    ToolUse,
     TraceStep,
     Usage,
 )
@@ -62,6 +61,7 @@ REQUEST = Request(
         ids=(7, -1), pinned=(0,), strength=0.5, allowed=((7, 8),), masks=(-1, 0),
         bias=((1, 8, 2.0),), read_only=True,
     ),
+    contents=(PromptContent(start=1, length=1, key="k"),),
     score_from=2, priority=-1, owner="me", replaces="editor", deadline_s=1.5, queue_timeout_s=2.5,
 )  # fmt: skip
 OUTPUT = Output(

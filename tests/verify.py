@@ -78,6 +78,7 @@ ACCEPTANCE: dict[str, tuple[str, ...]] = {
     "engine 2 the scheduler, simulated": (
         "tests/engine/test_scheduler.py",
         "tests/engine/test_pages.py",
+        "tests/engine/test_traffic.py::test_cached_prompts_of_others_are_encoded_again",
     ),
     "engine 3 and 6 throughput, newcomers, cached prompts": (
         "tests/bench/test_offline.py",
@@ -99,6 +100,11 @@ ACCEPTANCE: dict[str, tuple[str, ...]] = {
         "tests/constrain/test_tool_calls.py",
         "tests/constrain/test_schema_features.py",
         "tests/diffusion/test_constrained.py",
+    ),
+    "canvas 2 a search for an end holds up nobody else": (
+        "tests/engine/test_searches.py",
+        "tests/engine/test_structured.py::test_the_budget_of_a_search_changes_no_token",
+        "tests/engine/test_structured.py::test_longest_step_of_a_neighbour",
     ),
     "canvas 3 and 5 what nano gains, decisions": ("tests/evaluate/test_canvas.py",),
     "canvas 6 contradictions before any step": (

@@ -31,7 +31,9 @@ NEVER = 1e-30
 
 def ours(job: CompareRun) -> dict[str, Any]:
     """Prefill and steps of the engine."""
-    llm = Where(job.directory, job.device, job.dtype, job.threads, strict=False).open()
+    llm = Where(
+        job.directory, job.device, job.dtype, job.threads, strict=False, attention=job.attention
+    ).open()
     prompts = [prompt_ids(llm.config, job.prompt)]
     run(llm, prompts, 1)  # reads the weights from the disk
     timeline = run(llm, prompts, job.steps)

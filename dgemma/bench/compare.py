@@ -53,6 +53,7 @@ class CompareRun:
     Attributes:
         directory: of the checkpoint.
         cache: of the reference: "dynamic", or "static", with which it compiles its step.
+        attention: our own path.
     """
 
     directory: str
@@ -62,6 +63,7 @@ class CompareRun:
     dtype: str
     threads: int
     cache: str = "dynamic"
+    attention: str = "auto"
 
 
 @dataclass
@@ -180,7 +182,7 @@ def report(where: Where, options: Namespace, say: Callable[[str], None]) -> Repo
     prompt_ids(config, options.prompt)  # refused before anything is run
     job = CompareRun(
         str(directory), options.prompt, options.steps, device, dtype, torch.get_num_threads(),
-        options.cache,
+        options.cache, where.attention,
     )  # fmt: skip
     modes = list(MODES) if options.modes == "both" else [options.modes]
     results = measure(job, options.pairs, modes, say)

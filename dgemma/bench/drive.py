@@ -64,6 +64,7 @@ class Where:
     Attributes:
         threads: None: torch's own choice.
         command: the command that asks for the measurement.
+        attention: the path; see `dgemma.llm.load`.
     """
 
     model: str
@@ -72,11 +73,15 @@ class Where:
     threads: int | None
     strict: bool
     command: str = ""
+    attention: str = "auto"
 
     def open(self) -> LLM:
         """Load it."""
         self.set_threads()
-        return load(self.model, device=self.device, dtype=self.dtype, strict=self.strict)
+        return load(
+            self.model, device=self.device, dtype=self.dtype, strict=self.strict,
+            attention=self.attention,
+        )  # fmt: skip
 
     def set_threads(self) -> None:
         """Give this process the number of threads."""

@@ -19,6 +19,7 @@ MEASURES = {
     "step": "a denoising step in parts, beside the machine's ceilings",
     "compare": "ours and transformers on the same checkpoint, in turns",
     "generate": "tokens per second, time to the first frame and commit",
+    "gpu": "the GPU kernels, compiled for GPUs that are not there; takes no model",
 }
 IN_A_CHECKOUT = ("scale", "offline", "serving", "llama")
 """Programs that are not in the wheel."""
@@ -35,9 +36,11 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "modes": ("tuned: malloc keeps its memory", {"compare": "both"}),
     "max_tokens": ("maximum tokens of an answer", {"generate": 256}),
     "runs": ("answers", {"generate": 3}),
+    "targets": ("compute capabilities, separated by commas", {"gpu": "80,86,89,90,100,120"}),
 }
 """Option -> its help, and its default in each measurement that takes it."""
 CHOICES = {"cache": ("dynamic", "static"), "modes": ("both", "plain", "tuned")}
+TEXTS = {"targets": "LIST"}
 
 
 def output(text: str) -> Path:
@@ -68,9 +71,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     for name, (what, defaults) in OPTIONS.items():
         takes = ", ".join(f"{kind} {value or ''}".strip() for kind, value in defaults.items())
-        kind = str if name in CHOICES else positive
+        kind = str if name in CHOICES or name in TEXTS else positive
         choices, about = CHOICES.get(name), f"{what} ({takes})"
-        metavar = None if choices else "N"
+        metavar = None if choices else TEXTS.get(name, "N")
         parser.add_argument(flag(name), type=kind, choices=choices, metavar=metavar, help=about)
     lines = "\n".join(f"  {name:<10} {what}" for name, what in MEASURES.items())
     parser.epilog = (
@@ -116,7 +119,7 @@ def where_of(arguments: argparse.Namespace) -> Where:
 
     return Where(
         arguments.model, arguments.device, arguments.dtype, arguments.threads,
-        not arguments.no_strict, arguments.command_line,
+        not arguments.no_strict, arguments.command_line, arguments.attention,
     )  # fmt: skip
 
 
@@ -143,11 +146,27 @@ def made(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def compiled(arguments: argparse.Namespace, targets: str) -> int:
+    """Compile the GPU kernels; needs neither a model nor a GPU."""
+    unused = {"--threads": None, "--device": "auto", "--dtype": "auto", "--no-strict": False}
+    for option, default in unused.items():
+        if getattr(arguments, option.removeprefix("--").replace("-", "_")) != default:
+            raise InvalidRequest(f"bench gpu takes all models and dtypes; leave out {option}")
+    if arguments.model != "nano":
+        raise InvalidRequest(f"bench gpu takes all models; leave out {arguments.model}")
+    from dgemma.bench import gpu
+
+    deliver(gpu.report(gpu.targets_of(targets), arguments.command_line, say), arguments.json)
+    return 0
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Print the report; 0 whatever was measured."""
     if arguments.make is not None:
         return made(arguments)
     options = settled(arguments)
+    if arguments.measure == "gpu":
+        return compiled(arguments, options.targets)
     directory_of(arguments)
     from dgemma.bench import compare, generate, step
     from dgemma.bench.machine import busy

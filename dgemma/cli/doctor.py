@@ -35,7 +35,7 @@ def facts(arguments: argparse.Namespace) -> list[tuple[str, str, str]]:
 
     found = load_model(
         directory, device=arguments.device, dtype=arguments.dtype,
-        strict=not arguments.no_strict, weights=False,
+        attention=arguments.attention, strict=not arguments.no_strict, weights=False,
     )  # fmt: skip
     choice = found.choice
     rows = [

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dgemma.cli.files import deliver, read_text, write_text
+from dgemma.cli.live import watch
 from dgemma.cli.options import NOT_THE_ANSWER, add_model, add_sampling, open_model, sampling
 from dgemma.errors import InvalidRequest
 from dgemma.params import REFUSED_BY_EDIT
@@ -27,6 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     strength = "how much of a span may change, 0 to 1 (0.6)"
     add("--strength", type=float, metavar="X", default=0.6, help=strength)
     add("--context", metavar="TEXT", help="the subject of the text")
+    add("--live", action="store_true", help="show the drafts on a terminal")
     add("--diff", action="store_true", help="print the changes, write nothing")
     add("--output", type=Path, metavar="FILE", help="write here, leave the file as it is")
     add_sampling(parser, (*REFUSED_BY_EDIT, *NOT_THE_ANSWER))
@@ -94,13 +96,17 @@ def all_spans(text: str, given: Sequence[str], instruction: str | None) -> list[
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the file, or print the changes."""
+    from dgemma.compose.edit import edit
+
     text = read_text(arguments.file)
     spans = all_spans(text, arguments.span, arguments.instruction)
     params = sampling(arguments)
     llm = open_model(arguments)
-    edited = llm.edit(
-        text, arguments.instruction, spans, arguments.strength, params, context=arguments.context
-    )
+    plan = edit(
+        llm.facts, text, arguments.instruction, spans, arguments.strength, params,
+        context=arguments.context,
+    )  # fmt: skip
+    edited = watch(llm, plan) if arguments.live else llm.run_plan(plan)
     if arguments.output is None or arguments.diff:
         deliver(arguments.file, text, edited.text, show=arguments.diff)
     else:

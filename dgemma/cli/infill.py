@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dgemma.cli.files import deliver, read_argument
+from dgemma.cli.live import watch
 from dgemma.cli.options import NOT_THE_ANSWER, add_model, add_sampling, open_model, sampling
 from dgemma.errors import InvalidRequest
 from dgemma.params import REFUSED_BY_FILL
@@ -25,6 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--context", metavar="TEXT", help="the subject of the text")
     add("--max-hole", type=int, metavar="N", help="maximum tokens of a hole")
     add("--no-search", action="store_true", help="every hole has exactly --max-hole tokens")
+    add("--live", action="store_true", help="show the drafts on a terminal")
     add("--in-place", action="store_true", help="write the result into @FILE")
     add("--diff", action="store_true", help="print the changes, write nothing")
     add("--json", action="store_true", help="print text and holes as JSON")
@@ -34,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the text, its diff or JSON, or write it back."""
-    from dgemma.compose.fill import Hole
+    from dgemma.compose.fill import Hole, fill
 
     path = Path(arguments.text[1:]) if arguments.text.startswith("@") else None
     if arguments.in_place and path is None:
@@ -55,7 +57,9 @@ def run(arguments: argparse.Namespace) -> int:
         parts += [hole, piece]
     params = sampling(arguments)
     llm = open_model(arguments)
-    filled = llm.fill(parts, params, context=arguments.context, search=not arguments.no_search)
+    search, context = not arguments.no_search, arguments.context
+    plan = fill(llm.facts, parts, params, context=context, search=search)
+    filled = watch(llm, plan) if arguments.live else llm.run_plan(plan)
     if arguments.in_place or arguments.diff:
         deliver(path, text, filled.text, show=arguments.diff)
     if arguments.json:

@@ -7,10 +7,15 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from dgemma.types import ENTROPY_PER_NAT, Event, Output
 
+if TYPE_CHECKING:
+    from dgemma.compose.plan import Plan
+    from dgemma.llm import LLM
+
+T = TypeVar("T")
 RESET, DIM, CLEAR_BELOW = "\x1b[0m", "\x1b[2m", "\x1b[J"
 COLOURS = ((0.05, 252), (0.3, 114), (1.0, 179), (2.0, 173), (float("inf"), 167))
 """Upper bounds in nats and their colours of the 256: sure is white, unsure is red."""
@@ -114,3 +119,21 @@ def show(
                 stream.write("\n")
             return event.output
     raise AssertionError("a stream ends with an output")
+
+
+def watch(llm: LLM, plan: Plan[T], stream: TextIO | None = None) -> T:
+    """Run a plan, drawing its canvases on a terminal; nothing of them stays.
+
+    Returns:
+        The plan's result.
+    """
+    stream = stream or sys.stdout
+    screen = Screen(stream) if is_terminal(stream) else None
+    token_text, end_ids = llm.frontend.tokenizer.token_text, frozenset(llm.facts.end_ids)
+    events = llm.stream_plan(plan)
+    for event in events:
+        if screen is not None and event.type == "frame" and event.event is not None:
+            screen.draw(paint(event.event, token_text, end_ids))
+    if screen is not None:
+        screen.draw("")
+    return events.result()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from dgemma.errors import ModelNotFound
 from dgemma.params import CONSTRAINT_FIELDS, OPTIONS, RELEASED, SamplingParams
+from dgemma.types import ATTENTION_PATHS
 from dgemma.weights.find import find_model
 
 if TYPE_CHECKING:
@@ -117,6 +118,8 @@ def add_model(
     add = parser.add_argument
     if device:
         add("--device", type=_device, default="auto", help="auto, cpu or cuda (auto)")
+        about = "each request by itself, or all at once (auto: reference on a CPU)"
+        add("--attention", choices=ATTENTION_PATHS, default="auto", help=about)
     add("--dtype", choices=DTYPES, default="auto", help="number format (auto)")
     add("--no-strict", action="store_true", help="accept unknown keys in the model's config.json")
 
@@ -144,7 +147,7 @@ def open_model(arguments: argparse.Namespace, **more: Any) -> LLM:
 
     return load(
         arguments.model, device=arguments.device, dtype=arguments.dtype,
-        strict=not arguments.no_strict, **more,
+        attention=arguments.attention, strict=not arguments.no_strict, **more,
     )  # fmt: skip
 
 

@@ -111,12 +111,17 @@ def edit(
     if strength == 0 or not flat:
         done = [Written(raw=text[a:b].encode()) for a, b in flat]
     else:
-        slots = [_slot(facts, text[a:b], params) for a, b in flat]
+        slots = [
+            _slot(facts, text[a:b], params, n)
+            for n, own in enumerate(pieces) for a, b in own
+        ]  # fmt: skip
         done = yield from windows.write(texts, slots)
     whole = texts[0] + "".join(w.text + t for w, t in zip(done, texts[1:], strict=True))
+    changes = _changes(text, spans, pieces, done)
+    yield from windows.end([change.new for change in changes])
     writer = windows.writer
     return Edited(
-        text=whole, changes=_changes(text, spans, pieces, done), seed=windows.seed,
+        text=whole, changes=changes, seed=windows.seed,
         outputs=tuple(writer.outputs), usage=total(writer.spent),
     )  # fmt: skip
 
@@ -161,16 +166,16 @@ def _message(
     return writing(context, "" if shown == text else rest, f"{instruction}\n\n{shown}")
 
 
-def _slot(facts: ModelFacts, old: str, params: SamplingParams) -> Slot:
+def _slot(facts: ModelFacts, old: str, params: SamplingParams, span: int) -> Slot:
     count = len(facts.tokenizer.encode(old))
     limit = params.max_tokens
     if not old:
         most = min(INSERTED, facts.canvas) if limit is None else limit
-        return Slot(least=1, most=most, want=most, guess=min(4, most))
+        return Slot(least=1, most=most, want=most, guess=min(4, most), part=span)
     most = count + max(3, count // 2)
     if limit is not None:
         most = min(most, limit)
-    return Slot(least=1, most=most, want=most, guess=min(count, most), old=old)
+    return Slot(least=1, most=most, want=most, guess=min(count, most), old=old, part=span)
 
 
 def _pieces(

@@ -138,9 +138,12 @@ def fill(
     texts, holes = _parted(parts)
     windows = Windows(
         facts, replace(params, allowed_token_ids=None), lambda rest: writing(context, rest),
-        search=search,
+        search=search, trim=search,
     )  # fmt: skip
-    slots = [_slot(hole, params, search, facts.tokenizer, windows.width) for hole in holes]
+    slots = [
+        _slot(hole, n, params, search, facts.tokenizer, windows.width)
+        for n, hole in enumerate(holes)
+    ]
     kept = [n for n, slot in enumerate(slots) if slot is not None]
     joined: list[str] = [texts[0]]
     for slot, text in zip(slots, texts[1:], strict=True):
@@ -154,6 +157,7 @@ def fill(
         _filled(found.get(n), texts[n + 1], last=n == len(holes) - 1, trim=search)
         for n in range(len(holes))
     )
+    yield from windows.end([hole.text for hole in results])
     whole = texts[0] + "".join(h.text + t for h, t in zip(results, texts[1:], strict=True))
     writer = windows.writer
     return Filled(
@@ -195,9 +199,9 @@ def _parted(parts: Sequence[str | Hole]) -> tuple[list[str], list[Hole]]:
 
 
 def _slot(
-    hole: Hole, params: SamplingParams, search: bool, tokenizer: Tokenizer, width: int
+    hole: Hole, number: int, params: SamplingParams, search: bool, tokenizer: Tokenizer, width: int
 ) -> Slot | None:
-    """The hole as a slot on canvases of a width, None for an empty one."""
+    """The hole of that number as a slot on canvases of a width, None for an empty one."""
     most = params.max_tokens if hole.max_tokens is None else hole.max_tokens
     if most == 0:
         return None
@@ -218,8 +222,9 @@ def _slot(
     want = max(hole.min_tokens, width // 4) if most is None else most
     most = max(width if most is None else most, hole.min_tokens)
     return Slot(
-        least=hole.min_tokens, most=most, want=want, guess=GUESS, long=long, allowed=allowed
-    )
+        least=hole.min_tokens, most=most, want=want, guess=GUESS, long=long, allowed=allowed,
+        part=number,
+    )  # fmt: skip
 
 
 def _filled(written: Written | None, after: str, *, last: bool, trim: bool) -> FilledHole:

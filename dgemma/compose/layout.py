@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dgemma.compose.plan import Place
 from dgemma.text.token_table import TokenTable
 from dgemma.types import CanvasControl
 
@@ -30,6 +31,7 @@ class Slot:
         long: whether it may take several canvases.
         allowed: the only ids it may hold, sorted; its borders are then not healed. None: any text.
         old: the text that stands there now and seeds it, None for a hole.
+        part: number of the hole or span that it belongs to.
     """
 
     least: int
@@ -39,6 +41,7 @@ class Slot:
     long: bool = False
     allowed: tuple[int, ...] | None = None
     old: str | None = None
+    part: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +180,16 @@ class Window:
             strength=self.strength, allowed=tuple(lists), masks=tuple(masks),
         )  # fmt: skip
         return Placed(tuple(lengths), control, tuple(free), content)
+
+    def places(self, placed: Placed) -> list[Place]:
+        """Where the slots stand on such a canvas."""
+        return [
+            Place(
+                part=gap.slot.part, start=at.start, stop=at.stop, left=len(gap.left),
+                right=len(gap.right),
+            )
+            for gap, at in zip(self.gaps, placed.free, strict=True)
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,34 +1,90 @@
-"""A plan: a generator of requests that receives their outputs. It must not know who runs them."""
+"""A plan: a generator of rounds of requests that receives their outputs, and tells which text is
+final on the way. It must not know who runs it."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Collection, Generator, Iterable, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import TypeVar
 
 from dgemma.errors import EngineError, bad_field
 from dgemma.params import SamplingParams, canvas_width, refused
+from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import Output, Request, Usage
 
 T = TypeVar("T")
 
-Plan = Generator[Sequence[Request], Sequence[Output], T]
-"""Each yield: requests that run together; the plan receives their outputs in the same order."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a part of the caller's text stands on a canvas.
+
+    Attributes:
+        part: number of the hole, span or segment, from 0.
+        start, stop: positions [start, stop) of the canvas.
+        left, right: bytes of the tokens there that belong to the text before and after the part.
+    """
+
+    part: int = 0
+    start: int
+    stop: int
+    left: int = 0
+    right: int = 0
+
+    def text(self, tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+        """The part's text on a canvas of these ids; bytes that are not UTF-8 become U+FFFD."""
+        raw = b"".join(map(tokenizer.token_bytes, ids[self.start : self.stop]))
+        return raw[self.left : max(self.left, len(raw) - self.right)].decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """Requests that run together.
+
+    Attributes:
+        requests: at least one.
+        places: where each of them writes; empty if they only look for something.
+        choice: they write the same parts in several ways, the likeliest first. The next `Settled`
+            says which one is taken; without one, none is.
+    """
+
+    requests: Sequence[Request]
+    places: Sequence[Sequence[Place]] = ()
+    choice: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """Text of a part that can no longer change; it follows the part's text so far.
+
+    Attributes:
+        taken: number of the request of the last round that wrote it; None: it is not said again.
+    """
+
+    part: int
+    text: str
+    taken: int | None = None
+
+
+Plan = Generator[Round | Settled, Sequence[Output], T]
+"""A round is answered by the outputs of its requests in the same order, a settled text by ()."""
 
 MOST_TOGETHER = 24
 """Requests of one yield that only look for something (lengths, noise draws)."""
 
 
-def run(requests: Sequence[Request]) -> Plan[list[Output]]:
-    """Run requests together.
+def run(
+    requests: Sequence[Request], places: Sequence[Sequence[Place]] = (), *, choice: bool = False
+) -> Plan[list[Output]]:
+    """Run requests together; see `Round`.
 
     Raises:
         EngineError: one of them failed or was cancelled.
     """
     if not requests:
         return []
-    outputs = list((yield requests))
+    outputs = list((yield Round(requests=requests, places=places, choice=choice)))
     assert len(outputs) == len(requests)
     for output in outputs:
         if output.finish_reason == "error":

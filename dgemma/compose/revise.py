@@ -9,7 +9,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from dgemma.compose.plan import Plan, check_whole, full_width, refuse, run, seed_of, share, total
+from dgemma.compose.plan import (
+    Place,
+    Plan,
+    check_whole,
+    full_width,
+    refuse,
+    run,
+    seed_of,
+    share,
+    total,
+)
 from dgemma.errors import InvalidRequest
 from dgemma.frontend import ModelFacts
 from dgemma.params import CONSTRAINT_FIELDS, REFUSED_BY_EDIT, SamplingParams, canvas_width
@@ -150,7 +160,7 @@ class _Revision:
         count = min(width, len(self.ids) - first)
         params = replace(self.params, max_tokens=count, logprobs=self.params.logprobs or 0)
         request = self._request(first, params, self._control(first, width, shaky))
-        (output,) = yield from run([request])
+        (output,) = yield from run([request], [[Place(start=0, stop=count)]])
         self.spent.append(output)
         check_whole(output, count)
         self.ids[first : first + count] = output.token_ids[:count]
@@ -209,5 +219,6 @@ def repair(
     ids = [*ids, facts.end_id, *[facts.fill_id] * width][:width]
     pinned = tuple(range(min(taken, width)))
     control = CanvasControl(ids=tuple(ids), pinned=pinned, strength=strength)
-    (output,) = yield from run([Request(token_ids=prompt, params=params, canvas=control)])
+    request = Request(token_ids=prompt, params=params, canvas=control)
+    (output,) = yield from run([request], [[Place(start=0, stop=width)]])
     return output

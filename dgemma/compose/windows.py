@@ -8,13 +8,14 @@ Knows texts, slots and prompts; knows nothing about lengths or steps.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from dgemma.compose.borders import begun, ended
 from dgemma.compose.layout import Gap, Slot, Window
 from dgemma.compose.length import Trial
-from dgemma.compose.plan import Plan, full_width, seed_of
+from dgemma.compose.plan import Place, Plan, Settled, full_width, seed_of
 from dgemma.compose.write import Writer, Written
 from dgemma.errors import InvalidRequest
 from dgemma.frontend import ModelFacts
@@ -42,9 +43,12 @@ class Windows:
 
     def __init__(
         self, facts: ModelFacts, params: SamplingParams, message: Message, *,
-        search: bool = True, strength: float = 1.0,
+        search: bool = True, strength: float = 1.0, trim: bool = False,
     ) -> None:  # fmt: skip
         """
+        Args:
+            trim: blanks at the end of a slot may be cut off in the end.
+
         Raises:
             InvalidRequest: the canvas is too narrow to hold text around a slot.
         """
@@ -61,6 +65,9 @@ class Windows:
         self.seed = seed_of(params)
         params = replace(params, seed=self.seed, canvas_length=self.width)
         self.writer = Writer(facts, self.tokens, params, search)
+        self.trim = trim
+        self._texts: dict[int, str] = {}  # of each part, so far
+        self._told: dict[int, int] = {}  # how many characters of it are settled
 
     def write(self, texts: Sequence[str], slots: Sequence[Slot]) -> Plan[list[Written]]:
         """Write every slot; `texts` are before, between and after them.
@@ -80,10 +87,25 @@ class Windows:
                 results = [(yield from self._long(ids, window, rest, after))]
             else:
                 results = yield from self.writer.write(window)
+                for slot, written in zip(rest, results, strict=False):
+                    yield from self._tell(slot.part, written.text, self.writer.taken)
             for written, text in zip(results, after, strict=False):
                 before += written.text + text
             done += results
         return done
+
+    def _tell(self, part: int, text: str, taken: int | None) -> Plan[None]:
+        """A part's text goes on like this; blanks that may be cut off are held back."""
+        whole = self._texts[part] = self._texts.get(part, "") + text
+        told = self._told.get(part, 0)
+        self._told[part] = max(told, len(whole.rstrip(" ") if self.trim else whole))
+        yield Settled(part=part, text=whole[told : self._told[part]], taken=taken)
+
+    def end(self, texts: Sequence[str]) -> Plan[None]:
+        """The parts' texts in the end; each begins with all that was said of it."""
+        for part, text in enumerate(texts):
+            if rest := text[self._told.get(part, 0) :]:
+                yield Settled(part=part, text=rest)
 
     def _open(
         self, before: list[int], slots: Sequence[Slot], after: Sequence[str], alone: bool = False
@@ -171,11 +193,13 @@ class Windows:
             (written,) = yield from self.writer.write(window)
             trials = written.trials
             if not (trials and trials[-1].chosen):
+                yield from self._tell(slot.part, written.text, self.writer.taken)
                 return written
             self.writer.outputs.pop()
         ids: list[int] = []
         values: list[float] = []
-        ended = False
+        ended, told = False, ""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
         while True:
             left = slot.most - len(ids)
             own = replace(slot, want=left)
@@ -189,15 +213,21 @@ class Windows:
             ids += output.token_ids[:count]
             values += [score.logprob for score in output.scores[:count]]
             ended = len(output.token_ids) < count
+            fresh = b"".join(map(self.facts.tokenizer.token_bytes, output.token_ids[:count]))
+            text = decoder.decode(fresh)
+            told += text
+            yield from self._tell(slot.part, text, None)
         gap = window.gaps[0]
         last = replace(gap.slot, least=max(0, slot.least - len(ids)), most=left)
         window = replace(window, gaps=(replace(gap, slot=last),))
         (written,) = yield from self.writer.write(window)
         begun = b"".join(map(self.facts.tokenizer.token_bytes, ids))
-        return Written(
+        whole = Written(
             raw=begun + written.raw, token_ids=(*ids, *written.token_ids),
             logprobs=(*values, *written.logprobs), trials=trials or written.trials,
         )  # fmt: skip
+        yield from self._tell(slot.part, whole.text[len(told) :], self.writer.taken)
+        return whole
 
     def _free(
         self, before: list[int], slots: Sequence[Slot], after: Sequence[str], count: int, end: bool
@@ -213,7 +243,8 @@ class Windows:
         prompt = self.facts.prompt(self.message(reference), before, self.width)
         control = CanvasControl(allowed=(ids,), masks=(0,) * count)
         (output,) = yield from self.writer.run(
-            [Request(token_ids=prompt, params=params, canvas=control)]
+            [Request(token_ids=prompt, params=params, canvas=control)],
+            [[Place(part=slots[0].part, start=0, stop=count)]],
         )
         self.writer.outputs.append(output)
         return output

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from dgemma.compose.layout import Placed, Window
 from dgemma.compose.length import KEPT, Trial, between, grid, judge, mean, nearby
-from dgemma.compose.plan import MOST_TOGETHER, Plan, check_whole, run
+from dgemma.compose.plan import MOST_TOGETHER, Place, Plan, check_whole, run
 from dgemma.frontend import ModelFacts
 from dgemma.params import SamplingParams
 from dgemma.text.token_table import TokenTable
@@ -52,6 +52,7 @@ class Writer:
         search: whether lengths are looked for; else each slot has as many tokens as it may.
         outputs: of the requests that wrote the text.
         spent: of all requests.
+        taken: the request of the last round whose text was taken; None: none was needed.
     """
 
     facts: ModelFacts
@@ -60,10 +61,14 @@ class Writer:
     search: bool = True
     outputs: list[Output] = field(default_factory=list)
     spent: list[Output] = field(default_factory=list)
+    taken: int | None = None
 
-    def run(self, requests: Sequence[Request]) -> Plan[list[Output]]:
+    def run(
+        self, requests: Sequence[Request], places: Sequence[Sequence[Place]] = (), *,
+        choice: bool = False,
+    ) -> Plan[list[Output]]:  # fmt: skip
         """Run requests and keep what they cost."""
-        outputs = yield from run(requests)
+        outputs = yield from run(requests, places, choice=choice)
         self.spent += outputs
         return outputs
 
@@ -76,8 +81,12 @@ class Writer:
         search = LengthSearch(self, window)
         found = yield from search.run()
         if not any(found[0].free):
+            self.taken = None
             return [Written() for _ in window.gaps]
-        outputs = yield from self.run([self._final(placed, window) for placed in found])
+        outputs = yield from self.run(
+            [self._final(placed, window) for placed in found], list(map(window.places, found)),
+            choice=True,
+        )  # fmt: skip
         finals: list[list[tuple[float, ...]]] = []
         scores: list[float] = []
         for placed, output in zip(found, outputs, strict=True):
@@ -85,7 +94,7 @@ class Writer:
             finals.append([tuple(output.scores[at].logprob for at in free) for free in placed.free])
             judged = judge(output.scores, placed.free, placed.content - 1)
             scores.append(mean([score for _, score in judged]))
-        chosen = search.choose(found, scores)
+        chosen = self.taken = search.choose(found, scores)
         output = outputs[chosen]
         self.outputs.append(output)
         trials = search.trials(found, finals, chosen)

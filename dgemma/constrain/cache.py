@@ -17,10 +17,10 @@ from dgemma.constrain.matcher import Grammar
 from dgemma.constrain.sources import make_grammar
 from dgemma.constrain.wrappers import BadWordsMatcher, ThoughtPrefixMatcher
 from dgemma.errors import InvalidRequest
-from dgemma.interfaces import Matcher
+from dgemma.matcher import Matcher
 from dgemma.params import SamplingParams
+from dgemma.request_parts import ThoughtIds, ToolUse
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import ThoughtIds, ToolUse
 
 KEPT = 64
 """Compiled grammars kept."""

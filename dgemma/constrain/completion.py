@@ -17,6 +17,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from dgemma.matcher import Search
+
 EFFORT = 20_000
 """Most steps in one search."""
 RUN = 32
@@ -60,7 +62,14 @@ _SAMPLES = _symbols(bytes(b for b in range(32, 127) if not chr(b).isalnum()) + b
 
 
 class ByteAutomaton(Protocol):
-    """A state of a grammar that steps forth and back, symbol by symbol."""
+    """A state of a grammar that steps forth and back, symbol by symbol.
+
+    Attributes:
+        cost: steps of a `Search` that a step of this automaton takes.
+    """
+
+    @property
+    def cost(self) -> int: ...
 
     def options(self) -> int:
         """Bit k: symbol k may come next."""
@@ -86,11 +95,11 @@ def symbols_of(words: Iterable[str]) -> list[list[int]]:
 
 def shortest(
     automaton: ByteAutomaton, most: int, effort: int = EFFORT, words: Sequence[Sequence[int]] = ()
-) -> list[int] | None:
-    """Symbols of a short path to a state where the text may end.
+) -> Search[list[int] | None]:
+    """Search for symbols of a short path to a state where the text may end.
 
     Args:
-        automaton: is where it was when this returns.
+        automaton: is where it was when the search ends.
         most: symbols that the path may have.
         effort: steps to spend.
         words: what a text may have to hold though nothing shows it, as symbols.
@@ -107,7 +116,7 @@ def shortest(
     best: list[int] | None = [] if automaton.accepting else None
     search, left, turn = _Search(automaton, effort, words), most - len(start), 0
     while best != [] and search.left > 0 and left > 0 and (best is None or turn < 3 + EXTRA):
-        path = search.path(min(left, FIRST) if turn == 0 else left, turn)
+        path = yield from search.path(min(left, FIRST) if turn == 0 else left, turn)
         if path is not None:
             best, left = path, len(path) - 1
             if len(start) + len(path) <= SHORT:
@@ -129,7 +138,12 @@ class _Search:
         self._ends = [*words, *ENDS]
         self._draw = random.Random(0)
 
-    def path(self, most: int, turn: int) -> list[int] | None:
+    def _spend(self, steps: int) -> int:
+        """Take steps from the budget of this search; how many they are of any `Search`."""
+        self.left -= steps
+        return steps * self._automaton.cost
+
+    def path(self, most: int, turn: int) -> Search[list[int] | None]:
         """One path of at most `most` symbols; the automaton is put back."""
         automaton = self._automaton
         path: list[int] = []
@@ -140,16 +154,16 @@ class _Search:
         while len(path) < most and self.left > stop and not done:
             options = automaton.options()
             if not options:
-                self.left -= 1
+                yield self._spend(1)
                 break
             if options & (options - 1) == 0:
                 steps = automaton.forced() or [options.bit_length() - 1]
-                self.left -= min(len(steps), RUN) + len(steps) // RUN
+                yield self._spend(min(len(steps), RUN) + len(steps) // RUN)
                 if len(path) + len(steps) > most:
                     break
             else:
-                steps = self._steps(options, turn, taken, seen)
-                self.left -= len(steps)
+                steps = yield from self._steps(options, turn, taken, seen)
+                yield self._spend(len(steps))
             automaton.push(steps)
             path += steps
             done = automaton.accepting
@@ -158,10 +172,10 @@ class _Search:
 
     def _steps(
         self, options: int, turn: int, taken: Counter[tuple[int, int]], seen: Counter[int]
-    ) -> list[int]:
+    ) -> Search[list[int]]:
         """What a path takes at a choice: one symbol, or a word."""
         if turn == 1:
-            return self._ahead(options, seen)
+            return (yield from self._ahead(options, seen))
         if turn == 2:
             return [_preferred(options).bit_length() - 1]
         if turn > 2 and self._draw.random() < 0.5:
@@ -171,7 +185,7 @@ class _Search:
         taken[options, symbol] += 1
         return [symbol]
 
-    def _ahead(self, options: int, seen: Counter[int]) -> list[int]:
+    def _ahead(self, options: int, seen: Counter[int]) -> Search[list[int]]:
         """The preferred step to the state that was seen the fewest times; an end is best."""
         automaton = self._automaton
         new = not seen[options]
@@ -181,7 +195,7 @@ class _Search:
         if options.bit_count() > _FREE and options & _SAMPLES:
             tried &= _SAMPLES | ~((1 << BYTES) - 1)
         if new:
-            word, ends = self._word(options, seen)
+            word, ends = yield from self._word(options, seen)
             if ends:
                 return [*word]
         preferred = _preferred(options) & tried
@@ -192,14 +206,14 @@ class _Search:
                 symbol = part.bit_length() - 1
                 part ^= 1 << symbol
                 automaton.push([symbol])
-                self.left -= 1
                 count = -1 if automaton.accepting else seen[automaton.options()]
                 automaton.pop(1)
+                yield self._spend(1)
                 if count < fewest:
                     best, fewest = symbol, count
         return [*word] if word and fewest > 0 else [best]
 
-    def _word(self, options: int, seen: Counter[int]) -> tuple[Sequence[int], bool]:
+    def _word(self, options: int, seen: Counter[int]) -> Search[tuple[Sequence[int], bool]]:
         """A word after which the text may end, else one that leads to a new state, if any."""
         automaton = self._automaton
         found: Sequence[int] = ()
@@ -214,8 +228,8 @@ class _Search:
                 done = automaton.accepting
             if not done and not found and count == len(word) and not seen[automaton.options()]:
                 found = word
-            self.left -= count + 1
             automaton.pop(count)
+            yield self._spend(count + 1)
             if done:
                 return word[:count], True
         return found, False

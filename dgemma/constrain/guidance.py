@@ -99,6 +99,8 @@ def has_text(lark: str) -> bool:
 class GrammarAutomaton:
     """A `completion.ByteAutomaton` over the 256 bytes and, above them, the control tokens."""
 
+    cost = 1
+
     def __init__(self, matcher: Any, controls: int) -> None:
         self._matcher = matcher
         self._texts = (1 << (BYTES + controls)) - 1  # all but the end
@@ -146,6 +148,10 @@ class Symbols:
     def __init__(self, table: TokenTable) -> None:
         self._table = table
         self.ids = [*(table.byte_ids[byte] for byte in BYTE_ORDER), *table.special_ids]
+
+    def count(self, token_id: int) -> int:
+        """How many symbols an id has."""
+        return len(self._table.table[token_id]) or 1
 
     def of(self, token_id: int) -> list[int]:
         """The symbols of an id, one after another."""

@@ -16,6 +16,7 @@ import numpy as np
 from dgemma.constrain.completion import BYTE_ORDER, BYTES, shortest, symbols_of
 from dgemma.constrain.guidance import GrammarAutomaton, Symbols, compiled, first_line
 from dgemma.errors import EngineError, InvalidRequest
+from dgemma.matcher import PER_STEP, PIECE, Matcher, Search, accept_in_pieces, run_search
 from dgemma.text.token_table import Bits, token_table_of
 from dgemma.text.tokenizer import Tokenizer
 
@@ -71,7 +72,7 @@ class Grammar:
         self._source = source.text
         self._roots: tuple[Any, Any] | None = None
         try:
-            text = shortest(self.automaton(), LONGEST, 2 * LONGEST, self.words)
+            text = run_search(shortest(self.automaton(), LONGEST, 2 * LONGEST, self.words))
         except EngineError as error:
             raise InvalidRequest(f"{kind}: {error}") from error
         if text is None:
@@ -112,7 +113,7 @@ class GrammarMatcher:
         self._tokens = grammar.tokens()
         self._ids: list[int] = []
         self._mask: Bits | None = None
-        self._automaton: GrammarAutomaton | None = None
+        self._automaton = grammar.automaton()  # now: after `discard` it would be compiled first
         self._walked: list[tuple[int, int]] = []  # ids that the automaton has taken, and its steps
 
     def accept(self, ids: Sequence[int]) -> int:
@@ -164,38 +165,43 @@ class GrammarMatcher:
             ids = ids[: next(k for k, token_id in enumerate(ids) if token_id in self._grammar.ends)]
         return ids
 
-    def completion(self, room: int) -> list[int] | None:
+    def completion(self, room: int) -> Search[list[int] | None]:
         """See `Matcher`."""
         if self.accepting:
             return []
-        automaton = self._byte_automaton()
-        path = shortest(automaton, 12 * room + 16, words=self._grammar.words)
+        automaton = yield from self._byte_automaton()
+        path = yield from shortest(automaton, 12 * room + 16, words=self._grammar.words)
         self._healthy()
         if path is None:
-            return self._known(room)
+            return (yield from self._known(room))
         plain = self._plain(path)
         found = min((self._joined(path), plain), key=len)
+        yield 1 + len(path) // PER_STEP
         for ids in (found, plain):
-            if self._closes(ids, room):
+            if (yield from self._closes(ids, room)):
                 return ids
-        return self._known(room)
+        return (yield from self._known(room))
 
-    def can_complete(self, room: int) -> bool:
+    def can_complete(self, room: int) -> Search[bool]:
         """See `Matcher`."""
-        return self.accepting or self._known(room) is not None or self.completion(room) is not None
+        if self.accepting or (yield from self._known(room)) is not None:
+            return True
+        return (yield from self.completion(room)) is not None
 
-    def _known(self, room: int) -> list[int] | None:
+    def _known(self, room: int) -> Search[list[int] | None]:
         """What is left of the text that was found at first, if that is an end here.
 
         A search steps over a count of thousands, at every commit; this has not to look for it.
         """
-        gone = sum(len(self._grammar.symbols.of(token_id)) for token_id in self._ids)
+        gone = sum(self._grammar.symbols.count(token_id) for token_id in self._ids)
+        yield 1 + len(self._ids) // PIECE
         for at in (gone, *range(AHEAD)):
             path = self._grammar.text[at:]
             plain = self._plain(path)
-            if path and self._closes(plain, len(plain)):
+            if path and (yield from self._closes(plain, len(plain))):
                 found = plain if len(plain) <= room else self._joined(path)
-                return found if self._closes(found, room) else None
+                yield 1 + len(path) // PER_STEP
+                return found if (yield from self._closes(found, room)) else None
         return None
 
     def alphabet(self) -> Bits | None:
@@ -222,11 +228,8 @@ class GrammarMatcher:
                 "simplify it: fewer alternatives, shorter bounds"
             )
 
-    def _byte_automaton(self) -> GrammarAutomaton:
+    def _byte_automaton(self) -> Search[GrammarAutomaton]:
         """The walk over bytes, brought to where this walk is."""
-        if self._automaton is None:
-            self._automaton = self._grammar.automaton()
-            self._walked = []
         same = 0
         for (walked, _), token_id in zip(self._walked, self._ids, strict=False):
             if walked != token_id:
@@ -234,12 +237,14 @@ class GrammarMatcher:
             same += 1
         self._automaton.pop(sum(steps for _, steps in self._walked[same:]))
         del self._walked[same:]
-        symbols: list[int] = []
-        for token_id in self._ids[same:]:
-            found = self._grammar.symbols.of(token_id)
-            self._walked.append((token_id, len(found)))
-            symbols += found
-        self._automaton.push(symbols)
+        for low in range(same, len(self._ids), PIECE):
+            symbols: list[int] = []
+            for token_id in self._ids[low : low + PIECE]:
+                found = self._grammar.symbols.of(token_id)
+                self._walked.append((token_id, len(found)))
+                symbols += found
+            self._automaton.push(symbols)
+            yield 1 + len(symbols) // PER_STEP
         return self._automaton
 
     def _joined(self, path: Sequence[int]) -> list[int]:
@@ -263,11 +268,15 @@ class GrammarMatcher:
         """The path, one id a symbol."""
         return [self._grammar.symbols.ids[symbol] for symbol in path]
 
-    def _closes(self, ids: Sequence[int], room: int) -> bool:
-        return len(ids) <= room and self._grammar.ends.isdisjoint(ids) and self._ends_well(ids)
+    def _closes(self, ids: Sequence[int], room: int) -> Search[bool]:
+        if len(ids) > room or not self._grammar.ends.isdisjoint(ids):
+            return False
+        return (yield from ends_with(self, ids))
 
-    def _ends_well(self, ids: Sequence[int]) -> bool:
-        count = self.accept(ids)
-        good = count == len(ids) and self.accepting
-        self.undo(count)
-        return good
+
+def ends_with(matcher: Matcher, ids: Sequence[int]) -> Search[bool]:
+    """Whether these ids can come next and the text may end after them; the state is put back."""
+    count = yield from accept_in_pieces(matcher, ids)
+    good = count == len(ids) and matcher.accepting
+    matcher.undo(count)
+    return good

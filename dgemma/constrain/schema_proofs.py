@@ -19,8 +19,10 @@ from dgemma.constrain.regex import FORMATS, terminal, whole
 from dgemma.errors import InvalidRequest
 
 Conjunction = tuple[Any, ...]
-EFFORT = 5_000_000
-"""Schemas that may be copied into branches while one schema is read."""
+EFFORT = 200_000
+"""Schemas that may be looked at, or copied into branches, while one schema is read."""
+REFERRING = frozenset(("$ref", "allOf", "anyOf"))
+"""Keywords that say nothing themselves."""
 COMPARED = {
     "minimum": operator.ge, "exclusiveMinimum": operator.gt,
     "maximum": operator.le, "exclusiveMaximum": operator.lt,
@@ -66,6 +68,36 @@ class SchemaReader:
         self._impossible: set[frozenset[int]] = set()
         self._open: set[frozenset[int]] = set()
         self._assumed = False
+        self._plain: set[int] = set()  # schemas that are no part of themselves
+
+    def _spend(self, steps: int) -> None:
+        self._left -= steps
+        if self._left < 0:
+            raise InvalidRequest("too many combinations of branches and references; merge some")
+
+    def _parts(self, node: Any) -> list[Any]:
+        """The schemas that a value of a schema satisfies as well, or of which it satisfies one."""
+        if isinstance(node, bool):
+            return []
+        target = [resolve(node["$ref"], self._root)] if "$ref" in node else []
+        return [*target, *node.get("allOf", ()), *node.get("anyOf", ())]
+
+    def _cyclic(self, schemas: Conjunction) -> bool:
+        """Whether a schema is a part of itself; looks at each once."""
+        todo = [(schema, False) for schema in schemas]
+        above = set[int]()
+        while todo:
+            node, done = todo.pop()
+            if done:
+                above.remove(id(node))
+                self._plain.add(id(node))
+            elif id(node) in above:
+                return True
+            elif id(node) not in self._plain:
+                self._spend(1)
+                above.add(id(node))
+                todo += [(node, True), *((part, False) for part in self._parts(node))]
+        return False
 
     def alternatives(self, schemas: Conjunction) -> Iterator[Conjunction]:
         """The flat conjunctions of which one holds where all these schemas hold.
@@ -75,25 +107,35 @@ class SchemaReader:
         """
         Pending = list[tuple[Any, frozenset[int]]]  # schemas, and those that they are a part of
         start: Pending = [(schema, frozenset()) for schema in reversed(schemas)]
-        todo: list[tuple[Pending, dict[int, Any]]] = [(start, {})]
+        todo: list[tuple[Pending, dict[int, Any], set[int]]] = [(start, {}, set())]
+        seen, cyclic = set[Any](), self._cyclic(schemas)
         while todo:
-            pending, flat = todo.pop()
+            pending, flat, met = todo.pop()
+            state = tuple((id(node), path) for node, path in pending), frozenset(flat)
+            if state in seen:
+                continue  # two ways lead to the same conjunction
+            seen.add(state)
             while pending:
+                self._spend(1)
                 node, path = pending.pop()
                 if node is False or id(node) in path:
                     break  # a schema that is one of its own parts adds no value
-                if node is True or id(node) in flat:
+                if node is True or id(node) in met:
                     continue
-                flat[id(node)] = node
-                path |= {id(node)}
+                met.add(id(node))
+                if not REFERRING.issuperset(node):
+                    flat[id(node)] = node
+                if cyclic:
+                    path |= {id(node)}
                 if "$ref" in node:
                     pending.append((resolve(node["$ref"], self._root), path))
                 pending += [(part, path) for part in node.get("allOf", ())]
                 if branches := node.get("anyOf"):
-                    self._left -= len(branches) * (len(pending) + len(flat))
-                    if self._left < 0:
-                        raise InvalidRequest("too many combinations of branches; merge some")
-                    todo += [([*pending, (branch, path)], dict(flat)) for branch in branches[::-1]]
+                    if not (pending or flat):
+                        met = set()  # nothing else holds that could be met again
+                    self._spend(len(branches) * (len(pending) + len(met)))
+                    todo += [([*pending, (branch, path)], dict(flat), set(met))
+                             for branch in branches[::-1]]  # fmt: skip
                     break
             else:
                 yield tuple(flat.values())
@@ -116,7 +158,11 @@ class SchemaReader:
         self._assumed |= key in self._open
         if key not in self._open:
             self._open.add(key)
-            if any(map(self._fits, self.alternatives(schemas))):
+            if len(schemas) == 1 and _only_branches(schemas[0]):  # each is known by itself
+                fits = any(self._satisfiable((part,)) for part in self._parts(schemas[0]))
+            else:
+                fits = any(map(self._fits, self.alternatives(schemas)))
+            if fits:
                 self._possible.add(key)
         return key in self._possible
 
@@ -183,6 +229,11 @@ class SchemaReader:
                 found = {known: node["const"]} if known in found else {}
             self._forms[id(node)] = found
         return found
+
+
+def _only_branches(schema: Any) -> bool:
+    """Whether a schema is a reference or a list of branches, and says nothing itself."""
+    return not isinstance(schema, bool) and list(schema) in (["$ref"], ["anyOf"])
 
 
 def kinds(flat: Conjunction) -> frozenset[str]:

@@ -16,9 +16,9 @@ from dgemma.constrain.matcher import LONGEST, Grammar, Source
 from dgemma.constrain.regex import portable
 from dgemma.constrain.tool_calls import calls_lark
 from dgemma.errors import InvalidRequest
+from dgemma.request_parts import ToolUse
 from dgemma.text.token_table import token_table_of
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import ToolUse
 
 MARKDOWN_TABLE = (
     "start: "

@@ -37,8 +37,9 @@ from dgemma.constrain.schema_proofs import (
 )
 from dgemma.constrain.tool_choice import function_of
 from dgemma.errors import InvalidRequest, nearest
+from dgemma.request_parts import ToolUse
 from dgemma.text.calls import QUOTE, format_call
-from dgemma.types import ToolCall, ToolUse
+from dgemma.types import ToolCall
 
 _AGAIN = r'<(<|\|<|\|"<|\|"\|<)*'
 TEXT = rf'/([^<]|{_AGAIN}([^<|]|\|[^<"]|\|"[^<|]|\|"\|[^<>]))*({_AGAIN}(\||\|"|\|"\|)?)?/'

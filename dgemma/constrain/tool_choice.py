@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dgemma.errors import InvalidRequest
-from dgemma.types import ToolUse
+from dgemma.request_parts import ToolUse
 
 Tools = Sequence[Mapping[str, Any]]
 

@@ -12,11 +12,12 @@ import numpy as np
 
 from dgemma.constrain.completion import shortest
 from dgemma.constrain.guidance import Symbols
+from dgemma.constrain.matcher import ends_with
 from dgemma.errors import InvalidRequest
-from dgemma.interfaces import Matcher
+from dgemma.matcher import MASK_STEPS, Matcher, Search, run_search
+from dgemma.request_parts import ThoughtIds
 from dgemma.text.token_table import WORD, Bits, token_table_of
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import ThoughtIds
 
 
 class ThoughtPrefixMatcher:
@@ -100,17 +101,17 @@ class ThoughtPrefixMatcher:
         """See `Matcher`."""
         return [] if self.thinking or self._at_start else self._inner.forced()
 
-    def completion(self, room: int) -> list[int] | None:
+    def completion(self, room: int) -> Search[list[int] | None]:
         """See `Matcher`."""
         if not self.thinking:
-            return self._inner.completion(room)
-        rest = self._inner.completion(room - 1) if room > 0 else None
+            return (yield from self._inner.completion(room))
+        rest = (yield from self._inner.completion(room - 1)) if room > 0 else None
         return None if rest is None else [self._thought.close_id, *rest]
 
-    def can_complete(self, room: int) -> bool:
+    def can_complete(self, room: int) -> Search[bool]:
         """See `Matcher`."""
         room -= self.thinking
-        return room >= 0 and self._inner.can_complete(room)
+        return room >= 0 and (yield from self._inner.can_complete(room))
 
     def alphabet(self) -> Bits | None:
         """See `Matcher`."""
@@ -145,7 +146,7 @@ class BadWordsMatcher:
         longest = max((len(word) for word in self._words), default=1)
         self._keep = longest - 1
         self._tails = [b""]  # the last bytes after each id
-        if inner is not None and self.completion(1 << 14) is None:
+        if inner is not None and run_search(self.completion(1 << 14)) is None:
             raise InvalidRequest(
                 f"no text of the asked form is free of the barred words {list(words)!r}; "
                 "bar fewer words",
@@ -218,26 +219,21 @@ class BadWordsMatcher:
         self.undo(count)
         return ids[:count]
 
-    def completion(self, room: int) -> list[int] | None:
+    def completion(self, room: int) -> Search[list[int] | None]:
         """See `Matcher`."""
         if self.accepting:
             return []
         assert self._inner is not None
-        ids = self._inner.completion(room)
-        if ids is None:
-            return None
-        count = self.accept(ids)
-        good = count == len(ids) and self.accepting
-        self.undo(count)
-        if good:
+        ids = yield from self._inner.completion(room)
+        if ids is None or (yield from ends_with(self, ids)):
             return ids
         symbols = Symbols(self._table)
-        path = shortest(MatcherAutomaton(self, symbols), room)
+        path = yield from shortest(MatcherAutomaton(self, symbols), room)
         return None if path is None else [symbols.ids[symbol] for symbol in path]
 
-    def can_complete(self, room: int) -> bool:
+    def can_complete(self, room: int) -> Search[bool]:
         """See `Matcher`."""
-        return self.completion(room) is not None
+        return (yield from self.completion(room)) is not None
 
     def alphabet(self) -> Bits | None:
         """See `Matcher`."""
@@ -258,6 +254,8 @@ def _barred(word: str) -> bytes:
 
 class MatcherAutomaton:
     """A matcher as an automaton over the single bytes and the control tokens."""
+
+    cost = MASK_STEPS
 
     def __init__(self, matcher: Matcher, symbols: Symbols) -> None:
         self._matcher = matcher

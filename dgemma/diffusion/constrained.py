@@ -7,6 +7,7 @@
                few steps more, so that the text after it can adapt; at most twice
     close      where the room runs short, the shortest way to an end replaces the last tokens
 
+All of this is a `Search`, which an engine resumes piece by piece beside the passes of others.
 The grammar is a `Matcher`, an argument: a walk over ids. Must not know how grammars are made, text,
 networks or engines.
 """
@@ -22,8 +23,8 @@ from torch import Tensor
 from dgemma.diffusion.canvas import Canvas, CanvasSpec, Commit
 from dgemma.diffusion.control import CanvasPrefix, barred, is_set
 from dgemma.errors import EngineError, InvalidRequest
-from dgemma.interfaces import Matcher
 from dgemma.kernels.head import Head
+from dgemma.matcher import MASK_STEPS, Matcher, Search, accept_in_pieces
 from dgemma.types import CanvasControl, Constraint
 
 ROUNDS, STEPS = 2, 3
@@ -129,7 +130,7 @@ class ConstrainedAnswer:
 
     def resolve(
         self, canvas: Canvas, hidden: Tensor, head: Head, spec: CanvasSpec, room: int
-    ) -> Canvas | Commit:
+    ) -> Search[Canvas | Commit]:
         """What becomes of a finished canvas: denoised further, or committed.
 
         Args:
@@ -138,7 +139,7 @@ class ConstrainedAnswer:
         """
         assert canvas.argmax is not None
         logits = _logits_of(canvas, hidden, head, spec, masked=not self._whole)
-        projection = self._project(canvas.argmax.tolist(), logits, spec)
+        projection = yield from self._project(canvas.argmax.tolist(), logits, spec)
         rounds = self._round
         if (
             projection.changed
@@ -151,7 +152,7 @@ class ConstrainedAnswer:
             self._shaky |= set(projection.changed)
             return reopened(canvas, pins, head)
         if self._whole:
-            self._close(projection, room)
+            yield from self._close(projection, room)
         _pad(projection, spec)
         self._round = 0
         report, fallbacks = self._report, len(projection.changed)
@@ -170,19 +171,20 @@ class ConstrainedAnswer:
             ended=projection.ended,
         )
 
-    def _project(self, ids: list[int], logits: Logits, spec: CanvasSpec) -> Projection:
+    def _project(self, ids: list[int], logits: Logits, spec: CanvasSpec) -> Search[Projection]:
         """Walk the canvas; the matcher is then after its last token."""
         matcher, projection = self._matcher, Projection(ids)
         at = 0
         while at < len(ids):
             end = next((p for p in range(at, len(ids)) if ids[p] in spec.end_ids), len(ids))
-            at += matcher.accept(ids[at:end])
+            at += yield from accept_in_pieces(matcher, ids[at:end])
             if at == len(ids):
                 break
             if matcher.accepting and (ids[at] in spec.end_ids or matcher.finished):
                 projection.ended = True
                 break
             token = self._choose(logits(at), spec)
+            yield MASK_STEPS
             if token is None:
                 projection.stuck = True
                 break
@@ -224,13 +226,13 @@ class ConstrainedAnswer:
         matcher.undo(taken)
         return stem + forced
 
-    def _close(self, projection: Projection, room: int) -> None:
+    def _close(self, projection: Projection, room: int) -> Search[None]:
         """See that the answer can still end within the room; the matcher goes along."""
         matcher, at, step = self._matcher, projection.length, max(1, projection.length - room)
         if at <= room and not projection.stuck:
             if projection.ended:
                 return
-            if matcher.can_complete(room - at):
+            if (yield from matcher.can_complete(room - at)):
                 projection.ended, self._lost = at == room and not self._open, False
                 return  # the next canvas will be looked at again
             if self._lost and room - at >= len(projection.ids):
@@ -241,12 +243,12 @@ class ConstrainedAnswer:
                 self._lost = True
                 if projection.stuck:
                     raise EngineError(f"{self._mode}: found no text from here on; loosen it")
-                matcher.accept(projection.ids[: projection.length])
+                yield from accept_in_pieces(matcher, projection.ids[: projection.length])
                 return
             step = min(step, at)
             matcher.undo(step)
             at, step = at - step, SHORT if self._open else 2 * step
-            path = matcher.completion(max(0, room - at))
+            path = yield from matcher.completion(max(0, room - at))
         if self._open and not path:  # nothing is begun there that could be closed: it is cut
             matcher.accept(projection.ids[at : projection.length])
             return

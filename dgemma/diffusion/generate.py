@@ -24,8 +24,10 @@ from dgemma.errors import EngineError
 from dgemma.kernels.controls import Controls
 from dgemma.kernels.head import Head
 from dgemma.kernels.head_output import HeadOutput
+from dgemma.matcher import run_search
 from dgemma.params import SamplingParams
-from dgemma.types import CanvasControl, ThoughtIds, TraceStep
+from dgemma.request_parts import ThoughtIds
+from dgemma.types import CanvasControl, TraceStep
 
 Encode = Callable[[Tensor], Tensor]  # ids [1, T] -> hidden [1, T, D]; appends to the context
 Predict = Callable[[Tensor, Tensor | None], Tensor]  # ids [B, C], soft [B, C, D] -> [B, C, D]
@@ -82,7 +84,7 @@ def generate(
             trace.append(trace_step(before, canvas, schedule))
             room = min(limit - len(answer), left // spec.length * spec.length)
             if canvas.reason and constrained and head:
-                resolved = constrained.resolve(canvas, hidden, head, spec, room)
+                resolved = run_search(constrained.resolve(canvas, hidden, head, spec, room))
                 if isinstance(resolved, Canvas):
                     canvas = resolved  # to be repaired
                 else:

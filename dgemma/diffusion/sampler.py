@@ -12,7 +12,7 @@ Source: `transformers` 5.17 `generation_diffusion_gemma.py`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -83,17 +83,44 @@ def step_all(
     schedules: Sequence[Schedule],
     spec: CanvasSpec,
 ) -> list[Canvas]:
-    """One denoising step of B canvases.
+    """One denoising step of B canvases: `propose`, a look at the verdicts, and `decide`."""
+    proposal = propose(canvases, head_output, schedules, spec)
+    return decide(canvases, proposal, proposal.verdicts.tolist(), schedules)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Proposal:
+    """A step of B canvases of C positions before the host knows which of them are finished.
+
+    Attributes:
+        ids, argmax, entropy, accepted, soft: of the canvases after the step, [B, C] and [B, C, D].
+        logprobs: of their B*C rows, if they are asked for.
+        verdicts: fp64 [B, 3]: whether the argmax is that of the last step, the mean entropy,
+            whether any position is free.
+    """
+
+    ids: Tensor
+    argmax: Tensor
+    entropy: Tensor
+    accepted: Tensor
+    soft: Tensor
+    logprobs: HeadLogprobs | None
+    verdicts: Tensor
+
+
+def propose(
+    canvases: Sequence[Canvas],
+    head_output: HeadOutput,
+    schedules: Sequence[Schedule],
+    spec: CanvasSpec,
+) -> Proposal:
+    """The tensors of one denoising step of B canvases; the host waits for none of them.
 
     Args:
         canvases: unfinished ones.
         head_output: B*C rows, canvas after canvas, made with the numbers of `sampling_inputs`.
         schedules: one a canvas.
         spec: of the checkpoint.
-
-    Returns:
-        The B canvases after the step. Where `reason` is set the canvas is finished; where
-        `failed` is set its reading was not finite and only that request is lost.
     """
     assert not any(canvas.reason for canvas in canvases), "a finished canvas cannot be stepped"
     shape = (len(canvases), len(canvases[0].ids))
@@ -114,11 +141,28 @@ def step_all(
     ids = torch.where(accepted, proposed, noise)
     if pins is not None:
         ids = torch.where(pins >= 0, pins, ids)
+    return Proposal(
+        ids=ids, argmax=argmax, entropy=entropy, accepted=accepted,
+        soft=head_output.soft.view(*shape, -1), logprobs=head_output.logprobs,
+        verdicts=_verdicts(canvases, argmax, entropy, pins, schedules, spec),
+    )  # fmt: skip
 
-    verdicts = _verdicts(canvases, argmax, entropy, pins, schedules, spec)
 
-    soft = head_output.soft.view(*shape, -1)
-    after = []
+def decide(
+    canvases: Sequence[Canvas],
+    proposal: Proposal,
+    verdicts: Sequence[Sequence[float]],
+    schedules: Sequence[Schedule],
+) -> list[Canvas]:
+    """The B canvases after a step.
+
+    Where `reason` is set a canvas is finished; where `failed` is set its reading was not finite and
+    only that request is lost.
+
+    Args:
+        verdicts: those of the proposal, on the host.
+    """
+    after, width = [], proposal.ids.shape[1]
     for b, (canvas, schedule) in enumerate(zip(canvases, schedules, strict=True)):
         repeats = canvas.repeats + 1 if verdicts[b][0] else 0
         reason: StopReason = ""
@@ -130,15 +174,15 @@ def step_all(
             replace(
                 canvas,
                 step=canvas.step + 1,
-                ids=ids[b],
-                soft=soft[b],
-                argmax=argmax[b],
-                entropy=entropy[b],
-                accepted=accepted[b],
+                ids=proposal.ids[b],
+                soft=proposal.soft[b],
+                argmax=proposal.argmax[b],
+                entropy=proposal.entropy[b],
+                accepted=proposal.accepted[b],
                 mean_entropy=verdicts[b][1],
                 repeats=repeats,
                 reason=reason,
-                logprobs=_rows(head_output.logprobs, b, shape[1]),
+                logprobs=_rows(proposal.logprobs, b, width),
             )
         )
     return after
@@ -159,11 +203,8 @@ def _verdicts(
     pins: Tensor | None,
     schedules: Sequence[Schedule],
     spec: CanvasSpec,
-) -> list[list[float]]:
-    """Of each canvas: is its argmax that of the last step, its mean entropy, is any position free.
-
-    Pinned positions count in neither of the first two. This is the only wait for the device.
-    """
+) -> Tensor:
+    """See `Proposal.verdicts`; pinned positions count in neither of the first two."""
     never = torch.full_like(argmax[0], -1)
     previous = torch.stack([never if c.argmax is None else c.argmax for c in canvases])
     same, mean = argmax == previous, entropy.mean(-1, dtype=torch.float64)
@@ -181,8 +222,7 @@ def _verdicts(
         summed = entropy.where(free if counted is None else free & counted, 0.0)
         mine = summed.sum(-1, dtype=torch.float64) / free.sum(-1).clamp(min=1)
         mean = torch.where(free.all(-1), mean, mine)
-    verdicts: list[list[float]] = torch.stack((same.all(-1).double(), mean, open_), -1).tolist()
-    return verdicts
+    return torch.stack((same.all(-1).double(), mean, open_), -1)
 
 
 def _rows(logprobs: HeadLogprobs | None, number: int, width: int) -> HeadLogprobs | None:

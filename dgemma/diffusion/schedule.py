@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,8 +68,8 @@ class Schedule:
         Steps past the schedule keep its last temperature. The arithmetic is fp32, like the
         oracle's.
         """
-        left = torch.tensor(max(1, self.max_steps - step), dtype=torch.int32)
-        own = float(self.t_min + (self.t_max - self.t_min) * (left / self.max_steps))
+        left = np.float32(max(1, self.max_steps - step)) / np.float32(self.max_steps)
+        own = float(np.float32(self.t_min) + np.float32(self.t_max - self.t_min) * left)
         return own if self.scale == 1.0 else own * self.scale
 
     def converged(self, repeats: int, mean_entropy: float) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dgemma.types import ThoughtIds
+from dgemma.request_parts import ThoughtIds
 
 
 def budget_exceeded(token_ids: Sequence[int], thought: ThoughtIds, budget: int | None) -> bool:

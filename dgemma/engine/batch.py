@@ -6,18 +6,19 @@ sequences, or the use of its results.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from dgemma.diffusion.canvas import Canvas, CanvasSpec
-from dgemma.diffusion.sampler import sampling_inputs, step_all
+from dgemma.diffusion.sampler import decide, propose, sampling_inputs
 from dgemma.diffusion.stable import pin_prefix
 from dgemma.engine.counters import Counters
 from dgemma.engine.scheduler import Scheduled
 from dgemma.engine.sequence import Sequence
-from dgemma.engine.step import CanvasState, StepResult, parts
+from dgemma.engine.step import CanvasState, StepResult, segments
 from dgemma.kernels.controls import Controls
 from dgemma.model.cache import PagedMemory
 from dgemma.model.transformer import DiffusionGemma
@@ -35,8 +36,9 @@ class ModelRunner:
     def run(self, work: list[Scheduled], spec: CanvasSpec) -> list[StepResult]:
         """Forward and vocabulary. Changes nothing that a second try would miss."""
         begin = self.counted.now()
-        inputs = [part for scheduled in work for part in parts(scheduled, self.memory)]
-        hidden = iter(self.model.forward_rows(inputs))
+        inputs = [segment for scheduled in work for segment in segments(scheduled)]
+        batch = self.model.make_batch(inputs, self.memory)
+        hidden = iter(batch.split(self.model(batch)))
         self.counted.add_time("forward", begin)
         begin = self.counted.now()
         encoded, last = list[tuple[Scheduled, Tensor]](), dict[Sequence, Tensor]()
@@ -45,44 +47,58 @@ class ModelRunner:
                 encoded.append((scheduled, next(hidden)))
             if scheduled.denoise:
                 last[scheduled.sequence] = next(hidden)
-        after = self._denoised(last, spec)
-        finite, tokens = self._encoded(encoded, spec)
-        scores = {s.sequence: self._scored(s, states) for s, states in encoded
+        read = Readback()
+        canvases = self._denoised(last, spec, read)
+        tokens = self._encoded(encoded, spec, read)
+        scores = {s.sequence: read.put(self._scored(s, states)) for s, states in encoded
                   if s.sequence.request.mode == "score"}  # fmt: skip
+        read.fetch()
+        after = canvases()
+        finite, chosen = tokens()
         self.counted.add_time("vocabulary", begin)
         return [
             StepResult(
-                after.get(seq), last.get(seq), tokens.get(seq), finite.get(seq, True),
-                scores.get(seq, ()),
+                after.get(seq), last.get(seq), chosen.get(seq), finite.get(seq, True),
+                tuple(scores[seq]()) if seq in scores else (),
             )
             for seq in (scheduled.sequence for scheduled in work)
         ]  # fmt: skip
 
-    def _scored(self, scheduled: Scheduled, hidden: Tensor) -> tuple[float, ...]:
+    def _scored(self, scheduled: Scheduled, hidden: Tensor) -> Tensor:
         """The encoder's scores of the tokens after the encoded ones, as far as asked."""
         seq = scheduled.sequence
         skip = max(0, seq.request.score_from - 1 - seq.encoded)
         ids = seq.context[seq.encoded + skip + 1 : seq.encoded + scheduled.count + 1]
         if not ids:
-            return ()
+            return hidden.new_zeros(0)
         wanted = torch.tensor(ids, device=hidden.device)
-        found: list[float] = self.head.scores(hidden[skip : skip + len(ids)], wanted).tolist()
-        return tuple(found)
+        return self.head.scores(hidden[skip : skip + len(ids)], wanted)
 
-    def _denoised(self, hidden: dict[Sequence, Tensor], spec: CanvasSpec) -> dict[Sequence, Canvas]:
-        """The canvases after a step, from their hidden states."""
+    def _denoised(
+        self, hidden: dict[Sequence, Tensor], spec: CanvasSpec, read: Readback
+    ) -> Callable[[], dict[Sequence, Canvas]]:
+        """The canvases after a step, from their hidden states; to be called after the fetch."""
         alike: dict[object, list[Sequence]] = {}
         for seq in hidden:
             state: CanvasState = seq.state
             assert state.canvas is not None
             alike.setdefault((state.spec.length, state.canvas.controls.kind), []).append(seq)
-        after: dict[Sequence, Canvas] = {}
-        for sequences in alike.values():
-            states = torch.cat([hidden[seq] for seq in sequences])
-            after |= zip(sequences, self._stepped(sequences, states, spec), strict=True)
-        return after
+        groups = [
+            (
+                sequences,
+                self._stepped(sequences, torch.cat([hidden[s] for s in sequences]), spec, read),
+            )
+            for sequences in alike.values()
+        ]
+        return lambda: {
+            seq: canvas
+            for sequences, canvases in groups
+            for seq, canvas in zip(sequences, canvases(), strict=True)
+        }
 
-    def _stepped(self, sequences: list[Sequence], hidden: Tensor, spec: CanvasSpec) -> list[Canvas]:
+    def _stepped(
+        self, sequences: list[Sequence], hidden: Tensor, spec: CanvasSpec, read: Readback
+    ) -> Callable[[], list[Canvas]]:
         """Read the vocabulary for canvases of one length and kind together and step each."""
         states: list[CanvasState] = [seq.state for seq in sequences]
         canvases = [state.canvas for state in states if state.canvas is not None]
@@ -90,37 +106,75 @@ class ModelRunner:
         sizes = [(canvas.controls, len(canvas.ids)) for canvas in canvases]
         controls = Controls.join(sizes, spec.suppress_ids)
         head_output = self.head.read(hidden, *sampling_inputs(canvases, schedules), controls)
-        after = [
-            pin_prefix(canvas, stepped, schedule, spec, self.head.embed)
-            for canvas, stepped, schedule in zip(
-                canvases, step_all(canvases, head_output, schedules, spec), schedules, strict=True
-            )
-        ]
-        if len(after) == 1:
-            return after
-        # A canvas that is preempted must not keep the soft embeddings of all the others.
-        return [replace(c, soft=None if c.soft is None else c.soft.clone()) for c in after]
+        proposal = propose(canvases, head_output, schedules, spec)
+        verdicts = read.put(proposal.verdicts)
+
+        def finished() -> list[Canvas]:
+            numbers = verdicts()
+            rows = [numbers[low : low + 3] for low in range(0, len(numbers), 3)]
+            stepped = decide(canvases, proposal, rows, schedules)
+            after = [
+                pin_prefix(canvas, then, schedule, spec, self.head.embed)
+                for canvas, then, schedule in zip(canvases, stepped, schedules, strict=True)
+            ]
+            if len(after) == 1:
+                return after
+            # A canvas that is preempted must not keep the soft embeddings of all the others.
+            return [replace(c, soft=None if c.soft is None else c.soft.clone()) for c in after]
+
+        return finished
 
     def _encoded(
-        self, encoded: list[tuple[Scheduled, Tensor]], spec: CanvasSpec
-    ) -> tuple[dict[Sequence, bool], dict[Sequence, int]]:
+        self, encoded: list[tuple[Scheduled, Tensor]], spec: CanvasSpec, read: Readback
+    ) -> Callable[[], tuple[dict[Sequence, bool], dict[Sequence, int]]]:
         """Whether each is finite; the next token of each autoregressive answer that is encoded."""
         if not encoded:
-            return {}, {}
-        checked = torch.stack([torch.isfinite(states).all() for _, states in encoded]).tolist()
-        finite = {s.sequence: ok for (s, _), ok in zip(encoded, checked, strict=True)}
+            return lambda: ({}, {})
+        checked = read.put(torch.stack([torch.isfinite(states).all() for _, states in encoded]))
         last = {
             s.sequence: states[-1:]
             for s, states in encoded
             if s.sequence.request.mode == "autoregressive"
             and s.sequence.encoded + s.count == len(s.sequence.context)
         }
-        if not last:
-            return finite, {}
-        rows, controls = torch.cat(list(last.values())), Controls(suppress_ids=spec.suppress_ids)
-        tokens: list[int] = self.head.greedy(rows, controls).tolist()
-        chosen = dict(zip(last, tokens, strict=True))
-        return finite | {seq: finite[seq] and token >= 0 for seq, token in chosen.items()}, chosen
+        tokens: Callable[[], list[float]] = list
+        if last:
+            rows, controls = (
+                torch.cat(list(last.values())),
+                Controls(suppress_ids=spec.suppress_ids),
+            )
+            tokens = read.put(self.head.greedy(rows, controls))
+
+        def known() -> tuple[dict[Sequence, bool], dict[Sequence, int]]:
+            finite = {s.sequence: bool(ok) for (s, _), ok in zip(encoded, checked(), strict=True)}
+            chosen = {seq: int(token) for seq, token in zip(last, tokens(), strict=True)}
+            return finite | {seq: finite[seq] and t >= 0 for seq, t in chosen.items()}, chosen
+
+        return known
+
+
+class Readback:
+    """Numbers of a pass that the host needs, fetched from the device all in one piece.
+
+    The host waits for the device once a pass, whatever the sequences are.
+    """
+
+    def __init__(self) -> None:
+        self._parts: list[Tensor] = []
+        self._numbers: list[float] = []
+        self._size = 0
+
+    def put(self, values: Tensor) -> Callable[[], list[float]]:
+        """Ask for these numbers; the result gives them after the fetch. fp64 holds ids exactly."""
+        low, self._size = self._size, self._size + values.numel()
+        high = self._size
+        self._parts.append(values.flatten().double())
+        return lambda: self._numbers[low:high]
+
+    def fetch(self) -> None:
+        """Wait for the device."""
+        if self._parts:
+            self._numbers = torch.cat(self._parts).tolist()
 
 
 def out_of_memory(error: Exception) -> bool:

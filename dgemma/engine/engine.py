@@ -32,6 +32,7 @@ from dgemma.engine.counters import Counters
 from dgemma.engine.pages import Pages
 from dgemma.engine.request import ModelLimits, resolve_request
 from dgemma.engine.scheduler import Scheduled, Scheduler
+from dgemma.engine.searches import BUDGET, SearchQueue
 from dgemma.engine.sequence import Sequence
 from dgemma.engine.step import NOT_FINITE, CanvasState, StepResult, apply, first_canvas, go_on
 from dgemma.errors import InvalidRequest
@@ -128,6 +129,7 @@ class Engine:
         )
         self._clock = clock
         self._live: set[Sequence] = set()
+        self.searches = SearchQueue(BUDGET)
         self._counted = Counters()
         self.batch = ModelRunner(model, self.memory, self._counted)
         self.added = 0  # sequences ever added
@@ -254,12 +256,13 @@ class Engine:
             self._counted.preemptions += self.scheduler.preemptions
             self._counted.prefix_hit_tokens += self.scheduler.pages.hit_tokens
             self.scheduler = self._scheduler(self._pages())
+            self.searches.clear()
 
     # -- a step --------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def step(self) -> None:
-        """One pass over the sequences that the scheduler chooses, whatever their phase."""
+        """One pass over the sequences that the scheduler chooses, and a part of each search."""
         with self._alone():
             self._cancel_all()
             begin = self._counted.now()
@@ -272,6 +275,7 @@ class Engine:
                     scheduled.sequence.report_status("encoding")
             if plan.scheduled:
                 self._run(plan.scheduled)
+            self._search()
 
     def _run(self, work: list[Scheduled]) -> None:
         """A pass; on an error its halves, each by itself, until the one to blame is alone."""
@@ -324,6 +328,19 @@ class Engine:
             seq.finish("error", f"{type(error).__name__}: {error}")
         if seq.output is not None:
             self._retire(seq)
+        elif seq.search is not None:
+            self.searches.add(seq)
+
+    def _search(self) -> None:
+        """Go on with the searches for as many steps as their budget allows."""
+        begin, sequences = self._counted.now(), self.searches.sequences
+        before = sum(len(seq.committed) for seq in sequences)
+        ended = self.searches.advance()
+        self._counted.committed_tokens += sum(len(seq.committed) for seq in sequences) - before
+        for seq in ended:
+            if seq.output is not None:
+                self._retire(seq)
+        self._counted.add_time("apply", begin)
 
     def _end(self, seq: Sequence, reason: FinishReason, error: str | None = None) -> None:
         """End a request, unless it has ended."""
@@ -334,6 +351,7 @@ class Engine:
     def _retire(self, seq: Sequence) -> None:
         """Take a finished sequence out and report its end."""
         self._live.remove(seq)
+        self.searches.discard(seq)
         try:
             self.scheduler.remove(seq)
         finally:  # even after a fault here nobody may wait for this sequence

@@ -2,10 +2,11 @@
 
 A block is `PAGE` consecutive tokens of a sequence. Each block has one page in the group of the
 full layers, which keep every token, and, while a later token can still see it, one in the group of
-the sliding layers. A complete block enters the prefix cache, a tree keyed by its ids and those
-before it, so that any sequence with the same beginning uses the same pages; it compares the ids
-themselves, not a hash of them. The pages of a block that nobody uses stay until they are needed,
-the least recently used first.
+the sliding layers. A complete block enters the prefix cache, a tree keyed by all that its keys and
+values depend on: owner, ids, contents that the ids stand for, and those of the blocks before it.
+Any sequence with the same beginning uses the same pages. The tree compares the ids themselves, not
+a hash of them. The pages of a block that nobody uses stay until they are needed, the least recently
+used first.
 
 It must not know tensors (no torch) or the order of sequences.
 """
@@ -14,10 +15,52 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from dgemma.engine.page_allocator import NONE, PageAllocator
+from dgemma.request_parts import PromptContent
 from dgemma.types import PAGE
+
+
+class BlockKey(NamedTuple):
+    """What the keys and values of a block depend on, beside the blocks before it.
+
+    Attributes:
+        ids: its tokens.
+        owner: whose they are; others may not use them.
+        contents: those that some of its ids stand for, wherever they begin and end.
+    """
+
+    ids: tuple[int, ...]
+    owner: str = ""
+    contents: tuple[PromptContent, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """The context of a sequence, for a look into the tree.
+
+    Attributes:
+        ids: all tokens to encode; the list may grow.
+        owner, contents: of the request.
+    """
+
+    ids: Sequence[int]
+    owner: str = ""
+    contents: tuple[PromptContent, ...] = ()
+
+    def key(self, number: int) -> BlockKey | None:
+        """The key of a block; None if it is not complete."""
+        low, high = number * PAGE, (number + 1) * PAGE
+        if len(self.ids) < high:
+            return None
+        inside = (c for c in self.contents if c.start < high and c.start + c.length > low)
+        return BlockKey(tuple(self.ids[low:high]), self.owner, tuple(inside))
+
+
+Place = tuple[int, BlockKey]
+"""A block that is not in the tree yet: the identity of its parent, its own key."""
 
 
 @dataclass(slots=True, eq=False)
@@ -25,21 +68,21 @@ class PrefixNode:
     """A complete block that any sequence with the same beginning may use.
 
     Attributes:
-        ids: its tokens.
+        key: its tokens, and what else it depends on.
         parent: the block before it; None: this is the root.
         full, sliding: its pages; `sliding` may be NONE.
         users: tables that have the block.
         viewers: those of them that still need its sliding page.
-        children: the blocks after it, by their ids.
+        children: the blocks after it.
     """
 
-    ids: tuple[int, ...]
+    key: BlockKey
     parent: PrefixNode | None
     full: int
     sliding: int
     users: int = 0
     viewers: int = 0
-    children: dict[tuple[int, ...], PrefixNode] = field(default_factory=dict)
+    children: dict[BlockKey, PrefixNode] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -51,7 +94,7 @@ class BlockTable:
         shared: the leading blocks, which are in the tree.
         ids: the tokens whose keys and values are in the pages.
         passed: how many leading blocks the window has passed.
-        prompt: all tokens to encode.
+        prefix: all tokens to encode.
         pending: place in the tree of the block that is completed next, see `Pages.computing`.
     """
 
@@ -60,8 +103,8 @@ class BlockTable:
     shared: list[PrefixNode] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     passed: int = 0
-    prompt: Sequence[int] = ()
-    pending: tuple[int, tuple[int, ...]] | None = None
+    prefix: Prefix = Prefix(())
+    pending: Place | None = None
 
 
 class Pages:
@@ -78,10 +121,10 @@ class Pages:
         self.reach = window - 1
         self.tables: set[BlockTable] = set()
         self.hit_tokens = 0
-        self._root = PrefixNode((), None, NONE, NONE)
+        self._root = PrefixNode(BlockKey(()), None, NONE, NONE)
         self._idle: OrderedDict[PrefixNode, None] = OrderedDict()  # no users; children come first
         self._unseen: OrderedDict[PrefixNode, None] = OrderedDict()  # a sliding page, no viewers
-        self._pending: dict[tuple[int, tuple[int, ...]], BlockTable] = {}
+        self._pending: dict[Place, BlockTable] = {}
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -95,11 +138,9 @@ class Pages:
         """Full pages that are free or can be evicted."""
         return self.full.free + len(self._idle)
 
-    def could(
-        self, ids: Sequence[int], room: int, first: int, without: Iterable[BlockTable]
-    ) -> bool:
+    def could(self, prefix: Prefix, room: int, first: int, without: Iterable[BlockTable]) -> bool:
         """Whether `open` might succeed after other tables are closed; False is certain."""
-        found = len(self._find(ids))
+        found = len(self._find(prefix))
         full, sliding = self.available, self.sliding.free + len(self._unseen)
         for table in without:
             full += len(table.full)
@@ -112,15 +153,17 @@ class Pages:
         """Most tokens of one sequence."""
         return self.full.count * PAGE
 
-    def _find(self, ids: Sequence[int]) -> list[PrefixNode]:
-        """The blocks of the tree that `ids` begin with and that a sequence may start after.
+    def _find(self, prefix: Prefix, most: int | None = None) -> list[PrefixNode]:
+        """The blocks of the tree that a prefix begins with and that a sequence may start after.
 
-        At least one token is left over, so that a sequence always has something to encode. All
-        sliding pages in reach of the window must be there.
+        At least one of its first `most` tokens is left over, so that a sequence always has
+        something to encode. All sliding pages in reach of the window must be there.
         """
+        length = len(prefix.ids) if most is None else min(most, len(prefix.ids))
         node, found, usable, missing = self._root, list[PrefixNode](), 0, NONE
-        for low in range(0, (len(ids) - 1) // PAGE * PAGE, PAGE):
-            child = node.children.get(tuple(ids[low : low + PAGE]))
+        for number in range((length - 1) // PAGE):
+            key = prefix.key(number)
+            child = None if key is None else node.children.get(key)
             if child is None:
                 break
             node = child
@@ -135,36 +178,36 @@ class Pages:
         """The first block that the token at position `length` sees on a sliding layer."""
         return max(0, length - self.reach) // PAGE
 
-    def computing(self, ids: Sequence[int]) -> BlockTable | None:
-        """The running sequence that is about to complete the next block that `ids` need.
+    def computing(self, prefix: Prefix) -> BlockTable | None:
+        """The running sequence that is about to complete the next block that a prefix needs.
 
         Another sequence that waits gets the block for nothing: n drafts of a prompt encode it once.
         """
-        found = self._find(ids)
-        key = self._key(found[-1] if found else self._root, ids, len(found))
-        return None if key is None else self._pending.get(key)
+        found = self._find(prefix)
+        place = self._place(found, prefix)
+        return None if place is None else self._pending.get(place)
 
-    @staticmethod
-    def _key(node: PrefixNode, ids: Sequence[int], at: int) -> tuple[int, tuple[int, ...]] | None:
-        block = tuple(ids[at * PAGE : (at + 1) * PAGE])
-        return (id(node), block) if len(block) == PAGE else None
+    def _place(self, before: list[PrefixNode], prefix: Prefix) -> Place | None:
+        """The place of the block that follows; None if its tokens are not all known."""
+        key = prefix.key(len(before))
+        return None if key is None else (id(before[-1] if before else self._root), key)
 
     # -- the life of a table -------------------------------------------------------------------
 
     def open(
-        self, ids: Sequence[int], room: int, first: int, reuse: int | None = None
+        self, prefix: Prefix, room: int, first: int, reuse: int | None = None
     ) -> BlockTable | None:
         """Pages for a sequence; None, and no change, if there are not enough.
 
         Args:
-            ids: all ids to encode before its canvas; `BlockTable.ids` are encoded already.
+            prefix: all ids to encode before its canvas; `BlockTable.ids` are encoded already.
             room: positions that its full layers need until the canvas is finished.
             first: tokens that its first forward adds; later ones take sliding pages as they go.
             reuse: how many of the first ids may come from the tree; None: all.
         """
-        table = BlockTable(prompt=ids)
+        table = BlockTable(prefix=prefix)
         # The lookup is as if one more token followed: the last one is always encoded.
-        for block in self._find(ids if reuse is None else ids[: reuse + 1]):
+        for block in self._find(prefix, None if reuse is None else reuse + 1):
             self._use(table, block)
         self.tables.add(table)
         length = len(table.ids)
@@ -182,7 +225,7 @@ class Pages:
         block.users += 1
         table.shared.append(block)
         table.full.append(block.full)
-        table.ids += block.ids
+        table.ids += block.key.ids
         table.sliding.append(block.sliding)
         if block.sliding != NONE:
             self._view(block)
@@ -214,7 +257,7 @@ class Pages:
         """Evict the least recently used block."""
         block, _ = self._idle.popitem(last=False)
         assert block.parent is not None and not block.children and not block.viewers
-        del block.parent.children[block.ids]
+        del block.parent.children[block.key]
         self.full.give(block.full)
         if block.sliding != NONE:
             del self._unseen[block]
@@ -243,11 +286,12 @@ class Pages:
     def _enter(self, table: BlockTable, number: int) -> None:
         """Put a complete block into the tree, or use the one that is there already."""
         parent = table.shared[-1] if table.shared else self._root
-        ids = tuple(table.ids[number * PAGE : (number + 1) * PAGE])
+        key = replace(table.prefix, ids=table.ids).key(number)
+        assert key is not None, "the block is complete"
         full, sliding = table.full[number], table.sliding[number]
-        block = parent.children.get(ids)
+        block = parent.children.get(key)
         if block is None:
-            block = parent.children[ids] = PrefixNode(ids, parent, full, sliding)
+            block = parent.children[key] = PrefixNode(key, parent, full, sliding)
         else:
             self.full.give(full)
             table.full[number] = block.full
@@ -295,11 +339,10 @@ class Pages:
         table.full, table.sliding, table.shared = [], [], []
 
     def _add_pending(self, table: BlockTable) -> None:
-        parent = table.shared[-1] if table.shared else self._root
-        key = self._key(parent, table.prompt, len(table.shared))
-        if key is not None and key not in self._pending:
-            self._pending[key] = table
-            table.pending = key
+        place = self._place(table.shared, table.prefix)
+        if place is not None and place not in self._pending:
+            self._pending[place] = table
+            table.pending = place
 
     def _drop_pending(self, table: BlockTable) -> None:
         if table.pending is not None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from dgemma.errors import ContextOverflow, InvalidRequest, bad_field
 from dgemma.params import REFUSED_BY_AUTOREGRESSIVE, RELEASED, SamplingParams, canvas_width
-from dgemma.types import Request, ThoughtIds
+from dgemma.request_parts import ThoughtIds
+from dgemma.types import Request
 
 READ_ONLY = SamplingParams(max_steps=1, stable_prefix=False)
 """How a canvas is read that is not committed."""

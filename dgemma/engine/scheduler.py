@@ -28,6 +28,9 @@ EXPRESS = 8
 PREFERENCE = 4
 """A level of priority counts as much as not having taken part in this many passes."""
 
+PATIENCE = 8
+"""After so many passes a sequence that waits for its search may lose its place to any other."""
+
 SPARE = 64
 """Deadlines and places of ended sequences that are kept before they are cleared away."""
 
@@ -188,7 +191,7 @@ class Scheduler:
         plan, self._now = StepPlan(), now
         self._expire(now, plan)
         for seq in sorted(self.running, key=lambda seq: seq.rank):
-            if seq not in plan.failed and seq.block_table is not None:
+            if seq not in plan.failed and seq.block_table is not None and seq.search is None:
                 self._secure(seq, plan)
         self._admit(now, plan)
         self._choose(plan)
@@ -210,7 +213,7 @@ class Scheduler:
     def _next_for(self, seq: Sequence) -> Scheduled:
         """The next part of a sequence.
 
-        A piece of a prompt ends at the end of a page, see `CachedContext`. The last piece runs
+        A piece of a prompt ends at the end of a page, see `ReferenceAttention`. The last piece runs
         together with the first step of the canvas: its keys are there, layer by layer, when the
         canvas reads them, and the weights are read once for both.
         """
@@ -257,7 +260,7 @@ class Scheduler:
         floor: list[int] = []
         for seq in self._waiting_in_order(now, floor):
             aside.append(seq)
-            if seq in plan.failed or self._is_computed(seq):
+            if seq in plan.failed or seq.search is not None or self._is_computed(seq):
                 continue
             try:
                 if self._try_admit(seq):
@@ -300,27 +303,28 @@ class Scheduler:
         """Whether a running sequence of no lower priority computes the pages it needs next."""
         if len(self.running) >= self.max_running:
             return False  # no place for it anyway; looking would cost a walk through its prompt
-        table = self.pages.computing(seq.context)
+        table = self.pages.computing(seq.prefix)
         return table is not None and any(
             other.block_table is table and other.priority >= seq.priority for other in self.running
         )
 
     def _try_admit(self, seq: Sequence) -> bool:
-        """Admit a sequence, if need be in the place of ones of lower priority."""
+        """Admit a sequence, if need be in the place of idle ones, or of lower priority."""
         first = min(self.chunk, len(seq.context)) + seq.width  # at most
         table = None
         if not self.running or (len(self.running) < self.max_running and not self._crowded):
-            table = self.pages.open(seq.context, seq.positions, first, seq.reuse)
+            table = self.pages.open(seq.prefix, seq.positions, first, seq.reuse)
         if table is None:
-            lower = [other for other in self.running if seq.priority > other.level]
+            lower = [other for other in self.running
+                     if seq.priority > other.level or self._is_idle(other)]  # fmt: skip
             tables = [other.block_table for other in lower if other.block_table is not None]
-            if not lower or not self.pages.could(seq.context, seq.positions, first, tables):
+            if not lower or not self.pages.could(seq.prefix, seq.positions, first, tables):
                 assert self.running, "a sequence that fits alone was not admitted alone"
                 return False
             lower.sort(key=lambda other: other.rank)
             while table is None and lower:
                 self.preempt(lower.pop())
-                table = self.pages.open(seq.context, seq.positions, first, seq.reuse)
+                table = self.pages.open(seq.prefix, seq.positions, first, seq.reuse)
             if table is None:
                 return False
         seq.waiting = False
@@ -331,9 +335,13 @@ class Scheduler:
         self.running.append(seq)
         return True
 
+    def _is_idle(self, seq: Sequence) -> bool:
+        """Whether a running sequence has long taken part in no pass, for the sake of its search."""
+        return seq.search is not None and self.passes - seq.last > PATIENCE
+
     def _choose(self, plan: StepPlan) -> None:
-        """Fill the pass."""
-        sequences = [seq for seq in self.running if seq not in plan.failed]
+        """Fill the pass. A sequence whose canvas is being decided on waits, with its pages."""
+        sequences = [s for s in self.running if s not in plan.failed and s.search is None]
         fresh = [seq.priority for seq in sequences if seq.steps == 0]
         chosen = [seq for seq in sequences if seq.priority >= max(fresh, default=0)]
         if fresh and len(chosen) < len(sequences) and self._express < EXPRESS:

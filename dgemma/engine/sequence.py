@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, Literal
 
-from dgemma.engine.pages import BlockTable
+from dgemma.engine.pages import BlockTable, Prefix
 from dgemma.errors import DGemmaError
 from dgemma.events import EventQueue
 from dgemma.interfaces import Reader
+from dgemma.matcher import Search
 from dgemma.types import (
     Constraint,
     Delta,
@@ -51,6 +52,7 @@ class Sequence:
         canvases, steps: finished canvases, denoising steps (or autoregressive passes) so far.
         scores: of the committed tokens, if the request asks for them.
         constraint: how the answer was kept in its grammar.
+        search: decides on its finished canvas; until it has ended, no pass takes the sequence.
         done: the last event, once the request has ended.
         number: order of arrival, from 0.
         since: when it began to wait, in seconds on the engine's clock.
@@ -79,6 +81,7 @@ class Sequence:
     trace: list[TraceStep] = field(default_factory=list)
     scores: list[TokenScore] = field(default_factory=list)
     constraint: Constraint | None = None
+    search: Search[None] | None = None
     done: Event | None = None
 
     number: int = 0
@@ -115,6 +118,11 @@ class Sequence:
     def positions(self) -> int:
         """Positions that the context and the canvas after it take."""
         return len(self.context) + self.width
+
+    @property
+    def prefix(self) -> Prefix:
+        """The context and all that its keys and values depend on."""
+        return Prefix(self.context, self.owner, self.request.contents)
 
     @property
     def reuse(self) -> int:

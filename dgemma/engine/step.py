@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dgemma.diffusion.canvas import Canvas, CanvasSpec, states, trace_step
+from dgemma.diffusion.canvas import Canvas, CanvasSpec, Commit, states, trace_step
 from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.diffusion.control import EMPTY_PREFIX, begin, controls_for
 from dgemma.diffusion.sampler import finish
@@ -20,8 +20,8 @@ from dgemma.diffusion.thought import budget_exceeded
 from dgemma.engine.scheduler import Scheduled
 from dgemma.engine.sequence import Sequence
 from dgemma.kernels.head import Head
-from dgemma.model.cache import PagedMemory, PagedRow
-from dgemma.model.transformer import Part
+from dgemma.matcher import Search
+from dgemma.model.cache import Segment
 from dgemma.types import ENTROPY_PER_NAT, CanvasControl, Event, TokenScore
 
 NOT_FINITE = (
@@ -67,24 +67,24 @@ class StepResult:
     scores: tuple[float, ...] = ()
 
 
-def parts(scheduled: Scheduled, memory: PagedMemory) -> list[Part]:
+def segments(scheduled: Scheduled) -> list[Segment]:
     """The input of a sequence to a pass: ids to encode, its canvas, or both in this order.
 
     A canvas that is there already when ids are encoded was begun before a preemption.
     """
     seq = scheduled.sequence
     state: CanvasState = seq.state
-    table, done, out = seq.block_table, seq.encoded, list[Part]()
+    table, done, out = seq.block_table, seq.encoded, list[Segment]()
     assert table is not None
+    end = done + scheduled.count
     if scheduled.count:
-        cache = PagedRow(memory, done, table.full, table.sliding, seq.borders)
-        ids = seq.context[done : done + scheduled.count]
-        out.append((cache, torch.tensor(ids, device=state.spec.device), False, None))
+        ids, borders = seq.context[done:end], seq.borders
+        out.append(Segment(ids, done, done, table.full, table.sliding, borders=borders))
     if scheduled.denoise:
         if state.canvas is None:
             state.canvas = first_canvas(seq)
-        cache = PagedRow(memory, done + scheduled.count, table.full, table.sliding)
-        out.append((cache, state.canvas.ids, True, state.canvas.soft))
+        canvas = state.canvas
+        out.append(Segment(canvas.ids, end, end, table.full, table.sliding, True, canvas.soft))
     return out
 
 
@@ -180,7 +180,7 @@ def _frame(seq: Sequence, before: Canvas, after: Canvas) -> Event:
 
 
 def resolve_canvas(seq: Sequence, canvas: Canvas, hidden: Tensor) -> None:
-    """Commit a finished canvas, or denoise it further so that it fits its grammar."""
+    """Commit a finished canvas; under a grammar, begin the search that decides on it."""
     state: CanvasState = seq.state
     control = _control(seq)
     if control is not None and control.read_only:
@@ -190,17 +190,26 @@ def resolve_canvas(seq: Sequence, canvas: Canvas, hidden: Tensor) -> None:
         seq.finish("stop")
         return
     if state.constrained is None:
-        commit = finish(canvas, state.spec)
+        _commit_canvas(seq, canvas, hidden, finish(canvas, state.spec))
+    else:  # a clone: it must not keep the hidden states of all others
+        seq.search = _resolve(seq, canvas, hidden.clone(), state.constrained)
+
+
+def _resolve(
+    seq: Sequence, canvas: Canvas, hidden: Tensor, constrained: ConstrainedAnswer
+) -> Search[None]:
+    """Commit a finished canvas, or denoise it further so that it fits its grammar."""
+    state: CanvasState = seq.state
+    resolved = yield from constrained.resolve(canvas, hidden, state.head, state.spec, seq.room)
+    seq.constraint = constrained.report
+    if isinstance(resolved, Canvas):
+        state.canvas = resolved
     else:
-        resolved = state.constrained.resolve(
-            canvas, hidden, state.head, state.spec, seq.room
-        )  # fmt: skip
-        seq.constraint = state.constrained.report
-        if isinstance(resolved, Canvas):
-            state.canvas = resolved
-            return
-        commit = resolved
-    state.canvas = None
+        _commit_canvas(seq, canvas, hidden, resolved)
+
+
+def _commit_canvas(seq: Sequence, canvas: Canvas, hidden: Tensor, commit: Commit) -> None:
+    seq.state.canvas = None
     ids = list(commit.token_ids)
     seq.scores += _scores(seq, canvas, ids[seq.emitted :], hidden)
     seq.events.put(seq.commit(ids, commit.ended, canvas.step - canvas.begun, canvas.reason))

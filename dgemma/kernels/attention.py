@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dgemma.errors import InvalidRequest
 from dgemma.kernels.workspace import WORKSPACE
+from dgemma.types import ATTENTION_PATHS
 
 SCORES = 1 << 22
 """Most scores that `products` makes at a time: 8 MiB in 16 bit."""
@@ -74,21 +76,39 @@ def products(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Te
 ATTENTION: dict[str, Kernel] = {"plain": plain, "sdpa": sdpa, "products": products}
 
 
-def choose_attention(
-    dtype: torch.dtype, device: torch.device, grad: bool = False
-) -> tuple[str, str]:
-    """The name of the faster way, and the reason as text.
+PAGED = ("gathered", "triton")
+"""Names of the kernels of the paged path: plain torch, and one that reads pages in place."""
 
-    "triton" is a kernel of `cuda_kernels`, the others are in `ATTENTION`; with gradients it is
-    "sdpa".
+
+def choose_attention(
+    dtype: torch.dtype, device: torch.device, grad: bool = False, path: str = "auto"
+) -> tuple[str, str]:
+    """The name of the kernel, and the reason as text.
+
+    Args:
+        dtype, device: of weights and rows.
+        grad: whether gradients are wanted.
+        path: one of `ATTENTION_PATHS`; "auto" is the reference on a CPU and the paged path on CUDA.
+
+    Raises:
+        InvalidRequest: an unknown path, or one that has no gradients.
     """
+    if path not in ATTENTION_PATHS:
+        raise InvalidRequest(f"attention must be one of {', '.join(ATTENTION_PATHS)}, got {path!r}")
     if grad:
+        if path == "paged":
+            raise InvalidRequest("the paged attention has no gradients; leave attention out")
         return "sdpa", "gradients are wanted"
+    asked = "asked for: " if path != "auto" else ""
+    if path == "paged" or (path == "auto" and device.type == "cuda"):
+        why = f"{asked}{device}, all requests at once, keys read in their pages"
+        if device.type == "cuda" and find_spec("triton") is not None:
+            return "triton", why
+        return "gathered", f"{asked}all requests at once in plain torch, keys gathered first"
     if device.type == "cpu" and dtype != torch.float32:
-        return "products", "16-bit matrix products on a CPU, 1.5 to 3 times as fast as torch's sdpa"
-    if device.type == "cuda" and dtype != torch.float32 and find_spec("triton") is not None:
-        return "triton", f"{device}: head size 512 and windows without a mask"
-    return "sdpa", "torch's own kernel, per request: keys are never padded"
+        why = "16-bit matrix products on a CPU, 1.5 to 3 times as fast as torch's sdpa"
+        return "products", asked + why
+    return "sdpa", f"{asked}torch's own kernel, per request: keys are never padded"
 
 
 def grouped(

@@ -28,11 +28,11 @@ def cuda_kernels() -> CudaKernels:
         MissingExtra: the triton package is not installed.
     """
     try:
-        from dgemma.kernels.attention_triton import attend
+        from dgemma.kernels.attention_paged_triton import attend_pages
         from dgemma.kernels.experts_triton import experts_triton
         from dgemma.kernels.head_triton import absorb, block_products
     except ModuleNotFoundError as error:
         raise MissingExtra(
             "the CUDA kernels need the triton package; pip install 'dgemma[cuda]'"
         ) from error
-    return CudaKernels(attend, experts_triton, absorb, block_products)
+    return CudaKernels(attend_pages, experts_triton, absorb, block_products)

@@ -117,7 +117,7 @@ def experts_dense(
 ) -> Tensor:
     """The same sum with every expert computed and the unrouted ones weighed with zero: [N, D]."""
     experts, double, hidden = gate_up.shape
-    mix = torch.zeros(x.shape[0], experts, dtype=weight.dtype, device=x.device)
+    mix = torch.full((x.shape[0], experts), 0.0, dtype=weight.dtype, device=x.device)
     mix = mix.scatter(1, index, weight)
     inner = rows_linear(x, gate_up.reshape(experts * double, hidden))
     gate, up = inner.view(-1, experts, double).chunk(2, dim=-1)

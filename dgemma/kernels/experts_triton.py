@@ -26,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dgemma.errors import InvalidRequest
+from dgemma.kernels.launch import FUSED, launch_largest
 
 PLAN_BLOCKS = 64
 """Blocks that one program of the plan places."""
@@ -52,22 +53,44 @@ class ExpertTiles:
     stages: int
 
 
-def block_sizes(assignments: int, experts: int, dtype: torch.dtype) -> ExpertTiles:
-    """Block sizes by the mean number of rows of an expert: a canvas has 16, a prefill hundreds.
+TILES_16_BIT = (
+    ExpertTiles(128, 64, 64, 8, 3),
+    ExpertTiles(64, 64, 64, 4, 4),
+    ExpertTiles(32, 64, 64, 4, 4),
+    ExpertTiles(16, 64, 64, 4, 4),
+    ExpertTiles(16, 32, 32, 4, 2),
+)
+TILES_32_BIT = (
+    ExpertTiles(32, 32, 32, 4, 2),
+    ExpertTiles(16, 32, 32, 4, 2),
+    ExpertTiles(16, 32, 16, 4, 1),
+)
+BARRIER_BYTES = 64
+MOST_MEANS = (96, 32, 8)
+"""Above so many rows of an expert in the mean, the first, second and third of 16 bit are used."""
+
+
+def candidates(assignments: int, experts: int, dtype: torch.dtype) -> tuple[ExpertTiles, ...]:
+    """Block sizes by the mean number of rows of an expert, largest first: a canvas has 16, a
+    prefill hundreds. The last is for devices with little room and is never the first.
 
     Few rows: weights are read once from memory and the product is free, so a block should hold all
     rows of most experts. Many rows: the product is what costs.
     """
     mean = assignments / experts
     if dtype == torch.float32:
-        return ExpertTiles(16 if mean <= 16 else 32, 32, 32, 4, 2)
-    if mean <= 8:
-        return ExpertTiles(16, 64, 64, 4, 4)
-    if mean <= 32:
-        return ExpertTiles(32, 64, 64, 4, 4)
-    if mean <= 96:
-        return ExpertTiles(64, 64, 64, 4, 4)
-    return ExpertTiles(128, 64, 64, 8, 3)
+        return TILES_32_BIT[mean <= 16 :]
+    return TILES_16_BIT[sum(mean <= most for most in MOST_MEANS) :]
+
+
+def shared_bytes(tiles: ExpertTiles, dtype: torch.dtype) -> int:
+    """Most shared memory of a block: the steps of the first product that are read ahead.
+
+    From 64 rows on tensor cores of sm_90 and sm_100 read from shared memory, which keeps one more.
+    """
+    read = (tiles.rows + 2 * tiles.columns) * tiles.inner * dtype.itemsize
+    steps = tiles.stages if tiles.rows >= 64 else max(1, tiles.stages - 1)
+    return steps * read + BARRIER_BYTES
 
 
 @triton.jit(do_not_specialize=["total"])
@@ -245,7 +268,7 @@ def plan_blocks(index: Tensor, experts: int, rows: int) -> tuple[Tensor, Tensor]
     plan = torch.empty(3, total, dtype=torch.int32, device=index.device)
     power = triton.next_power_of_2(experts)
     _plan[(triton.cdiv(total, PLAN_BLOCKS),)](
-        starts, plan, total, EXPERTS=experts, POWER=power, ROWS=rows, BLOCKS=PLAN_BLOCKS
+        starts, plan, total, EXPERTS=experts, POWER=power, ROWS=rows, BLOCKS=PLAN_BLOCKS, **FUSED
     )
     return order, plan
 
@@ -284,6 +307,7 @@ def experts_triton(
 
     Raises:
         InvalidRequest: gradients are asked for, dtypes differ, or shapes do not fit.
+        DeviceError: the device has no room for the smallest blocks.
     """
     check(x, index, weight, gate_up, down)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -291,25 +315,42 @@ def experts_triton(
         return out
     x, index, weight = x.contiguous(), index.contiguous(), weight.contiguous()
     gate_up, down = gate_up.contiguous(), down.contiguous()  # copies nothing for real weights
+    with torch.cuda.device_of(x):
+        launch_largest(
+            f"experts in {x.dtype}",
+            candidates(index.numel(), down.shape[0], x.dtype),
+            lambda tiles: shared_bytes(tiles, x.dtype),
+            lambda tiles: _run(x, index, weight, gate_up, down, out, tiles),
+        )
+    return out
+
+
+def _run(
+    x: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    out: Tensor,
+    size: ExpertTiles,
+) -> None:
+    """Plan, up, down, add; every tensor contiguous."""
     experts, width, inner = down.shape
     top, count = index.shape[1], index.numel()
-    size = block_sizes(count, experts, x.dtype)
     shape = {"TOP": top, "WIDTH": width, "INNER": inner, "ROWS": size.rows}
     tile = {"COLUMNS": size.columns, "STEP": size.inner}
-    speed = {"num_warps": size.warps, "num_stages": size.stages}
-    with torch.cuda.device_of(x):
-        order, plan = plan_blocks(index, experts, size.rows)
-        total = plan.shape[1]
-        # Axis 0 runs fastest: blocks of one expert read the same weights at the same time.
-        act = x.new_empty(count, inner)
-        grid = (total, triton.cdiv(inner, size.columns))
-        _up[grid](x, gate_up, act, order, plan, total, **shape, **tile, **speed)
-        parts = x.new_empty(count, width)
-        grid = (total, triton.cdiv(width, size.columns))
-        power = {"TOP_POWER": triton.next_power_of_2(top)}
-        _down[grid](
-            act, down, weight, index, parts, order, plan, total, **shape, **power, **tile, **speed
-        )
-        grid = (x.shape[0], triton.cdiv(width, ADD_COLUMNS))
-        _add[grid](parts, out, TOP=top, WIDTH=width, COLUMNS=ADD_COLUMNS)
-    return out
+    options = {"num_warps": size.warps, "num_stages": size.stages, **FUSED}
+    order, plan = plan_blocks(index, experts, size.rows)
+    total = plan.shape[1]
+    # Axis 0 runs fastest: blocks of one expert read the same weights at the same time.
+    act = x.new_empty(count, inner)
+    grid = (total, triton.cdiv(inner, size.columns))
+    _up[grid](x, gate_up, act, order, plan, total, **shape, **tile, **options)
+    parts = x.new_empty(count, width)
+    grid = (total, triton.cdiv(width, size.columns))
+    power = {"TOP_POWER": triton.next_power_of_2(top)}
+    _down[grid](
+        act, down, weight, index, parts, order, plan, total, **shape, **power, **tile, **options
+    )
+    grid = (x.shape[0], triton.cdiv(width, ADD_COLUMNS))
+    _add[grid](parts, out, TOP=top, WIDTH=width, COLUMNS=ADD_COLUMNS, **FUSED)

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dgemma.kernels.launch import FUSED
 from dgemma.kernels.sampling import BLOCK, LOWEST, BlockSums
 
 SWEEP = 16
@@ -45,7 +46,8 @@ def _absorb(
     best,  # int64 [N], in and out
     top, mass, moment,  # fp32 [N, blocks of the vocabulary]
     cap, first, stride,
-    width: tl.constexpr, lowest: tl.constexpr, SWEEP: tl.constexpr, BLOCK: tl.constexpr,
+    width,  # at run time: a constant would be compiled anew for every size of a batch
+    lowest: tl.constexpr, SWEEP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     t = tl.load(temperature + row)
@@ -131,8 +133,8 @@ def absorb(
     shrink = torch.empty_like(peak)
     _absorb[(rows,)](
         raw, weights, temperature, peak, shrink, best, sums.top, sums.mass, sums.moment,
-        cap, low, sums.top.shape[1], width=width, lowest=LOWEST, SWEEP=SWEEP, BLOCK=BLOCK,
-        num_warps=8,
+        cap, low, sums.top.shape[1], width, lowest=LOWEST, SWEEP=SWEEP, BLOCK=BLOCK,
+        num_warps=8, **FUSED,
     )  # fmt: skip
     return shrink[:, None]
 
@@ -152,6 +154,6 @@ def block_products(hidden: Tensor, table: Tensor, block: Tensor) -> Tensor:
     out = torch.empty(rows, BLOCK, dtype=table.dtype, device=table.device)
     _block[(rows, BLOCK // BLOCK_PART)](
         hidden, table, block, out, table.shape[0],
-        WIDTH=width, STEP=WIDTH_STEP, BLOCK=BLOCK, PART=BLOCK_PART, num_warps=4,
+        WIDTH=width, STEP=WIDTH_STEP, BLOCK=BLOCK, PART=BLOCK_PART, num_warps=4, **FUSED,
     )  # fmt: skip
     return out

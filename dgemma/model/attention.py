@@ -1,41 +1,41 @@
-"""Attention: the projections of a layer, and the keys that a query may see in each mode.
+"""Attention: the projections of a layer, and the reference path from queries to keys.
 
-`Attention` projects, norms and rotates; an `AttentionContext` that is handed in decides which keys
-each query sees. `CachedContext` is the one for inference; training hands in its own.
+`Attention` projects, norms and rotates; the batch's `AttentionPath` decides which keys each query
+sees. Every path follows one rule:
 
     encode   query p sees keys 0..p           (sliding layers: p-W+1..p)
     denoise  every canvas position sees all cached keys and the whole canvas
              (sliding layers: the last W-1 cached keys, counted from the canvas start)
-
-Knows nothing about experts, embeddings or schedules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Protocol
+from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dgemma.kernels.attention import grouped
-from dgemma.kernels.cuda import cuda_kernels
-from dgemma.model.cache import RowView
-from dgemma.model.config import ModelConfig
+from dgemma.kernels.workspace import WORKSPACE
+from dgemma.model.batch import ForwardBatch
+from dgemma.model.cache import PagedMemory, Segment
+from dgemma.model.config import LayerType, ModelConfig
 from dgemma.model.layers import Linear, RMSNorm, rotate
 from dgemma.types import PAGE
 
 QUERY_BLOCK = 4 * PAGE
 """Queries of one encode product: keeps masks small, so memory is linear in the prompt."""
 
+EXACT_ROWS = 64
+"""In fp32 on a CPU a batch is filled up to a multiple of this many rows: elementwise kernels take a
+scalar path, which rounds in another way, for the numbers after the last whole vector, so a row's
+bits would depend on how many rows follow."""
 
-class AttentionContext(Protocol):
-    """Which keys each query sees. Called once per layer, in order."""
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [N, H, hd], k and v [N, Hkv, hd] of this forward's tokens -> [N, H, hd]."""
+KINDS: tuple[LayerType, ...] = ("full_attention", "sliding_attention")
 
 
 class Attention(nn.Module):
@@ -51,7 +51,8 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_dim = shape.head_dim
         width, eps = config.hidden_size, config.rms_norm_eps
-        sliding = config.layer_types[layer] == "sliding_attention"
+        self.kind = config.layer_types[layer]
+        sliding = self.kind == "sliding_attention"
         kv_width = shape.num_key_value_heads * shape.head_dim
         self.q_proj = Linear(width, config.num_attention_heads * shape.head_dim)
         self.k_proj = Linear(width, kv_width)
@@ -61,60 +62,99 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(shape.head_dim, eps)
         self.v_norm = RMSNorm(shape.head_dim, eps, scale=False)
 
-    def forward(
-        self, x: Tensor, table: tuple[Tensor, Tensor], context: AttentionContext
-    ) -> Tensor:  # [N, D] -> [N, D]
-        rows = x.shape[0]
+    def forward(self, x: Tensor, batch: ForwardBatch) -> Tensor:  # [N, D] -> [N, D]
+        rows, rotary = x.shape[0], batch.rotary[self.kind]
         q = self.q_proj(x).view(rows, -1, self.head_dim)
         k = self.k_proj(x).view(rows, -1, self.head_dim)
         v = k if self.v_proj is None else self.v_proj(x).view(rows, -1, self.head_dim)
-        q = rotate(self.q_norm(q), *table)
-        k = rotate(self.k_norm(k), *table)
-        seen = context.attend(self.layer, q, k, self.v_norm(v))
+        q = rotate(self.q_norm(q), *rotary)
+        k = rotate(self.k_norm(k), *rotary)
+        seen = batch.attention.attend(self.layer, q, k, self.v_norm(v), batch)
         out: Tensor = self.o_proj(seen.reshape(rows, -1))
         return out
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionSpan:
-    """Consecutive tokens of one request in a packed forward.
+@dataclass(frozen=True, slots=True, eq=False)
+class SegmentPages:
+    """The slots of one segment in the layers of one kind.
+
+    Slots side by side are a slice and are read in place; others are gathered first. The results
+    are the same.
 
     Attributes:
-        cache: the request's cache.
-        length: how many tokens.
-        denoise: a canvas (reads the cache) or prompt tokens (appended to it).
+        new: of the segment's own tokens.
+        seen: of all tokens that any of them may see, themselves at the end.
     """
 
-    cache: RowView
-    length: int
-    denoise: bool
+    new: slice | Tensor
+    seen: slice | Tensor
+
+    def put(self, buffer: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write keys and values [T, Hkv, hd]; those that are seen, [Hkv, S, hd] each."""
+        if isinstance(self.new, slice):
+            buffer[0, :, self.new] = k.transpose(0, 1)
+            buffer[1, :, self.new] = v.transpose(0, 1)
+        else:
+            buffer[0].index_copy_(1, self.new, k.transpose(0, 1))
+            buffer[1].index_copy_(1, self.new, v.transpose(0, 1))
+        if isinstance(self.seen, slice):
+            return buffer[0, :, self.seen], buffer[1, :, self.seen]
+        _, heads, _, width = buffer.shape
+        size = 2, heads, len(self.seen), width
+        gathered = WORKSPACE.take("gathered keys", 2 * heads, len(self.seen) * width, k).view(size)
+        torch.index_select(buffer, 2, self.seen, out=gathered)
+        return gathered[0], gathered[1]
 
 
-class CachedContext:
-    """Attention of packed segments over their own caches, each request by itself: no padding."""
+class ReferenceAttention:
+    """Each segment by itself, one after the other: no padding, and in fp32 on a CPU the same bits
+    whatever the other segments are."""
 
-    def __init__(self, config: ModelConfig, segments: Sequence[AttentionSpan], kernel: str) -> None:
+    uniform = False
+
+    def __init__(self, config: ModelConfig, kernel: str) -> None:
+        """
+        Args:
+            kernel: a name of `kernels.attention.ATTENTION`.
+        """
         self.window = config.sliding_window
+        self.layer_types = config.layer_types
         self.kernel = kernel
-        self.fused = cuda_kernels().attend if kernel == "triton" else None
-        self.segments = segments
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """See `AttentionContext`. Encode segments are appended to their caches."""
-        out = torch.zeros_like(q)  # rows without a segment are filling
-        start = 0
-        for segment in self.segments:
-            rows = slice(start, start + segment.length)
-            start += segment.length
-            store, causal = segment.cache.layers[layer], not segment.denoise
-            keys, values = store.append(k[rows], v[rows])
-            window = self.window if causal and store.keep is not None else None
-            if self.fused is not None:
-                out[rows] = self.fused(q[rows], keys, values, window, causal=causal)
-            elif causal:
-                self._causal(q[rows], keys, values, window, out[rows], segment.cache)
+    def size(self, rows: int, like: Tensor) -> int:
+        """See `AttentionPath`."""
+        exact = like.dtype == torch.float32 and like.device.type == "cpu"
+        return -(-rows // EXACT_ROWS) * EXACT_ROWS if exact else rows
+
+    def find(
+        self, segments: Sequence[Segment], rows: int, memory: PagedMemory
+    ) -> Mapping[LayerType, list[SegmentPages]]:
+        """See `AttentionPath`."""
+        device = memory.buffers[0].device
+        found: dict[LayerType, list[SegmentPages]] = {kind: [] for kind in KINDS}
+        for segment in segments:
+            for kind, places in found.items():
+                low = segment.seen_from(memory.keep if kind == "sliding_attention" else None)
+                slots = segment.slots(kind, low, segment.stored + segment.length)
+                new = slots[segment.stored - low :]
+                places.append(SegmentPages(_index(new, device), _index(slots, device)))
+        return found
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, batch: ForwardBatch) -> Tensor:
+        """See `AttentionPath`."""
+        assert batch.memory is not None
+        out = torch.zeros_like(q)  # rows without a segment only fill up
+        kind, buffer = self.layer_types[layer], batch.memory.buffers[layer]
+        places: Sequence[SegmentPages] = batch.pages[kind]
+        ends = [0, *accumulate(segment.length for segment in batch.segments)]
+        for segment, place, (low, high) in zip(batch.segments, places, pairwise(ends), strict=True):
+            keys, values = place.put(buffer, k[low:high], v[low:high])
+            rows = q[low:high]
+            if segment.denoise:
+                out[low:high] = grouped(rows, keys, values, None, self.kernel)
             else:
-                out[rows] = grouped(q[rows], keys, values, None, self.kernel)
+                window = self.window if kind == "sliding_attention" else None
+                self._causal(rows, keys, values, window, out[low:high], segment)
         return out
 
     def _causal(
@@ -124,7 +164,7 @@ class CachedContext:
         values: Tensor,
         window: int | None,
         out: Tensor,
-        cache: RowView,
+        segment: Segment,
     ) -> None:
         """The last T of the S keys are the queries' own; write [T, H, hd] into `out`.
 
@@ -133,10 +173,10 @@ class CachedContext:
         and rounded alike, whether a prompt is encoded at once, in pieces, or from the middle on.
         """
         length, total = q.shape[0], keys.shape[1]
-        offset, begin = total - length, cache.length
+        offset, begin = total - length, segment.stored
         place = torch.arange(total, device=q.device)
         size = PAGE if q.dtype == torch.float32 else QUERY_BLOCK
-        cuts = {*range(size - begin % size, length, size), *(b - begin for b in cache.borders)}
+        cuts = {*range(size - begin % size, length, size), *(b - begin for b in segment.borders)}
         ends = [*sorted(cut for cut in cuts if 0 < cut < length), length]
         for low, high in pairwise([0, *ends]):
             first = 0 if window is None else max(0, offset + low - window + 1)
@@ -149,3 +189,10 @@ class CachedContext:
                 mask &= place[None, masked] > own - window
             block = q[low:high], keys[:, seen], values[:, seen], mask
             out[low:high] = grouped(*block, self.kernel)
+
+
+def _index(slots: NDArray[np.int64], device: torch.device) -> slice | Tensor:
+    """Slots as a slice if they lie side by side, else as int64 [S]."""
+    if (np.diff(slots) == 1).all():
+        return slice(int(slots[0]), int(slots[-1]) + 1)
+    return torch.from_numpy(slots).to(device)

@@ -36,6 +36,7 @@ class Embedding(nn.Module):
         super().__init__()
         self.size, self.width = size, width
         self.weight = nn.Parameter(torch.empty(size, width))
+        self._scale: Tensor | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -49,7 +50,12 @@ class Embedding(nn.Module):
 
     def scale(self) -> Tensor:
         """sqrt(D), rounded to the weights' dtype as the checkpoint was trained."""
-        return torch.tensor(self.width**0.5, dtype=self.dtype, device=self.device)
+        made = self._scale
+        if made is None or made.dtype != self.dtype or made.device != self.device:
+            with torch.inference_mode(False):  # training may use it as well
+                made = torch.tensor(self.width**0.5, dtype=self.dtype, device=self.device)
+            self._scale = made
+        return made
 
     def rows(self, ids: Tensor) -> Tensor:  # [...] -> [..., D]
         return F.embedding(ids, self.weight)

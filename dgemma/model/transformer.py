@@ -3,8 +3,8 @@
     encode   token-causal over prompt and finished canvases; fills the cache
     denoise  bidirectional over a canvas; reads the cache, never changes it
 
-Both are one forward over packed rows: `run` takes the tokens of any number of requests, each in
-either mode, as flat `[N, D]` rows. Knows nothing about sampling, text or files.
+Both are one forward over packed rows `[N, D]`: a `ForwardBatch` holds the tokens of any number of
+requests, each in either mode. It must not know sampling, text or files.
 Source: DiffusionGemma in `transformers` 5.17 (`modeling_diffusion_gemma.py`), the oracle of the
 parity tests.
 """
@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from dgemma.errors import InvalidRequest
-from dgemma.kernels.attention import choose_attention
+from dgemma.kernels.attention import PAGED, choose_attention
+from dgemma.kernels.cuda import cuda_kernels
 from dgemma.kernels.head import Head
-from dgemma.model.attention import Attention, AttentionContext, AttentionSpan, CachedContext
-from dgemma.model.cache import Cache, RowView
-from dgemma.model.config import AttentionShape, ModelConfig
+from dgemma.model.attention import Attention, ReferenceAttention
+from dgemma.model.batch import BatchMaker, CachedPath, ForwardBatch
+from dgemma.model.cache import Cache, PagedMemory, Segment
+from dgemma.model.config import LayerType, ModelConfig
 from dgemma.model.layers import (
     Embedding,
     Experts,
@@ -30,15 +32,8 @@ from dgemma.model.layers import (
     Router,
     SelfConditioning,
     rotary_frequencies,
-    rotary_table,
 )
-
-Part = tuple[RowView, Tensor, bool, Tensor | None]
-"""A row's share of a forward: its cache, ids [T], whether to denoise them, and for denoising the
-soft embedding [T, D] of the previous step, or None at the first (then it is exactly zero)."""
-
-ROWS = 64
-"""In fp32 on a CPU a forward is filled up to a multiple of this many rows."""
+from dgemma.model.paged import PagedAttention
 
 PREFILL_CHUNK = 2048
 """`encode` runs longer inputs in pieces of this many tokens, so activations stay small."""
@@ -64,22 +59,14 @@ class Layer(nn.Module):
         self.encode_scalar = nn.Parameter(torch.ones(1))
         self.denoise_scalar = nn.Parameter(torch.ones(1))
 
-    def forward(
-        self,
-        h: Tensor,  # [N, D]
-        table: tuple[Tensor, Tensor],  # cos, sin [N, 1, hd]
-        context: AttentionContext,
-        denoise: Tensor | bool,  # [N, 1] bool, or one mode for all rows
-    ) -> Tensor:  # [N, D]
-        h = h + self.post_attention_norm(self.attention(self.input_norm(h), table, context))
+    def forward(self, h: Tensor, batch: ForwardBatch) -> Tensor:  # [N, D] -> [N, D]
+        h = h + self.post_attention_norm(self.attention(self.input_norm(h), batch))
         dense = self.post_feedforward_norm_1(self.mlp(self.pre_feedforward_norm(h)))
         # The router sees the raw residual, the experts a normed one.
         moe = self.experts(self.pre_feedforward_norm_2(h), *self.router(h))
         moe = self.post_feedforward_norm_2(moe)
         h = h + self.post_feedforward_norm(dense + moe)
-        if isinstance(denoise, bool):
-            return h * (self.denoise_scalar if denoise else self.encode_scalar)
-        return h * torch.where(denoise, self.denoise_scalar, self.encode_scalar)
+        return h * torch.where(batch.denoise, self.denoise_scalar, self.encode_scalar)
 
 
 class DiffusionGemma(nn.Module):
@@ -87,6 +74,7 @@ class DiffusionGemma(nn.Module):
 
     Attributes:
         head: the tied embedding as the last layer: logits, tokens, soft embedding.
+        attention_path: how queries meet keys.
         kernels: the part, the name and the reason of every choice of `choose_kernels`.
     """
 
@@ -100,8 +88,9 @@ class DiffusionGemma(nn.Module):
         self.choose_kernels(torch.device("cpu"), torch.float32, grad=True)
 
     def choose_kernels(
-        self, device: torch.device, dtype: torch.dtype, *, grad: bool = False
-    ) -> None:
+        self, device: torch.device, dtype: torch.dtype, *, grad: bool = False,
+        attention: str = "auto",
+    ) -> None:  # fmt: skip
         """Choose how every part computes; once all modules are in their places.
 
         A fresh network computes in ways that fit any device and have gradients.
@@ -109,15 +98,26 @@ class DiffusionGemma(nn.Module):
         Args:
             device, dtype: of the weights, which need not be there yet.
             grad: whether gradients are wanted.
+            attention: the path, see `choose_attention`.
+
+        Raises:
+            InvalidRequest, MissingExtra: a path that cannot be taken.
         """
         self.head = Head(self.embed, self.config.final_logit_softcapping, device=device)
-        self.attention_kernel, why = choose_attention(dtype, device, grad)
+        name, why = choose_attention(dtype, device, grad, attention)
+        self.attention_path: CachedPath
+        if name in PAGED:
+            kernel = cuda_kernels().attend if name == "triton" else None
+            self.attention_path = PagedAttention(self.config, kernel)
+        else:
+            self.attention_path = ReferenceAttention(self.config, name)
+        self._maker: BatchMaker | None = None
         layers = [layer for layer in self.layers if isinstance(layer, Layer)]
         experts = {layer.experts.choose(device, dtype, grad): None for layer in layers}
         self.kernels = (
             *(("experts", *chosen) for chosen in experts),
             ("head", self.head.kernel, self.head.reason),
-            ("attention", self.attention_kernel, why),
+            ("attention", name, why),
         )
 
     # -- parts ---------------------------------------------------------------------------------
@@ -132,25 +132,42 @@ class DiffusionGemma(nn.Module):
         """Where the weights are."""
         return self.embed.device
 
-    def run(
-        self,
-        x: Tensor,  # [N, D]
-        positions: Tensor,  # [N] int
-        context: AttentionContext,
-        denoise: Tensor | bool,  # [N, 1] bool, or one mode for all
-    ) -> Tensor:
-        """All layers and the final norm over packed rows: [N, D]."""
-        tables = {
-            "sliding_attention": self._table(self.config.sliding, positions),
-            "full_attention": self._table(self.config.full, positions),
-        }
-        for layer, kind in zip(self.layers, self.config.layer_types, strict=True):
-            x = layer(x, tables[kind], context, denoise)
+    def forward(self, batch: ForwardBatch) -> Tensor:
+        """Hidden states of all rows after the final norm: [N, D]. Keys are in the memory."""
+        x = self._embed(batch)
+        for layer in self.layers:
+            x = layer(x, batch)
         out: Tensor = self.norm(x)
         return out
 
-    def _table(self, shape: AttentionShape, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return rotary_table(rotary_frequencies(shape), positions, self.dtype)
+    def _embed(self, batch: ForwardBatch) -> Tensor:
+        ids, image = batch.ids, self.config.image_token_id
+        if image is not None:  # in a prompt; the features that take its place come as embeddings
+            hidden = (ids == image) & ~batch.denoise[:, 0]
+            ids = ids.masked_fill(hidden, self.config.pad_token_id)
+        x = self.head.embed(ids)
+        if batch.embeddings is not None:
+            x = x.index_copy(0, *batch.embeddings)
+        if batch.soft is None:
+            return x
+        start = len(x) - len(batch.soft)
+        own = x[start:]
+        own = torch.where(batch.denoise[start:], self.self_conditioning(own, batch.soft), own)
+        return torch.cat((x[:start], own))
+
+    def make_batch(self, segments: Sequence[Segment], memory: PagedMemory) -> ForwardBatch:
+        """The input of one forward; see `BatchMaker.make`."""
+        if self._maker is None or self._maker.path is not self.attention_path:
+            like = torch.empty(0, self.config.hidden_size, dtype=self.dtype, device=self.device)
+            self._maker = BatchMaker(self.frequencies(), self.attention_path, like)
+        return self._maker.make(segments, memory)
+
+    def frequencies(self) -> dict[LayerType, Tensor]:
+        """The rotary frequencies of each kind of layer, on the device."""
+        return {
+            "full_attention": rotary_frequencies(self.config.full).to(self.device),
+            "sliding_attention": rotary_frequencies(self.config.sliding).to(self.device),
+        }
 
     # -- the two modes -------------------------------------------------------------------------
 
@@ -167,52 +184,6 @@ class DiffusionGemma(nn.Module):
             )
         most_new = max(PREFILL_CHUNK, self.config.canvas_length)
         return Cache(self.config, batch_size, max_length, most_new, self.dtype, self.device)
-
-    def forward_rows(self, parts: Sequence[Part]) -> list[Tensor]:
-        """One forward over rows in any phase.
-
-        Args:
-            parts: see `Part`; one per row.
-
-        Returns:
-            Hidden states after the final norm, [T, D] for each row. Encoded tokens are in their
-            caches.
-
-        Raises:
-            InvalidRequest: a row would outgrow its cache.
-        """
-        inputs, positions, modes, segments = [], [], [], []
-        for cache, ids, denoise, soft in parts:
-            end = cache.length + len(ids)
-            if end > cache.max_length:
-                raise InvalidRequest(f"{end} tokens do not fit a cache of {cache.max_length}")
-            if not denoise and self.config.image_token_id is not None:
-                ids = ids.masked_fill(ids == self.config.image_token_id, self.config.pad_token_id)
-            embedding = self.head.embed(ids)
-            if denoise:
-                zero = torch.zeros_like(embedding) if soft is None else soft
-                embedding = self.self_conditioning(embedding, zero)
-            inputs.append(embedding)
-            positions.append(torch.arange(cache.length, end, device=self.device))
-            modes.append(torch.full((len(ids), 1), denoise, device=self.device))
-            segments.append(AttentionSpan(cache, len(ids), denoise))
-        # Elementwise kernels take a scalar path, which rounds in another way, for the numbers after
-        # the last whole vector: without padding, a row's bits would depend on how many rows follow.
-        missing = -sum(s.length for s in segments) % ROWS if self._exact() else 0
-        if missing:
-            inputs.append(inputs[0].new_zeros(missing, inputs[0].shape[1]))
-            positions.append(positions[0].new_zeros(missing))
-            modes.append(modes[0].new_zeros(missing, 1))
-        context = CachedContext(self.config, segments, self.attention_kernel)
-        out = self.run(torch.cat(inputs), torch.cat(positions), context, torch.cat(modes))
-        for cache, ids, denoise, _ in parts:
-            if not denoise:
-                cache.length += len(ids)
-        return list(torch.split(out[: len(out) - missing], [s.length for s in segments]))
-
-    def _exact(self) -> bool:
-        """Whether the same request must give the same bits in any batch: fp32 on a CPU."""
-        return self.dtype == torch.float32 and self.device.type == "cpu"
 
     def encode(
         self, token_ids: Tensor, cache: Cache, lengths: Sequence[int] | None = None
@@ -235,14 +206,19 @@ class DiffusionGemma(nn.Module):
         for low in range(0, max(lengths, default=0), PREFILL_CHUNK):
             live = [b for b in range(batch) if lengths[b] > low]
             ends = [min(lengths[b], low + PREFILL_CHUNK) for b in live]
-            parts: list[Part] = [
-                (cache.rows[b].view(), token_ids[b, low:end], False, None)
-                for b, end in zip(live, ends, strict=True)
-            ]
-            for b, end, hidden in zip(live, ends, self.forward_rows(parts), strict=True):
+            rows = [cache.rows[b] for b in live]
+            batched = self.make_batch(
+                [
+                    row.segment(token_ids[b, low:end])
+                    for row, b, end in zip(rows, live, ends, strict=True)
+                ],
+                cache.memory,
+            )
+            found = batched.split(self(batched))
+            for row, b, end, hidden in zip(rows, live, ends, found, strict=True):
                 out[b, low:end] = hidden
-                cache.rows[b].length += end - low
-                cache.rows[b].stored += end - low
+                row.length += end - low
+                row.stored += end - low
         return out
 
     def denoise(self, canvas_ids: Tensor, cache: Cache, soft: Tensor | None = None) -> Tensor:
@@ -256,15 +232,10 @@ class DiffusionGemma(nn.Module):
         Returns:
             [B, C, D] after the final norm.
         """
-        rows = range(canvas_ids.shape[0])
-        return torch.stack(
-            self.forward_rows(
-                [
-                    (cache.rows[b].view(), canvas_ids[b], True, None if soft is None else soft[b])
-                    for b in rows
-                ]
-            )
-        )
+        softs = [None] * len(canvas_ids) if soft is None else soft
+        rows = zip(cache.rows, canvas_ids, softs, strict=True)
+        batch = self.make_batch([row.segment(ids, True, s) for row, ids, s in rows], cache.memory)
+        return torch.stack(batch.split(self(batch)))
 
     @torch.no_grad()
     def reset_parameters(self, seed: int = 0) -> None:

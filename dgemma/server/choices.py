@@ -15,6 +15,8 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar
 from pydantic import Field, model_validator
 
 from dgemma.compose.drafts import drafts
+from dgemma.compose.streams import merge
+from dgemma.errors import bad_field
 from dgemma.frontend import ModelFacts
 from dgemma.params import SamplingParams
 from dgemma.server import sse
@@ -22,7 +24,7 @@ from dgemma.server.accounting import costs, costs_beside
 from dgemma.server.exchange import Exchange
 from dgemma.server.pieces import End, Folded, Frame, Piece, Progress, Scores, fold
 from dgemma.server.request_body import Body, neutral, refuse
-from dgemma.server.sampling_fields import SamplingFields
+from dgemma.server.sampling_fields import StreamFields
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import ENTROPY_PER_NAT, Request, TextDelta, TokenScore
 
@@ -42,29 +44,18 @@ class StreamOptions(Body):
     ] = None
 
 
-class ChoiceFields(SamplingFields):
+class ChoiceFields(StreamFields):
     """Fields of a request for choices."""
 
     model: str | None = None
     n: int | None = Field(default=None, ge=1, description="answers, with seeds seed, seed + 1, ...")
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
 
     @model_validator(mode="after")
-    def _streamed(self) -> ChoiceFields:
-        if not self.stream:
-            if self.stream_options:
-                raise refuse("stream_options", "needs stream: true; give both")
-            if self.denoising.stream != "off":
-                raise refuse("diffusion.stream", "needs stream: true; give both")
-        if self.denoising.stream_interval > 1 and not self.drafts:
-            raise refuse("diffusion.stream_interval", "needs drafts; set diffusion.stream")
+    def _optioned(self) -> ChoiceFields:
+        if self.stream_options and not self.stream:
+            raise refuse("stream_options", "needs stream: true; give both")
         return self
-
-    @property
-    def drafts(self) -> bool:
-        """Whether frames are wanted."""
-        return self.denoising.stream != "off"
 
     @property
     def include_usage(self) -> bool:
@@ -80,6 +71,8 @@ class ChoiceFields(SamplingFields):
         Raises:
             InvalidRequest: a field that cannot be honoured.
         """
+        if self.denoising.stream_search:
+            raise bad_field("diffusion.stream_search", "has no meaning here: nothing is looked for")
         control = self.canvas(facts, params)
         return drafts(
             prompts, params, n, frames=self.drafts, status=self.drafts, canvas=control, **more
@@ -145,7 +138,7 @@ class Choices(ABC, Generic[A]):
     async def events(self) -> AsyncGenerator[bytes, None]:
         """The chunks of a stream, without its last line."""
         head = self._head | {"object": self.CHUNK} | self._usage
-        source = sse.merge(self._sources)
+        source = merge(self._sources)
         folded = [Folded() for _ in self._sources]
         try:
             for choice in self.opening():
@@ -209,8 +202,9 @@ def progress(piece: Progress) -> dict[str, Any]:
         return {
             "type": "commit", "canvas": event.canvas, "tokens": len(event.ids),
             "steps": event.step, "whole": event.whole, "stop_reason": event.reason or None,
+            **piece.plan,
         }  # fmt: skip
-    found = {"type": "status", "state": event.state}
+    found = {"type": "status", "state": event.state, **piece.plan}
     if event.state == "queued":
         return found
     return found | {"encoded": event.step, "prompt_tokens": piece.prompt_tokens}
@@ -227,7 +221,7 @@ def draft(piece: Frame, tokenizer: Tokenizer | None) -> dict[str, Any]:
         "type": "frame", "canvas": event.canvas, "step": event.step, "max_steps": piece.most_steps,
         "mean_entropy": round(piece.mean_entropy, 5),
         "accepted": event.accepted.count(1), "renoised": event.accepted.count(0),
-        "pinned": event.accepted.count(2), "text": piece.text,
+        "pinned": event.accepted.count(2), "text": piece.text, **piece.plan,
     }  # fmt: skip
     if piece.thinking:
         found["thinking"] = piece.thinking

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from dgemma.errors import EngineError
 from dgemma.events import EventStream
@@ -45,6 +46,7 @@ class Frame:
         text, thinking: of the draft alone, up to its first end id.
         earlier: the text of the canvases before it.
         most_steps: of a canvas.
+        plan: fields that say which request of a plan it is, and where on its canvas it writes.
     """
 
     event: Event
@@ -52,6 +54,7 @@ class Frame:
     thinking: str
     earlier: str
     most_steps: int = 0
+    plan: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def whole(self) -> str:
@@ -72,10 +75,12 @@ class Progress:
     Attributes:
         event: the engine's.
         prompt_tokens: the length of the prompt.
+        plan: as for a frame.
     """
 
     event: Event
     prompt_tokens: int
+    plan: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,96 +1,163 @@
 """Runs plans of `dgemma.compose` for a route: their requests are the caller's, and end with it.
 
-Knows plans and the service. Knows nothing about paths or bodies.
+A plan's events become the pieces that every API puts in its own words; a plain reply is their
+fold. Knows plans and the service. Knows nothing about paths or bodies.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from itertools import takewhile
+from typing import Any, Generic, TypeVar
 
 from dgemma.compose.edit import Edited
-from dgemma.compose.fill import Filled, infill
+from dgemma.compose.fill import Filled
 from dgemma.compose.plan import Plan, refuse
-from dgemma.errors import bad_field
+from dgemma.compose.run import PlanEvent, begun, plan_events
+from dgemma.errors import EngineError, bad_field
+from dgemma.events import EventStream
 from dgemma.params import REFUSED_BY_FILL, SamplingParams, canvas_width
 from dgemma.server.errors import closing
 from dgemma.server.exchange import Exchange
-from dgemma.server.model import result
-from dgemma.server.pieces import End, Piece, Times, words
-from dgemma.server.sampling_fields import SamplingFields
-from dgemma.server.service import Service, close_all
-from dgemma.text.answer import first_stop
+from dgemma.server.pieces import End, Frame, Piece, Progress, Times, words
+from dgemma.server.sampling_fields import Diffusion, SamplingFields
+from dgemma.server.service import Service
+from dgemma.text.answer import first_stop, held
 from dgemma.types import Output, Request, TextDelta
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class PlanRun:
-    """The cost of a plan that has run.
+class PlanRun(Generic[T]):
+    """A plan that runs for a route.
 
     Attributes:
         width: positions of its widest canvas.
-        seconds: the time it took.
     """
 
-    width: int
-    seconds: float
+    def __init__(
+        self, exchange: Exchange, plan: Plan[T], shown: Diffusion | None = None, *,
+        segments: Sequence[int] | None = None,
+    ) -> None:  # fmt: skip
+        """
+        Args:
+            shown: says which drafts are shown; None: none.
+            segments: those that the plan's parts are of a canvas, whose whole draft is then shown.
+        """
+        self.width = 0
+        self._exchange, self._plan = exchange, plan
+        self._shown = shown or Diffusion()
+        self._segments = segments
+        self._requests: list[Request] = []
+        self._framed: set[int] = set()  # requests of which a frame was shown
+        self._began = time.perf_counter()
+        self._frame_s: float | None = None
 
-    def end(self, output: Output) -> End:
-        """An answer of the plan as if one request had given it; its text comes at the end."""
-        text_s = self.seconds if output.text else None
-        return End(output, Times(text_s=text_s, total_s=self.seconds), self.width)
+    async def begin(self) -> None:
+        """Do the work before the first request, so that a refusal comes before a stream.
+
+        Raises:
+            DGemmaError: the plan cannot be carried out.
+        """
+        work = self._exchange.service.in_thread(begun, self._plan)
+        self._plan = await self._exchange.unless_gone(work)
+
+    async def events(self) -> AsyncGenerator[PlanEvent[T], None]:
+        """The plan's events; closing this, or cancelling its task, ends all that it has begun.
+
+        Raises:
+            DGemmaError, Refusal: the plan or one of its requests fails.
+        """
+        service, shown = self._exchange.service, self._shown
+        source = plan_events(
+            self._plan, self._start, service.in_thread, frames=shown.stream != "off",
+            search=shown.stream_search,
+        )  # fmt: skip
+        try:
+            async for event in source:
+                if event.type == "frame" and self._frame_s is None:
+                    self._frame_s = self.seconds
+                yield event
+        except EngineError as error:
+            if service.closing:
+                raise closing() from error
+            raise
+        finally:
+            await source.aclose()
+
+    async def _start(self, requests: Sequence[Request]) -> list[EventStream]:
+        service = self._exchange.service
+        for request in requests:
+            if request.mode == "diffusion":
+                self.width = max(self.width, canvas_width(request.params, service.facts.canvas))
+        self._requests += requests
+        return await service.submit(requests, owner=self._exchange.owner)
+
+    async def result(self) -> T:
+        """The plan's result."""
+        async with aclosing(self.events()) as events:
+            async for event in events:
+                if event.type == "done":
+                    return event.outcome
+        raise AssertionError("a plan ends with its result")
+
+    def piece(self, event: PlanEvent[T]) -> Frame | Progress | None:
+        """A draft, or the progress of a request, if it is to be shown."""
+        own, facts, service = event.event, self._exchange.service.facts, self._exchange.service
+        if own is None or self._shown.stream == "off":
+            return None
+        request, tokenizer = self._requests[event.request], facts.tokenizer
+        places: list[dict[str, Any]] = [
+            {
+                "part": self._segments[at.part] if self._segments else at.part,
+                "start": at.start, "stop": at.stop,
+            } for at in event.places
+        ]  # fmt: skip
+        tags = {"request": event.request, "places": places}
+        if own.type != "frame":
+            return Progress(own, len(request.token_ids), tags)
+        if own.step % self._shown.stream_interval and event.request in self._framed:
+            return None
+        self._framed.add(event.request)
+        ids = list(takewhile(lambda i: i not in facts.end_ids, own.ids))
+        for place, at in zip(places, event.places, strict=True):
+            place["text"] = at.text(tokenizer, ids)
+        text = own.text
+        if places and not (self._segments or request.chat):
+            text = "".join(place["text"] for place in places)
+        return Frame(own, text, "", "", service.most_steps(request), tags)
+
+    def tokens(self, text: str) -> int:
+        """How many tokens a text has."""
+        return len(self._exchange.service.facts.tokenizer.encode(text))
+
+    @property
+    def seconds(self) -> float:
+        """Time since the beginning."""
+        return time.perf_counter() - self._began
+
+    def end(self, output: Output, text_s: float | None = None) -> End:
+        """An answer of the plan as if one request had given it.
+
+        Args:
+            text_s: seconds to its first text; None: its text comes now.
+        """
+        now = self.seconds
+        text_s = (text_s or now) if output.text else None
+        return End(output, Times(frame_s=self._frame_s, text_s=text_s, total_s=now), self.width)
 
     def end_of(
-        self, found: Filled | Edited, text: str, tokens: int, stopped_by: str | None = None
-    ) -> End:
+        self, found: Filled | Edited, text: str, tokens: int, stopped_by: str | None = None,
+        text_s: float | None = None,
+    ) -> End:  # fmt: skip
         """The same for a text, with the cost of all requests that led to it."""
         prompt = found.outputs[-1].usage.prompt_tokens if found.outputs else 0
         usage = replace(found.usage, prompt_tokens=prompt, completion_tokens=tokens)
-        return self.end(Output(text=text, seed=found.seed, usage=usage, stopped_by=stopped_by))
-
-
-async def run_plan(exchange: Exchange, plan: Plan[T]) -> tuple[T, PlanRun]:
-    """Run a plan to its end; cancelling this ends all that it has begun.
-
-    Raises:
-        DGemmaError, Refusal: the plan or one of its requests fails.
-    """
-    service, began, widest = exchange.service, time.perf_counter(), 0
-    outputs: list[Output] | None = None
-    try:
-        while True:
-            requests, done = await service.in_thread(_advance, plan, outputs)
-            if done:
-                return done[0], PlanRun(widest, time.perf_counter() - began)
-            for request in requests:
-                if request.mode == "diffusion":
-                    widest = max(widest, canvas_width(request.params, service.facts.canvas))
-            streams = await service.submit(requests, owner=exchange.owner)
-            try:
-                outputs = list(await asyncio.gather(*(result(stream) for stream in streams)))
-            finally:
-                close_all(streams)
-            if service.closing and any(one.finish_reason == "cancelled" for one in outputs):
-                raise closing()
-    finally:
-        with contextlib.suppress(ValueError):  # cancelled while a thread is still within the plan
-            plan.close()
-
-
-def _advance(
-    plan: Plan[T], outputs: Sequence[Output] | None
-) -> tuple[Sequence[Request], tuple[T, ...]]:
-    """The plan's next requests, or its value. (No future can hold a StopIteration.)"""
-    try:
-        return (next(plan) if outputs is None else plan.send(outputs)), ()
-    except StopIteration as over:
-        return (), (over.value,)
+        output = Output(text=text, seed=found.seed, usage=usage, stopped_by=stopped_by)
+        return self.end(output, text_s)
 
 
 def plan_params(
@@ -112,8 +179,6 @@ def plan_params(
         "diffusion_read_only": body.diffusion_read_only,
         "logprob_token_ids": body.logprob_token_ids is not None,
         "diffusion.strength": shown.strength is not None and not strength,
-        "diffusion.stream": shown.stream != "off",
-        "diffusion.stream_interval": shown.stream_interval != 1,
         "diffusion.stable_prefix": shown.stable_prefix,
     }
     for name, given in barred.items():
@@ -129,28 +194,81 @@ def plan_params(
     return params
 
 
-async def infilled(
-    exchange: Exchange, prefix: str, suffix: str, params: SamplingParams, *,
-    stop: str | Sequence[str] | None = None, context: str | None = None,
-) -> End:  # fmt: skip
-    """Write the text between two texts, up to the first stop string.
+def indented(text: str, least: int) -> str:
+    """A text up to the first line, the first aside, that is indented by less."""
+    first, *lines = text.split("\n")
+    kept = [first]
+    for line in lines:
+        bare = line.lstrip(" \t")
+        if bare and len(line) - len(bare) < least:
+            break
+        kept.append(line)
+    return "\n".join(kept)
 
-    Raises:
-        DGemmaError, Refusal: it cannot be done.
+
+def _settled(text: str, stop: Sequence[str], indent: int) -> str:
+    """As much of a text as stays, however it goes on."""
+    found = first_stop(text, stop)
+    text = text[: found[0]] if found else text[: len(text) - held(text, stop)]
+    kept = indented(text, indent)
+    if found or len(kept) < len(text) or not indent:
+        return kept
+    last = kept.rpartition("\n")
+    return kept if last[2].strip(" \t") or not last[1] else last[0]
+
+
+async def infill_pieces(
+    run: PlanRun[Filled], *, stop: str | Sequence[str] | None = None, indent: int = 0
+) -> AsyncGenerator[Piece, None]:
+    """The pieces of a hole's text, as soon as they can no longer change.
+
+    Args:
+        stop: the text ends before the first of these.
+        indent: it ends before a line that is indented by less.
     """
-    facts = exchange.service.facts
-    filled, ran = await run_plan(exchange, infill(facts, prefix, suffix, params, context=context))
-    hole = filled.holes[0]
-    found = first_stop(hole.text, [stop] if isinstance(stop, str) else stop or ())
-    if found is None:
-        return ran.end_of(filled, hole.text, len(hole.token_ids))
-    text = hole.text[: found[0]]
-    return ran.end_of(filled, text, len(facts.tokenizer.encode(text)), found[1])
-
-
-async def infill_pieces(fill: Callable[[], Awaitable[End]]) -> AsyncGenerator[Piece, None]:
-    """The pieces of a text that comes as a whole."""
-    end = await fill()
-    for word in words(end.output.text):
-        yield TextDelta(word)
+    stop = [stop] if isinstance(stop, str) else stop or ()
+    so_far = sent = ""
+    text_s: float | None = None
+    async with aclosing(run.events()) as events:
+        async for event in events:
+            if event.type == "text":
+                so_far += event.text
+                fresh = _settled(so_far, stop, indent)[len(sent) :]
+                text_s = run.seconds if fresh and text_s is None else text_s
+            elif event.type == "done":
+                end = _end(run, event.outcome, stop, text_s)
+                fresh = indented(end.output.text, indent)[len(sent) :]
+            else:
+                piece = run.piece(event)
+                if piece is not None:
+                    yield piece
+                continue
+            sent += fresh
+            for word in words(fresh):
+                yield TextDelta(word)
     yield end
+
+
+def _end(run: PlanRun[Filled], filled: Filled, stop: Sequence[str], text_s: float | None) -> End:
+    """The end of a hole's text, cut at a stop string."""
+    hole = filled.holes[0]
+    found = first_stop(hole.text, stop)
+    if found is None:
+        return run.end_of(filled, hole.text, len(hole.token_ids), None, text_s)
+    text = hole.text[: found[0]]
+    return run.end_of(filled, text, run.tokens(text), found[1], text_s)
+
+
+async def whole_pieces(
+    run: PlanRun[T], finished: Callable[[T], tuple[str, End]]
+) -> AsyncGenerator[Piece, None]:
+    """The pieces of a text that is known at the end alone, with the plan's drafts before it."""
+    async with aclosing(run.events()) as events:
+        async for event in events:
+            if event.type == "done":
+                text, end = finished(event.outcome)
+                for word in words(text):
+                    yield TextDelta(word)
+                yield end
+            elif (piece := run.piece(event)) is not None:
+                yield piece

@@ -94,9 +94,21 @@ class Diffusion(Body):
         default="off", description="drafts as side events of a stream"
     )
     stream_interval: int = Field(default=1, ge=1, description="show every so many steps")
+    stream_search: bool = Field(
+        default=False, description="show drafts that only look for something, such as lengths"
+    )
     stable_prefix: bool | None = Field(
         default=None, description="send text as soon as it can no longer change"
     )
+
+
+def check_drafts(shown: Diffusion, stream: bool | None) -> None:
+    """Refuse drafts where nothing is streamed, and fields about drafts where none are asked for."""
+    if shown.stream != "off" and not stream:
+        raise refuse("diffusion.stream", "needs stream: true; give both")
+    for name in ("stream_interval", "stream_search"):
+        if shown.stream == "off" and getattr(shown, name) != Diffusion.model_fields[name].default:
+            raise refuse(f"diffusion.{name}", "needs drafts; set diffusion.stream")
 
 
 Diffusion.PATHS = {name: (f"diffusion.{name}",) for name in Diffusion.model_fields}
@@ -282,6 +294,22 @@ class SamplingFields(Ignorable):
             )
         except InvalidRequest as error:
             raise bad_field("diffusion_pinned", f"cannot be kept: {error}") from error
+
+
+class StreamFields(SamplingFields):
+    """The same, of an answer that can be sent as events."""
+
+    stream: bool | None = None
+
+    @model_validator(mode="after")
+    def _streamed(self) -> StreamFields:
+        check_drafts(self.denoising, self.stream)
+        return self
+
+    @property
+    def drafts(self) -> bool:
+        """Whether frames are wanted."""
+        return self.denoising.stream != "off"
 
 
 Prediction.model_rebuild()

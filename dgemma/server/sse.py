@@ -86,34 +86,6 @@ class EventStreamResponse(StreamingResponse):
                 self._ended()
 
 
-async def merge(sources: list[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
-    """The items of several sources as they come, each with its source's number.
-
-    The first exception ends all; so does closing this generator.
-    """
-    tasks: dict[asyncio.Task[T], int] = {}
-    try:
-        for number, source in enumerate(sources):
-            tasks[asyncio.ensure_future(anext(source))] = number
-        while tasks:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in sorted(done, key=lambda task: tasks[task]):
-                number = tasks.pop(task)
-                try:
-                    item = task.result()
-                except StopAsyncIteration:
-                    continue
-                yield number, item
-                tasks[asyncio.ensure_future(anext(sources[number]))] = number
-    finally:
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.gather(*tasks, return_exceptions=True)
-        for source in sources:
-            await source.aclose()
-
-
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:
     """The result of some work, which is cancelled when the client hangs up.
 

@@ -1,8 +1,8 @@
 """The two modes of the network on training batches, with gradients through keys and values.
 
 Clean tokens are encoded once; any number of noisy canvases then read those keys and values, each
-only up to its own block. Hands the network its own attention contexts; the network does not know
-that it is being trained. Knows nothing about losses or data.
+only up to its own block. The batch brings its own attention paths; the network does not know that
+it is being trained.
 Source of the visibility rules: the training objective of DiffusionGemma (strict block order,
 windows anchored at the start of a block).
 """
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dgemma.model.batch import AttentionPath, ForwardBatch
 from dgemma.model.config import ModelConfig
+from dgemma.model.layers import rotary_table
 from dgemma.model.transformer import DiffusionGemma
 
 KeyValues = tuple[Tensor, Tensor]  # each [B, Hkv, S, hd]
@@ -46,7 +48,7 @@ def _grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return out.reshape(batch, length, heads, width)
 
 
-class EncodeContext:
+class EncodePath:
     """Causal attention of right-padded rows; remembers keys and values of every layer."""
 
     def __init__(self, config: ModelConfig, batch: int, length: int, device: torch.device) -> None:
@@ -59,8 +61,8 @@ class EncodeContext:
         self.full = causal[None, None]
         self.sliding = (causal & near)[None, None]
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """See `AttentionContext`."""
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, batch: ForwardBatch) -> Tensor:
+        """See `AttentionPath`."""
         q, k, v = (x.view(*self.shape, *x.shape[1:]) for x in (q, k, v))
         k, v = k.transpose(1, 2), v.transpose(1, 2)
         self.stored.append((k, v))
@@ -68,7 +70,7 @@ class EncodeContext:
         return _grouped(q, k, v, self.sliding if sliding else self.full).flatten(0, 1)
 
 
-class DenoiseContext:
+class DenoisePath:
     """Canvases that read stored keys below their own start; canvas i reads row i mod B."""
 
     def __init__(
@@ -94,8 +96,8 @@ class DenoiseContext:
             self.masks["full_attention"] = torch.cat((full, own), 1)[:, None, None]
             self.masks["sliding_attention"] = torch.cat((near, own), 1)[:, None, None]
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """See `AttentionContext`."""
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, batch: ForwardBatch) -> Tensor:
+        """See `AttentionPath`."""
         q, k, v = (x.view(*self.shape, *x.shape[1:]) for x in (q, k, v))
         past_k, past_v = self.stored[layer]
         k = torch.cat((past_k.repeat(self.fold, 1, 1, 1), k.transpose(1, 2)), dim=2)
@@ -113,11 +115,27 @@ class Encoded:
 
 def encode(model: DiffusionGemma, ids: Tensor) -> Encoded:
     """Causal pass over right-padded clean tokens [B, S]."""
-    batch, length = ids.shape
-    context = EncodeContext(model.config, batch, length, ids.device)
-    positions = torch.arange(length, device=ids.device).repeat(batch)
-    hidden = model.run(model.head.embed(ids.flatten()), positions, context, False)
-    return Encoded(hidden.view(batch, length, -1), context.stored)
+    count, length = ids.shape
+    path = EncodePath(model.config, count, length, ids.device)
+    positions = torch.arange(length, device=ids.device).repeat(count)
+    hidden = model(_batch(model, ids.flatten(), positions, path))
+    return Encoded(hidden.view(count, length, -1), path.stored)
+
+
+def _batch(
+    model: DiffusionGemma, ids: Tensor, positions: Tensor, path: AttentionPath,
+    soft: Tensor | None = None,
+) -> ForwardBatch:  # fmt: skip
+    """All rows in one mode: canvases have soft embeddings."""
+    frequencies = model.frequencies().items()
+    return ForwardBatch(
+        ids=ids,
+        positions=positions,
+        denoise=torch.full((len(ids), 1), soft is not None, device=ids.device),
+        soft=soft,
+        rotary={kind: rotary_table(f, positions, model.dtype) for kind, f in frequencies},
+        attention=path,
+    )
 
 
 def denoise(
@@ -130,9 +148,10 @@ def denoise(
 ) -> Tensor:  # [M, C, D]
     """Bidirectional pass over noisy canvases; canvas i reads encoded row i mod B."""
     count, width = canvas.shape
-    context = DenoiseContext(model.config, stored, starts, no_mask, width)
-    x = model.head.embed(canvas.flatten())
-    zero = torch.zeros_like(x) if soft is None else soft.flatten(0, 1)
-    x = model.self_conditioning(x, zero)
+    path = DenoisePath(model.config, stored, starts, no_mask, width)
     positions = (starts[:, None] + torch.arange(width, device=canvas.device)).flatten()
-    return model.run(x, positions, context, True).view(count, width, -1)
+    shape = canvas.numel(), model.config.hidden_size
+    soft = stored[0][0].new_zeros(shape) if soft is None else soft.flatten(0, 1)
+    batch = _batch(model, canvas.flatten(), positions, path, soft)
+    hidden: Tensor = model(batch)
+    return hidden.view(count, width, -1)

@@ -39,6 +39,7 @@ def test_infill_prints(run: Callable[..., Ran]) -> None:
     code, out, err = run("infill", "Dear ___, hello.", "--max-hole", "3", *FAST)
     assert (code, err) == (0, "")
     assert out.startswith("Dear ") and out.endswith(", hello.\n") and "___" not in out
+    assert run("infill", "Dear ___, hello.", "--max-hole", "3", "--live", *FAST)[1] == out
 
 
 @pytest.mark.model

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterator
 
 import pytest
 
 from dgemma.cli import live
-from dgemma.cli.live import DIM, Screen, colour, paint, show, width
+from dgemma.cli.live import CLEAR_BELOW, DIM, Screen, colour, paint, show, watch, width
+from dgemma.compose.fill import Hole, fill
+from dgemma.params import SamplingParams
 from dgemma.types import Event, Output, TextDelta
+from tests.support.nano import nano
 
 
 class Terminal(io.StringIO):
@@ -111,3 +115,19 @@ def test_text_told_early_is_not_drawn_twice(terminal: Terminal) -> None:
     assert plain.getvalue() == "ab\n"
     frames = terminal.getvalue().split(live.CLEAR_BELOW)[1:]
     assert len(frames) == 3 and frames[0] == frames[1]
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("tty", [False, True])
+def test_a_plan_is_watched(terminal: Terminal, tty: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches drafts of a hole that stay on the screen, or that get into a file, and a result that
+    is not the plain one."""
+    monkeypatch.setattr(terminal, "isatty", lambda: tty)
+    params = SamplingParams(seed=1, max_steps=3, stability_threshold=9)
+    parts = ["Dear ", Hole(max_tokens=2), "."]
+    found = watch(nano(), fill(nano().facts, parts, params), terminal)
+    assert found == nano().fill(parts, params)
+    drawn = terminal.getvalue().split(CLEAR_BELOW)
+    assert len(drawn) in ((5, 6) if tty else (1,))  # a step each, maybe the winner's, and none
+    bare = re.sub(r"\x1b.*?m", "", "".join(drawn))
+    assert drawn[-1] == "" and ("Dear" in bare) == tty

@@ -40,8 +40,8 @@ QUESTIONS: tuple[Question, ...] = (
 class Believer(Driver):
     """Gives labels the log-probabilities that depend on the prompt, the canvas and the seed."""
 
-    def _output(self, request: Request, count: int) -> Output:
-        output = super()._output(request, count)
+    def output(self, request: Request, count: int) -> Output:
+        output = super().output(request, count)
         asked = request.params.logprob_token_ids or ()
         scores = []
         for at, score in enumerate(output.scores):
@@ -334,7 +334,7 @@ class Drafts(Driver):
     answers: tuple[Output, ...] = ()
     worth: Mapping[int, float] = {}
 
-    def _output(self, request: Request, count: int) -> Output:
+    def output(self, request: Request, count: int) -> Output:
         if request.mode != "score":
             return self.answers[count]
         ids = request.token_ids[request.score_from :]

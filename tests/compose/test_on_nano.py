@@ -12,8 +12,9 @@ from functools import cache
 import pytest
 import torch
 
-from dgemma.compose.fill import Hole
+from dgemma.compose.fill import Hole, fill
 from dgemma.compose.questions import Choice, Predicate, Question
+from dgemma.errors import EngineError
 from dgemma.llm import LLM
 from dgemma.params import SamplingParams
 from tests.support.nano import nano
@@ -90,6 +91,43 @@ def test_edits_stay_in_their_spans(
             rebuilt += text[last:start] + change.new
             last = end
         assert done.text == rebuilt + text[last:]
+
+
+@pytest.mark.parametrize("model", [nano, blank])
+def test_a_stream_is_the_same_work(
+    model: Callable[[], LLM], count: Callable[[int, int], int]
+) -> None:
+    """Catches a draft in which pinned text moves or a place is another, commits that are not the
+    text, other tokens when drafts are shown, and requests that run on for a closed stream."""
+    llm = model()
+    for number in range(count(3, 200)):
+        draw = random.Random(2000 + number)
+        parts = ["Dear ", Hole(max_tokens=3), random_text(draw, 20), Hole(max_tokens=2), "."]
+        params, before = cheap(draw), llm.counters()
+        plain = llm.fill(parts, params)
+        steps = llm.counters().steps - before.steps
+        events = list(llm.stream_plan(fill(llm.facts, parts, params), search=number % 2 == 1))
+        assert events[-1].outcome == plain
+        assert llm.counters().steps == before.steps + 2 * steps
+        for event in events:
+            if event.event is None or not event.places or event.type == "status":
+                continue
+            ids, first, last = event.event.ids, *event.places
+            assert (first.part, last.part) == (0, 1) and first.stop <= last.start
+            around = ids[: first.start], ids[last.stop : last.stop + 1]
+            held = (b"".join(map(llm.facts.tokenizer.token_bytes, one)) for one in around)
+            assert b"Dear ".startswith(next(held)) and b".".startswith(next(held))
+            if event.type == "commit":
+                found = [ids[at.start : at.stop] for at in event.places]
+                assert found == [hole.token_ids for hole in plain.holes]
+    stream = llm.stream_plan(fill(llm.facts, parts, SamplingParams(max_steps=10_000)))
+    for event in stream:
+        if event.type == "frame":
+            break
+    stream.close()
+    with pytest.raises(EngineError, match="closed before its end"):
+        stream.result()
+    assert llm.counters().running == 0
 
 
 def test_the_suffix_is_read() -> None:

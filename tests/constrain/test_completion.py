@@ -12,12 +12,13 @@ from dgemma.constrain import wrappers
 from dgemma.constrain.completion import BYTE_ORDER, shortest, symbols_of
 from dgemma.constrain.matcher import Grammar
 from dgemma.constrain.sources import make_grammar
-from dgemma.constrain.wrappers import BadWordsMatcher, Matcher, ThoughtPrefixMatcher
+from dgemma.constrain.wrappers import BadWordsMatcher, ThoughtPrefixMatcher
 from dgemma.errors import InvalidRequest
+from dgemma.matcher import Matcher, run_search
+from dgemma.request_parts import ThoughtIds
 from dgemma.text.parse import MarkerIds
 from dgemma.text.token_table import token_table_of
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import ThoughtIds
 from tests.support.schemas import GRAMMARS, REGEXES, SCHEMAS, random_walk, walk_length
 
 Count = Callable[[int, int], int]
@@ -25,6 +26,8 @@ Count = Callable[[int, int], int]
 
 class Maze:
     """A language given as its places: the options of each, and the places where it ends."""
+
+    cost = 1
 
     def __init__(self, steps: dict[int, dict[str, int]], ends: set[int]) -> None:
         self.steps, self.ends, self.path = steps, ends, [0]
@@ -56,7 +59,7 @@ class Maze:
 
 def way(maze: Maze, most: int = 100) -> str | None:
     """The way out as text."""
-    found = shortest(maze, most)
+    found = run_search(shortest(maze, most))
     return None if found is None else bytes(BYTE_ORDER[symbol] for symbol in found).decode()
 
 
@@ -130,9 +133,10 @@ def test_an_end_is_found_from_anywhere(
             ids = random_walk(matcher, token_table, draw, walk_length(draw))
             before = matcher.allowed()
             start = time.perf_counter()
-            completion = matcher.completion(512)
+            completion = run_search(matcher.completion(512))
             times.append(time.perf_counter() - start)
-            assert (matcher.allowed() == before).all() and completion == matcher.completion(512)
+            assert (matcher.allowed() == before).all()
+            assert completion == run_search(matcher.completion(512))
             if (
                 completion is None
                 or matcher.accept(completion) < len(completion)
@@ -150,14 +154,14 @@ def test_room(nano: Tokenizer) -> None:
     """Catches a closing that does not fit, and one where the text may end already."""
     grammar = all_grammars(nano, ["json at least 80", "regex maybe empty", "json person"])
     long = grammar["json at least 80"].matcher()
-    assert long.completion(3) is None
-    found = long.completion(120)
+    assert run_search(long.completion(3)) is None
+    found = run_search(long.completion(120))
     assert found is not None and len(found) <= 120
-    assert grammar["regex maybe empty"].matcher().completion(0) == []
+    assert run_search(grammar["regex maybe empty"].matcher().completion(0)) == []
     person = grammar["json person"].matcher()
-    exact = person.completion(100)
-    assert exact is not None and person.completion(len(exact)) == exact
-    assert person.completion(0) is None
+    exact = run_search(person.completion(100))
+    assert exact is not None and run_search(person.completion(len(exact))) == exact
+    assert run_search(person.completion(0)) is None
 
 
 def test_within_a_character(nano: Tokenizer) -> None:
@@ -167,7 +171,7 @@ def test_within_a_character(nano: Tokenizer) -> None:
     assert byte is not None
     ids = [*nano.encode('"a'), byte]
     assert matcher.accept(ids) == len(ids)
-    completion = matcher.completion(16)
+    completion = run_search(matcher.completion(16))
     assert completion is not None and matcher.accept(completion) == len(completion)
     text = nano.decode(ids + completion)
     assert "\ufffd" not in text and text.endswith('"') and len(text) == 4
@@ -200,15 +204,15 @@ def test_a_thought_is_free(is_open: bool, nano: Tokenizer) -> None:
     assert matcher.forced() == [] and matcher.alphabet() is None
     assert not any(allows(matcher, end) for end in marks.ends)
     assert allows(matcher, marks.channel_close) and allows(matcher, nano.encode("x")[0])
-    completion = matcher.completion(8)
+    completion = run_search(matcher.completion(8))
     assert completion is not None and completion[0] == marks.channel_close
-    assert nano.decode(completion) in ("yes", "no") and matcher.completion(1) is None
+    assert nano.decode(completion) in ("yes", "no") and run_search(matcher.completion(1)) is None
     assert matcher.accept([marks.channel_close, marks.channel_open]) == 1
     assert not allows(matcher, marks.channel_open) and not allows(matcher, nano.encode("\n")[0])
     answer = nano.encode("no")
     assert matcher.accept(answer) == len(answer) and matcher.finished
     matcher.undo(len(answer) + 1)
-    assert matcher.thinking and matcher.completion(8) == completion
+    assert matcher.thinking and run_search(matcher.completion(8)) == completion
     matcher.undo(len(free) + len(start))
     assert matcher.thinking == is_open and matcher.accept(answer) == len(answer)
 
@@ -264,7 +268,7 @@ def test_barred_words(inner: str | None, nano: Tokenizer, count: Count) -> None:
         assert matcher.accept(ids[-1:]) == 1 and (
             autoregressive is None or autoregressive.accept(ids[-1:]) == 1
         )
-    assert matcher.accepting or matcher.completion(64) is not None
+    assert matcher.accepting or run_search(matcher.completion(64)) is not None
     before = token_table.ids(matcher.allowed()).tolist()
     matcher.undo(len(ids))
     assert matcher.accept([*ids, *ends]) == len(ids)
@@ -285,16 +289,16 @@ def test_a_word_is_not_joined_over_a_control_token(nano: Tokenizer) -> None:
     matcher = BadWordsMatcher(None, ["cat"], nano)
     ids = [*nano.encode("c"), MarkerIds.of(nano).quote, *nano.encode("a"), *nano.encode("t")]
     assert matcher.accept(ids) == len(ids) - 1
-    assert matcher.accepting and not matcher.finished and matcher.completion(0) == []
+    assert matcher.accepting and not matcher.finished and run_search(matcher.completion(0)) == []
 
 
 def test_a_closing_goes_around_barred_words(nano: Tokenizer) -> None:
     """Catches an end that says the very word, where another end is there."""
     ends = MarkerIds.of(nano).ends
     inner = make_grammar("choices", ["no", "perhaps", "yes indeed"], nano, ends)
-    plain = nano.decode(inner.matcher().completion(64) or [])
+    plain = nano.decode(run_search(inner.matcher().completion(64)) or [])
     matcher = BadWordsMatcher(inner.matcher(), [plain[1:]], nano, sorted(ends))
-    completion = matcher.completion(64)
+    completion = run_search(matcher.completion(64))
     assert completion is not None and plain[1:] not in nano.decode(completion)
     assert matcher.accept(completion) == len(completion) and matcher.accepting
     forced = BadWordsMatcher(
@@ -314,9 +318,10 @@ def test_a_long_closing_goes_around_barred_words(
         wrappers.MatcherAutomaton, "options", lambda walk: asked.append(walk) or options(walk)
     )
     matcher = BadWordsMatcher(inner.matcher(), ["xx"], nano, sorted(ends))
-    completion = matcher.completion(9000)
+    completion = run_search(matcher.completion(9000))
     assert completion is not None and nano.decode(completion) == "a\n" + "é word" * 500
-    assert 0 < len(asked) < 200 and matcher.can_complete(9000) and not matcher.can_complete(2)
+    assert 0 < len(asked) < 200
+    assert run_search(matcher.can_complete(9000)) and not run_search(matcher.can_complete(2))
 
 
 @pytest.mark.parametrize("words", [[""], ["\ud800"], ["yes", "no"]])

@@ -20,6 +20,7 @@ from dgemma.constrain import guidance
 from dgemma.constrain.matcher import Grammar
 from dgemma.constrain.sources import MOST_CHOICES, make_grammar
 from dgemma.errors import EngineError, InvalidRequest, MissingExtra
+from dgemma.matcher import run_search
 from dgemma.text.parse import MarkerIds
 from dgemma.text.token_table import token_table_of
 from dgemma.text.tokenizer import Tokenizer
@@ -53,7 +54,7 @@ def finished_texts(grammar: Grammar, tokenizer: Tokenizer, name: str, count: int
         draw = random.Random(f"{name} {k}")
         matcher = grammar.matcher()
         ids = random_walk(matcher, token_table, draw, walk_length(draw))
-        completion = matcher.completion(512)
+        completion = run_search(matcher.completion(512))
         assert completion is not None, f"{name}: no end after {tokenizer.decode(ids)!r}"
         assert matcher.accept(completion) == len(completion) and matcher.accepting
         ids += completion
@@ -140,12 +141,12 @@ def test_undo_is_exact(nano: Tokenizer, count: Count) -> None:
         matcher, fresh = (of_schema(SCHEMAS[name], nano).matcher() for _ in range(2))
         kept = random_walk(matcher, token_table, draw, draw.randrange(20))
         more = random_walk(matcher, token_table, draw, 20)
-        matcher.completion(64)
+        run_search(matcher.completion(64))
         matcher.undo(len(more))
         assert fresh.accept(kept) == len(kept)
         assert (matcher.allowed() == fresh.allowed()).all()
         assert matcher.accepting == fresh.accepting
-        assert matcher.completion(256) == fresh.completion(256)
+        assert run_search(matcher.completion(256)) == run_search(fresh.completion(256))
 
 
 def test_form(nano: Tokenizer) -> None:
@@ -349,7 +350,7 @@ def test_choices(tokenizer: Tokenizer) -> None:
     for choice in choices:
         assert takes(grammar, tokenizer, choice), choice
     assert not takes(grammar, tokenizer, "no wa") and not takes(grammar, tokenizer, "yesno")
-    assert tokenizer.decode(grammar.matcher().completion(9) or []) in choices
+    assert tokenizer.decode(run_search(grammar.matcher().completion(9)) or []) in choices
     token_table, alphabet = token_table_of(tokenizer), grammar.matcher().alphabet()
     assert alphabet is not None
     texts = [choice.encode() for choice in choices]

@@ -14,9 +14,10 @@ from dgemma.constrain import matcher as grammar_matcher
 from dgemma.constrain.matcher import Grammar
 from dgemma.constrain.sources import make_grammar
 from dgemma.errors import InvalidRequest
+from dgemma.matcher import run_search
+from dgemma.request_parts import ToolUse
 from dgemma.text.parse import MarkerIds
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import ToolUse
 
 pytestmark = pytest.mark.slow
 
@@ -53,12 +54,12 @@ def test_long_texts(name: str, nano: Tokenizer, monkeypatch: pytest.MonkeyPatch)
     )
     matcher = LITERALS[name](nano).matcher()
     for _ in range(2):
-        completion = matcher.completion(len(LONG) + 99)
-        assert completion is not None and matcher.can_complete(len(LONG) + 99)
+        completion = run_search(matcher.completion(len(LONG) + 99))
+        assert completion is not None and run_search(matcher.can_complete(len(LONG) + 99))
         half = completion[: len(completion) // 2]
         assert matcher.accept(half) == len(half)
-        rest = matcher.completion(len(LONG))
-        assert rest is not None and matcher.completion(len(rest) // 2) is None
+        rest = run_search(matcher.completion(len(LONG)))
+        assert rest is not None and run_search(matcher.completion(len(rest) // 2)) is None
         assert matcher.accept(rest) == len(rest) and matcher.accepting
         matcher.undo(len(half) + len(rest))
     assert len(asked) < 1000
@@ -77,10 +78,10 @@ def test_long_counts(schema: Any, nano: Tokenizer, monkeypatch: pytest.MonkeyPat
     matcher = of_schema(schema, nano).matcher()
     begun = nano.encode('"Mira' if schema["type"] == "string" else "[12, 345,")
     assert matcher.accept(begun) == len(begun)
-    completion = matcher.completion(6100)
+    completion = run_search(matcher.completion(6100))
     assert completion is not None
     monkeypatch.setattr(grammar_matcher, "shortest", lambda *_, **__: pytest.fail("a search"))
-    assert matcher.can_complete(6100)
+    assert run_search(matcher.can_complete(6100))
     assert matcher.accept(completion) == len(completion) and matcher.accepting
     value = json.loads(nano.decode(begun + completion))
     assert jsonschema.Draft202012Validator(schema).is_valid(value)

@@ -16,10 +16,11 @@ from dgemma.constrain.matcher import Grammar
 from dgemma.constrain.regex import FORMATS, portable, whole
 from dgemma.constrain.sources import make_grammar
 from dgemma.errors import InvalidRequest
+from dgemma.request_parts import ToolUse
 from dgemma.text.calls import format_call
 from dgemma.text.parse import MarkerIds
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import ToolCall, ToolUse
+from dgemma.types import ToolCall
 from tests.support.schema_features import END, FEATURES, PAGE, START, Feature, root_of, table
 
 Count = Callable[[int, int], int]

@@ -9,6 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from dgemma.compose.questions import Choice, questions_of
 from dgemma.constrain.regex import portable, whole
 from dgemma.constrain.schema_proofs import SchemaReader, within_bounds
 from dgemma.errors import InvalidRequest
@@ -79,16 +80,69 @@ def test_productive() -> None:
 
 def test_proofs_stay_short() -> None:
     """Catches a proof that follows every path of a schema: two references a level, 40 levels."""
-    levels = {f"d{k}": {"type": "object", "required": ["x", "y"], "properties": {
+    deep = {f"d{k}": {"type": "object", "required": ["x", "y"], "properties": {
         "x": {"$ref": f"#/$defs/d{k + 1}"}, "y": {"$ref": f"#/$defs/d{k + 1}"},
     }} for k in range(40)}  # fmt: skip
     top = {"$ref": "#/$defs/d0"}
-    assert productive(top, {"$defs": {**levels, "d40": S}})
-    assert not productive(top, {"$defs": {**levels, "d40": False}})
-    assert disjoint(top, {"$ref": "#/$defs/d1"}, {"$defs": {**levels, "d40": {"const": 1}}})
+    assert productive(top, {"$defs": {**deep, "d40": S}})
+    assert not productive(top, {"$defs": {**deep, "d40": False}})
+    assert disjoint(top, {"$ref": "#/$defs/d1"}, {"$defs": {**deep, "d40": {"const": 1}}})
     wide = {"allOf": [{"anyOf": [{"minLength": n} for n in range(30)]} for _ in range(30)]}
     with pytest.raises(InvalidRequest, match="too many combinations"):
         [*SchemaReader(wide, None).alternatives((wide,))]
+
+
+def levels(count: int, keyword: str, ways: str) -> Any:
+    """A value of two, behind so many levels that name each of `ways` as the next one."""
+    defs: dict[str, Any] = {
+        f"{way}{k}": {keyword: [{"$ref": f"#/$defs/{to}{k + 1}"} for to in ways]}
+        for k in range(count)
+        for way in ways
+    }
+    defs |= {f"{way}{count}": {"enum": ["x", "y"]} for way in ways}
+    return {"type": "object", "properties": {"a": {"$ref": f"#/$defs/{ways[0]}0"}}, "$defs": defs}
+
+
+@pytest.mark.parametrize(("keyword", "ways"), [("anyOf", "a"), ("anyOf", "aa"), ("anyOf", "ab")])
+def test_work_grows_with_the_schema_alone(
+    keyword: str, ways: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches seconds for 24 levels of two references each: a way through is followed twice."""
+    spent, spend = [0], SchemaReader._spend
+
+    def counted(reader: SchemaReader, steps: int) -> None:
+        spent[0] += steps
+        spend(reader, steps)
+
+    monkeypatch.setattr(SchemaReader, "_spend", counted)
+    work = []
+    for count in (12, 24, 48):
+        spent[0] = 0
+        assert questions_of(levels(count, keyword, ways)) == [Choice("a", "a", ["x", "y"])]
+        work.append(spent[0])
+    first, second, third = work
+    assert second <= 2.2 * first and third <= 2.2 * second and third < 100 * 48
+    # All ways at once is too large for the grammar library, and is refused as soon.
+    spent[0] = 0
+    with pytest.raises(InvalidRequest):
+        questions_of(levels(24, "allOf", "aa"))
+    assert spent[0] < 100 * 24
+
+
+def test_a_schema_that_is_a_part_of_itself() -> None:
+    """Catches branches that go in circles, and one that is lost because another was cut there."""
+    root = {"$defs": {
+        "a": {"anyOf": [{"$ref": "#/$defs/b"}, {"const": 1}]},
+        "b": {"anyOf": [{"$ref": "#/$defs/a"}, {"const": 2}]},
+        "own": {"$ref": "#/$defs/own"},
+    }}  # fmt: skip
+    for name in "ab":
+        reader = SchemaReader(root, within_bounds)
+        found = {node["const"] for flat in reader.alternatives(({"$ref": f"#/$defs/{name}"},))
+                 for node in flat}  # fmt: skip
+        assert found == {1, 2}
+    assert not productive({"$ref": "#/$defs/own"}, root)
+    assert [*SchemaReader(root, None).alternatives(({"$ref": "#/$defs/own"},))] == []
 
 
 def test_values_are_those_of_a_validator() -> None:

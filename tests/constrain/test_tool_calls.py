@@ -16,11 +16,13 @@ from dgemma.constrain.matcher import Grammar
 from dgemma.constrain.sources import make_grammar
 from dgemma.constrain.tool_calls import TEXT
 from dgemma.errors import InvalidRequest
+from dgemma.matcher import run_search
+from dgemma.request_parts import ToolUse
 from dgemma.text.calls import QUOTE, format_call
 from dgemma.text.parse import MarkerIds
 from dgemma.text.token_table import token_table_of
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import ToolCall, ToolUse
+from dgemma.types import ToolCall
 from tests.support.parsed import parse
 from tests.support.schemas import INTEGER, SCHEMAS, arr, random_walk, walk_length
 from tests.support.tokenizers import CLOCK, NESTED, WEATHER
@@ -71,7 +73,7 @@ def test_every_call_is_read_and_valid(name: str, nano: Tokenizer, count: Count) 
         draw = random.Random(f"{name} {k}")
         matcher = grammar.matcher()
         ids = random_walk(matcher, token_table, draw, walk_length(draw))
-        completion = matcher.completion(512)
+        completion = run_search(matcher.completion(512))
         assert completion is not None, nano.decode(ids, control=True)
         assert matcher.accept(completion) == len(completion) and matcher.finished
         said = parse(nano, ids + completion)
@@ -99,7 +101,7 @@ def test_calls_at_full_size(gemma: Tokenizer, count: Count) -> None:
             draw = random.Random(f"{name} {k}")
             matcher = grammar.matcher()
             ids = random_walk(matcher, token_table, draw, 60)
-            completion = matcher.completion(512)
+            completion = run_search(matcher.completion(512))
             assert completion is not None and matcher.accept(completion) == len(completion)
             assert len(parse(gemma, ids + completion).tool_calls) == 1
 

@@ -17,6 +17,7 @@ from dgemma.diffusion.constrained import ROUNDS, STEPS, ConstrainedAnswer
 from dgemma.diffusion.control import Bitset, bitset
 from dgemma.diffusion.sampler import start
 from dgemma.errors import InvalidRequest
+from dgemma.matcher import Search, run_search
 from dgemma.types import CanvasControl
 from tests.support.heads import head_of
 
@@ -64,12 +65,13 @@ class Brackets:
     def forced(self) -> list[int]:
         return [] if self.ids else [OPEN]
 
-    def completion(self, room: int) -> list[int] | None:
+    def completion(self, room: int) -> Search[list[int] | None]:
+        yield 1
         way = [CLOSE] * self.depth if self.ids else [OPEN, CLOSE]
         return way if len(way) <= room else None
 
-    def can_complete(self, room: int) -> bool:
-        return self.completion(room) is not None
+    def can_complete(self, room: int) -> Search[bool]:
+        return (yield from self.completion(room)) is not None
 
     def alphabet(self) -> Bitset | None:
         return bitset((END, OPEN, CLOSE, X), SIZE)
@@ -107,7 +109,7 @@ def resolved(
     """Settle a draft; what is denoised again stays as it was where it is not pinned."""
     canvas, again = drafted(ids), list[Canvas]()
     while True:
-        found = constrained.resolve(canvas, hidden(), WORDS, SPEC, room)
+        found = run_search(constrained.resolve(canvas, hidden(), WORDS, SPEC, room))
         if isinstance(found, Commit):
             return found, again
         again.append(found)
@@ -137,9 +139,8 @@ def test_a_text_that_must_end_needs_no_end_id() -> None:
 def test_repair_pins_up_to_the_first_change() -> None:
     """Everything behind the first change is pinned, too, so that nothing can adapt."""
     constrained = ConstrainedAnswer(Brackets(), "toy")
-    found = constrained.resolve(
-        drafted([OPEN, X, 9, X, CLOSE, END, 0, 0]), hidden(), WORDS, SPEC, 99
-    )
+    draft = drafted([OPEN, X, 9, X, CLOSE, END, 0, 0])
+    found = run_search(constrained.resolve(draft, hidden(), WORDS, SPEC, 99))
     assert isinstance(found, Canvas) and found.reason == "" and found.until == 5 + STEPS
     pinned = found.controls.pinned
     assert pinned is not None and (pinned >= 0).tolist() == [True] * 3 + [False] * 5
@@ -239,9 +240,9 @@ def test_what_was_not_found_is_not_looked_for_again() -> None:
     class Endless(Brackets):
         asked = 0
 
-        def completion(self, room: int) -> list[int] | None:
+        def completion(self, room: int) -> Search[list[int] | None]:
             self.asked += 1
-            return super().completion(room) if self.depth < 4 else None
+            return (yield from super().completion(room)) if self.depth < 4 else None
 
     language = Endless()
     constrained = ConstrainedAnswer(language, "toy")

@@ -12,7 +12,7 @@ from dgemma.diffusion.canvas import CanvasSpec, Generation
 from dgemma.diffusion.generate import generate
 from dgemma.errors import ContextOverflow, EngineError, InvalidRequest
 from dgemma.params import SamplingParams
-from dgemma.types import ThoughtIds
+from dgemma.request_parts import ThoughtIds
 from tests.support.fakes import Belief, ScriptedModel
 
 SPEC = CanvasSpec(length=4, vocab_size=1000, context_length=40, end_ids=(1, 106, 50))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dgemma.diffusion.thought import budget_exceeded
-from dgemma.types import ThoughtIds
+from dgemma.request_parts import ThoughtIds
 
 OPEN, CLOSE = 100, 101
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -12,6 +12,8 @@ import torch
 
 from dgemma.engine import batch, step
 from dgemma.engine.engine import TRIES, Engine
+from dgemma.model.batch import ForwardBatch
+from dgemma.model.cache import Segment
 from dgemma.types import Output, Request
 from tests.support.engine_checks import check_scheduler
 from tests.support.engines import EndingFrontend, engine, request, run
@@ -51,17 +53,25 @@ def expected() -> dict[int, Output]:
     return answers(engine())
 
 
-def guilty_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mark the caches of forwards with the request they belong to."""
-    whole = batch.parts
+class Owned(Segment):
+    """A segment that knows the label of its request."""
 
-    def parts(scheduled: Any, memory: Any) -> Any:
-        made: Any = whole(scheduled, memory)
-        for cache, *_ in made:
-            cache.owner = scheduled.sequence.request.index
+    owner: int
+
+
+def own_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mark the segments of forwards with the request they belong to."""
+    whole = batch.segments
+
+    def segments(scheduled: Any) -> Any:
+        made = []
+        for segment in whole(scheduled):
+            owned = Owned(*(getattr(segment, field.name) for field in fields(segment)))
+            object.__setattr__(owned, "owner", scheduled.sequence.request.index)
+            made.append(owned)
         return made
 
-    monkeypatch.setattr(batch, "parts", parts)
+    monkeypatch.setattr(batch, "segments", segments)
 
 
 def assert_only_the_guilty(made: dict[int, Output], expected: dict[int, Output], why: str) -> None:
@@ -85,19 +95,20 @@ def test_forward(
 ) -> None:
     """One request's fault in a shared forward takes the whole batch with it."""
     one = engine()
-    guilty_parts(monkeypatch)
-    forward = one.model.forward_rows
+    own_segments(monkeypatch)
+    forward = one.model.forward
 
-    def broken(parts: Any) -> Any:
-        for cache, _, denoise, soft in parts:
-            place = "prefill" if cache.length == 0 else "encoding a commit"
-            if denoise:
-                place = "step" if soft is not None else "first step"
-            if cache.owner == GUILTY and place == stage:
+    def broken(batch: ForwardBatch) -> Any:
+        for segment in batch.segments:
+            place = "prefill" if segment.stored == 0 else "encoding a commit"
+            if segment.denoise:
+                place = "step" if segment.soft is not None else "first step"
+            assert isinstance(segment, Owned)
+            if segment.owner == GUILTY and place == stage:
                 raise ERRORS[kind]()
-        return forward(parts)
+        return forward(batch)
 
-    monkeypatch.setattr(one.model, "forward_rows", broken)
+    monkeypatch.setattr(one.model, "forward", broken)
     assert_only_the_guilty(answers(one), expected, str(ERRORS[kind]()))
 
 
@@ -170,19 +181,21 @@ def test_a_reader_that_faults(expected: dict[int, Output]) -> None:
 def test_nan(stage: str, expected: dict[int, Output], monkeypatch: pytest.MonkeyPatch) -> None:
     """Numbers that are not finite spread through the batch, or through cached pages."""
     one = engine()
-    guilty_parts(monkeypatch)
-    forward = one.model.forward_rows
+    own_segments(monkeypatch)
+    forward = one.model.forward
 
-    def broken(parts: Any) -> Any:
-        out = forward(parts)
-        for number, (cache, _, denoise, _) in enumerate(parts):
-            place = "prefill" if cache.length == len(parts[number][1]) else "encoding a commit"
-            place = "step" if denoise else place
-            if cache.owner == GUILTY and place == stage:
-                out[number] = out[number] * torch.nan
+    def broken(batch: ForwardBatch) -> Any:
+        out, start = forward(batch), 0
+        for segment in batch.segments:
+            place = "prefill" if segment.stored == 0 else "encoding a commit"
+            place = "step" if segment.denoise else place
+            assert isinstance(segment, Owned)
+            if segment.owner == GUILTY and place == stage:
+                out[start : start + segment.length] *= torch.nan
+            start += segment.length
         return out
 
-    monkeypatch.setattr(one.model, "forward_rows", broken)
+    monkeypatch.setattr(one.model, "forward", broken)
     assert_only_the_guilty(answers(one), expected, "not finite")
 
 
@@ -206,15 +219,15 @@ def test_memory_that_is_short_for_a_while(
 ) -> None:
     """Out of memory with many beside it: the batch must shrink, and nobody be lost."""
     one = engine()
-    forward, sizes = one.model.forward_rows, list[int]()
+    forward, sizes = one.model.forward, list[int]()
 
-    def tight(parts: Any) -> Any:
-        sizes.append(sum(len(ids) for _, ids, *_ in parts))
+    def tight(batch: ForwardBatch) -> Any:
+        sizes.append(sum(segment.length for segment in batch.segments))
         if sizes[-1] > 24:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(parts)
+        return forward(batch)
 
-    monkeypatch.setattr(one.model, "forward_rows", tight)
+    monkeypatch.setattr(one.model, "forward", tight)
     made = answers(one)
     assert {k: without_trace(v) for k, v in made.items()} == {
         k: without_trace(v) for k, v in expected.items()
@@ -225,17 +238,17 @@ def test_memory_that_is_short_for_a_while(
 def test_a_failed_pass_frees_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """The halves run on top of the activations of the pass that had no room for them."""
     one = engine()
-    forward, held = one.model.forward_rows, list[weakref.ref[torch.Tensor]]()
+    forward, held = one.model.forward, list[weakref.ref[torch.Tensor]]()
 
-    def tight(parts: Any) -> Any:
+    def tight(batch: ForwardBatch) -> Any:
         assert all(ref() is None for ref in held), "the tensors of a failed pass are still there"
-        if len(parts) > 2:
+        if len(batch.segments) > 2:
             activations = torch.ones(1000)
             held.append(weakref.ref(activations))
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(parts)
+        return forward(batch)
 
-    monkeypatch.setattr(one.model, "forward_rows", tight)
+    monkeypatch.setattr(one.model, "forward", tight)
     made = answers(one)
     assert held and {output.finish_reason for output in made.values()} == {"length"}
 
@@ -245,15 +258,15 @@ def test_memory_that_is_short_for_one_alone(
 ) -> None:
     """A moment without memory ends a request that would have run in the next."""
     one = engine()
-    forward, faults = one.model.forward_rows, [0]
+    forward, faults = one.model.forward, [0]
 
-    def tight(parts: Any) -> Any:
+    def tight(batch: ForwardBatch) -> Any:
         if faults[0] < TRIES - 1:
             faults[0] += 1
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(parts)
+        return forward(batch)
 
-    monkeypatch.setattr(one.model, "forward_rows", tight)
+    monkeypatch.setattr(one.model, "forward", tight)
     _, output = run(one.submit(requests()[0]))
     assert without_trace(output) == without_trace(expected[1]) and faults[0] == TRIES - 1
 

@@ -90,11 +90,11 @@ def test_forward_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     streams = [one.submit(request(k)) for k in (1, 2)]
     one.step()
 
-    def broken(parts: Any) -> Any:
+    def broken(batch: Any) -> Any:
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(one.model, "forward_rows", broken)
+        patch.setattr(one.model, "forward", broken)
         for stream in streams:
             _, output = run(stream)
             assert output.finish_reason == "error"
@@ -108,7 +108,7 @@ def test_only_the_bad_row_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     one = engine()
     expected = run(one.submit(request(2)))[1]
     bad, good = one.submit(request(1)), one.submit(request(2))
-    whole = batch.step_all
+    whole = batch.propose
 
     def one_bad(canvases: Any, head_output: Any, *rest: Any) -> Any:
         for number, canvas in enumerate(canvases):
@@ -116,7 +116,7 @@ def test_only_the_bad_row_fails(monkeypatch: pytest.MonkeyPatch) -> None:
                 head_output.entropy[8 * number] = torch.nan
         return whole(canvases, head_output, *rest)
 
-    monkeypatch.setattr(batch, "step_all", one_bad)
+    monkeypatch.setattr(batch, "propose", one_bad)
     assert run(bad)[1].finish_reason == "error"
     assert run(good)[1] == expected
 
@@ -125,13 +125,13 @@ def test_a_finished_row_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trap 6: a row that stays in the forward behind its end, or changes the answer it gave."""
     one = engine()
     expected = [run(one.submit(request(k, max_tokens=k * 8)))[1] for k in (1, 4)]
-    forward, rows = one.model.forward_rows, []
+    forward, rows = one.model.forward, []
 
-    def counted(parts: Any) -> Any:
-        rows.append(len(parts))
-        return forward(parts)
+    def counted(batch: Any) -> Any:
+        rows.append(len(batch.segments))
+        return forward(batch)
 
-    monkeypatch.setattr(one.model, "forward_rows", counted)
+    monkeypatch.setattr(one.model, "forward", counted)
     short, long = (one.submit(request(k, max_tokens=k * 8)) for k in (1, 4))
     assert run(long)[1] == expected[1] and run(short)[1] == expected[0]
     # A canvas is three steps; with the first goes the prompt, or the canvas before it.

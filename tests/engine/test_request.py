@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,8 @@ from dgemma.engine.request import ModelLimits, resolve_request
 from dgemma.engine.sequence import Sequence
 from dgemma.errors import ContextOverflow, InvalidRequest
 from dgemma.params import SamplingParams
-from dgemma.types import ENTROPY_PER_NAT, Request, ThoughtIds
+from dgemma.request_parts import PromptContent, ThoughtIds
+from dgemma.types import ENTROPY_PER_NAT, Request
 from tests.support.engines import EndingFrontend
 from tests.support.nano import by_reference, nano, nano_engine, random_request
 
@@ -181,3 +184,32 @@ def test_enough() -> None:
     assert output is not None and (output.finish_reason, output.error) == ("error", "no such id")
     last = list(other)[-1].output
     assert last is not None and last.finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("places", "named"),
+    [
+        (((-1, 2, "k"),), "start must be"),
+        (((0, 0, "k"),), "length must be"),
+        (((0, True, "k"),), "length must be"),
+        (((0, 2, ""),), "key must be"),
+        (((1, 3, "k"),), "past the 3 ids"),
+        (((1, 2, "k"), (0, 1, "k")), "order"),
+        (((0, 2, "k"), (1, 1, "k")), "none over another"),
+    ],
+)
+def test_contents_that_cannot_be(places: tuple[Any, ...], named: str) -> None:
+    """A key that holds for other tokens than those of its content."""
+    with pytest.raises(InvalidRequest, match=named):
+        Request(
+            token_ids=(3, 4, 5),
+            contents=tuple(PromptContent(start=s, length=n, key=k) for s, n, k in places),
+        )
+
+
+def test_contents_travel() -> None:
+    """A request that cannot be sent to a process of its own."""
+    content = PromptContent(start=1, length=2, key="k")
+    request = Request(token_ids=(3, 4, 5), owner="a", contents=(content,))
+    assert copy.deepcopy(request) == request and hash(request) == hash(replace(request))
+    assert replace(request, contents=()) != request

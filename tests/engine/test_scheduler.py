@@ -319,13 +319,14 @@ def test_after_trouble_passes_are_smaller_for_a_while() -> None:
 
 
 def test_drafts_of_one_prompt_encode_it_once() -> None:
-    """n drafts pay n times for their common prompt."""
+    """n drafts pay n times for their common prompt; or one owner uses the pages of another."""
     sim = Simulation(scheduler())
-    drafts = [sim.add(sequence(prompt=5 * PAGE + 3)) for _ in range(4)]
+    drafts = [sim.add(sequence(prompt=5 * PAGE + 3, owner=owner)) for owner in "aabaab"]
+    assert sim.step() == [drafts[0], drafts[2]]
     while len(sim.scheduler):
         sim.step()
         check_scheduler(sim.scheduler)
-    assert sim.scheduler.pages.hit_tokens == 3 * 5 * PAGE
+    assert sim.scheduler.pages.hit_tokens == 4 * 5 * PAGE
     assert set(sim.ended) == set(drafts)
 
 
@@ -336,10 +337,10 @@ def test_a_request_whose_pages_cannot_be_had_ends_alone(monkeypatch: pytest.Monk
     pages = sim.scheduler.pages
     whole = pages.open
 
-    def broken(ids: Any, *rest: Any) -> Any:
-        if ids[0] == 66:
+    def broken(prefix: Any, *rest: Any) -> Any:
+        if prefix.ids[0] == 66:
             raise MemoryError("no page")
-        return whole(ids, *rest)
+        return whole(prefix, *rest)
 
     monkeypatch.setattr(pages, "open", broken)
     sim.run()

@@ -12,8 +12,9 @@ from dgemma.diffusion.canvas import Generation
 from dgemma.engine.engine import Engine
 from dgemma.errors import InvalidRequest
 from dgemma.params import SamplingParams
+from dgemma.request_parts import ThoughtIds
 from dgemma.tasks import make_example
-from dgemma.types import CanvasControl, Event, Output, Request, ThoughtIds
+from dgemma.types import CanvasControl, Event, Output, Request
 from tests.support.engines import EndingFrontend, assert_same, run
 from tests.support.nano import by_reference, nano, nano_engine, random_request
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,16 +18,23 @@ from typing import Any
 import jsonschema
 import pytest
 
+from dgemma.constrain import guidance
+from dgemma.constrain import matcher as grammar_matcher
+from dgemma.constrain.cache import GrammarCache
 from dgemma.constrain.sources import READY_MADE, make_grammar
 from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.engine.engine import Engine
+from dgemma.engine.worker import Worker
 from dgemma.errors import InvalidRequest
 from dgemma.frontend import Frontend
+from dgemma.matcher import Matcher
 from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import SamplingParams
+from dgemma.request_parts import ThoughtIds
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import CanvasControl, Output, Request
+from tests.support.engines import EndingFrontend, last, submit_kept
 from tests.support.nano import by_reference, nano, nano_engine
 from tests.support.schemas import GRAMMARS, REGEXES, SCHEMAS
 from tests.support.tokenizers import gemma_tokenizer
@@ -235,3 +243,110 @@ def test_time(record: Callable[..., None]) -> None:
             assert output.finish_reason == "stop"
         ratios.append(took[1] / took[0])
     record("nano: seconds under a schema / without, median of 20", median(ratios), limit="<= 1.3")
+
+
+LONG = "word, " * 416
+HELD_UP: dict[str, tuple[dict[str, Any], int]] = {
+    "a choice of 2,500 characters": ({"choices": [LONG + "abcd", "b" + LONG]}, 300),
+    "minLength 8,000": ({"json_schema": {"type": "string", "minLength": 8000}}, 100),
+    "a hostile regular expression": ({"regex": "(.*a){12}.{1000}z"}, 100),
+}
+"""Constraint, and `max_tokens` in which no text of it ends: every search goes to its bound."""
+
+SEARCHED: dict[str, tuple[dict[str, Any], int]] = {
+    **{name: HELD_UP[name] for name in list(HELD_UP)[:2]},
+    "an end far away": ({"regex": "[a-z0-9]{400,500}(x[0-9]{50}y){3}Q"}, 100),
+    "barred words": ({"regex": "([ab]{1,9}c){30}d?e", "bad_words": ["aca", "ba"]}, 90),
+    "a thought first": ({"json_schema": {"type": "array", "minItems": 40}}, 70),
+}
+
+
+def held_up(grammars: GrammarCache, name: str) -> tuple[Request, Callable[[], tuple[Matcher, str]]]:
+    """A request whose searches are long, and a maker of its matcher and constraint's name."""
+    language, room = (HELD_UP | SEARCHED)[name]
+    params = SamplingParams(seed=3, max_steps=2, max_tokens=room, **language)
+    thought = ThoughtIds(100, 101) if "thought" in name else None
+
+    def found() -> tuple[Matcher, str]:
+        made = grammars.matcher_for(params, thought=thought)
+        assert made is not None
+        return made
+
+    return Request(token_ids=tuple(range(3, 40)), params=params, thought=thought), found
+
+
+@pytest.mark.parametrize("name", SEARCHED)
+def test_the_budget_of_a_search_changes_no_token(
+    name: str, count: Callable[[int, int], int]
+) -> None:
+    """A search that is resumed in another state than it was left in."""
+    engine, tokenizer = nano_engine(), nano().tokenizer
+    assert tokenizer is not None
+    request, found = held_up(GrammarCache(tokenizer, engine.spec.end_ids), name)
+    made = by_reference(engine, request, ConstrainedAnswer(*found()))
+    for budget in (7, 1, 10**9)[: count(1, 3)]:
+        engine.searches.budget = budget
+        output = last(submit_kept(engine, request, *found()))
+        assert output.error is None, output
+        assert output.token_ids == made.token_ids and output.usage.steps == len(made.trace)
+        assert output.constraint is not None and output.constraint.rounds > 0
+
+
+def test_no_grammar_is_compiled_in_the_engines_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All steps wait for one request's grammar; also for one that another request has spoilt."""
+    threads, compiled = set[str](), guidance.compiled
+
+    def watched(*args: Any) -> Any:
+        threads.add(threading.current_thread().name)
+        return compiled(*args)
+
+    monkeypatch.setattr(grammar_matcher, "compiled", watched)
+    engine, tokenizer = nano_engine(), nano().tokenizer
+    assert tokenizer is not None
+    grammars = GrammarCache(tokenizer, engine.spec.end_ids)
+    request, found = held_up(grammars, "a thought first")
+    engine.frontend, worker = EndingFrontend(lambda ids: False, found=found()), Worker(engine)
+    (kept,) = grammars._grammars.values()
+    kept.result().discard()
+    output = last(worker.submit(request))
+    worker.close()
+    assert output.error is None and output.constraint is not None
+    assert threads == {threading.current_thread().name}
+
+
+@pytest.mark.full
+def test_longest_step_of_a_neighbour(record: Callable[..., None]) -> None:
+    """Measured: how long others wait while a closing text is searched for.
+
+    CPU time of the engine's thread, so that other work on the machine counts less. The count of
+    passes beside a search is asserted: with a budget there are many, without one there is one.
+    """
+    engine, tokenizer = nano_engine(), nano().tokenizer
+    assert tokenizer is not None
+    grammars = GrammarCache(tokenizer, engine.spec.end_ids)
+    endless = SamplingParams(seed=1, max_steps=48, max_tokens=8000, min_tokens=7900)
+    neighbours = [
+        engine.submit(Request(token_ids=tuple(range(3, 40)), params=endless)) for _ in range(2)
+    ]
+
+    def step_ms() -> float:
+        began = time.thread_time()
+        engine.step()
+        return 1000 * (time.thread_time() - began)
+
+    for _ in range(5):
+        engine.step()
+    quiet = max(step_ms() for _ in range(60))
+    record("neighbour's longest step, ms, beside a free request", quiet)
+    neighbours.pop().close()
+    for name in HELD_UP:
+        request, found = held_up(grammars, name)
+        stream, took, searching = submit_kept(engine, request, *found()), [0.0], 0
+        while engine.running > 1:
+            took.append(step_ms())
+            searching += bool(engine.searches.sequences)
+        assert [e.output for e in stream][-1] is not None and searching > 5
+        record(
+            f"neighbour's longest step, ms, beside the search for an end of {name}", max(took),
+            f"<= {quiet:.0f} + 50",
+        )  # fmt: skip

@@ -17,6 +17,7 @@ from dgemma.engine.engine import Engine
 from dgemma.engine.worker import Worker
 from dgemma.events import EventStream
 from dgemma.params import SamplingParams
+from dgemma.request_parts import PromptContent
 from dgemma.types import PAGE, Output, Request
 from tests.support.engine_checks import check_scheduler
 from tests.support.engines import assert_same, run, tiny
@@ -189,6 +190,28 @@ def test_a_cached_prompt_is_not_encoded_again() -> None:
         _, output = run(engine.submit(Request(token_ids=ids, params=params)))
         assert engine.counters().encoded_tokens - before == fresh
         assert_same(output, by_reference(engine, Request(token_ids=ids, params=params)))
+
+
+def test_cached_prompts_of_others_are_encoded_again() -> None:
+    """Two images share their placeholders, and the second is answered from the first one's keys."""
+    engine = nano_engine()
+    params = SamplingParams(seed=1, max_tokens=4, max_steps=4)
+    ids = (*range(3, 3 + PAGE), *[5] * (4 * PAGE), *range(3, 51))
+    cat = PromptContent(start=PAGE, length=4 * PAGE, key="cat 280")
+    dog = replace(cat, key="dog 280")
+    asked = Request(token_ids=ids, params=params, owner="a", contents=(cat,))
+    for request, fresh in (
+        (asked, len(ids)),
+        (asked, 48),
+        (replace(asked, contents=(dog,)), len(ids) - PAGE),
+        (replace(asked, contents=()), len(ids) - PAGE),
+        (replace(asked, owner="b"), len(ids)),
+        (replace(asked, owner="b"), 48),
+    ):
+        before = engine.counters().encoded_tokens
+        _, output = run(engine.submit(request))
+        assert engine.counters().encoded_tokens - before == fresh
+        assert_same(output, by_reference(engine, request))
 
 
 def test_the_next_turn_of_a_chat(record: Callable[..., None]) -> None:

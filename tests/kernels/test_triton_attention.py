@@ -1,19 +1,29 @@
-"""The Triton attention against a plain softmax: in Triton's interpreter, and on CUDA."""
+"""The Triton attention against the definition: in Triton's interpreter, and on CUDA."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
 from dgemma.errors import InvalidRequest
+from dgemma.model.paged import PagedAttention
+from tests.support.engines import tiny
+from tests.support.paged import PagedCase, Span, paged_case
 
 pytest.importorskip("triton", reason="the kernels need the triton package")
-from dgemma.kernels import attention_triton
-from dgemma.kernels.attention_triton import attend, block_sizes, count_spans
+from dgemma.kernels import attention_paged_triton
+from dgemma.kernels.attention_paged_triton import (
+    FEW_ROWS,
+    NARROW,
+    WIDE,
+    AttentionTiles,
+    attend_pages,
+    count_spans,
+)
 
 pytestmark = pytest.mark.slow
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -23,25 +33,7 @@ here = pytest.mark.skipif(
     reason="no CUDA; test_in_the_interpreter.py runs these on the CPU",
 )
 LOOSE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-
-
-@pytest.fixture(autouse=True)
-def runtime_loop_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter of Triton before 3.9 makes an int of an array [1]: numpy 2.4 refuses that.
-
-    Only loops whose bounds are known at run time need it; on CUDA nothing is patched.
-    """
-    if not INTERPRETED:
-        return
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang_tensor
-
-    def patched(tensor: Any, scope: Any) -> None:
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
-
-    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
+MIXED = [Span(19, 0, True), Span(8, 130), Span(1, 64, True), Span(8, 0), Span(40, 30, True)]
 
 
 def usable(dtype: torch.dtype) -> torch.dtype:
@@ -50,42 +42,24 @@ def usable(dtype: torch.dtype) -> torch.dtype:
     return dtype
 
 
-def given(
-    length: int, total: int, heads: int, kv_heads: int, width: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """q, and keys and values as views into a larger buffer whose other places are NaN."""
-    generator = torch.Generator().manual_seed(1000 * length + total)
-    buffer = torch.full((2, kv_heads, total + 7, width), float("nan"))
-    buffer[:, :, 3 : 3 + total] = torch.randn(2, kv_heads, total, width, generator=generator)
-    q = torch.randn(length, heads, width, generator=generator) * 2 * width**-0.5
-    keys, values = buffer.to(DEVICE, dtype)[:, :, 3 : 3 + total]
-    return q.to(DEVICE, dtype), keys, values
-
-
-def reference(q: Tensor, keys: Tensor, values: Tensor, window: int | None, causal: bool) -> Tensor:
-    """The same in fp64, with a mask, straight from the definition."""
-    group = q.shape[1] // keys.shape[0]
-    k, v = (x.double().repeat_interleave(group, 0) for x in (keys, values))  # [H, S, hd]
-    scores = q.double().transpose(0, 1) @ k.transpose(1, 2)
-    if causal:
-        key = torch.arange(keys.shape[1], device=q.device)[None, :]
-        own = key[0, keys.shape[1] - q.shape[0] :, None]
-        hidden = key > own
-        if window is not None:
-            hidden |= key < own - window + 1
-        scores = scores.masked_fill(hidden, float("-inf"))
-    return (scores.softmax(-1) @ v).transpose(0, 1)
-
-
-def compare(
-    shape: tuple[int, int, int, int, int], window: int | None, causal: bool, dtype: torch.dtype
-) -> Tensor:
-    q, keys, values = given(*shape, usable(dtype))
-    got = attend(q, keys, values, window, causal)
-    assert got.dtype == dtype and got.shape == q.shape and got.is_contiguous()
-    want = reference(q, keys, values, window, causal)
-    torch.testing.assert_close(got.double(), want, atol=LOOSE[dtype], rtol=LOOSE[dtype])
+def compare(case: PagedCase) -> Tensor:
+    """The kernel's result, after it was found to be right."""
+    got, rows, dtype = attend_pages(case.q, case.buffer, case.at), len(case.expected), case.q.dtype
+    assert got.dtype == dtype and got.shape == case.q.shape and got.is_contiguous()
+    close = {"atol": LOOSE[dtype], "rtol": LOOSE[dtype]}
+    torch.testing.assert_close(got[:rows].double().cpu(), case.expected, **close)
+    assert not got[rows:].any(), "rows that only fill up are zero"
     return got
+
+
+def given(
+    spans: Sequence[Span], heads: int, kv_heads: int, width: int, dtype: torch.dtype,
+    window: int | None = None, large: float = 1.0,
+) -> PagedCase:  # fmt: skip
+    return paged_case(
+        spans, heads, kv_heads, width, window=window, dtype=usable(dtype), device=DEVICE,
+        large=large,
+    )  # fmt: skip
 
 
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -93,16 +67,11 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.b
 
 @here
 @dtypes
-@pytest.mark.parametrize(("length", "total"), [(1, 1), (1, 50), (19, 19), (20, 83), (33, 64)])
-@pytest.mark.parametrize("window", [None, 0])
-@pytest.mark.parametrize("causal", [False, True])
-def test_equal_to_the_plain_softmax(
-    length: int, total: int, window: int | None, causal: bool, dtype: torch.dtype
-) -> None:
+@pytest.mark.parametrize("window", [None, 9, 64, 65])
+@pytest.mark.parametrize("spans", [MIXED, MIXED[:1], MIXED[1:2], MIXED[2:3]])
+def test_equal_to_the_definition(spans: list[Span], window: int | None, dtype: torch.dtype) -> None:
     """Ragged lengths, one query, no prefix; NaN beside the keys shows a read out of bounds."""
-    if window is not None:
-        window, causal = 9, True
-    assert compare((length, total, 4, 2, 24), window, causal, dtype).isfinite().all()
+    compare(given(spans, 4, 2, 24, dtype, window))
 
 
 @here
@@ -110,71 +79,100 @@ def test_equal_to_the_plain_softmax(
 @pytest.mark.parametrize("window", [1, 2, 31, 32, 33, 64, 65, 90, 91])
 def test_window_borders(window: int, dtype: torch.dtype) -> None:
     """One key too many or too few, at borders of the blocks and of the keys there are."""
-    assert compare((40, 90, 2, 1, 16), window, True, dtype).isfinite().all()
+    compare(given([Span(40, 50, True), Span(8, 90)], 2, 1, 16, dtype, window))
 
 
 @here
 @dtypes
 @pytest.mark.parametrize(("heads", "kv_heads", "width"), [(16, 8, 256), (16, 2, 512)])
-@pytest.mark.parametrize(("window", "causal"), [(None, False), (30, True)])
+@pytest.mark.parametrize("causal", [False, True])
 def test_the_released_heads(
-    heads: int, kv_heads: int, width: int, window: int | None, causal: bool, dtype: torch.dtype
+    heads: int, kv_heads: int, width: int, causal: bool, dtype: torch.dtype
 ) -> None:
     """The sizes that the model has, with the blocks chosen for them."""
-    assert (
-        compare((9, 75, heads, kv_heads, width), window if width == 256 else None, causal, dtype)
-        .isfinite()
-        .all()
-    )
+    window = 30 if width == 256 else None
+    compare(given([Span(9, 66, causal)], heads, kv_heads, width, dtype, window))
+
+
+@here
+@pytest.mark.parametrize("tiles", sorted({*FEW_ROWS, *NARROW, *WIDE}, key=str))
+def test_every_size_of_blocks(tiles: AttentionTiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Smaller devices take smaller blocks; none may be the first to be run by a user."""
+    monkeypatch.setattr(attention_paged_triton, "candidates", lambda *_: (tiles,))
+    compare(given(MIXED, 4, 2, 24, torch.float16, 20))
 
 
 @here
 @dtypes
-@pytest.mark.parametrize("fill", [1, 128])
-@pytest.mark.parametrize(("window", "causal"), [(None, False), (None, True), (100, True)])
+@pytest.mark.parametrize("spans", [1, 32])
+@pytest.mark.parametrize("window", [None, 100])
 def test_spans_do_not_matter(
-    fill: int, window: int | None, causal: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    spans: int, window: int | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Keys in one span and in many; some spans lie wholly behind a query or before its window."""
-    monkeypatch.setattr(attention_triton, "FILL", fill)
-    assert compare((40, 260, 2, 1, 16), window, causal, dtype).isfinite().all()
-    assert compare((1, 260, 2, 1, 16), window, causal, dtype).isfinite().all()
+    """Keys in one span and in many; some spans lie wholly after a query or before its window."""
+    monkeypatch.setattr(attention_paged_triton, "count_spans", lambda *_: spans)
+    compare(given([Span(40, 220, True), Span(1, 259, True), Span(8, 250)], 2, 1, 16, dtype, window))
 
 
 @here
 def test_large_scores_stay_finite() -> None:
     """The running maximum: exponentials of the scores themselves overflow."""
-    q, keys, values = given(6, 100, 2, 1, 16, torch.float32)
-    got = attend(q * 400, keys, values, None, False)
-    want = reference(q * 400, keys, values, None, False)
-    torch.testing.assert_close(got.double(), want, atol=1e-3, rtol=1e-3)
+    case = given([Span(6, 94)], 2, 1, 16, torch.float32, large=400.0)
+    got = attend_pages(case.q, case.buffer, case.at)
+    torch.testing.assert_close(got[:6].double().cpu(), case.expected, atol=1e-3, rtol=1e-3)
 
 
-def test_blocks_fit_in_shared_memory() -> None:
-    """By the documented estimate; what the compiler takes is seen on a GPU only."""
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        for width in (64, 256, 512):
-            for rows in (1, 16, 17, 2048):
-                size = block_sizes(rows, width, dtype)
-                held = (size.rows + 2 * size.stages * size.keys) * width + size.rows * size.keys
-                assert held * dtype.itemsize <= 227 * 1024
-    assert count_spans(64, 20) == 2 and count_spans(2, 20) == 5 and count_spans(500, 20) == 1
+@here
+def test_equal_bits_of_two_calls() -> None:
+    """A sum in the order in which blocks happen to end."""
+    case = given(MIXED, 4, 2, 24, torch.float16)
+    first, second = (attend_pages(case.q, case.buffer, case.at) for _ in range(2))
+    assert torch.equal(first, second)
 
 
-def test_refusals() -> None:
-    """What would be computed wrongly in silence is refused."""
-    q, keys = torch.zeros(4, 4, 8), torch.zeros(2, 6, 8)
-    bad = [
-        (q.half(), keys, keys, None, False),
-        (q, keys[:, :0], keys[:, :0], None, False),
-        (q, keys[:, :3], keys[:, :3], None, True),
-        (q[:, :3], keys, keys, None, False),
-        (q, keys, keys[:, :5], None, False),
-        (q, keys, keys, 4, False),
-        (q, keys, keys, 0, True),
-        (q, keys.mT.contiguous().mT, keys, None, True),
-        (q.requires_grad_(), keys, keys, None, False),
-    ]
-    for arguments in bad:
-        with pytest.raises(InvalidRequest):
-            attend(*arguments)
+def test_spans_fill_a_device() -> None:
+    """As many programs as a device has processors, unless spans grow short."""
+    assert count_spans(16, 1024, 132) == 8
+    assert count_spans(256, 1024, 132) == 1
+    assert count_spans(1, 20, 132) == 5
+    assert count_spans(1, 4096, 132) == attention_paged_triton.MOST_SPANS
+
+
+@pytest.mark.parametrize("fault", ["gradient", "dtype", "heads", "strided"])
+def test_refusals(fault: str) -> None:
+    """Computed wrongly, or without a gradient, and nobody told."""
+    case = paged_case(MIXED, 4, 2, 24)
+    q, buffer = case.q, case.buffer
+    if fault == "gradient":
+        q = q.clone().requires_grad_()
+    if fault == "dtype":
+        q = q.half()
+    if fault == "heads":
+        q = q[:, :3]
+    if fault == "strided":
+        q = q.transpose(1, 2).contiguous().transpose(1, 2)
+    with pytest.raises(InvalidRequest):
+        attend_pages(q, buffer, case.at)
+
+
+@here
+@torch.inference_mode()
+def test_a_whole_network() -> None:
+    """The path hands the kernel other pages, windows or rows than the plain form of it gets."""
+    found = {}
+    for name, kernel in (("plain", None), ("triton", attend_pages)):
+        model = tiny(3).to(DEVICE)
+        model.attention_path = PagedAttention(model.config, kernel)
+        cache = model.new_cache(3, 250)
+        prompts = [torch.arange(3, 3 + n, device=DEVICE) % 60 for n in (5, 70, 130)]
+        first = [row.segment(ids) for row, ids in zip(cache.rows, prompts, strict=True)]
+        batch = model.make_batch(first, cache.memory)
+        hidden = batch.split(model(batch))
+        for row, ids in zip(cache.rows, prompts, strict=True):
+            row.length = row.stored = len(ids)
+        canvas = torch.arange(8, device=DEVICE)
+        second = [row.segment(canvas + k, k > 0) for k, row in enumerate(cache.rows)]
+        batch = model.make_batch(second, cache.memory)
+        found[name] = [*hidden, *batch.split(model(batch))]
+    for ours, expected in zip(found["triton"], found["plain"], strict=True):
+        torch.testing.assert_close(ours, expected, atol=2e-5, rtol=2e-5)

@@ -13,7 +13,14 @@ from dgemma.kernels.experts import experts_sparse
 
 pytest.importorskip("triton", reason="the kernels need the triton package")
 from dgemma.kernels import experts_triton as kernels
-from dgemma.kernels.experts_triton import block_sizes, most_blocks, plan_blocks
+from dgemma.kernels.experts_triton import (
+    TILES_16_BIT,
+    TILES_32_BIT,
+    ExpertTiles,
+    candidates,
+    most_blocks,
+    plan_blocks,
+)
 from dgemma.kernels.experts_triton import experts_triton as run
 
 pytestmark = pytest.mark.slow
@@ -152,15 +159,27 @@ def test_the_plan_covers_every_assignment_once(experts: int, rows: int) -> None:
         assert sorted(order.tolist()) == list(range(2 * count)) and grouped == sorted(flat)
 
 
-def test_blocks_fit_in_shared_memory() -> None:
-    """By the stages of the first product; what the compiler takes is seen on a GPU only."""
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        for rows in (1, 64, 256, 1024, 8192):
-            size = block_sizes(rows * 8, 128, dtype)
-            stage = (size.rows + 2 * size.columns) * size.inner * dtype.itemsize
-            assert size.stages * stage <= 227 * 1024
-    few, many = (block_sizes(rows * 8, 128, torch.bfloat16).rows for rows in (256, 8192))
-    assert few == 32 and many == 128
+@here
+@pytest.mark.parametrize("tiles", sorted({*TILES_16_BIT, *TILES_32_BIT}, key=str))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_every_block_size(
+    tiles: ExpertTiles, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks that only a device with little room takes, or another number of rows."""
+    monkeypatch.setattr(kernels, "candidates", lambda *_: (tiles,))
+    assert compare(routed(37, 3, 2), 72, 70, 3, dtype).isfinite().all()
+
+
+def test_blocks_follow_the_rows() -> None:
+    """A canvas with the blocks of a prefill reads weights for rows that are not there."""
+    first = {rows: candidates(rows * 8, 128, torch.bfloat16)[0].rows for rows in (1, 256, 8192)}
+    assert first == {1: 16, 256: 32, 8192: 128}
+    for rows in (1, 256, 1024, 8192):
+        for dtype in (torch.float32, torch.bfloat16):
+            found = candidates(rows * 8, 128, dtype)
+            assert len(found) >= 2, "nothing smaller to fall back to"
+            sizes = [kernels.shared_bytes(tiles, dtype) for tiles in found]
+            assert sizes[-1] == min(sizes) <= 32 * 1024
 
 
 def test_refusals() -> None:

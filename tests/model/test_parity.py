@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dgemma.kernels.experts import experts_sparse
+from dgemma.model.attention import ReferenceAttention
 from dgemma.model.transformer import DiffusionGemma
 from tests.support.oracle import tiny_pair
 
@@ -151,14 +152,17 @@ def test_denoising_leaves_the_cache_as_it_was() -> None:
 @torch.no_grad()
 def test_sliding_layers_keep_only_the_window() -> None:
     """Otherwise 256K tokens would cost 25 times the memory they should."""
-    _, ours = tiny_pair(11)
-    cache = ours.new_cache(1, 4096)
-    for piece in torch.split(draw(12, (1, 3000)), 64, 1):
+    theirs, ours = tiny_pair(11)
+    cache, more = ours.new_cache(1, 4096), ours.new_cache(1, 3200)
+    prompt, canvas = draw(12, (1, 3000)), draw(13, (1, 8))
+    for piece in torch.split(prompt, 64, 1):
         ours.encode(piece, cache)
     sliding, full = cache.memory.buffers[0], cache.memory.buffers[2]
-    assert sliding.shape == ours.new_cache(1, 3200).memory.buffers[0].shape
+    assert sliding.shape == more.memory.buffers[0].shape
     assert sliding.shape[2] < 3000 < full.shape[2]  # so its pages were used again
     assert cache.rows[0].stored == 3000
+    expected = theirs(input_ids=prompt, decoder_input_ids=canvas)
+    assert relative(ours.head.logits(ours.denoise(canvas, cache)), expected.logits) <= LIMIT
 
 
 @torch.no_grad()
@@ -175,9 +179,9 @@ def test_a_canvas_sees_the_last_window_of_keys_from_every_position() -> None:
         for tokens in (prompt, changed):
             cache = ours.new_cache(1, 100)
             ours.encode(tokens, cache)
-            store = cache.rows[0].view().layers[0]
-            zero = torch.zeros(8, 2, 16)
-            keys.append(store.append(zero, zero)[0][:, :-8].clone())
+            batch = ours.make_batch([cache.rows[0].segment(canvas[0], True)], cache.memory)
+            (place,) = batch.pages[S]
+            keys.append(cache.memory.buffers[0][0, :, place.seen][:, :-8].clone())
         seen.append(keys[0].shape[1] == 15 and not torch.equal(*keys))
     assert seen == [False] * 25 + [True] * 15
     assert torch.isfinite(ours.denoise(canvas, cache)).all()
@@ -230,7 +234,7 @@ def bf16_logits(seed: int, *, reference: bool, **sizes: Any) -> tuple[Tensor, Te
     ours.to(torch.bfloat16)
     ours.choose_kernels(torch.device("cpu"), torch.bfloat16)
     if reference:
-        ours.attention_kernel = "plain"
+        ours.attention_path = ReferenceAttention(ours.config, "plain")
         for layer in ours.layers:
             layer.experts.kernel = experts_sparse
     out = []

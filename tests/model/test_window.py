@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from dgemma.kernels.attention import ATTENTION
-from dgemma.model.attention import AttentionSpan, CachedContext
+from dgemma.model.attention import ReferenceAttention
+from dgemma.model.batch import BatchMaker, CachedPath
 from dgemma.model.cache import Cache
 from dgemma.model.config import ModelConfig
+from dgemma.model.paged import PagedAttention
 from tests.support.oracle import tiny_pair
 
 pytestmark = pytest.mark.oracle
@@ -31,29 +33,40 @@ def config() -> ModelConfig:
     return tiny_pair(0, layer_types=(S, F))[1].config
 
 
+KERNELS = (*sorted(ATTENTION), "gathered")
+
+
+def path_of(config: ModelConfig, kernel: str) -> CachedPath:
+    """The path that a kernel belongs to."""
+    return PagedAttention(config) if kernel == "gathered" else ReferenceAttention(config, kernel)
+
+
 def seen(
     config: ModelConfig, layer: int, kernel: str, pieces: list[int], canvas: int, needle: int
 ) -> Tensor:
     """What each query of prompt (in pieces) and canvas gets of the needle: [T + canvas]."""
     shape = config.attention(layer)
-    (row,) = Cache(config, 1, 4096, 64, torch.float32, torch.device("cpu")).rows
+    cache = Cache(config, 1, 4096, 64, torch.float32, torch.device("cpu"))
+    row, path = cache.rows[0], path_of(config, kernel)
+    maker = BatchMaker({}, path, torch.empty(0, config.hidden_size))
     total = sum(pieces) + canvas
     v = torch.zeros(total, shape.num_key_value_heads, shape.head_dim)
     v[needle] = 1
-    q = torch.ones(total, config.num_attention_heads, shape.head_dim)
     out = []
     for part in torch.split(torch.arange(total), [*pieces, canvas] if canvas else pieces):
         denoise = bool(canvas) and part[0].item() >= sum(pieces)
-        segment = AttentionSpan(row.view(), len(part), denoise)
-        row.stored += 0 if denoise else len(part)
-        context = CachedContext(config, [segment], kernel)
-        got = context.attend(layer, q[part], torch.zeros_like(v[part]), v[part])
+        batch = maker.make([row.segment(part, denoise)], cache.memory)
+        q = torch.ones(len(batch.ids), config.num_attention_heads, shape.head_dim)
+        rows = torch.zeros(len(batch.ids), *v.shape[1:])
+        rows[: len(part)] = v[part]
+        (got,) = batch.split(path.attend(layer, q, torch.zeros_like(rows), rows, batch))
         assert torch.equal(got, got[:, :1, :1].expand_as(got))
         out.append(got[:, 0, 0])
+        row.stored += 0 if denoise else len(part)
     return torch.cat(out)
 
 
-@pytest.mark.parametrize("kernel", sorted(ATTENTION))
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("pieces", [[40], [1] * 40, [15, 25], [16, 24], [17, 23], [13, 13, 14]])
 @pytest.mark.parametrize("layer", [SLIDING, FULL])
 def test_needle_at_every_depth_of_a_prompt(
@@ -74,7 +87,7 @@ def test_needle_at_every_depth_of_a_prompt(
         assert torch.equal(got > 0, mask)
 
 
-@pytest.mark.parametrize("kernel", sorted(ATTENTION))
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("length", [1, 9, 13, 14, 15, 16, 17, 40])
 @pytest.mark.parametrize("layer", [SLIDING, FULL])
 def test_needle_at_every_depth_before_a_canvas(

@@ -17,6 +17,7 @@ from dgemma.server.auth import Keys
 from dgemma.server.settings import ServerLimits
 from dgemma.types import Request
 from tests.support.client import ASK, QUESTION, Client, Recorder, numbers, serve
+from tests.support.nano import nano
 
 pytestmark = pytest.mark.model
 
@@ -269,3 +270,16 @@ def test_web_pages_may_send_what_their_clients_send(caplog: pytest.LogCaptureFix
         assert refused.headers["access-control-allow-origin"] == PAGE
         exposed = refused.headers["access-control-expose-headers"].split(", ")
         assert {"x-request-id", "request-id", "retry-after"} <= set(exposed)
+
+
+def test_keys_share_no_cached_prompt() -> None:
+    """Catches a prompt that another key's request has made quick: it could be guessed by time."""
+    client = serve(keys=Keys.of([KEY, "another-key"]))
+    long = [{"role": "user", "content": "Copy this: one two three. " * 40}]
+    encoded = []
+    for key in (KEY, KEY, "another-key", "another-key"):
+        before = nano().counters().encoded_tokens
+        reply = client.post(CHAT, ASK | {"messages": long}, headers={"x-api-key": key})
+        assert reply.status_code == 200
+        encoded.append(nano().counters().encoded_tokens - before)
+    assert encoded[0] == encoded[2] > 300 and encoded[1] == encoded[3] < 64

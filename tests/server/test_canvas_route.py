@@ -161,7 +161,7 @@ def test_every_field_counts() -> None:
     """Catches a field that is accepted and ignored, and one that is refused without its name."""
     changed = FILLING | {
         "model": "other", "segments": [OPEN[0], {}, {"text": "!"}], "prompt": "A letter.",
-        "messages": [{"role": "user", "content": "Hm."}],
+        "messages": [{"role": "user", "content": "Hm."}], "stream": True,
     }  # fmt: skip
     refused = NO_FILLING | {
         "strength": 0.5, "stop": "x", "allowed_token_ids": [300], "read_only": True,

@@ -136,7 +136,9 @@ def test_every_field_counts() -> None:
     ({"n": 17}, "n"), ({"best_of": 17}, "best_of"), ({"n": 3, "best_of": 2}, "best_of"),
     ({"best_of": 2, "stream": True}, "best_of"), ({"logprobs": 65}, "logprobs"),
     ({"diffusion": {"stream": "text"}}, "diffusion.stream"),
-    ({"suffix": "b", "stream": True, "diffusion": {"stream": "text"}}, "diffusion.stream"),
+    ({"suffix": "b", "diffusion": {"stream": "text"}}, "diffusion.stream"),
+    ({"suffix": "b", "stream": True, "diffusion": {"stream_search": True}}, "stream_search"),
+    ({"stream": True, "diffusion": {"stream": "text", "stream_search": True}}, "stream_search"),
     ({"stream": True, "diffusion": {"stream_interval": 2}}, "stream_interval"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused(body: dict[str, Any], field: str) -> None:

@@ -115,6 +115,7 @@ CHANGED: dict[str, Case] = {
 
 REFUSED: dict[str, Case] = {
     "stream_options.include_obfuscation": (STREAM, True),
+    "diffusion.stream_search": (SHOWN, True),
     "presence_penalty": ({}, 0.5),
     "frequency_penalty": ({}, -0.5),
     "repetition_penalty": ({}, 1.1),

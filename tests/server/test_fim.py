@@ -9,7 +9,8 @@ import pytest
 
 from dgemma.params import SamplingParams
 from dgemma.server.apis.edit.schema import EditRequest, fenced, unfenced
-from dgemma.server.apis.fim.schema import FimRequest, InfillRequest, indented, picked
+from dgemma.server.apis.fim.schema import FimRequest, InfillRequest, picked
+from dgemma.server.plans import indented
 from tests.support.bodies import APPLIED, APPLY, EDIT, MESSAGE, said
 from tests.support.client import Recorder, events, serve
 from tests.support.field_walk import FILLING, NO_FILLING, QUICK, assert_each_counts, post
@@ -197,9 +198,9 @@ def test_every_field_of_edit_counts() -> None:
     """The same for Mercury's edits."""
     changed = FILLING | {
         "messages": [{"role": "user", "content": MESSAGE.replace("y = 2", "y = 3")}],
-        "model": "other",
+        "model": "other", "stream": True,
     }  # fmt: skip
-    refused = NO_FILLING | {"n": 2, "stream": True, "stop": "x", "allowed_token_ids": [300]}
+    refused = NO_FILLING | {"n": 2, "stop": "x", "allowed_token_ids": [300]}
     for name in refused:
         changed.pop(name, None)
     assert_each_counts(EDIT, EditRequest, said(MESSAGE) | QUICK, changed=changed, refused=refused)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dgemma.engine.counters import Counters
+from tests.support.bodies import APPLIED, APPLY, EDIT, MESSAGE, said
 from tests.support.client import QUESTION, Client, serve
 from tests.support.nano import nano
 
@@ -67,9 +68,10 @@ async def leave(
 def idle(client: Client) -> Counters:
     """The engine's counts when nothing runs any more."""
     until = time.monotonic() + 10
-    while nano().counters().running and time.monotonic() < until:
-        time.sleep(0.005)
     found = nano().counters()
+    while (found.running or found.waiting) and time.monotonic() < until:
+        time.sleep(0.005)
+        found = nano().counters()
     assert (found.running, found.waiting, found.pages_full_used) == (0, 0, 0)
     assert client.app.state.service.open_requests == 0
     return found
@@ -111,6 +113,29 @@ def test_at_every_event_of_other_streams(
         asked = fields | {"stream": True}
         assert asyncio.run(leave(client, asked, after, path, {})) >= after
         idle(client)  # by itself it would go on for minutes
+
+
+FRAMES = {"diffusion": SLOW["diffusion"] | {"stream": "text"}}
+OPEN = [{"text": "Dear "}, {"max_length": 3}, {"text": ", "}, {"max_length": 2}]
+
+
+@pytest.mark.parametrize(("path", "body"), [
+    ("/v1/fim/completions", {"prompt": "Dear ", "suffix": "."}),
+    ("/infill", {"input_prefix": "Dear ", "input_suffix": "."}),
+    (EDIT, said(MESSAGE)), (APPLY, said(APPLIED)),
+    ("/v1/canvas", {"segments": OPEN}),
+    ("/v1/canvas", {"segments": [*OPEN[:1], {"choices": ["a", "b"]}]}),
+])  # fmt: skip
+def test_at_every_event_of_a_plans_stream(client: Client, path: str, body: dict[str, Any]) -> None:
+    """Catches a draft at which a client cannot leave without the plan's requests running on, and
+    a plan that then asks its next ones."""
+    asked = body | FRAMES | {"stream": True, "seed": 1}
+    for after in range(6):
+        before = nano().counters()
+        assert asyncio.run(leave(client, asked, after, path, {})) >= after
+        found = idle(client)  # by themselves they would go on for minutes
+        # At first there are readings of one step, which may end by themselves.
+        assert not after or found.ended_cancelled > before.ended_cancelled
 
 
 def test_a_hundred_at_once(client: Client) -> None:

@@ -8,19 +8,12 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
+from dgemma.compose.streams import merge
 from dgemma.params import SamplingParams
+from dgemma.request_parts import ToolUse
 from dgemma.server import sse
 from dgemma.server.pieces import End, Folded, Piece, PieceReader, fold, words
-from dgemma.types import (
-    Event,
-    Output,
-    Request,
-    TextDelta,
-    ThoughtDelta,
-    TokenScore,
-    ToolCallDelta,
-    ToolUse,
-)
+from dgemma.types import Event, Output, Request, TextDelta, ThoughtDelta, TokenScore, ToolCallDelta
 from tests.support.client import QUESTION, Recorder, collected, serve, written
 from tests.support.nano import nano
 
@@ -224,7 +217,7 @@ def test_merged_streams_end_together_on_an_error() -> None:
         raise KeyError("broken")
 
     async def read() -> None:
-        async for _ in sse.merge([good(), bad()]):
+        async for _ in merge([good(), bad()]):
             pass
 
     with pytest.raises(KeyError, match="broken"):

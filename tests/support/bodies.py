@@ -86,7 +86,9 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/systemone": NAMED,
     "/v1/canvas": {"segments": HOLE, "seed": 1, "diffusion": {"max_steps": 1}},
 }  # fmt: skip
-STREAMED = ("/v1/completions", "/v1/fim/completions", "/infill", "/v1/messages")
+STREAMED = (
+    "/v1/completions", "/v1/fim/completions", "/infill", "/v1/messages", EDIT, APPLY, "/v1/canvas",
+)  # fmt: skip
 
 ALL: dict[str, dict[str, Any]] = BODIES | {
     "/v1/chat/completions": ASK,

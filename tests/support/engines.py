@@ -13,16 +13,17 @@ from dgemma.interfaces import Matcher, Reader
 from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import SamplingParams
-from dgemma.types import Delta, Event, Output, Request, ThoughtIds
+from dgemma.request_parts import ThoughtIds
+from dgemma.types import Delta, Event, Output, Request
 
 
-def tiny(seed: int = 0, *, context: int = 256) -> DiffusionGemma:
-    """A random network whose step costs about a millisecond."""
+def tiny(seed: int = 0, *, context: int = 256, layers: int = 2) -> DiffusionGemma:
+    """A random network whose step costs about a millisecond; every other layer is a full one."""
     model = DiffusionGemma(
         ModelConfig(
             vocab_size=64, hidden_size=16, intermediate_size=16, moe_intermediate_size=8,
             num_experts=2, top_k_experts=1, num_attention_heads=2,
-            layer_types=("sliding_attention", "full_attention"),
+            layer_types=("sliding_attention", "full_attention") * (layers // 2),
             sliding=AttentionShape(head_dim=8, num_key_value_heads=1, rope_theta=1e4),
             full=AttentionShape(head_dim=8, num_key_value_heads=1, rope_theta=1e4),
             sliding_window=8, max_position_embeddings=context, canvas_length=8,
@@ -94,6 +95,7 @@ class EndingFrontend:
 
     is_over: Callable[[tuple[int, ...]], bool]
     chosen: Callable[[Request], bool] = lambda request: True
+    found: tuple[Matcher, str] | None = None
 
     def thought(self, request: Request) -> ThoughtIds | None:
         """See `TextSide`."""
@@ -105,4 +107,13 @@ class EndingFrontend:
 
     def matcher(self, request: Request) -> tuple[Matcher, str] | None:
         """See `TextSide`."""
-        return None
+        return self.found
+
+
+def submit_kept(one: Engine, request: Request, matcher: Matcher, name: str) -> EventStream:
+    """Submit a request whose answer this matcher keeps."""
+    before, one.frontend = one.frontend, EndingFrontend(lambda ids: False, found=(matcher, name))
+    try:
+        return one.submit(request)
+    finally:
+        one.frontend = before

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from dgemma.compose.plan import Plan
+from dgemma.compose.plan import Plan, Settled
 from dgemma.constrain.cache import GrammarCache
 from dgemma.frontend import ModelFacts
 from dgemma.params import canvas_width
@@ -57,7 +57,8 @@ class Driver:
         belief: log-probabilities; None: chance.
         prefer: ids that stand wherever they may and nothing is pinned.
         fail: number of the request that ends with an error.
-        rounds: all requests, by yield.
+        rounds: all requests, by round.
+        settled: the text that was told to be final.
     """
 
     facts: ModelFacts
@@ -66,20 +67,27 @@ class Driver:
     prefer: frozenset[int] = frozenset()
     fail: int | None = None
     rounds: list[list[Request]] = field(default_factory=list)
+    settled: list[Settled] = field(default_factory=list)
 
     def drive(self, plan: Plan[T]) -> T:
         """What the plan returns."""
         outputs: Sequence[Output] | None = None
         while True:
             try:
-                requests = next(plan) if outputs is None else plan.send(outputs)
+                step = next(plan) if outputs is None else plan.send(outputs)
             except StopIteration as stop:
                 result: T = stop.value
                 return result
-            assert requests, "a plan that has nothing to ask must not yield"
+            outputs = ()
+            if isinstance(step, Settled):
+                self.settled.append(step)
+                continue
+            requests = step.requests
+            assert requests, "a plan that has nothing to ask must not yield a round"
+            assert not step.places or len(step.places) == len(requests)
             self.rounds.append(list(requests))
             before = sum(map(len, self.rounds[:-1]))
-            outputs = [self._output(r, before + n) for n, r in enumerate(requests)]
+            outputs = [self.output(r, before + n) for n, r in enumerate(requests)]
 
     @property
     def asked(self) -> list[Request]:
@@ -90,7 +98,8 @@ class Driver:
         """The prompt as text."""
         return self.facts.tokenizer.decode(request.token_ids)
 
-    def _output(self, request: Request, count: int) -> Output:
+    def output(self, request: Request, count: int) -> Output:
+        """The output of the request of that number."""
         if self.fail == count:
             return Output(finish_reason="error", error="the numbers were not finite")
         draw = random.Random(f"{self.seed} {request.params.seed} {count}")

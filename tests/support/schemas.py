@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from dgemma.constrain.wrappers import Matcher
+from dgemma.matcher import Matcher
 from dgemma.text.token_table import TokenTable
 
 Schema = dict[str, Any]

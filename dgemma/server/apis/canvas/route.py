@@ -6,17 +6,21 @@ Knows nothing about how either is done.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 from fastapi import APIRouter
+from starlette.responses import Response
 
 from dgemma.compose.fill import Filled, fill, writing
-from dgemma.compose.plan import refuse, run, seed_of
+from dgemma.compose.plan import Place, refuse, seed_of
+from dgemma.compose.plan import run as run_together
 from dgemma.errors import bad_field
 from dgemma.frontend import ModelFacts
 from dgemma.params import REFUSED_BY_EDIT, SamplingParams
+from dgemma.server import sse
 from dgemma.server.accounting import costs
 from dgemma.server.apis.canvas.reply import CanvasReply
 from dgemma.server.apis.canvas.schema import (
@@ -29,38 +33,83 @@ from dgemma.server.apis.canvas.schema import (
     place,
     role_of,
 )
-from dgemma.server.choices import head
+from dgemma.server.choices import draft, head, progress
 from dgemma.server.errors import ERRORS
-from dgemma.server.exchange import Exchange, HTTPExchange
+from dgemma.server.exchange import STREAMED, Exchange, HTTPExchange
 from dgemma.server.limits import check_limit
-from dgemma.server.pieces import End
-from dgemma.server.plans import PlanRun, plan_params, run_plan
+from dgemma.server.pieces import End, Frame
+from dgemma.server.plans import PlanRun, plan_params
 from dgemma.server.service import Service
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import Output, Request, TokenScore
 
+T = TypeVar("T")
 router = APIRouter(tags=["canvas"])
 Written = tuple[dict[str, Any], End]
 """The fields of the reply that are its own, and the cost."""
 
 
 @router.post(
-    "/v1/canvas", response_model=CanvasReply, responses=ERRORS, response_model_exclude_unset=True
-)
-async def canvas(body: CanvasRequest, exchange: HTTPExchange) -> dict[str, Any]:
+    "/v1/canvas", response_model=CanvasReply, responses={**ERRORS, **STREAMED},
+    response_model_exclude_unset=True,
+)  # fmt: skip
+async def canvas(body: CanvasRequest, exchange: HTTPExchange) -> Response:
     """A canvas in segments."""
     segments = [one.model_dump(exclude_none=True) for one in body.segments]
-    model = exchange.begin(
-        body.model, messages=body.messages, prompt=body.prompt, segments=segments
-    )
-    found, end = await exchange.unless_gone(_written(exchange, body))
-    exchange.count([end])
-    return head("canvas", model) | {"object": "canvas"} | found | costs([end])
+    exchange.begin(body.model, messages=body.messages, prompt=body.prompt, segments=segments)
+    answer = await exchange.unless_gone(_answer(exchange, body))
+    await answer.run.begin()
+    return await exchange.send(answer, stream=body.stream)
 
 
-async def _written(exchange: Exchange, body: CanvasRequest) -> Written:
-    service = exchange.service
-    check(body.segments, body.strength)
+@dataclass(frozen=True, slots=True)
+class CanvasAnswer(Generic[T]):
+    """The native reply; see `dgemma.server.exchange.Reply`.
+
+    Attributes:
+        segments: number of the segment that each part of the plan is.
+        finished: from the plan's result to the reply.
+    """
+
+    exchange: Exchange
+    body: CanvasRequest
+    run: PlanRun[T]
+    segments: Sequence[int]
+    finished: Callable[[T], Written]
+
+    async def whole(self) -> dict[str, Any]:
+        """The plain reply."""
+        return self._reply(await self.run.result(), head("canvas", self.exchange.service.name))
+
+    async def events(self) -> AsyncGenerator[bytes, None]:
+        """Drafts if they are asked for, text as soon as it is final, and the reply."""
+        begun = head("canvas", self.exchange.service.name)
+        part = begun | {"object": "canvas.chunk"}
+        tokens = self.body.denoising.stream == "tokens"
+        tokenizer = self.exchange.service.facts.tokenizer if tokens else None
+        async with aclosing(self.run.events()) as events:
+            async for event in events:
+                if event.type == "text":
+                    fresh = {"segment": self.segments[event.part], "text": event.text}
+                    yield sse.event(part | {"delta": fresh})
+                elif event.type == "done":
+                    yield sse.event(self._reply(event.outcome, begun))
+                elif isinstance(piece := self.run.piece(event), Frame):
+                    yield sse.event(part | draft(piece, tokenizer))
+                elif piece is not None:
+                    yield sse.event(part | {"diffusion": progress(piece)})
+
+    def _reply(self, result: T, begun: dict[str, Any]) -> dict[str, Any]:
+        found, end = self.finished(result)
+        self.exchange.count([end])
+        reply = begun | {"object": "canvas"} | found | costs([end])
+        shown = CanvasReply.model_validate(reply, from_attributes=True)
+        return shown.model_dump(mode="json", exclude_unset=True)
+
+
+async def _answer(exchange: Exchange, body: CanvasRequest) -> CanvasAnswer[Any]:
+    service, segments = exchange.service, body.segments
+    check(segments, body.strength)
     params = plan_params(body, service)
     why = "steer by allowed_token_ids and choices of a segment, or by logit_bias"
     refuse(params, REFUSED_BY_EDIT, why)
@@ -68,16 +117,27 @@ async def _written(exchange: Exchange, body: CanvasRequest) -> Written:
     asked = body.returns
     plain = not (asked.trace or asked.logprobs or asked.alternatives or body.read_only)
     _check_lengths(body, service.settings.limits.max_tokens, bounded=not plain)
-    if plain and is_text(body.segments):
-        filled, ran = await run_plan(
-            exchange, fill(facts, parts(facts, body.segments), params, context=context)
+    if plain and is_text(segments):
+        numbers = [n for n, one in enumerate(segments) if role_of(one) == "hole"]
+        plan = fill(facts, parts(facts, segments), params, context=context)
+        filling = PlanRun(exchange, plan, body.denoising, segments=numbers)
+        return CanvasAnswer(
+            exchange, body, filling, numbers, lambda filled: _filled(segments, filled, filling)
         )
-        return _filled(body.segments, filled, ran)
     seed = seed_of(params)
     placed = await service.in_thread(place, facts, body, params, seed)
-    plan = run([_request(facts, body, replace(params, seed=seed), placed, context)])
-    [output], ran = await run_plan(exchange, plan)
-    return _shown(body, output, placed, facts.tokenizer, ran)
+    request = _request(facts, body, replace(params, seed=seed), placed, context)
+    where = [
+        Place(part=n, start=at.start, stop=at.stop)
+        for n, (one, at) in enumerate(zip(segments, placed.positions, strict=True))
+        if role_of(one) != "pinned"
+    ]  # fmt: skip
+    numbers = list(range(len(segments)))
+    run = PlanRun(exchange, run_together([request], [where]), body.denoising, segments=numbers)
+    return CanvasAnswer(
+        exchange, body, run, numbers,
+        lambda outputs: _shown(body, outputs[0], placed, facts.tokenizer, run),
+    )  # fmt: skip
 
 
 def _check_lengths(body: CanvasRequest, most: int | None, *, bounded: bool) -> None:
@@ -124,7 +184,7 @@ def _request(
     return Request(token_ids=prompt, params=params, canvas=placed.control, trace=True)
 
 
-def _filled(segments: Sequence[Segment], filled: Filled, ran: PlanRun) -> Written:
+def _filled(segments: Sequence[Segment], filled: Filled, ran: PlanRun[Filled]) -> Written:
     """The reply for text with holes whose lengths were searched."""
     holes = iter(filled.holes)
     shown: list[dict[str, Any]] = []
@@ -144,8 +204,9 @@ def _filled(segments: Sequence[Segment], filled: Filled, ran: PlanRun) -> Writte
 
 
 def _shown(
-    body: CanvasRequest, output: Output, placed: PlacedSegments, tokenizer: Tokenizer, ran: PlanRun
-) -> Written:
+    body: CanvasRequest, output: Output, placed: PlacedSegments, tokenizer: Tokenizer,
+    ran: PlanRun[list[Output]],
+) -> Written:  # fmt: skip
     """The reply for one canvas with all segments."""
     shown: list[dict[str, Any]] = []
     scores = output.scores if body.returns.logprobs or body.returns.alternatives else ()

@@ -18,7 +18,7 @@ from dgemma.errors import bad_field
 from dgemma.frontend import ModelFacts
 from dgemma.params import SamplingParams, canvas_width
 from dgemma.server.request_body import Body
-from dgemma.server.sampling_fields import SamplingFields, Share
+from dgemma.server.sampling_fields import SamplingFields, Share, StreamFields
 from dgemma.text.token_table import token_table_of
 from dgemma.types import CanvasControl
 
@@ -56,7 +56,7 @@ class Returned(Body):
     alternatives: int = Field(default=0, ge=0, le=64)
 
 
-class CanvasRequest(SamplingFields):
+class CanvasRequest(StreamFields):
     """A canvas in segments.
 
     Attributes:

@@ -14,6 +14,7 @@ from dgemma.constrain.tool_choice import tool_use
 from dgemma.errors import bad_field
 from dgemma.frontend import ModelFacts
 from dgemma.params import CONSTRAINT_FIELDS, SamplingParams, canvas_width
+from dgemma.request_parts import ToolUse
 from dgemma.server.accounting import CostedReply
 from dgemma.server.choices import ChoiceFields
 from dgemma.server.request_body import Body, refuse
@@ -23,7 +24,7 @@ from dgemma.server.sampling_fields import (
     Prediction,
     SamplingFields,
 )
-from dgemma.types import CanvasControl, ToolUse
+from dgemma.types import CanvasControl
 
 OBJECT: dict[str, Any] = {"type": "object"}
 """The schema of any JSON object."""

@@ -6,13 +6,13 @@ Knows the order of things: check, start, reply. Knows nothing about how an answe
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import Response
 
 from dgemma.compose.drafts import best
+from dgemma.compose.fill import infill
 from dgemma.errors import bad_field
 from dgemma.params import SamplingParams
 from dgemma.server.apis.completions.reply import TextChoices
@@ -21,7 +21,7 @@ from dgemma.server.errors import ERRORS
 from dgemma.server.exchange import STREAMED, Exchange, HTTPExchange
 from dgemma.server.limits import check_limit, limited
 from dgemma.server.pieces import Folded
-from dgemma.server.plans import infill_pieces, infilled, plan_params, run_plan
+from dgemma.server.plans import PlanRun, infill_pieces, plan_params
 from dgemma.server.service import Service
 from dgemma.types import Request
 
@@ -38,7 +38,8 @@ async def completions(asked: CompletionRequest, exchange: HTTPExchange) -> Respo
     if asked.suffix is None:
         choices = await exchange.unless_gone(_started(asked, exchange))
     else:
-        choices = _infills(asked, exchange, plan_params(asked, exchange.service, stop=True))
+        params = plan_params(asked, exchange.service, stop=True)
+        choices = await _infills(asked, exchange, params)
     return await exchange.send(choices, stream=asked.stream)
 
 
@@ -52,20 +53,25 @@ async def _started(asked: CompletionRequest, exchange: Exchange) -> TextChoices:
 async def _best(asked: CompletionRequest, exchange: Exchange) -> dict[str, Any]:
     requests = await exchange.service.in_thread(_requests, asked, exchange.service)
     plan = best(exchange.service.facts, requests, asked.n or 1, asked.best_of or 1)
-    outputs, ran = await run_plan(exchange, plan)
-    found = [Folded(one.text, scores=list(one.scores), end=ran.end(one)) for one in outputs]
+    run = PlanRun(exchange, plan)
+    outputs = await run.result()
+    found = [Folded(one.text, scores=list(one.scores), end=run.end(one)) for one in outputs]
     return TextChoices(exchange, [], asked).folded(found)
 
 
-def _infills(asked: CompletionRequest, exchange: Exchange, params: SamplingParams) -> TextChoices:
+async def _infills(
+    asked: CompletionRequest, exchange: Exchange, params: SamplingParams
+) -> TextChoices:
     """The text between prompt and suffix, n times, with seeds that count up."""
     assert isinstance(asked.prompt, str) and asked.suffix is not None
     sources = []
     for number in range(asked.n or 1):
         seed = None if params.seed is None else (params.seed + number) % 2**64
         own = replace(params, seed=seed)
-        fill = partial(infilled, exchange, asked.prompt, asked.suffix, own, stop=asked.stop)
-        sources.append(infill_pieces(fill))
+        plan = infill(exchange.service.facts, asked.prompt, asked.suffix, own)
+        run = PlanRun(exchange, plan, asked.denoising)
+        await run.begin()
+        sources.append(infill_pieces(run, stop=asked.stop))
     return TextChoices(exchange, sources, asked)
 
 

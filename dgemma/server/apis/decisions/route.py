@@ -26,7 +26,7 @@ from dgemma.server.apis.decisions.schema import (
 )
 from dgemma.server.errors import ERRORS
 from dgemma.server.exchange import Exchange, HTTPExchange
-from dgemma.server.plans import run_plan
+from dgemma.server.plans import PlanRun
 from dgemma.server.service import Service
 from dgemma.text.messages import clean_messages
 
@@ -99,7 +99,7 @@ async def _decided(
             facts, state, questions, samples=body.samples, joint=body.joint, seed=body.seed,
             canvas_length=body.canvas_length,
         )  # fmt: skip
-        decision, _ = await run_plan(exchange, plan)
+        decision = await PlanRun(exchange, plan).result()
     tokens, steps = decision.usage.prompt_tokens, decision.usage.steps
     service.metrics.prompt_tokens.inc(tokens)
     width = body.canvas_length or service.facts.canvas

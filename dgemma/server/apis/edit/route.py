@@ -5,16 +5,18 @@ Knows both paths and Mercury's reply. Knows nothing about how an edit is made.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TypeVar
 
 from fastapi import APIRouter
 from starlette.responses import Response
 
 from dgemma.compose.drafts import drafts
 from dgemma.compose.edit import Edited, edit
-from dgemma.compose.plan import refuse, run
-from dgemma.params import REFUSED_BY_EDIT, SamplingParams
-from dgemma.server.accounting import costs
+from dgemma.compose.plan import Place, refuse
+from dgemma.compose.plan import run as run_together
+from dgemma.params import REFUSED_BY_EDIT, canvas_width
+from dgemma.server.apis.edit.reply import ApplyChoices, EditChoices
 from dgemma.server.apis.edit.schema import (
     EditReply,
     EditRequest,
@@ -24,17 +26,19 @@ from dgemma.server.apis.edit.schema import (
     merging,
     unfenced,
 )
-from dgemma.server.apis.edit.sections import Update, read_next_edit, read_update
-from dgemma.server.choices import head
+from dgemma.server.apis.edit.sections import read_next_edit, read_update
+from dgemma.server.choices import ChoiceFields
 from dgemma.server.errors import ERRORS
-from dgemma.server.exchange import Exchange, HTTPExchange
+from dgemma.server.exchange import STREAMED, Exchange, HTTPExchange
 from dgemma.server.pieces import End
-from dgemma.server.plans import plan_params, run_plan
+from dgemma.server.plans import PlanRun, plan_params, whole_pieces
+from dgemma.types import Output
 
+T = TypeVar("T")
 router = APIRouter(tags=["edit"])
 
 
-@router.post("/v1/edit/completions", response_model=EditReply, responses=ERRORS)
+@router.post("/v1/edit/completions", response_model=EditReply, responses={**ERRORS, **STREAMED})
 async def edit_completions(body: EditRequest, exchange: HTTPExchange) -> Response:
     """The region's new text, in a code fence."""
     exchange.begin(body.model, messages=[body.text])
@@ -45,35 +49,42 @@ async def edit_completions(body: EditRequest, exchange: HTTPExchange) -> Respons
         facts, found.file, instruction(found), [(found.start, found.end)], body.strength, params,
         context=context(found),
     )  # fmt: skip
+    run = PlanRun(exchange, plan, body.denoising)
 
-    async def edited() -> dict[str, Any]:
-        done: Edited
-        done, ran = await run_plan(exchange, plan)
+    def edited(done: Edited) -> tuple[str, End]:
         new = done.changes[0].new
-        end = ran.end_of(done, new, len(facts.tokenizer.encode(new)))
-        return _reply("editcmpl", exchange, fenced(new), end)
+        return fenced(new), run.end_of(done, new, run.tokens(new))
 
-    return await exchange.reply(edited())
+    return await _sent(EditChoices, exchange, body, run, edited)
 
 
-@router.post("/v1/apply/completions", response_model=EditReply, responses=ERRORS)
+@router.post("/v1/apply/completions", response_model=EditReply, responses={**ERRORS, **STREAMED})
 async def apply_completions(body: EditRequest, exchange: HTTPExchange) -> Response:
     """The whole file with the update applied."""
     exchange.begin(body.model, messages=[body.text])
-    found = read_update(body.text)
-    return await exchange.reply(_applied(exchange, found, plan_params(body, exchange.service)))
+    found, service = read_update(body.text), exchange.service
+    params = plan_params(body, service)
+    prompt = await exchange.unless_gone(
+        service.in_thread(service.model.frontend.message_ids, merging(found))
+    )
+    width = canvas_width(params, service.facts.canvas)
+    places = [[Place(start=0, stop=width)]]
+    run = PlanRun(
+        exchange, run_together(drafts([prompt], params, 1, chat=True), places), body.denoising
+    )
+
+    def applied(outputs: list[Output]) -> tuple[str, End]:
+        return unfenced(outputs[0].text), run.end(outputs[0])
+
+    return await _sent(ApplyChoices, exchange, body, run, applied)
 
 
-async def _applied(exchange: Exchange, found: Update, params: SamplingParams) -> dict[str, Any]:
-    service = exchange.service
-    prompt = await service.in_thread(service.model.frontend.message_ids, merging(found))
-    (output,), ran = await run_plan(exchange, run(drafts([prompt], params, 1, chat=True)))
-    return _reply("applycmpl", exchange, unfenced(output.text), ran.end(output))
-
-
-def _reply(prefix: str, exchange: Exchange, text: str, end: End) -> dict[str, Any]:
-    exchange.count([end])
-    message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "message": message, "finish_reason": end.output.finish_reason}
-    begun = head(prefix, exchange.service.name)
-    return begun | {"object": "chat.completion", "choices": [choice]} | costs([end])
+async def _sent(
+    kind: type[EditChoices], exchange: Exchange, body: EditRequest, run: PlanRun[T],
+    finished: Callable[[T], tuple[str, End]],
+) -> Response:  # fmt: skip
+    """The reply, whose text is known at the end alone: a fence goes around all of it."""
+    await run.begin()
+    fields = ChoiceFields(stream=body.stream, diffusion=body.diffusion)
+    choices = kind(exchange, [whole_pieces(run, finished)], fields)
+    return await exchange.send(choices, stream=body.stream)

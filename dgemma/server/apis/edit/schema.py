@@ -6,15 +6,15 @@ Knows their fields and how their sections become an instruction. Knows nothing a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
 from dgemma.compose.edit import STRENGTH
 from dgemma.server.accounting import CostedReply
 from dgemma.server.apis.edit.sections import NextEdit, Update
-from dgemma.server.request_body import Body, neutral
-from dgemma.server.sampling_fields import OneAnswer, SamplingFields
+from dgemma.server.request_body import Body
+from dgemma.server.sampling_fields import OneAnswer, SamplingFields, StreamFields
 
 
 class SectionsMessage(Body):
@@ -24,7 +24,7 @@ class SectionsMessage(Body):
     content: str
 
 
-class EditRequest(SamplingFields):
+class EditRequest(StreamFields):
     """An editor's request for the next edit, or to apply an update.
 
     Attributes:
@@ -37,9 +37,6 @@ class EditRequest(SamplingFields):
     model: str | None = None
     messages: list[SectionsMessage] = Field(min_length=1, max_length=1)
     n: OneAnswer = None
-    stream: Annotated[
-        bool | None, neutral(False, why="an edit comes as a whole, as it does from Mercury")
-    ] = None
 
     @property
     def text(self) -> str:

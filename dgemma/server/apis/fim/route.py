@@ -6,15 +6,17 @@ Knows both paths and llama.cpp's reply. Knows nothing about how a hole is writte
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from dgemma.params import SamplingParams
+from dgemma.compose.fill import Filled
+from dgemma.compose.fill import infill as fill_in
 from dgemma.server import sse
 from dgemma.server.accounting import costs, costs_beside
 from dgemma.server.apis.completions.reply import TextChoices
@@ -24,15 +26,15 @@ from dgemma.server.apis.fim.schema import (
     FimRequest,
     InfillReply,
     InfillRequest,
-    indented,
     picked,
     reference,
 )
-from dgemma.server.choices import ChoiceFields
+from dgemma.server.choices import ChoiceFields, draft, progress
 from dgemma.server.errors import ERRORS, PLAIN_ERRORS
 from dgemma.server.exchange import STREAMED, Exchange, HTTPExchange
-from dgemma.server.pieces import End, words
-from dgemma.server.plans import infill_pieces, infilled, plan_params
+from dgemma.server.pieces import End, Folded, Frame, Piece, Progress, fold
+from dgemma.server.plans import PlanRun, infill_pieces, plan_params
+from dgemma.types import TextDelta
 
 router = APIRouter(tags=["infill"])
 
@@ -44,8 +46,11 @@ async def fim(asked: FimRequest, exchange: HTTPExchange) -> Response:
     params = plan_params(asked, exchange.service, stop=True)
     if params.max_tokens is None and exchange.service.facts.canvas > DEFAULT_TOKENS:
         params = replace(params, max_tokens=DEFAULT_TOKENS)
-    fill = partial(infilled, exchange, asked.prompt, asked.suffix, params, stop=asked.stop)
-    choices = FimChoices(exchange, [infill_pieces(fill)], ChoiceFields())
+    plan = fill_in(exchange.service.facts, asked.prompt, asked.suffix, params)
+    run = PlanRun(exchange, plan, asked.denoising)
+    await run.begin()
+    fields = ChoiceFields(stream=asked.stream, diffusion=asked.diffusion)
+    choices = FimChoices(exchange, [infill_pieces(run, stop=asked.stop)], fields)
     return await exchange.send(choices, stream=asked.stream)
 
 
@@ -65,8 +70,16 @@ async def infill(asked: InfillRequest, exchange: HTTPExchange) -> Response:
     exchange.begin(
         asked.model, prefix=asked.input_prefix, prompt=asked.prompt, suffix=asked.input_suffix
     )
-    params = plan_params(asked.sampling(), exchange.service, stop=True)
-    return await exchange.send(Infill(exchange, asked, params), stream=asked.stream, done=False)
+    service = exchange.service
+    params = plan_params(asked.sampling(), service, stop=True)
+    plan = fill_in(
+        service.facts, asked.input_prefix + asked.prompt, asked.input_suffix, params,
+        context=reference(asked.input_extra),
+    )  # fmt: skip
+    run = PlanRun(exchange, plan, asked.diffusion)
+    if asked.n_predict != 0:
+        await run.begin()
+    return await exchange.send(Infill(exchange, asked, run), stream=asked.stream, done=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,41 +88,63 @@ class Infill:
 
     exchange: Exchange
     asked: InfillRequest
-    params: SamplingParams
+    run: PlanRun[Filled]
 
     async def whole(self) -> dict[str, Any]:
         """The plain reply."""
-        return picked(await self._body(), self.asked.response_fields)
+        folded = await fold(self._pieces())
+        return picked(self._body(folded), self.asked.response_fields)
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """The same word by word."""
-        body = await self._body()
-        for word in words(body["content"]):
-            yield sse.event({"index": 0, "content": word, "stop": False})
-        yield sse.event(picked(body | {"content": "", "tokens": []}, self.asked.response_fields))
+        """The same, as soon as it can no longer change, with drafts if they are asked for."""
+        shown, folded = self.asked.diffusion, Folded()
+        part = {"index": 0, "content": "", "stop": False}
+        tokenizer = self.exchange.service.facts.tokenizer
+        each = tokenizer if shown is not None and shown.stream == "tokens" else None
+        async with aclosing(self._pieces()) as pieces:
+            async for piece in pieces:
+                folded.add(piece)
+                if isinstance(piece, TextDelta):
+                    yield sse.event(part | {"content": piece.text})
+                elif isinstance(piece, Frame):
+                    yield sse.event(part | draft(piece, each))
+                elif isinstance(piece, Progress):
+                    yield sse.event(part | {"diffusion": progress(piece)})
+        rest = self._body(folded) | {"content": "", "tokens": []}
+        yield sse.event(picked(rest, self.asked.response_fields))
 
-    async def _body(self) -> dict[str, Any]:
-        """All fields; without a text if none is asked for, or the time is over."""
-        asked, exchange = self.asked, self.exchange
-        nothing = InfillReply(model=exchange.service.name, stop_type="limit")
-        found = nothing.model_dump(exclude_none=True)
+    async def _pieces(self) -> AsyncGenerator[Piece, None]:
+        """Those that come before the time is over; none if no text is asked for."""
+        asked = self.asked
         if asked.n_predict == 0:
-            return found
-        work = infilled(
-            exchange, asked.input_prefix + asked.prompt, asked.input_suffix, self.params,
-            stop=asked.stop, context=reference(asked.input_extra),
+            return
+        until = None if asked.limit_s is None else time.monotonic() + asked.limit_s
+        source = infill_pieces(self.run, stop=asked.stop, indent=asked.n_indent)
+        async with aclosing(source):
+            while True:
+                left = None if until is None else until - time.monotonic()
+                try:
+                    piece = await asyncio.wait_for(anext(source), left)
+                except (StopAsyncIteration, TimeoutError):
+                    return
+                yield piece
+
+    def _body(self, folded: Folded) -> dict[str, Any]:
+        """All fields; without costs if no text is asked for, or the time is over."""
+        exchange = self.exchange
+        text = InfillReply(
+            model=exchange.service.name, stop_type="limit", content=folded.text,
+            tokens=exchange.service.facts.tokenizer.encode(folded.text),
         )  # fmt: skip
-        try:
-            end = await asyncio.wait_for(work, asked.limit_s)
-        except TimeoutError:
+        found = text.model_dump(exclude_none=True)
+        end = folded.end
+        if end is None:
             return found
         exchange.count([end])
         output, seconds = end.output, end.times.total_s
-        content = indented(output.text, asked.n_indent)
         prompt, written = output.usage.prompt_tokens, output.usage.completion_tokens
         spent = costs_beside([end])
         return found | {
-            "content": content, "tokens": exchange.service.facts.tokenizer.encode(content),
             "tokens_predicted": written, "tokens_evaluated": prompt,
             "stop_type": "eos" if output.stopped_by is None else "word",
             "stopping_word": output.stopped_by or "", "seed": output.seed,

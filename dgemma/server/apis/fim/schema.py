@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dgemma.params import bounds
 from dgemma.server.accounting import DiffusionUsage, Timings
@@ -21,8 +21,10 @@ from dgemma.server.sampling_fields import (
     RepetitionPenalty,
     SamplingFields,
     Stops,
+    StreamFields,
     TopK,
     bounded,
+    check_drafts,
 )
 
 DEFAULT_TOKENS = 512
@@ -35,19 +37,17 @@ Sampler = Literal["top_k", "top_p", "min_p", "temperature",
 refused."""
 
 
-class FimRequest(SamplingFields):
+class FimRequest(StreamFields):
     """Mercury's form.
 
     Attributes:
         prompt, suffix: the texts before and after the one that is written.
         max_tokens: most tokens of it (512, or as many as fit on a canvas).
-        stream: send it as events.
     """
 
     model: str | None = None
     prompt: str
     suffix: str = ""
-    stream: bool = False
     n: OneAnswer = None
 
 
@@ -69,7 +69,8 @@ class InfillRequest(Body):
         n_predict: most tokens; -1: as many as fit on a canvas; 0: nothing is done.
         n_indent: the text ends before a line that is indented by fewer blanks.
         samplers: which of top_k, top_p, min_p and temperature are used; None: all.
-        t_max_prompt_ms, t_max_predict_ms: when both together are over, the text is empty.
+        t_max_prompt_ms, t_max_predict_ms: when both together are over, the text ends with what can
+            no longer change; of one canvas that is nothing.
         response_fields: the only fields of the reply; a path such as "timings/predicted_ms"
             becomes a field of that very name.
         cache_prompt, id_slot: for the prompt cache; they cannot change a result.
@@ -108,6 +109,11 @@ class InfillRequest(Body):
     id_slot: int | None = None
     diffusion: Diffusion | None = None
 
+    @model_validator(mode="after")
+    def _streamed(self) -> InfillRequest:
+        check_drafts(self.diffusion or Diffusion(), self.stream)
+        return self
+
     def sampling(self) -> SamplingFields:
         """The same in the words of the other routes."""
         used = SAMPLERS if self.samplers is None else self.samplers
@@ -128,18 +134,6 @@ def reference(extras: Sequence[Extra]) -> str | None:
     """Files as a part of the user's message."""
     shown = [f"File: {one.filename}\n{one.text}" if one.filename else one.text for one in extras]
     return "\n\n".join(shown) or None
-
-
-def indented(text: str, least: int) -> str:
-    """A text up to the first line, the first aside, that is indented by less."""
-    first, *lines = text.split("\n")
-    kept = [first]
-    for line in lines:
-        bare = line.lstrip(" \t")
-        if bare and len(line) - len(bare) < least:
-            break
-        kept.append(line)
-    return "\n".join(kept)
 
 
 def picked(body: Mapping[str, Any], fields: Sequence[str] | None) -> dict[str, Any]:
@@ -171,7 +165,7 @@ class InfillReply(BaseModel):
     stop: bool = True
     stop_type: Literal["eos", "word", "limit"] = Field(
         default="eos",
-        description="limit: n_predict 0, or the time was over before the text was written",
+        description="limit: n_predict 0, or the time was over before all was written",
     )
     stopping_word: str = ""
     truncated: bool = False

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field
 from dgemma.constrain.tool_choice import tool_use
 from dgemma.errors import bad_field
 from dgemma.params import SamplingParams
+from dgemma.request_parts import ToolUse
 from dgemma.server.request_body import Body, neutral, refuse
 from dgemma.server.sampling_fields import (
     Diffusion,
@@ -24,7 +25,6 @@ from dgemma.server.sampling_fields import (
     bounded,
 )
 from dgemma.server.settings import ServerLimits
-from dgemma.types import ToolUse
 
 IMAGES = ("image", "document")
 
@@ -150,6 +150,7 @@ class MessageDiffusion(Diffusion):
         Literal["off"], neutral("off", why="drafts are shown by /v1/chat/completions alone")
     ] = "off"
     stream_interval: Annotated[int, neutral(1, why="no drafts are shown here")] = 1
+    stream_search: Annotated[bool, neutral(False, why="no drafts are shown here")] = False
     strength: Annotated[float | None, neutral(why="there is no seed here")] = None
 
 

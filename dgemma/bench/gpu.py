@@ -1,0 +1,212 @@
+"""`bench gpu`: every launch of the Triton kernels, compiled for GPUs that are not there.
+
+Beside it a prediction of a step from its bytes and operations; see `roofline`. Nothing runs on a
+GPU, so no figure here is a measured time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import torch
+
+from dgemma.bench.gpu_launches import KERNELS, CompiledLaunch
+from dgemma.bench.report import Cell, Report, Table, plain
+from dgemma.bench.roofline import NOTES as ROOFLINE_NOTES
+from dgemma.bench.roofline import predictions, roofline_tables
+from dgemma.bench.shapes import REAL
+from dgemma.errors import InvalidRequest, MissingExtra
+from dgemma.kernels.gpu import LIMITS
+from dgemma.model.config import ModelConfig
+from dgemma.model.size import measure
+from dgemma.weights.files import open_checkpoint
+from dgemma.weights.find import find_model
+
+DTYPES = ("bfloat16", "float16")
+MODELS = ("26B", "nano")
+NOTES = (
+    "Nothing of this ran on a GPU. The kernels were compiled only, by Triton's own launch path and "
+    "ptxas, for devices that were not there; their results are tested in Triton's interpreter on a "
+    "CPU, in fp32 and fp16. Never run: any kernel on a device, bf16 products of the kernels, the "
+    "times below.",
+    "A row is one compiled launch. shared: shared memory of a block in bytes, and the most that a "
+    "block may have there. registers and spill: of a thread; spill is its local memory in bytes. "
+    "blocks: how many a processor holds at a time (occupancy), 0 if none can start: the least of "
+    "its blocks, its warps / those of a block, 65,536 registers / (warps x registers of a warp, in "
+    "units of 256), its shared memory / (that of a block + 1 KB), and on sm_100 512 columns of "
+    "tensor memory / those of a block.",
+    "Targets, with an example and the most shared memory of a block: "
+    + "; ".join(
+        f"{one.name} {one.example}, {one.shared_bytes // 1024} KB" for one in LIMITS.values()
+    )
+    + ".",
+    "Of each kernel, target and dtype the launch with the most shared memory is shown, beside it "
+    "the number of launches and their largest spill; `--json` has all of them.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class GpuJob:
+    """What one process compiles at a time: a part of a step for a device."""
+
+    model: str
+    part: str
+    target: int
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class GpuJobResult:
+    """Its launches, and the calls for which the device has no room."""
+
+    job: GpuJob
+    launches: Sequence[CompiledLaunch]
+    refused: Sequence[str]
+
+
+def config_of(model: str) -> ModelConfig:
+    """The sizes of a name of `MODELS`."""
+    return REAL if model == "26B" else open_checkpoint(find_model(model)[0]).config
+
+
+def compile_job(job: GpuJob, most: int | None = None) -> GpuJobResult:
+    """Compile every launch of a part, or those of its first `most` calls.
+
+    Raises:
+        InvalidRequest: Triton's interpreter was asked for, which compiles nothing.
+        MissingExtra: the triton package is not installed.
+    """
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise InvalidRequest("TRITON_INTERPRET=1 compiles nothing; unset it")
+    try:
+        from dgemma.bench.gpu_compile import compile_calls
+    except ModuleNotFoundError as error:
+        raise MissingExtra(
+            "bench gpu needs the triton package; pip install 'dgemma[cuda]'"
+        ) from error
+    calls = list(KERNELS[job.part](config_of(job.model), getattr(torch, job.dtype)))
+    launches, refused = compile_calls(calls[:most], LIMITS[job.target])
+    return GpuJobResult(job, launches, refused)
+
+
+def compile_all(jobs: Sequence[GpuJob]) -> list[GpuJobResult]:
+    """Every job, in as many processes as there are cores."""
+    workers = min(len(jobs), len(os.sched_getaffinity(0)))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(compile_job, jobs))
+
+
+def launch_table(results: Iterable[GpuJobResult]) -> Table:
+    """The largest launch of each kernel, target and dtype; dtypes that agree share a row."""
+    found: dict[tuple[str, int, str], list[CompiledLaunch]] = {}
+    for result in results:
+        job = result.job
+        for launch in result.launches:
+            kernel = f"{job.part} {launch.kernel.lstrip('_')}"
+            found.setdefault((kernel, job.target, job.dtype), []).append(launch)
+    rows: dict[tuple[Cell, ...], list[str]] = {}
+    for (kernel, target, dtype), launches in sorted(found.items()):
+        top = max(launches, key=lambda one: (one.shared_bytes, one.spill_bytes, one.registers))
+        most = max(one.spill_bytes for one in launches)
+        row = (kernel, f"sm_{target}", top.config, top.shared_bytes, top.limit_bytes,
+               top.registers, top.spill_bytes, top.occupancy, len(launches), most)  # fmt: skip
+        rows.setdefault(row, []).append(dtype)
+    head = ("kernel", "target", "config", "shared", "limit", "registers", "spill", "blocks",
+            "launches", "most spill of them", "dtype")  # fmt: skip
+    title = "Compiled launches, the largest of each kernel"
+    return Table(title, head, [[*row, ", ".join(dtypes)] for row, dtypes in rows.items()])
+
+
+def refused_table(results: Iterable[GpuJobResult]) -> Table:
+    """Calls that a device has no room for, counted."""
+    rows: list[list[Cell]] = []
+    for result in results:
+        if result.refused:
+            job = result.job
+            rows.append([job.model, job.part, f"sm_{job.target}", job.dtype, len(result.refused),
+                         result.refused[0]])  # fmt: skip
+    return Table(
+        "Calls that do not run",
+        ("model", "part", "target", "dtype", "calls", "the first"),
+        rows or [["none", "", "", "", 0, ""]],
+    )
+
+
+def excess(results: Iterable[GpuJobResult]) -> list[CompiledLaunch]:
+    """Launches for which the compiler took more than the kernel's formula says."""
+    return [
+        launch
+        for result in results
+        for launch in result.launches
+        if launch.expected_bytes is not None and launch.shared_bytes > launch.expected_bytes
+    ]
+
+
+def checked_note(results: Sequence[GpuJobResult]) -> str:
+    """How formula and compiler agree."""
+    launches = [launch for result in results for launch in result.launches]
+    known = sum(launch.expected_bytes is not None for launch in launches)
+    over = excess(results)
+    worst = (
+        f"; the first is {over[0].kernel} on {over[0].target} ({over[0].config})" if over else ""
+    )
+    return (
+        f"{len(launches)} launches were compiled. {known} have a formula of their shared memory, "
+        f"by which the blocks are chosen; {len(over)} take more than it says{worst}."
+    )
+
+
+def values(results: Sequence[GpuJobResult]) -> list[dict[str, object]]:
+    """A row for each launch, for programs."""
+    return [
+        {"model": result.job.model, "part": result.job.part, "dtype": result.job.dtype}
+        | plain(launch)
+        for result in results
+        for launch in result.launches
+    ]
+
+
+def targets_of(text: str) -> list[int]:
+    """Compute capabilities from "80,90".
+
+    Raises:
+        InvalidRequest: one whose limits are not known.
+    """
+    known = {str(capability): capability for capability in LIMITS}
+    found = [name.strip() for name in text.split(",")]
+    if unknown := [name for name in found if name not in known]:
+        raise InvalidRequest(f"unknown target {unknown[0]!r}; known: {', '.join(known)}")
+    return [known[name] for name in found]
+
+
+def report(targets: Sequence[int], command: str, say: Callable[[str], None]) -> Report:
+    """Compile for every target, and lay out."""
+    jobs = [
+        GpuJob(model, part, target, dtype)
+        for model in MODELS
+        for part in KERNELS
+        for target in targets
+        for dtype in DTYPES
+    ]
+    say("compiling; with an empty cache a target takes about a minute of one core")
+    results = compile_all(jobs)
+    return Report(
+        "The GPU path without a GPU",
+        command,
+        {"models": ", ".join(MODELS)},
+        [
+            refused_table(results),
+            launch_table(results),
+            *roofline_tables(REAL, measure(REAL).parameters),
+        ],
+        {
+            "launches": values(results),
+            "refused": [{"job": plain(r.job), "calls": r.refused} for r in results if r.refused],
+            "roofline": plain(predictions(REAL)),
+        },
+        (checked_note(results), *NOTES, *ROOFLINE_NOTES),
+    )

@@ -1,0 +1,128 @@
+"""`dgemma bench gpu` as a user meets it, and the prediction of a step by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from dgemma.bench import gpu, roofline
+from dgemma.bench.ceilings import products
+from dgemma.bench.gpu import GpuJob, GpuJobResult, compile_all, compile_job
+from dgemma.bench.shapes import REAL
+from dgemma.errors import InvalidRequest
+from dgemma.llm import LLM
+from dgemma.model.size import measure
+from tests.support.commands import Ran
+
+Run = Callable[..., Ran]
+ASKED = ("kernel", "target", "config", "dtype", "shared_bytes", "limit_bytes", "registers",
+         "spill_bytes", "occupancy")  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_report(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report without one of its figures, or with figures of another device."""
+    pytest.importorskip("triton", reason="the kernels need the triton package")
+
+    def heads(jobs: Sequence[GpuJob]) -> list[GpuJobResult]:
+        assert {(job.model, job.dtype) for job in jobs} == {
+            (model, dtype) for model in gpu.MODELS for dtype in gpu.DTYPES
+        }
+        return [compile_job(job) for job in jobs if job.part == "head"]
+
+    monkeypatch.setattr(gpu, "compile_all", heads)
+    path = tmp_path / "gpu.json"
+    code, out, err = run("gpu", "--targets", "89,120", "--json", str(path))
+    assert code == 0, err
+    values = json.loads(path.read_text())["values"]
+    rows = values["launches"]
+    assert len(rows) == 2 * 2 * 2 and all(name in row for row in rows for name in ASKED)
+    assert {row["target"] for row in rows} == {"sm_89", "sm_120"}
+    assert all(row["limit_bytes"] == 99 * 1024 and row["registers"] > 16 for row in rows)
+    assert [one["canvases"] for one in values["roofline"]] == [1, 4, 16]
+    assert "Nothing of this ran on a GPU" in out and "| none |" in out
+    assert out.count("| head block | sm_120 |") in (1, 2) and "RTX 5090, ms" in out
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_refused_calls_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch that a device has no room for is left out, and the table looks fine."""
+    pytest.importorskip("triton", reason="the kernels need the triton package")
+    small = gpu.LIMITS[90].__class__(90, 300, 1024, 64, 32, 1)
+    monkeypatch.setitem(gpu.LIMITS, 90, small)
+    result = compile_job(GpuJob("26B", "head", 90, "bfloat16"), 1)
+    assert len(result.refused) == 1 and "Required: 512" in result.refused[0]
+    assert [one.occupancy for one in result.launches if one.shared_bytes > 300] == [0]
+    row = gpu.refused_table([result]).rows[0]
+    assert row[:5] == ["26B", "head", "sm_90", "bfloat16", 1]
+
+
+@pytest.mark.slow
+@pytest.mark.process
+def test_a_process_of_its_own_compiles() -> None:
+    """A worker that cannot be started, or that compiles for another device."""
+    pytest.importorskip("triton", reason="the kernels need the triton package")
+    job = GpuJob("26B", "head", 90, "float16")
+    (result,) = compile_all([job])
+    assert result == compile_job(job) and result.launches[0].target == "sm_90"
+
+
+def test_wrong_use(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Options that change nothing, and targets without limits."""
+    for words, remedy in (
+        (("--targets", "70"), "known: 80, 86"),
+        (("--dtype", "float16"), "leave out --dtype"),
+        (("--threads", "2"), "leave out --threads"),
+        (("mini",), "leave out mini"),
+        (("--steps", "2"), "belongs to step"),
+    ):
+        code, out, err = run("gpu", *words)
+        assert (code, out) == (2, "") and remedy in err
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(InvalidRequest, match="unset it"):
+        compile_job(GpuJob("26B", "head", 90, "float16"))
+
+
+def test_step_cost_against_the_products_of_a_step(llm: LLM) -> None:
+    """Operations by formula and those of the products that `bench step` times, part by part."""
+    config, prompt = llm.config, 40
+    window = min(prompt, config.sliding_window - 1)
+    keys = {
+        layer: config.canvas_length + (prompt if kind == "full_attention" else window)
+        for layer, kind in enumerate(config.layer_types)
+    }
+    rows = 2 * config.canvas_length
+    routed = [rows * config.top_k_experts] + [0] * (config.num_experts - 1)
+    with torch.inference_mode():
+        timed = products(llm.model, rows, keys, [routed] * config.num_layers)
+    for cost in roofline.step_cost(config, 2, prompt):
+        assert cost.flop == sum(one.flop for one in timed if one.part == cost.part), cost.part
+
+
+def test_step_cost_reads_every_weight_once() -> None:
+    """Many canvases touch every expert: all weights, the table twice, and the keys."""
+    cost = roofline.step_cost(REAL, 64, 0)
+    weights = 2 * measure(REAL).parameters
+    table = 2 * REAL.vocab_size * REAL.hidden_size
+    sliding, full = REAL.sliding, REAL.full
+    wide = 25 * sliding.num_key_value_heads * sliding.head_dim
+    wide += 5 * full.num_key_value_heads * full.head_dim
+    keys = 64 * 256 * 2 * 2 * wide
+    assert sum(part.bytes for part in cost) == pytest.approx(weights + table + keys, rel=1e-3)
+    few = {part.part: part.bytes for part in roofline.step_cost(REAL, 1, 0)}
+    assert few["experts"] < {part.part: part.bytes for part in cost}["experts"]
+
+
+def test_a_part_takes_the_longer_of_the_two() -> None:
+    """Bytes over bandwidth in other units than operations over the rate."""
+    unit = roofline.GpuRate("unit", gb_s=1000, tflop_s=100, memory_gb=1)
+    assert roofline.StepCost("x", flop=1e12, bytes=1e9).ms(unit) == (10.0, "rate")
+    assert roofline.StepCost("x", flop=1e12, bytes=2e10).ms(unit) == (20.0, "memory")
+    first = roofline.predictions(REAL)[0]
+    assert first.ms["H200"] < first.ms["H100"] < first.ms["RTX 4090"] < first.ms["RTX 3090"]
