@@ -153,6 +153,26 @@ ACCEPTANCE: dict[str, tuple[str, ...]] = {
         "tests/test_docs.py::test_serving_page_names_metrics_that_exist",
         "tests/test_docs.py::test_serving_page_has_the_fields_of_the_schemas",
     ),
+    "one batch 1 kernels, objects, waits, tokens": (
+        "tests/model/test_paged.py",
+        "tests/engine/test_paged.py",
+        "tests/kernels/test_attention_paged.py",
+    ),
+    "one batch 2 the reference path": (
+        "tests/golden/test_golden.py",
+        "tests/engine/test_faults.py",
+    ),
+    "one batch 3 pages by content": ("tests/engine/test_pages.py",),
+    "one batch 4 kernels for six GPU targets": (
+        "tests/kernels/test_gpu_compiles.py",
+        "tests/kernels/test_gpu_limits.py",
+        "tests/kernels/test_in_the_interpreter.py",
+        "tests/bench/test_gpu.py",
+    ),
+    "one batch 6 streams of plans": (
+        "tests/compose/test_run.py",
+        "tests/server/test_plan_streams.py",
+    ),
     "values across the border": (
         "tests/test_values.py",
         "tests/server/test_event_loop.py",
