@@ -118,7 +118,6 @@ class ReferenceAttention:
             kernel: a name of `kernels.attention.ATTENTION`.
         """
         self.window = config.sliding_window
-        self.layer_types = config.layer_types
         self.kernel = kernel
 
     def size(self, rows: int, like: Tensor) -> int:
@@ -144,7 +143,7 @@ class ReferenceAttention:
         """See `AttentionPath`."""
         assert batch.memory is not None
         out = torch.zeros_like(q)  # rows without a segment only fill up
-        kind, buffer = self.layer_types[layer], batch.memory.buffers[layer]
+        kind, buffer = batch.memory.layer_types[layer], batch.memory.buffers[layer]
         places: Sequence[SegmentPages] = batch.pages[kind]
         ends = [0, *accumulate(segment.length for segment in batch.segments)]
         for segment, place, (low, high) in zip(batch.segments, places, pairwise(ends), strict=True):

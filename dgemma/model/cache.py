@@ -26,6 +26,7 @@ class PagedMemory:
     more than asked for takes the keys of rows that only fill a batch up.
 
     Attributes:
+        layer_types: the kind of each layer.
         buffers: one a layer, [2, Hkv, slots, hd]: keys and values.
         keep: most tokens before a query that a sliding layer sees.
         filling: for each kind of layer the first slot of the page that nobody owns.
@@ -40,6 +41,7 @@ class PagedMemory:
         """
         pages: dict[LayerType, int] = {"full_attention": full, "sliding_attention": sliding}
         self.keep = config.sliding_window - 1
+        self.layer_types = config.layer_types
         self.filling = {kind: count * PAGE for kind, count in pages.items()}
         self.buffers = []
         for layer, kind in enumerate(config.layer_types):

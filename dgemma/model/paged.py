@@ -43,7 +43,6 @@ class PagedAttention:
             kernel: a kernel that reads pages where they lie; None: the plain torch form.
         """
         self.window = config.sliding_window
-        self.layer_types = config.layer_types
         self.kernel = kernel
 
     def size(self, rows: int, like: Tensor) -> int:
@@ -55,7 +54,7 @@ class PagedAttention:
     ) -> Mapping[LayerType, object]:
         """See `CachedPath`."""
         found: dict[LayerType, object] = {}
-        for kind in sorted(set(self.layer_types)):
+        for kind in sorted(set(memory.layer_types)):
             at = self._at(kind, segments, rows, memory)
             found[kind] = gather_indices(at, rows) if self.kernel is None else at
         return found
@@ -99,7 +98,8 @@ class PagedAttention:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, batch: ForwardBatch) -> Tensor:
         """See `AttentionPath`."""
         assert batch.memory is not None
-        at, buffer = batch.pages[self.layer_types[layer]], batch.memory.buffers[layer]
+        kind, buffer = batch.memory.layer_types[layer], batch.memory.buffers[layer]
+        at = batch.pages[kind]
         write_pages(buffer, at.slots, k, v)
         if self.kernel is None:
             return attend_gathered(q, buffer, at)

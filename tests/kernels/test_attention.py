@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from torch import Tensor
 
+from dgemma.errors import InvalidRequest
 from dgemma.kernels import attention
 from dgemma.kernels.attention import ATTENTION, choose_attention, grouped
 
@@ -79,4 +82,12 @@ def test_the_choice_has_a_reason() -> None:
     cpu = torch.device("cpu")
     assert choose_attention(torch.float32, cpu)[0] == "sdpa"
     assert choose_attention(torch.bfloat16, cpu)[0] == "products"
-    assert choose_attention(torch.float32, torch.device("cuda"))[0] == "sdpa"
+    assert choose_attention(torch.float32, cpu, path="paged")[0] == "gathered"
+    on_cuda = "triton" if find_spec("triton") else "gathered"
+    for dtype in (torch.float32, torch.bfloat16):
+        assert choose_attention(dtype, torch.device("cuda"))[0] == on_cuda
+        assert choose_attention(dtype, torch.device("cuda"), path="reference")[0] == "sdpa"
+    with pytest.raises(InvalidRequest, match="reference"):
+        choose_attention(torch.float32, cpu, path="flash")
+    with pytest.raises(InvalidRequest, match="no gradients"):
+        choose_attention(torch.float32, cpu, grad=True, path="paged")

@@ -66,8 +66,8 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.b
 
 
 @here
-@dtypes
-@pytest.mark.parametrize("window", [None, 9, 64, 65])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 9, 64])
 @pytest.mark.parametrize("spans", [MIXED, MIXED[:1], MIXED[1:2], MIXED[2:3]])
 def test_equal_to_the_definition(spans: list[Span], window: int | None, dtype: torch.dtype) -> None:
     """Ragged lengths, one query, no prefix; NaN beside the keys shows a read out of bounds."""
@@ -76,7 +76,7 @@ def test_equal_to_the_definition(spans: list[Span], window: int | None, dtype: t
 
 @here
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("window", [1, 2, 31, 32, 33, 64, 65, 90, 91])
+@pytest.mark.parametrize("window", [1, 2, 31, 33, 64, 65, 90])
 def test_window_borders(window: int, dtype: torch.dtype) -> None:
     """One key too many or too few, at borders of the blocks and of the keys there are."""
     compare(given([Span(40, 50, True), Span(8, 90)], 2, 1, 16, dtype, window))
@@ -103,8 +103,8 @@ def test_every_size_of_blocks(tiles: AttentionTiles, monkeypatch: pytest.MonkeyP
 
 
 @here
-@dtypes
-@pytest.mark.parametrize("spans", [1, 32])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("spans", [1, 9])
 @pytest.mark.parametrize("window", [None, 100])
 def test_spans_do_not_matter(
     spans: int, window: int | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
