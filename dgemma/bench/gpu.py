@@ -180,7 +180,7 @@ def targets_of(text: str) -> list[int]:
     found = [name.strip() for name in text.split(",")]
     if unknown := [name for name in found if name not in known]:
         raise InvalidRequest(f"unknown target {unknown[0]!r}; known: {', '.join(known)}")
-    return [known[name] for name in found]
+    return [known[name] for name in dict.fromkeys(found)]
 
 
 def report(targets: Sequence[int], command: str, say: Callable[[str], None]) -> Report:

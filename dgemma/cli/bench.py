@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,9 +45,13 @@ TEXTS = {"targets": "LIST"}
 
 
 def output(text: str) -> Path:
-    """A file to write, refused before hours of measuring if it has no directory."""
+    """A file to write, refused before hours of measuring if it cannot be written."""
     if not (path := Path(text)).parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no directory {path.parent}")
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a directory; name a file in it")
+    if not os.access(path if path.exists() and not path.is_file() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{path} may not be written")
     return path
 
 
@@ -132,12 +137,19 @@ def deliver(report: Report, path: Path | None) -> None:
         write_text(path, json.dumps(plain(report), indent=1) + "\n")
 
 
+def _loading(arguments: argparse.Namespace) -> list[str]:
+    """The options given that say how a model is loaded."""
+    defaults = {"device": "auto", "attention": "auto", "dtype": "auto", "no_strict": False}
+    return [name for name, usual in defaults.items() if getattr(arguments, name) != usual]
+
+
 def made(arguments: argparse.Namespace) -> int:
     """Write a random checkpoint."""
     from dgemma.bench.make import make
     from dgemma.bench.shapes import shape
 
     unused = [name for name in ("json", "threads", *OPTIONS) if getattr(arguments, name)]
+    unused += _loading(arguments)
     if arguments.measure is not None or unused:
         wrong = arguments.measure or flag(unused[0])
         raise InvalidRequest(f"--make only writes a checkpoint; leave out {wrong}")
@@ -148,10 +160,9 @@ def made(arguments: argparse.Namespace) -> int:
 
 def compiled(arguments: argparse.Namespace, targets: str) -> int:
     """Compile the GPU kernels; needs neither a model nor a GPU."""
-    unused = {"--threads": None, "--device": "auto", "--dtype": "auto", "--no-strict": False}
-    for option, default in unused.items():
-        if getattr(arguments, option.removeprefix("--").replace("-", "_")) != default:
-            raise InvalidRequest(f"bench gpu takes all models and dtypes; leave out {option}")
+    unused = ["threads"] * (arguments.threads is not None) + _loading(arguments)
+    if unused:
+        raise InvalidRequest(f"bench gpu takes all models and dtypes; leave out {flag(unused[0])}")
     if arguments.model != "nano":
         raise InvalidRequest(f"bench gpu takes all models; leave out {arguments.model}")
     from dgemma.bench import gpu

@@ -61,7 +61,8 @@ def best_of(facts: ModelFacts, requests: Sequence[Request]) -> Plan[tuple[Draft,
         if len(ids) > len(request.token_ids):
             reading = Request(
                 token_ids=ids, params=SamplingParams(logprobs=0), mode="score",
-                score_from=len(request.token_ids), index=number,
+                score_from=len(request.token_ids), index=number, contents=request.contents,
+                priority=request.priority,
             )  # fmt: skip
             asked.append((number, reading))
     read = yield from run([request for _, request in asked])

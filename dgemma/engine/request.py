@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from dgemma.errors import ContextOverflow, InvalidRequest, bad_field
-from dgemma.params import REFUSED_BY_AUTOREGRESSIVE, RELEASED, SamplingParams, canvas_width
+from dgemma.params import REFUSED_BY_AUTOREGRESSIVE, RELEASED, SamplingParams, canvas_width, refused
 from dgemma.request_parts import ThoughtIds
-from dgemma.types import Request
+from dgemma.types import Mode, Request
 
 READ_ONLY = SamplingParams(max_steps=1, stable_prefix=False)
 """How a canvas is read that is not committed."""
@@ -42,13 +44,19 @@ def resolve_request(
         thought: the markers of its thoughts, if it is a chat; None: as the request says.
 
     Raises:
-        InvalidRequest: an empty prompt, an id outside the vocabulary, a diffusion field on an
-            autoregressive request, a thinking budget without thoughts, a canvas wider than
-            the model's.
+        InvalidRequest: an empty prompt, an id outside the vocabulary, an unknown mode, a field
+            that has no meaning in this mode, tools without a chat, a thinking budget without
+            thoughts, a canvas wider than the model's.
         ContextOverflow: no room for an answer.
     """
+    if request.mode not in get_args(Mode):
+        raise refused("mode", f"be one of {', '.join(get_args(Mode))}", request.mode)
     _check_prompt(request, limits)
+    if request.tool_use is not None and not request.chat:
+        raise bad_field("tool_use", "needs a chat (Request.chat): plain text has no calls")
     thought = thought or request.thought
+    if thought is not None:
+        _check_ids("thought", (thought.open_id, thought.close_id), limits)
     params, merged = request.params, list[SamplingParams]()
     if request.mode != "diffusion":
         _check_mode(request)
@@ -71,9 +79,7 @@ def _check_prompt(request: Request, limits: ModelLimits) -> None:
     ids = request.token_ids
     if not ids:
         raise InvalidRequest("the prompt is empty; give at least one token", field="prompt")
-    wrong = next((i for i in ids if not 0 <= i < limits.vocab_size), None)
-    if wrong is not None:
-        raise bad_field("prompt", f"id {wrong} is outside the vocabulary of {limits.vocab_size}")
+    _check_ids("prompt", ids, limits)
     if request.mode == "score" and not 1 <= request.score_from < len(ids):
         raise InvalidRequest(
             f"score_from must be 1 to {len(ids) - 1}, the last token, got {request.score_from}"
@@ -91,10 +97,18 @@ def _check_prompt(request: Request, limits: ModelLimits) -> None:
         )
 
 
+def _check_ids(name: str, ids: Iterable[int], limits: ModelLimits) -> None:
+    wrong = next((i for i in ids if not 0 <= i < limits.vocab_size), None)
+    if wrong is not None:
+        raise bad_field(name, f"id {wrong} is outside the vocabulary of {limits.vocab_size}")
+
+
 def _check_mode(request: Request) -> None:
-    """Refuse parameters that only steer denoising."""
+    """Refuse fields that only steer denoising."""
     autoregressive, params = request.mode == "autoregressive", request.params
     kind = "autoregressive decoding, which is greedy" if autoregressive else "scoring"
+    if request.tool_use is not None:
+        raise bad_field("tool_use", f"has no meaning for {kind}; leave it out")
     for name in REFUSED_BY_AUTOREGRESSIVE:
         if not autoregressive and name == "logprobs" and params.logprobs == 0:
             continue  # scoring reports them anyway

@@ -73,8 +73,9 @@ class EventStreamResponse(StreamingResponse):
     ) -> None:
         """`ended` is called at the end of the response, also if the client is gone."""
         self._ended = ended
+        self._source = with_heartbeats(source, heartbeat_s)
         super().__init__(
-            with_heartbeats(source, heartbeat_s),
+            self._source,
             headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
         )
 
@@ -82,6 +83,7 @@ class EventStreamResponse(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
+            await self._source.aclose()  # now, not when it is collected as garbage
             if self._ended is not None:
                 self._ended()
 

@@ -317,6 +317,7 @@ def test_make(tmp_path: Path, run: Run) -> None:
         (("--make", "tiny"), "expected 2 arguments"),
         (("step", "--make", "tiny", "x"), "leave out step"),
         (("--make", "tiny", "x", "--steps", "3"), "leave out --steps"),
+        (("--make", "tiny", "x", "--dtype", "float16"), "leave out --dtype"),
     ],
 )
 def test_wrong_use(words: tuple[str, ...], remedy: str, run: Run) -> None:

@@ -73,17 +73,20 @@ def test_a_process_of_its_own_compiles() -> None:
     assert result == compile_job(job) and result.launches[0].target == "sm_90"
 
 
-def test_wrong_use(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_use(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Options that change nothing, and targets without limits."""
     for words, remedy in (
         (("--targets", "70"), "known: 80, 86"),
         (("--dtype", "float16"), "leave out --dtype"),
         (("--threads", "2"), "leave out --threads"),
+        (("--attention", "paged"), "leave out --attention"),
+        (("--json", str(tmp_path)), "is a directory"),
         (("mini",), "leave out mini"),
         (("--steps", "2"), "belongs to step"),
     ):
         code, out, err = run("gpu", *words)
         assert (code, out) == (2, "") and remedy in err
+    assert gpu.targets_of("90, 80,90") == [90, 80]
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(InvalidRequest, match="unset it"):
         compile_job(GpuJob("26B", "head", 90, "float16"))

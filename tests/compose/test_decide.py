@@ -25,6 +25,7 @@ from dgemma.compose.drafts import best_of
 from dgemma.compose.questions import Choice, Predicate, Question, Score
 from dgemma.errors import EngineError, InvalidRequest
 from dgemma.params import SamplingParams
+from dgemma.request_parts import PromptContent
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import Output, Request, TokenScore
 from tests.support.plan_driver import Driver, facts_of
@@ -342,8 +343,8 @@ class Drafts(Driver):
 
 
 def test_drafts_are_ranked(tokenizers: list[Tokenizer]) -> None:
-    """Catches a ranking by the wrong number, ties in the wrong order, a lost end id, and an empty
-    draft that fails or wins."""
+    """Catches a ranking by the wrong number, ties in the wrong order, a lost end id, an empty
+    draft that fails or wins, and a reading of another prompt or out of turn."""
     facts = facts_of(tokenizers[0], 32)
     driver = Drafts(facts)
     driver.answers = (
@@ -351,7 +352,11 @@ def test_drafts_are_ranked(tokenizers: list[Tokenizer]) -> None:
         Output(token_ids=(303,)), Output(token_ids=(), finish_reason="length"),
     )  # fmt: skip
     driver.worth = {300: -1.0, 302: -0.5, 303: -1.0}
-    requests = [Request(token_ids=(2, 9), params=SamplingParams(seed=n)) for n in range(4)]
+    image = (PromptContent(start=1, length=1, key="image"),)
+    requests = [
+        Request(token_ids=(2, 9), params=SamplingParams(seed=n), contents=image, priority=-1)
+        for n in range(4)
+    ]
     done = driver.drive(best_of(facts, requests))
     assert [draft.number for draft in done] == [1, 0, 2, 3]
     assert [draft.logprob for draft in done] == [-0.5, -1.0, -1.0, -math.inf]
@@ -360,5 +365,6 @@ def test_drafts_are_ranked(tokenizers: list[Tokenizer]) -> None:
         (2, 9, 300, 301, facts.end_id), (2, 9, 302), (2, 9, 303, facts.end_id),
     ]  # fmt: skip
     assert all(r.mode == "score" and r.score_from == 2 for r in read)
+    assert all(r.contents == image and r.priority == -1 for r in read)
     with pytest.raises(InvalidRequest):
         driver.drive(best_of(facts, []))

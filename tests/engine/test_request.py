@@ -15,7 +15,7 @@ from dgemma.engine.request import ModelLimits, resolve_request
 from dgemma.engine.sequence import Sequence
 from dgemma.errors import ContextOverflow, InvalidRequest
 from dgemma.params import SamplingParams
-from dgemma.request_parts import PromptContent, ThoughtIds
+from dgemma.request_parts import PromptContent, ThoughtIds, ToolUse
 from dgemma.types import ENTROPY_PER_NAT, Request
 from tests.support.engines import EndingFrontend
 from tests.support.nano import by_reference, nano, nano_engine, random_request
@@ -58,6 +58,24 @@ def test_no_torch() -> None:
 def test_refused(ids: tuple[int, ...], params: dict[str, float], named: str) -> None:
     """A request that cannot be honoured starts and fails late, without naming the cause."""
     request = Request(token_ids=ids, params=SamplingParams(**params))  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequest, match=named):
+        resolve_request(request, SamplingParams(), LIMITS, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"mode": "greedy"}, "mode must be one of diffusion, autoregressive, score"),
+        ({"tool_use": ToolUse(())}, "tool_use needs a chat"),
+        ({"tool_use": ToolUse(()), "chat": True, "mode": "autoregressive"}, "tool_use has no mean"),
+        ({"tool_use": ToolUse(()), "chat": True, "mode": "score"}, "tool_use has no meaning"),
+        ({"thought": ThoughtIds(3, 100)}, "thought id 100 is outside"),
+        ({"thought": ThoughtIds(-1, 3)}, "thought id -1 is outside"),
+    ],
+)
+def test_refused_fields(fields: dict[str, Any], named: str) -> None:
+    """Fields that contradict each other are dropped without a word, or fail in the middle."""
+    request = Request(token_ids=(3, 4), **fields)
     with pytest.raises(InvalidRequest, match=named):
         resolve_request(request, SamplingParams(), LIMITS, seed=1)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from collections.abc import AsyncGenerator
+from typing import Any
 
 import pytest
+from starlette.requests import ClientDisconnect
 
 from dgemma.compose.streams import merge
 from dgemma.params import SamplingParams
@@ -198,6 +201,42 @@ def test_silence_has_heartbeats_and_ends_with_its_source() -> None:
 
     got = asyncio.run(read())
     assert got[0] == sse.HEARTBEAT and got.count(b"one") == 1 and closed == [True]
+
+
+def test_a_stream_whose_client_cannot_be_reached_ends_now() -> None:
+    """Catches a source that is left to the collection of garbage when a server's send fails."""
+    closed = []
+
+    async def source() -> AsyncGenerator[bytes, None]:
+        try:
+            while True:
+                yield b"more"
+        finally:
+            closed.append(True)
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            raise OSError("the connection is gone")
+
+    async def receive() -> Any:
+        await asyncio.sleep(60)
+
+    async def answer() -> None:
+        for version in ("2.3", "2.4"):
+            response = sse.EventStreamResponse(source(), 10)
+            scope = {"type": "http", "asgi": {"spec_version": version}}
+            with pytest.raises((OSError, ClientDisconnect)):
+                await response(scope, receive, send)
+
+    async def exchanges() -> list[bool]:
+        gc.disable()
+        try:
+            await answer()
+            return list(closed)
+        finally:
+            gc.enable()
+
+    assert asyncio.run(exchanges()) == [True, True]
 
 
 def test_merged_streams_end_together_on_an_error() -> None:
