@@ -109,7 +109,7 @@ def _check_mode(request: Request) -> None:
     kind = "autoregressive decoding, which is greedy" if autoregressive else "scoring"
     if request.tool_use is not None:
         raise bad_field("tool_use", f"has no meaning for {kind}; leave it out")
-    for name in REFUSED_BY_AUTOREGRESSIVE:
+    for name in REFUSED_BY_AUTOREGRESSIVE + (() if autoregressive else ("stop", "max_tokens")):
         if not autoregressive and name == "logprobs" and params.logprobs == 0:
             continue  # scoring reports them anyway
         if getattr(params, name) is not None:
