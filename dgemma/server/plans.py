@@ -160,14 +160,27 @@ class PlanRun(Generic[T]):
         return self.end(output, text_s)
 
 
+_INSTEAD = {
+    "diffusion_seed_canvas": "give a segment the role seed",
+    "diffusion_pinned": "give segments with text",
+    "diffusion_read_only": "use read_only",
+    "logprob_token_ids": "use return.alternatives",
+    "diffusion.strength": "use strength",
+    "diffusion.stable_prefix": None,
+}
+"""Fields without meaning for a plan, and the remedy of /v1/canvas for each, if it has one."""
+
+
 def plan_params(
-    body: SamplingFields, service: Service, *, stop: bool = False, strength: bool = False
-) -> SamplingParams:
+    body: SamplingFields, service: Service, *, stop: bool = False, strength: bool = False,
+    segments: bool = False,
+) -> SamplingParams:  # fmt: skip
     """The parameters of a plan that makes its canvases itself.
 
     Args:
         stop: the route fills a hole, and cuts its text at stop strings itself.
         strength: the route uses `diffusion.strength`.
+        segments: the route is /v1/canvas.
 
     Raises:
         InvalidRequest, Refusal: a field has no meaning for such a plan; the message names it.
@@ -183,8 +196,11 @@ def plan_params(
     }
     for name, given in barred.items():
         if given:
-            why = "has no meaning for canvases made from texts; leave it out, or use /v1/canvas"
-            raise bad_field(name, why)
+            instead = _INSTEAD[name]
+            other = "" if instead is None else f", or {instead if segments else 'use /v1/canvas'}"
+            raise bad_field(
+                name, f"has no meaning for canvases made from texts; leave it out{other}"
+            )
     params = body.params(service.settings.limits)
     if not stop:
         return params

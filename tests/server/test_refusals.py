@@ -212,3 +212,18 @@ def test_other_apis_name_the_field_in_the_message(
 ) -> None:
     """The same where an error has no `param`."""
     assert message(narrow.post(path, ALL[path] | fields), path, 400).startswith(name)
+
+
+@pytest.mark.parametrize(("path", "fields", "remedy"), [
+    ("/v1/canvas", {"diffusion": {"stable_prefix": True}}, "leave it out"),
+    ("/v1/canvas", {"diffusion": {"strength": 0.5}}, "leave it out, or use strength"),
+    ("/v1/canvas", {"diffusion_read_only": True}, "leave it out, or use read_only"),
+    ("/v1/fim/completions", {"diffusion": {"stable_prefix": True}}, "leave it out"),
+    ("/v1/fim/completions", {"diffusion_read_only": True}, "leave it out, or use /v1/canvas"),
+    ("/infill", {"diffusion": {"stable_prefix": True}}, "leave it out"),
+])  # fmt: skip
+def test_a_remedy_is_one_of_another_route(
+    narrow: Client, path: str, fields: dict[str, Any], remedy: str
+) -> None:
+    """Catches a route that sends to itself, or to one that refuses the field as well."""
+    assert message(narrow.post(path, ALL[path] | fields), path, 400).endswith(f"; {remedy}")

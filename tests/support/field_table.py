@@ -45,12 +45,29 @@ SHARED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 """Routes that share fields: path, a request, and what `logprob_token_ids` needs beside it."""
 
+DIFFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (path, body) for name, (path, body, _) in SHARED.items()},
+    "`/infill`": ("/infill", {"input_prefix": "Dear ", "input_suffix": "."}),
+    "`/v1/messages`": ("/v1/messages", {"messages": QUESTION, "max_tokens": 8}),
+}
+"""Routes with a `diffusion` object, and a request of each."""
+PREDICTED: dict[str, dict[str, Any]] = {
+    "chat": {"prediction": {"type": "content", "content": "Hello"}},
+    "completions": {"diffusion_seed_canvas": [300]},
+}
+"""What `diffusion.strength` needs beside it."""
+SHOWN: dict[str, Any] = {
+    "max_steps": 3, "entropy_bound": 0.1, "t_min": 0.4, "t_max": 0.8, "confidence_threshold": 0.1,
+    "stability_threshold": 1, "ignore_tail": True, "canvas_length": "auto", "strength": 0.5,
+    "stream": "text", "stream_interval": 2, "stream_search": True, "stable_prefix": True,
+}  # fmt: skip
+"""A value of each field of `diffusion` that means something."""
+
 OWN: dict[str, type[Body]] = {
     "`/v1/chat/completions`": ChatRequest, "`/v1/completions`": CompletionRequest,
     "`/v1/fim/completions`": FimRequest,
     "`/v1/edit/completions`, `/v1/apply/completions`": EditRequest, "`/v1/canvas`": CanvasRequest,
     "... its `segments`": Segment, "... its `return`": Returned,
-    "`diffusion` of all of these, and of `/infill`": Diffusion,
     "`/infill`": InfillRequest, "... its `input_extra`": Extra, "`/v1/messages`": MessagesRequest,
     "`/v1/decisions`": DecisionsRequest, "`/v1/systemone`": SystemOneRequest,
     "`/tokenize`": TokenizeRequest, "`/detokenize`": DetokenizeRequest,
@@ -89,6 +106,38 @@ def cell(route: str, name: str) -> str:
     return "yes" if response.status_code == 429 else "-"
 
 
+def taken(route: str, name: str) -> bool:
+    """Whether a route takes a field of `diffusion`; it is tried in the same way."""
+
+    def full(request: Request) -> Any:
+        raise Overloaded("tried")
+
+    path, body = DIFFUSED[route]
+    inner, more = {name: SHOWN[name]}, dict[str, Any]()
+    if name.startswith("stream"):
+        inner, more = {"stream": "text"} | inner, {"stream": True}
+    elif name == "strength":
+        more = PREDICTED.get(route, {})
+    response = serve(Recorder(full)).post(path, body | more | {"diffusion": inner})
+    assert response.status_code in (200, 400, 429), response.text  # 200: a stream has begun
+    return response.status_code != 400
+
+
+def diffusion_rows() -> list[str]:
+    """The fields of `diffusion`: those of all routes, and those of some."""
+    routes = {
+        name: [route for route in DIFFUSED if taken(route, name)] for name in Diffusion.model_fields
+    }
+    common = ", ".join(f"`{name}`" for name, found in routes.items() if len(found) == len(DIFFUSED))
+    lines = [row(["`diffusion` of all of these, and of `/infill` and `/v1/messages`", common])]
+    some = dict.fromkeys(tuple(found) for found in routes.values() if len(found) < len(DIFFUSED))
+    for found in some:
+        names = [f"`{name}`" for name, one in routes.items() if tuple(one) == found]
+        shown = ", ".join(found).replace("with `suffix`", "completions with `suffix`")
+        lines.append(row([f"... of {shown} alone", ", ".join(names)]))
+    return lines
+
+
 def row(cells: Iterable[str]) -> str:
     """A line of a table."""
     return f"| {' | '.join(cells)} |"
@@ -112,7 +161,10 @@ def tables() -> str:
     for name in SamplingFields.model_fields:
         lines.append(row([f"`{name}`", *(cell(route, name) for route in SHARED)]))
     lines += ["", "| request | its own fields |", "|---|---|"]
-    lines += [row([name, own_fields(schema)]) for name, schema in OWN.items()]
+    for name, schema in OWN.items():
+        if schema is InfillRequest:
+            lines += diffusion_rows()
+        lines.append(row([name, own_fields(schema)]))
     kept = ", ".join(f"`{name}`" for name in CacheControl.model_fields)
     lines.append(row(["`cache_control` of Anthropic's blocks and tools (no effect)", kept]))
     return "\n".join(lines) + "\n"

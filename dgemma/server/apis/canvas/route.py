@@ -110,7 +110,7 @@ class CanvasAnswer(Generic[T]):
 async def _answer(exchange: Exchange, body: CanvasRequest) -> CanvasAnswer[Any]:
     service, segments = exchange.service, body.segments
     check(segments, body.strength)
-    params = plan_params(body, service)
+    params = plan_params(body, service, segments=True)
     why = "steer by allowed_token_ids and choices of a segment, or by logit_bias"
     refuse(params, REFUSED_BY_EDIT, why)
     facts, context = await service.in_thread(_following, service, body)
