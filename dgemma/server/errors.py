@@ -130,6 +130,14 @@ def closing() -> Refusal:
     return Refusal(503, "the server is shutting down; try again later", code="shutting_down")
 
 
+def cut_off() -> Refusal:
+    """The server has stopped before an answer was done."""
+    return Refusal(
+        503, "the request was ended before its answer was done: the server is shutting down; "
+        "try again later", code="cancelled",
+    )  # fmt: skip
+
+
 def refusal(error: BaseException) -> Refusal:
     """Any exception as an error for a client; the details of an unexpected one stay here."""
     if isinstance(error, Refusal):

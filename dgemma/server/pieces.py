@@ -20,7 +20,7 @@ from dgemma.errors import EngineError
 from dgemma.events import EventStream
 from dgemma.frontend import ModelFacts
 from dgemma.params import canvas_width
-from dgemma.server.errors import Refusal
+from dgemma.server.errors import cut_off
 from dgemma.types import (
     ENTROPY_PER_NAT,
     Delta,
@@ -240,10 +240,7 @@ def _check(output: Output) -> None:
     if output.finish_reason == "error":
         raise EngineError(output.error or "the request failed without saying why")
     if output.finish_reason == "cancelled":
-        raise Refusal(
-            503, "the request was ended before its answer was done: the server is shutting down; "
-            "try again later", code="cancelled",
-        )  # fmt: skip
+        raise cut_off()
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from dgemma.compose.run import PlanEvent, begun, plan_events
 from dgemma.errors import EngineError, bad_field
 from dgemma.events import EventStream
 from dgemma.params import REFUSED_BY_FILL, SamplingParams, canvas_width
-from dgemma.server.errors import closing
+from dgemma.server.errors import Refusal, cut_off
 from dgemma.server.exchange import Exchange
 from dgemma.server.pieces import End, Frame, Piece, Progress, Times, words
 from dgemma.server.sampling_fields import Diffusion, SamplingFields
@@ -81,9 +81,9 @@ class PlanRun(Generic[T]):
                 if event.type == "frame" and self._frame_s is None:
                     self._frame_s = self.seconds
                 yield event
-        except EngineError as error:
-            if service.closing:
-                raise closing() from error
+        except (EngineError, Refusal) as error:
+            if service.ended:
+                raise cut_off() from error
             raise
         finally:
             await source.aclose()

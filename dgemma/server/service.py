@@ -41,7 +41,8 @@ class Service:
         model: the loaded model; `settings`: how it is served.
         facts: canvas, context, tokenizer.
         metrics: the counts.
-        closing: whether new requests are turned away.
+        closing: whether new HTTP requests are turned away; those that are open go on.
+        ended: whether the open ones are ended, too.
     """
 
     def __init__(self, model: Model, settings: Settings) -> None:
@@ -49,7 +50,7 @@ class Service:
         self.settings = settings
         self.facts: ModelFacts = model.frontend.facts
         self.metrics = Metrics(model.counters)
-        self.closing = False
+        self.closing = self.ended = False
         self._open: Counter[str] = Counter()
         self._streams: weakref.WeakSet[EventStream] = weakref.WeakSet()
         self._threads = CapacityLimiter(THREADS)
@@ -165,22 +166,22 @@ class Service:
                 streams.append(self.model.submit(asked))
                 with self._lock:
                     self._streams.add(streams[-1])
-            if self.closing:
+            if self.ended:
                 raise closing()
         except BaseException as error:
             close_all(streams)
-            if isinstance(error, EngineError) and self.closing:
+            if isinstance(error, EngineError) and self.ended:
                 raise closing() from error
             raise
         return streams
 
     def turn_away(self) -> None:
-        """Take no further request."""
+        """Take no further HTTP request; a plan that is open may still ask its next requests."""
         self.closing = True
 
     def end_all(self) -> None:
         """End every open request; each stream sends an error."""
-        self.closing = True
+        self.closing = self.ended = True
         with self._lock:
             streams = list(self._streams)
         close_all(streams)

@@ -15,9 +15,10 @@ from dgemma.events import EventStream
 from dgemma.server.app import create_app
 from dgemma.server.auth import Keys
 from dgemma.server.settings import Settings
-from dgemma.types import Event, Output, Request
+from dgemma.types import Request
 from tests.support.bodies import BODIES, STREAMED, TOOLS, USED
 from tests.support.client import Client, Recorder, Written, serve
+from tests.support.nano import nano
 
 pytestmark = pytest.mark.model
 
@@ -126,15 +127,39 @@ async def hang_up(app: Any, path: str, body: dict[str, Any], started: list[Writt
 @pytest.mark.parametrize("path", ["/v1/fim/completions", "/v1/decisions", "/v1/canvas"])
 def test_a_plan_that_is_shut_down_says_so(path: str) -> None:
     """Catches a 500 for what is no fault, where a client should try again elsewhere."""
-    apps: list[Any] = []
 
     def begin(request: Request) -> EventStream:
-        apps[0].state.service.closing = True
-        cancelled = Event(type="done", output=Output(finish_reason="cancelled"))
-        return Written([cancelled])
+        client.app.state.service.end_all()
+        stream = Written()
+        stream.close()
+        return stream
 
-    apps.append(create_app(Recorder(begin), Settings()))
-    assert Client(apps[0]).post(path, BODIES[path]).status_code == 503
+    for fields in ({}, {"stream": True}) if path in STREAMED else ({},):
+        client = serve(Recorder(begin))
+        ended = client.post(path, BODIES[path] | fields)
+        assert ended.status_code == (200 if fields else 503)
+        assert '"code":"cancelled"' in ended.text
+
+
+@pytest.mark.parametrize(("path", "body"), [
+    ("/v1/fim/completions", BODIES["/v1/fim/completions"]),
+    ("/v1/canvas", {"segments": [{"text": "Mira has a "}, {}, {"text": "."}]}),
+])  # fmt: skip
+def test_a_plan_may_finish_within_the_grace(path: str, body: dict[str, Any]) -> None:
+    """Catches a plan that fails at its second round, because new callers are turned away."""
+    whole = Recorder()
+    expected = serve(whole).post(path, body | {"seed": 1}).json()
+
+    def begin(request: Request) -> EventStream:
+        client.app.state.service.turn_away()
+        return nano().submit(request)
+
+    model = Recorder(begin)
+    client = serve(model)
+    found = client.post(path, body | {"seed": 1})
+    assert found.status_code == 200, found.text
+    assert len(model.asked) == len(whole.asked) > 1
+    assert found.json()["usage"] == expected["usage"]
 
 
 @pytest.mark.parametrize("path, stream", [
