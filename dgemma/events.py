@@ -59,7 +59,7 @@ class EventQueue:
 class EventStream(Iterator[Event], AsyncIterator[Event]):
     """The events of one request, the last of which is "done"; iterate it with `for` or `async for`.
 
-    Closing it before the end, or dropping it, cancels the request.
+    Closing it before the end, or dropping it, cancels the request. `with` closes it at the end.
     """
 
     def __init__(
@@ -81,6 +81,12 @@ class EventStream(Iterator[Event], AsyncIterator[Event]):
 
     def __repr__(self) -> str:
         return f"EventStream({'running' if self._output is None else self._output})"
+
+    def __enter__(self) -> EventStream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def __next__(self) -> Event:
         if self._output is not None:

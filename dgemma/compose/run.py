@@ -183,7 +183,8 @@ class _View(Generic[T]):
 class PlanStream(Iterator[PlanEvent[T]]):
     """The events of a plan. It goes on while it is read, and asks its next requests then.
 
-    `close` works at any time and from any thread: it cancels the requests that run.
+    `close` works at any time and from any thread: it cancels the requests that run. So does
+    dropping the stream; `with` closes it at the end. `plan_events` is for event loops.
     """
 
     def __init__(
@@ -245,6 +246,15 @@ class PlanStream(Iterator[PlanEvent[T]]):
         """Cancel the requests that run; the plan asks no further one."""
         self._closed = True
         self._running.close()
+
+    def __enter__(self) -> PlanStream[T]:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()  # nobody can read the events any more
 
 
 async def plan_events(

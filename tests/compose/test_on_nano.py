@@ -5,7 +5,9 @@ The bundled model is trained again now and then, so nothing here depends on what
 
 from __future__ import annotations
 
+import gc
 import random
+import time
 from collections.abc import Callable
 from functools import cache
 
@@ -128,6 +130,42 @@ def test_a_stream_is_the_same_work(
     with pytest.raises(EngineError, match="closed before its end"):
         stream.result()
     assert llm.counters().running == 0
+
+
+@pytest.mark.parametrize("how", ["dropped", "closed", "with"])
+def test_a_plan_that_nobody_reads_ends(how: str, request: pytest.FixtureRequest) -> None:
+    """Catches requests that run on after the loop was left and the stream is gone, or until the
+    collector of garbage happens to come."""
+    gc.disable()
+    request.addfinalizer(gc.enable)
+    llm = nano()
+    endless = SamplingParams(seed=1, max_steps=10_000, stability_threshold=10_000)
+    parts = ["Dear ", Hole(max_tokens=3), "."]
+    before = llm.counters().ended_cancelled
+    stream = llm.stream_plan(fill(llm.facts, parts, endless, search=False))
+    if how == "with":
+        with stream:
+            next(event for event in stream if event.type == "frame")
+    else:
+        next(event for event in stream if event.type == "frame")
+    if how == "closed":
+        stream.close()
+    elif how == "dropped":
+        del stream
+    until = time.monotonic() + 20
+    while llm.counters().running and time.monotonic() < until:
+        time.sleep(0.005)
+    assert (llm.counters().running, llm.counters().ended_cancelled) == (0, before + 1)
+
+
+def test_a_request_ends_with_its_block() -> None:
+    """Catches a block that is left while its request runs on."""
+    llm = nano()
+    before = llm.counters().ended_cancelled
+    with llm.stream("Hello", max_steps=10_000, stability_threshold=10_000) as stream:
+        next(stream)
+    assert stream.result().finish_reason == "cancelled"
+    assert llm.counters().ended_cancelled == before + 1
 
 
 def test_the_suffix_is_read() -> None:
