@@ -15,7 +15,7 @@ from typing import Any
 
 from dgemma.compose.calibration import Calibration, softmax, tempered
 from dgemma.compose.length import mean
-from dgemma.compose.plan import Plan, run, total
+from dgemma.compose.plan import Plan, check_facts, run, total
 from dgemma.compose.questions import (
     Kind,
     Labels,
@@ -113,6 +113,7 @@ def decide(
             argument of the wrong kind.
         EngineError: a request failed.
     """
+    check_facts(facts)
     if isinstance(questions, Mapping):
         questions = questions_of(questions)
     _check_kinds(state, questions, samples, seed, calibration)

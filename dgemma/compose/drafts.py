@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dgemma.compose.length import mean
-from dgemma.compose.plan import Plan, run
+from dgemma.compose.plan import Plan, check_facts, run
 from dgemma.errors import InvalidRequest, bad_field
 from dgemma.frontend import ModelFacts
 from dgemma.params import SamplingParams
@@ -49,6 +49,7 @@ def best_of(facts: ModelFacts, requests: Sequence[Request]) -> Plan[tuple[Draft,
         InvalidRequest: no requests.
         EngineError: a draft failed.
     """
+    check_facts(facts)
     if not requests:
         raise bad_field("best_of", "needs at least one request; ask for at least one draft")
     outputs = yield from run(requests)
@@ -108,6 +109,7 @@ def best(facts: ModelFacts, requests: Sequence[Request], n: int, of: int) -> Pla
         InvalidRequest: n is below 1, or `of` below n.
         EngineError: a draft failed.
     """
+    check_facts(facts)
     _counted(n)
     if of < n:
         raise bad_field("best_of", f"{of} is below n {n}; ask for at least as many drafts")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from dgemma.compose.fill import writing
 from dgemma.compose.layout import Slot
 from dgemma.compose.length import Trial, mean
-from dgemma.compose.plan import Plan, refuse, share, total
+from dgemma.compose.plan import Plan, check_facts, refuse, share, total
 from dgemma.compose.windows import Windows
 from dgemma.compose.write import Written
 from dgemma.errors import InvalidRequest
@@ -92,6 +92,7 @@ def edit(
         ContextOverflow: instruction and context leave no room.
         EngineError: a request failed.
     """
+    check_facts(facts)
     params = SamplingParams.of(params)
     refuse(
         params, REFUSED_BY_EDIT,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from dgemma.compose.layout import Slot
 from dgemma.compose.length import Trial, mean
-from dgemma.compose.plan import Plan, refuse, total
+from dgemma.compose.plan import Plan, check_facts, refuse, total
 from dgemma.compose.windows import Windows
 from dgemma.compose.write import Written
 from dgemma.errors import InvalidRequest
@@ -129,6 +129,7 @@ def fill(
         ContextOverflow: the context leaves no room.
         EngineError: a request failed.
     """
+    check_facts(facts)
     params = SamplingParams.of(params)
     refuse(
         params, REFUSED_BY_FILL,

@@ -3,12 +3,15 @@ final on the way. It must not know who runs it."""
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Collection, Generator, Iterable, Sequence
 from dataclasses import dataclass, fields
+from types import GeneratorType
 from typing import TypeVar
 
-from dgemma.errors import EngineError, bad_field
+from dgemma.errors import EngineError, InvalidRequest, bad_field
+from dgemma.frontend import ModelFacts
 from dgemma.params import SamplingParams, canvas_width, refused
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import Output, Request, Usage
@@ -92,6 +95,36 @@ def run(
         if output.finish_reason == "cancelled":
             raise EngineError("a request of this call was cancelled; call again")
     return outputs
+
+
+def check_facts(facts: object) -> None:
+    """Refuse a model in place of its facts.
+
+    Raises:
+        InvalidRequest: these are no facts.
+    """
+    if not isinstance(facts, ModelFacts):
+        model = isinstance(getattr(facts, "facts", None), ModelFacts)
+        given = "the model" if model else f"a value of type {type(facts).__name__}"
+        raise bad_field("facts", f"are those of the model: give llm.facts, not {given}")
+
+
+def check_fresh(plan: object, call: str) -> None:
+    """Refuse what is no plan, and one that has begun.
+
+    Args:
+        call: what was called.
+
+    Raises:
+        InvalidRequest: it cannot be run.
+    """
+    if not isinstance(plan, GeneratorType):
+        given = type(plan).__name__
+        raise InvalidRequest(
+            f"{call} takes a plan, such as infill(llm.facts, ...), not a value of type {given}"
+        )
+    if inspect.getgeneratorstate(plan) != inspect.GEN_CREATED:
+        raise InvalidRequest("this plan has run; make a new one")
 
 
 def check_whole(output: Output, count: int) -> None:

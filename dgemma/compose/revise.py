@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from dgemma.compose.plan import (
     Place,
     Plan,
+    check_facts,
     check_whole,
     full_width,
     refuse,
@@ -65,6 +66,7 @@ def revise(
             or `below` is not a probability.
         EngineError: a request failed.
     """
+    check_facts(facts)
     params = SamplingParams.of(params)
     refuse(params, (*REFUSED_BY_EDIT, "max_tokens"), "sure tokens stay where they are")
     share("below", below)
@@ -197,6 +199,7 @@ def repair(
         InvalidRequest: no constraint, or a strength out of range.
         EngineError: the request failed.
     """
+    check_facts(facts)
     params = SamplingParams.of(params)
     found = facts.constraint(params) if params.constraint_field else None
     if found is None:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Generic, Literal, TypeVar, cast
 
 from dgemma.compose.drafts import best, drafts
-from dgemma.compose.plan import Place, Plan, Round, Settled
+from dgemma.compose.plan import Place, Plan, Round, Settled, check_fresh
 from dgemma.compose.streams import SideBySide, Submit, merge
 from dgemma.errors import EngineError
 from dgemma.events import EventStream
@@ -86,6 +86,7 @@ def begun(plan: Plan[T]) -> Plan[T]:
     Raises:
         DGemmaError: the plan cannot be carried out.
     """
+    check_fresh(plan, "stream_plan")
     return _resumed(plan, _advance(plan, None))
 
 
@@ -314,6 +315,7 @@ def run_requests(submit: Submit, requests: Sequence[Request]) -> list[Output]:
 
 def run_plan(submit: Submit, plan: Plan[T]) -> T:
     """Run a plan and return its result."""
+    check_fresh(plan, "run_plan")
     return PlanStream(submit, plan, frames=False).result()
 
 

@@ -8,15 +8,19 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
 
 from dgemma.compose.decide import decide
+from dgemma.compose.drafts import best, best_of
 from dgemma.compose.edit import Edited, edit
-from dgemma.compose.fill import Filled, Hole, fill
+from dgemma.compose.fill import Filled, Hole, fill, infill
 from dgemma.compose.plan import Plan, run
 from dgemma.compose.questions import Predicate
+from dgemma.compose.revise import repair, revise
 from dgemma.compose.run import PlanEvent, PlanStream, begun, plan_events, run_plan, run_requests
 from dgemma.errors import EngineError, InvalidRequest, Overloaded
 from dgemma.events import EventStream
@@ -291,3 +295,36 @@ def test_a_refusal_comes_at_once(wordy: Tokenizer) -> None:
         return 3
 
     assert driver.drive(begun(nothing())) == 3
+
+
+def test_what_is_no_plan_is_refused(wordy: Tokenizer) -> None:
+    """Catches a TypeError of a generator's, or an AttributeError, where a remedy would do."""
+    facts = facts_of(wordy)
+    submit = Engine(Driver(facts)).submit
+    for wrong in ("x", None, facts, fill):
+        for call, name in ((begun, "stream_plan"), (partial(run_plan, submit), "run_plan")):
+            with pytest.raises(InvalidRequest, match=rf"{name} takes a plan, such as infill\("):
+                call(wrong)  # type: ignore[arg-type]
+    used = fill(facts, PARTS, SamplingParams(seed=1))
+    run_plan(submit, used)
+    half = fill(facts, PARTS, SamplingParams(seed=1))
+    next(half)
+    for plan in (used, half):
+        for call in (begun, partial(run_plan, submit)):
+            with pytest.raises(InvalidRequest, match="this plan has run; make a new one"):
+                call(plan)
+
+
+@pytest.mark.parametrize("make", [
+    lambda given: infill(given, "a", "b"), lambda given: fill(given, PARTS),
+    lambda given: edit(given, "a", "b"), lambda given: revise(given, Output()),
+    lambda given: repair(given, "a", SamplingParams(regex="a")),
+    lambda given: decide(given, "a", [Predicate("food", "Is it?")]),
+    lambda given: best_of(given, []), lambda given: best(given, [], 1, 1),
+])  # fmt: skip
+def test_a_model_in_place_of_its_facts(wordy: Tokenizer, make: Callable[[Any], Plan[Any]]) -> None:
+    """Catches an AttributeError about the inside of a model."""
+    model = SimpleNamespace(facts=facts_of(wordy))
+    for given, said in ((model, "the model"), ("a", "a value of type str")):
+        with pytest.raises(InvalidRequest, match=f"give llm.facts, not {said}"):
+            begun(make(given))
