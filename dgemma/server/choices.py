@@ -54,7 +54,7 @@ class ChoiceFields(StreamFields):
     @model_validator(mode="after")
     def _optioned(self) -> ChoiceFields:
         if self.stream_options and not self.stream:
-            raise refuse("stream_options", "needs stream: true; give both")
+            raise refuse("stream_options", "needs stream: true")
         return self
 
     @property

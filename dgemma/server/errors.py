@@ -253,6 +253,9 @@ def invalid(errors: Sequence[Mapping[str, Any]]) -> Refusal:
         )
     if first["type"] == "missing":
         return Refusal(400, f"{where} is missing; give it", param=where, code="missing_field")
+    if first["type"] == "too_short" and not first["input"]:
+        said = f"{where} is empty; give one or more"
+        return Refusal(400, said, param=where, code="invalid_value")
     message = str(first["msg"])
     message = message[:1].lower() + message[1:]
     return Refusal(400, f"{where}: {message}", param=where, code="invalid_value")

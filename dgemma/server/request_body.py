@@ -19,7 +19,8 @@ class Body(BaseModel):
     """An object of a request: unknown fields are refused with the nearest name, types are strict.
 
     Attributes:
-        HINTS: fields of other servers, and the reason for refusing each.
+        HINTS: fields of other servers, and the reason for refusing each, with the remedy after a
+            semicolon; without one it is to leave the field out.
         NAMES: fields of the model's parameters -> the names that a request may give them, as
             paths with dots; an error names the one that was sent.
     """
@@ -36,9 +37,8 @@ class Body(BaseModel):
             for name in given:
                 if name not in known:
                     why = cls.HINTS.get(name) or f"unknown field{nearest(name[:100], known)}"
-                    raise PydanticCustomError(
-                        "unknown_field", "{why}; leave it out", {"field": name, "why": why}
-                    )
+                    why += "" if ";" in why else "; leave it out"
+                    raise PydanticCustomError("unknown_field", "{why}", {"field": name, "why": why})
         return given
 
 
@@ -53,20 +53,20 @@ class Ignorable(Body):
     safety_identifier: str | None = None
 
 
-def neutral(*values: Any, why: str) -> AfterValidator:
+def neutral(*values: Any, why: str, remedy: str | None = None) -> AfterValidator:
     """A field that is accepted at values that change nothing, and refused at all others.
 
     Use as `Annotated[float | None, neutral(0, why="...")]`; None is always neutral.
+
+    Args:
+        remedy: what to do; None: leave the field out, or send a neutral value.
     """
 
     def check(value: Any) -> Any:
         if value is not None and value not in values:
             shown = " or ".join(repr(v) for v in values)
-            raise PydanticCustomError(
-                "refused_field",
-                "{why}; leave it out" + (f", or send {shown}" if values else ""),
-                {"why": why},
-            )
+            instead = remedy or "leave it out" + (f", or send {shown}" if values else "")
+            raise PydanticCustomError("refused_field", "{why}", {"why": f"{why}; {instead}"})
         return value
 
     return AfterValidator(check)

@@ -39,7 +39,7 @@ _SAME = ("max_steps", "canvas_length")
 Penalty = Annotated[float | None, neutral(0, why=_NO_PENALTY)]
 RepetitionPenalty = Annotated[float | None, neutral(1, why=_NO_PENALTY)]
 OneAnswer = Annotated[
-    int | None, neutral(1, why="one text is made at a time; send several requests")
+    int | None, neutral(1, why="one text is made at a time", remedy="send several requests")
 ]
 Share = Annotated[float, Field(ge=0, le=1)]
 Ids = list[int]
@@ -75,9 +75,11 @@ class Diffusion(Body):
 
     Attributes:
         PATHS: for `Body.NAMES` of a request that has such an object.
+        INSIDE: for its `Body.HINTS`: a field that stands beside the object belongs within.
     """
 
     PATHS: ClassVar[Mapping[str, Sequence[str]]]
+    INSIDE: ClassVar[Mapping[str, str]]
 
     max_steps: int | None = bounded("max_steps", description="most denoising steps a canvas")
     entropy_bound: float | None = bounded("entropy_bound", description="nats a step may accept")
@@ -105,13 +107,17 @@ class Diffusion(Body):
 def check_drafts(shown: Diffusion, stream: bool | None) -> None:
     """Refuse drafts where nothing is streamed, and fields about drafts where none are asked for."""
     if shown.stream != "off" and not stream:
-        raise refuse("diffusion.stream", "needs stream: true; give both")
+        raise refuse("diffusion.stream", "needs stream: true")
     for name in ("stream_interval", "stream_search"):
         if shown.stream == "off" and getattr(shown, name) != Diffusion.model_fields[name].default:
             raise refuse(f"diffusion.{name}", "needs drafts; set diffusion.stream")
 
 
 Diffusion.PATHS = {name: (f"diffusion.{name}",) for name in Diffusion.model_fields}
+Diffusion.INSIDE = {
+    name: f"belongs in the diffusion object; send diffusion.{name}"
+    for name in Diffusion.model_fields
+}
 
 
 class Prediction(Body):
@@ -138,6 +144,8 @@ class SamplingFields(Ignorable):
     """The fields that all APIs share."""
 
     HINTS: ClassVar[Mapping[str, str]] = {
+        **Diffusion.INSIDE,
+        "diffusing": "belongs to /v1/chat/completions; use diffusion.stream",
         "diffusion_samples": "diffusion_samples is not built in; ask /v1/decisions for samples",
         "diffusion_constrained": "diffusion_constrained is not built in; use allowed_token_ids",
     }

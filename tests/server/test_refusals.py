@@ -227,3 +227,26 @@ def test_a_remedy_is_one_of_another_route(
 ) -> None:
     """Catches a route that sends to itself, or to one that refuses the field as well."""
     assert message(narrow.post(path, ALL[path] | fields), path, 400).endswith(f"; {remedy}")
+
+
+@pytest.mark.parametrize(("path", "fields", "said"), [
+    ("/v1/fim/completions", {"diffusing": True},
+     "diffusing: belongs to /v1/chat/completions; use diffusion.stream"),
+    ("/infill", {"diffusing": True},
+     "diffusing: belongs to /v1/chat/completions; use diffusion.stream"),
+    (CHAT, {"stream_interval": 2},
+     "stream_interval: belongs in the diffusion object; send diffusion.stream_interval"),
+    (CHAT, {"stream": True, "diffusing": True, "diffusion": {"stream": "text"}},
+     "diffusing: give diffusing or diffusion.stream, not both"),
+    (CHAT, {"diffusion": {"stream": "text"}}, "diffusion.stream: needs stream: true"),
+    (CHAT, {"top_logprobs": 2}, "top_logprobs: needs logprobs: true"),
+    (CHAT, {"functions": []}, "functions: functions are the old form; use tools"),
+    (CHAT, {"audio": {}}, "audio: audio is not supported; leave it out"),
+    ("/v1/canvas", {"segments": []}, "segments is empty; give one or more"),
+    ("/v1/fim/completions", {"n": 2}, "n: one text is made at a time; send several requests"),
+])  # fmt: skip
+def test_one_fault_has_one_remedy(
+    narrow: Client, path: str, fields: dict[str, Any], said: str
+) -> None:
+    """Catches two remedies for one fault, one that does not help, and the words of a library."""
+    assert message(narrow.post(path, ALL[path] | fields), path, 400) == said

@@ -180,14 +180,14 @@ class ChatRequest(ChoiceFields):
         if len({self.max_tokens, self.max_completion_tokens} - {None}) == 2:
             raise refuse("max_completion_tokens", "differs from max_tokens; drop one of them")
         if self.top_logprobs is not None and not self.logprobs:
-            raise refuse("top_logprobs", "needs logprobs: true; give both")
+            raise refuse("top_logprobs", "needs logprobs: true")
         for name in ("logprob_token_ids", "return_tokens_as_token_ids"):
             if getattr(self, name) and not self.logprobs:
-                raise refuse(name, "needs logprobs: true; give both")
+                raise refuse(name, "needs logprobs: true")
         if self.diffusing and not self.stream:
-            raise refuse("diffusing", "needs stream: true; give both")
+            raise refuse("diffusing", "needs stream: true")
         if self.diffusing and self.denoising.stream != "off":
-            raise refuse("diffusing", "and diffusion.stream are two dialects; choose one")
+            raise refuse("diffusing", "give diffusing or diffusion.stream, not both")
         if self.diffusing and (self.n or 1) > 1:
             raise refuse("n", "cannot be combined with diffusing, which shows one draft")
         if self.parallel_tool_calls is False and not self.tools:

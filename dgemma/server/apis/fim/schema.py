@@ -77,6 +77,8 @@ class InfillRequest(Body):
     """
 
     HINTS: ClassVar[Mapping[str, str]] = {
+        **Diffusion.INSIDE,
+        "diffusing": "belongs to /v1/chat/completions; use diffusion.stream",
         "logit_bias": "send logit_bias to /v1/fim/completions",
         "n_probs": "probabilities are in /v1/canvas",
     }
