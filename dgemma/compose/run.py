@@ -130,8 +130,8 @@ def _follow(
 class _View(Generic[T]):
     """Which events of a plan's requests are shown.
 
-    Of several requests of which one will be taken the first is shown. If another is taken, its
-    last frame follows. Commits wait until then.
+    Of several requests of which one will be taken the first is shown. Only the chosen one is
+    committed. If it was not the one shown, its last frame comes first.
     """
 
     def __init__(self, frames: bool, search: bool) -> None:
