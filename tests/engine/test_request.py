@@ -69,7 +69,10 @@ def test_refused(ids: tuple[int, ...], params: dict[str, float], named: str) -> 
         ({"tool_use": ToolUse(())}, "tool_use needs a chat"),
         ({"tool_use": ToolUse(()), "chat": True, "mode": "autoregressive"}, "tool_use has no mean"),
         ({"tool_use": ToolUse(()), "chat": True, "mode": "score"}, "tool_use has no meaning"),
-        ({"params": SamplingParams(stop=["x"]), "mode": "score"}, "stop has no meaning for scoring"),
+        (
+            {"params": SamplingParams(stop=["x"]), "mode": "score"},
+            "stop has no meaning for scoring",
+        ),
         ({"params": SamplingParams(max_tokens=3), "mode": "score"}, "max_tokens has no meaning"),
         ({"thought": ThoughtIds(3, 100)}, "thought id 100 is outside"),
         ({"thought": ThoughtIds(-1, 3)}, "thought id -1 is outside"),
