@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dgemma.cli.files import deliver, read_text, write_text
-from dgemma.cli.live import watch
+from dgemma.cli.live import LEGEND, LIVE, watch
 from dgemma.cli.options import NOT_THE_ANSWER, add_model, add_sampling, open_model, sampling
 from dgemma.errors import InvalidRequest
 from dgemma.params import REFUSED_BY_EDIT
@@ -28,11 +28,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     strength = "how much of a span may change, 0 to 1 (0.6)"
     add("--strength", type=float, metavar="X", default=0.6, help=strength)
     add("--context", metavar="TEXT", help="the subject of the text")
-    add("--live", action="store_true", help="show the drafts on a terminal")
+    add("--live", action="store_true", help=LIVE)
     add("--diff", action="store_true", help="print the changes, write nothing")
     add("--output", type=Path, metavar="FILE", help="write here, leave the file as it is")
     add_sampling(parser, (*REFUSED_BY_EDIT, *NOT_THE_ANSWER))
-    parser.epilog = "example:\n  dgemma edit letter.txt --span 2:3 --diff"
+    parser.epilog = f"example:\n  dgemma edit letter.txt --span 2:3 --diff\n\n{LEGEND}"
 
 
 def _count(text: str) -> int:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dgemma.cli.files import deliver, read_argument
-from dgemma.cli.live import watch
+from dgemma.cli.live import LEGEND, LIVE, watch
 from dgemma.cli.options import NOT_THE_ANSWER, add_model, add_sampling, open_model, sampling
 from dgemma.errors import InvalidRequest
 from dgemma.params import REFUSED_BY_FILL
@@ -26,12 +26,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--context", metavar="TEXT", help="the subject of the text")
     add("--max-hole", type=int, metavar="N", help="maximum tokens of a hole")
     add("--no-search", action="store_true", help="every hole has exactly --max-hole tokens")
-    add("--live", action="store_true", help="show the drafts on a terminal")
+    add("--live", action="store_true", help=LIVE)
     add("--in-place", action="store_true", help="write the result into @FILE")
     add("--diff", action="store_true", help="print the changes, write nothing")
     add("--json", action="store_true", help="print text and holes as JSON")
     add_sampling(parser, (*REFUSED_BY_FILL, *NOT_THE_ANSWER))
-    parser.epilog = "example:\n  dgemma infill nano 'Mira has a ___ that gives milk.'"
+    parser.epilog = f"example:\n  dgemma infill nano 'Mira has a ___ that gives milk.'\n\n{LEGEND}"
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -19,6 +19,10 @@ T = TypeVar("T")
 RESET, DIM, CLEAR_BELOW = "\x1b[0m", "\x1b[2m", "\x1b[J"
 COLOURS = ((0.05, 252), (0.3, 114), (1.0, 179), (2.0, 173), (float("inf"), 167))
 """Upper bounds in nats and their colours of the 256: sure is white, unsure is red."""
+LEGEND = """\
+--live: a colour is how unsure the model is (white, green, yellow, orange, red);
+a dim token was not accepted in this step and will be drawn again."""
+LIVE = "show the drafts, if standard output is a terminal"
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -51,7 +55,8 @@ class Screen:
 
     def draw(self, text: str) -> None:
         """Replace the last drawing."""
-        columns, lines = os.get_terminal_size(self.stream.fileno())
+        size = os.get_terminal_size(self.stream.fileno())
+        columns, lines = size.columns or 80, size.lines or 24  # 0: the terminal does not say
         shown: list[str] = []
         rows = 0
         for line in reversed(text.split("\n")):  # the newest lines, as many as fit
@@ -72,6 +77,13 @@ class Screen:
         """Write all of the final text, however tall, and leave the cursor below."""
         self._replace(text + "\n")
         self.rows = 0
+
+    def abandon(self, text: str) -> None:
+        """Clear the draft; of an answer that was broken off, only `text` stays."""
+        if text:
+            self.end(text)
+        else:
+            self.draw("")
 
 
 def width(line: str) -> int:
@@ -101,23 +113,28 @@ def show(
     stream = stream or sys.stdout
     screen = Screen(stream) if is_terminal(stream) else None
     committed = emitted = ""
-    for event in events:
-        if event.type == "commit":
-            emitted += event.text
-            if event.whole:  # else the frames still show it
-                committed = emitted
-        if screen is None:
-            stream.write(event.text if event.type != "frame" else "")
-            stream.flush()
-        elif event.type == "frame":
-            screen.draw(committed + paint(event, token_text, end_ids))
-            time.sleep(least_s)
-        if event.output is not None:
-            if screen is not None:
-                screen.end(event.output.text)
-            else:
-                stream.write("\n")
-            return event.output
+    try:
+        for event in events:
+            if event.type == "commit":
+                emitted += event.text
+                if event.whole:  # else the frames still show it
+                    committed = emitted
+            if screen is None:
+                stream.write(event.text if event.type != "frame" else "")
+                stream.flush()
+            elif event.type == "frame":
+                screen.draw(committed + paint(event, token_text, end_ids))
+                time.sleep(least_s)
+            if event.output is not None:
+                if screen is not None:
+                    screen.end(event.output.text)
+                else:
+                    stream.write("\n")
+                return event.output
+    except KeyboardInterrupt:
+        if screen is not None:
+            screen.abandon(committed)
+        raise
     raise AssertionError("a stream ends with an output")
 
 
@@ -131,9 +148,11 @@ def watch(llm: LLM, plan: Plan[T], stream: TextIO | None = None) -> T:
     screen = Screen(stream) if is_terminal(stream) else None
     token_text, end_ids = llm.frontend.tokenizer.token_text, frozenset(llm.facts.end_ids)
     events = llm.stream_plan(plan)
-    for event in events:
-        if screen is not None and event.type == "frame" and event.event is not None:
-            screen.draw(paint(event.event, token_text, end_ids))
-    if screen is not None:
-        screen.draw("")
+    try:
+        for event in events:
+            if screen is not None and event.type == "frame" and event.event is not None:
+                screen.draw(paint(event.event, token_text, end_ids))
+    finally:
+        if screen is not None:
+            screen.abandon("")
     return events.result()

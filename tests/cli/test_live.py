@@ -80,6 +80,30 @@ def test_never_taller_than_the_terminal(terminal: Terminal) -> None:
     assert screen.rows <= 4
 
 
+def test_a_terminal_without_a_size(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal that gives its size as 0 by 0 divides by zero."""
+    monkeypatch.setattr(live.os, "get_terminal_size", lambda fd: os.terminal_size((0, 0)))
+    screen = Screen(terminal)
+    screen.draw("x" * 81)
+    assert screen.rows == 1
+    screen.draw("\n".join("y" * 30))
+    assert screen.rows == 21
+
+
+@pytest.mark.parametrize("told", ["", "ab"])
+def test_an_interrupt_clears_the_draft(told: str, terminal: Terminal) -> None:
+    """The message of the end is glued to a stale draft, or text that was told is lost."""
+
+    def broken() -> Iterator[Event]:
+        yield from list(events(*([told] if told else [])))[:-1]
+        yield Event(type="frame", ids=(120,), accepted=b"\0", entropy=b"\0")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        show(broken(), chr, frozenset(), terminal)
+    assert terminal.getvalue().split(CLEAR_BELOW)[-1] == (f"{told}\n" if told else "")
+
+
 def test_end_shows_all(terminal: Terminal) -> None:
     """The beginning of a long answer is lost when the view ends."""
     text = "\n".join(f"line {k}" for k in range(20))
@@ -131,3 +155,22 @@ def test_a_plan_is_watched(terminal: Terminal, tty: bool, monkeypatch: pytest.Mo
     assert len(drawn) in ((5, 6) if tty else (1,))  # a step each, maybe the winner's, and none
     bare = re.sub(r"\x1b.*?m", "", "".join(drawn))
     assert drawn[-1] == "" and ("Dear" in bare) == tty
+
+
+@pytest.mark.model
+def test_an_interrupted_plan_leaves_no_draft(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message of the end is glued to the last draft."""
+    drawn = iter(["a draft"])
+
+    def interrupted(*_: object) -> str:
+        if (text := next(drawn, None)) is None:
+            raise KeyboardInterrupt
+        return text
+
+    monkeypatch.setattr(live, "paint", interrupted)
+    params = SamplingParams(seed=1, max_steps=3, stability_threshold=9)
+    with pytest.raises(KeyboardInterrupt):
+        watch(nano(), fill(nano().facts, ["Dear ", Hole(max_tokens=2), "."], params), terminal)
+    assert terminal.getvalue().endswith(f"a draft\r{CLEAR_BELOW}")
