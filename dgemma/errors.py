@@ -85,6 +85,17 @@ def bad_field(field: str, why: str) -> InvalidRequest:
     return InvalidRequest(f"{field} {why}", field=field)
 
 
+def unreadable(name: object, error: OSError | ValueError) -> str:
+    """The message for a text file that cannot be read, from the error of the attempt."""
+    if isinstance(error, FileNotFoundError):
+        return f"{name}: no such file"
+    if isinstance(error, IsADirectoryError):
+        return f"{name} is a directory; name a file"
+    if isinstance(error, OSError):
+        return f"{name} cannot be read: {error.strerror}"
+    return f"{name} cannot be read as UTF-8 text: {error}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the nearest of `known`, or an empty string when none is near."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

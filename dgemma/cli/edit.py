@@ -97,10 +97,12 @@ def all_spans(text: str, given: Sequence[str], instruction: str | None) -> list[
 def run(arguments: argparse.Namespace) -> int:
     """Write the file, or print the changes."""
     from dgemma.compose.edit import edit
+    from dgemma.compose.plan import share
 
+    share("--strength", arguments.strength)
+    params = sampling(arguments)
     text = read_text(arguments.file)
     spans = all_spans(text, arguments.span, arguments.instruction)
-    params = sampling(arguments)
     llm = open_model(arguments)
     plan = edit(
         llm.facts, text, arguments.instruction, spans, arguments.strength, params,

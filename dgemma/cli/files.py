@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from dgemma.errors import InvalidRequest
+from dgemma.errors import InvalidRequest, unreadable
 
 
 def read_text(path: Path) -> str:
@@ -28,7 +28,7 @@ def _decoded(read: Callable[[], bytes], name: str) -> str:
     try:
         return read().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"{name} cannot be read as UTF-8 text: {error}") from error
+        raise InvalidRequest(unreadable(name, error)) from error
 
 
 def read_argument(text: str) -> str:

@@ -45,17 +45,21 @@ def run(arguments: argparse.Namespace) -> int:
         raise InvalidRequest("--json and --diff are two ways to print the same; choose one")
     if not arguments.mark:
         raise InvalidRequest("--mark is empty; give the mark of a hole")
+    most, params = arguments.max_hole, sampling(arguments)
+    if most is not None and most < 0:
+        raise InvalidRequest(f"--max-hole must be 0 or more, got {most}")
+    if arguments.no_search and most is None and params.max_tokens is None:
+        raise InvalidRequest("--no-search needs a length; give --max-hole")
     text = read_argument(arguments.text)
     pieces = text.split(arguments.mark)
     if len(pieces) == 1:
         raise InvalidRequest(
             f"the text has no hole; write {arguments.mark} where something is missing"
         )
-    hole = Hole(max_tokens=arguments.max_hole)
+    hole = Hole(max_tokens=most)
     parts: list[str | Hole] = [pieces[0]]
     for piece in pieces[1:]:
         parts += [hole, piece]
-    params = sampling(arguments)
     llm = open_model(arguments)
     search, context = not arguments.no_search, arguments.context
     plan = fill(llm.facts, parts, params, context=context, search=search)

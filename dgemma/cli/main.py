@@ -2,7 +2,8 @@
 
 Commands are modules with `configure(parser)` and `run(arguments) -> exit code`, imported when
 called, so `dgemma --help` does not import torch. Exit codes: 0 success; 1 the command ran and its
-result is negative, such as a failed check; 2 usage or other error; 130 interrupted.
+result is negative, such as a failed check; 2 usage or other error; 130 interrupted;
+143 `serve` was stopped by SIGTERM.
 """
 
 from __future__ import annotations

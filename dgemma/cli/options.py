@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from dgemma.errors import ModelNotFound
+from dgemma.errors import ModelNotFound, unreadable
 from dgemma.params import CONSTRAINT_FIELDS, OPTIONS, RELEASED, SamplingParams
 from dgemma.types import ATTENTION_PATHS
 from dgemma.weights.find import find_model
@@ -62,7 +62,7 @@ def _from_file(text: str) -> str:
     try:
         return Path(text[1:]).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise argparse.ArgumentTypeError(f"cannot read {text[1:]}: {error}") from error
+        raise argparse.ArgumentTypeError(unreadable(text[1:], error)) from error
 
 
 def _pair(text: str) -> tuple[int, float]:
@@ -118,7 +118,8 @@ def add_model(
     add = parser.add_argument
     if device:
         add("--device", type=_device, default="auto", help="auto, cpu or cuda (auto)")
-        about = "each request by itself, or all at once (auto: reference on a CPU)"
+        about = "reference: one request after the other; paged: all at once; "
+        about += "auto: paged on CUDA, else reference"
         add("--attention", choices=ATTENTION_PATHS, default="auto", help=about)
     add("--dtype", choices=DTYPES, default="auto", help="number format (auto)")
     add("--no-strict", action="store_true", help="accept unknown keys in the model's config.json")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dgemma.errors import InvalidRequest
+from dgemma.errors import InvalidRequest, unreadable
 
 VARIABLE = "DGEMMA_API_KEYS"
 """Environment variable with keys, separated by commas or blanks."""
@@ -63,7 +63,7 @@ class Keys:
             try:
                 lines = file.read_text(encoding="utf-8-sig").splitlines()
             except (OSError, ValueError) as error:
-                raise InvalidRequest(f"the key file {file} cannot be read: {error}") from error
+                raise InvalidRequest(f"the key file {unreadable(file, error)}") from error
             own = [line.strip() for line in lines if line.strip() and line.strip()[0] != "#"]
             if not own:
                 raise InvalidRequest(f"the key file {file} holds no key; put one on each line")
