@@ -52,7 +52,7 @@ def load_model(
         name, device, dtype, strict: see `dgemma.llm.load`.
         weights: False leaves the network on the meta device: every choice is made, in no time.
         grad: the weights are to be trained, and the kernels have gradients.
-        attention: see `choose_attention`.
+        attention: see `choose_path`.
 
     Raises:
         ModelNotFound, ConfigError, CheckpointError, TokenizerError, TemplateError, DeviceError,

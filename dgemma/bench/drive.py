@@ -17,6 +17,7 @@ from dgemma.bench.clock import now_ms
 from dgemma.bench.report import Report
 from dgemma.bench.stats import median
 from dgemma.errors import EngineError, InvalidRequest
+from dgemma.kernels.attention import choose_path
 from dgemma.llm import LLM, load
 from dgemma.loading import load_model
 from dgemma.model.config import ModelConfig
@@ -97,7 +98,7 @@ class Where:
         return found.checkpoint.directory, place, number.removeprefix("torch.")
 
     def subject(self, config: ModelConfig, device: object, dtype: object) -> dict[str, str]:
-        """The model, its sizes, device and dtype, for a report."""
+        """The model, its sizes, device, dtype and attention path, for a report."""
         full = config.layer_types.count("full_attention")
         return {
             "model": self.model,
@@ -109,6 +110,7 @@ class Where:
             ),
             "device": str(device),
             "dtype": str(dtype).removeprefix("torch."),
+            "attention": choose_path(torch.device(str(device)), path=self.attention)[0],
         }
 
     def report(self, title: str, llm: LLM, *found: Any) -> Report:

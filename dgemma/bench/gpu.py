@@ -7,10 +7,12 @@ GPU, so no figure here is a measured time.
 from __future__ import annotations
 
 import os
+import re
+import signal
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 
 import torch
 
@@ -97,7 +99,19 @@ def compile_all(jobs: Sequence[GpuJob]) -> list[GpuJobResult]:
     """Every job, in as many processes as there are cores."""
     workers = min(len(jobs), len(os.sched_getaffinity(0)))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(compile_job, jobs))
+        # Ctrl-C reaches every process of a terminal. Workers inherit the mask, also while they
+        # start; this process gets the signal when it is unblocked.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            found = pool.map(compile_job, jobs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        try:
+            return list(found)
+        except KeyboardInterrupt:
+            for worker in active_children():
+                worker.terminate()
+            raise
 
 
 def launch_table(results: Iterable[GpuJobResult]) -> Table:
@@ -171,16 +185,20 @@ def values(results: Sequence[GpuJobResult]) -> list[dict[str, object]]:
 
 
 def targets_of(text: str) -> list[int]:
-    """Compute capabilities from "80,90".
+    """Compute capabilities from "80,90"; "sm_90" and "9.0" are 90.
 
     Raises:
         InvalidRequest: one whose limits are not known.
     """
     known = {str(capability): capability for capability in LIMITS}
-    found = [name.strip() for name in text.split(",")]
-    if unknown := [name for name in found if name not in known]:
-        raise InvalidRequest(f"unknown target {unknown[0]!r}; known: {', '.join(known)}")
-    return [known[name] for name in dict.fromkeys(found)]
+    found = []
+    for name in text.split(","):
+        written = re.fullmatch(r"(?:sm_?)?(\d+)\.?(\d)", name.strip())
+        capability = known.get("".join(written.groups())) if written else None
+        if capability is None:
+            raise InvalidRequest(f"unknown target {name.strip()!r}; known: {', '.join(known)}")
+        found.append(capability)
+    return list(dict.fromkeys(found))
 
 
 def report(targets: Sequence[int], command: str, say: Callable[[str], None]) -> Report:

@@ -28,7 +28,7 @@ class Report:
     Attributes:
         title: of the measurement.
         command: how to measure it again.
-        subject: the model, its sizes, device and dtype.
+        subject: the model, its sizes, device, dtype and attention path.
         tables: for people.
         values: for programs: every number, by name, unit in the name; see `plain`.
         notes: how to read it.

@@ -160,11 +160,11 @@ def made(arguments: argparse.Namespace) -> int:
 
 def compiled(arguments: argparse.Namespace, targets: str) -> int:
     """Compile the GPU kernels; needs neither a model nor a GPU."""
-    unused = ["threads"] * (arguments.threads is not None) + _loading(arguments)
+    unused = [arguments.named] if arguments.named else []
+    unused += [flag(name) for name in _loading(arguments)]
+    unused += ["--threads"] if arguments.threads is not None else []
     if unused:
-        raise InvalidRequest(f"bench gpu takes all models and dtypes; leave out {flag(unused[0])}")
-    if arguments.model != "nano":
-        raise InvalidRequest(f"bench gpu takes all models; leave out {arguments.model}")
+        raise InvalidRequest(f"bench gpu takes no model and runs none; leave out {unused[0]}")
     from dgemma.bench import gpu
 
     deliver(gpu.report(gpu.targets_of(targets), arguments.command_line, say), arguments.json)

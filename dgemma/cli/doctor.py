@@ -62,5 +62,5 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps([{"what": a, "value": b, "reason": c} for a, b, c in rows]))
     else:
         for what, value, reason in rows:
-            print(f"{what:<16}{value:<18}{reason}")
+            print(f"{what:<18}{value:<18}{reason}")
     return 0

@@ -63,7 +63,8 @@ class Parser(argparse.ArgumentParser):
             models = {found.model, found.named} - {None}
             if len(models) > 1:
                 self.error(f"two models, {found.model!r} and {found.named!r}; name one")
-            found.model = models.pop() if models else "nano"
+            found.named = models.pop() if models else None
+            found.model = found.named or "nano"
         return found
 
     def error(self, message: str) -> NoReturn:

@@ -80,13 +80,11 @@ PAGED = ("gathered", "triton")
 """Names of the kernels of the paged path: plain torch, and one that reads pages in place."""
 
 
-def choose_attention(
-    dtype: torch.dtype, device: torch.device, grad: bool = False, path: str = "auto"
-) -> tuple[str, str]:
-    """The name of the kernel, and the reason as text.
+def choose_path(device: torch.device, grad: bool = False, path: str = "auto") -> tuple[str, str]:
+    """The attention path, "reference" or "paged", and the reason as text.
 
     Args:
-        dtype, device: of weights and rows.
+        device: of weights and rows.
         grad: whether gradients are wanted.
         path: one of `ATTENTION_PATHS`; "auto" is the reference on a CPU and the paged path on CUDA.
 
@@ -98,17 +96,33 @@ def choose_attention(
     if grad:
         if path == "paged":
             raise InvalidRequest("the paged attention has no gradients; leave attention out")
-        return "sdpa", "gradients are wanted"
-    asked = "asked for: " if path != "auto" else ""
-    if path == "paged" or (path == "auto" and device.type == "cuda"):
-        why = f"{asked}{device}, all requests at once, keys read in their pages"
+        return "reference", "gradients are wanted"
+    if path != "auto":
+        return path, "asked for"
+    return ("paged", "auto: on CUDA") if device.type == "cuda" else ("reference", "auto: on a CPU")
+
+
+def choose_attention(
+    dtype: torch.dtype, device: torch.device, grad: bool = False, path: str = "auto"
+) -> tuple[str, str]:
+    """The name of the kernel on the path that `choose_path` takes, and the reason as text.
+
+    Args:
+        dtype, device: of weights and rows.
+        grad, path: see `choose_path`.
+
+    Raises:
+        InvalidRequest: see `choose_path`.
+    """
+    if choose_path(device, grad, path)[0] == "paged":
         if device.type == "cuda" and find_spec("triton") is not None:
-            return "triton", why
-        return "gathered", f"{asked}all requests at once in plain torch, keys gathered first"
+            return "triton", "all requests at once, keys read in their pages"
+        return "gathered", "all requests at once in plain torch, keys gathered first"
+    if grad:
+        return "sdpa", "torch's own kernel, which has gradients"
     if device.type == "cpu" and dtype != torch.float32:
-        why = "16-bit matrix products on a CPU, 1.5 to 3 times as fast as torch's sdpa"
-        return "products", asked + why
-    return "sdpa", f"{asked}torch's own kernel, per request: keys are never padded"
+        return "products", "16-bit matrix products on a CPU, 1.5 to 3 times as fast as torch's sdpa"
+    return "sdpa", "torch's own kernel, per request: keys are never padded"
 
 
 def grouped(

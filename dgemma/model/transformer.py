@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dgemma.errors import InvalidRequest
-from dgemma.kernels.attention import PAGED, choose_attention
+from dgemma.kernels.attention import PAGED, choose_attention, choose_path
 from dgemma.kernels.cuda import cuda_kernels
 from dgemma.kernels.head import Head
 from dgemma.model.attention import Attention, ReferenceAttention
@@ -98,7 +98,7 @@ class DiffusionGemma(nn.Module):
         Args:
             device, dtype: of the weights, which need not be there yet.
             grad: whether gradients are wanted.
-            attention: the path, see `choose_attention`.
+            attention: see `choose_path`.
 
         Raises:
             InvalidRequest, MissingExtra: a path that cannot be taken.
@@ -117,7 +117,8 @@ class DiffusionGemma(nn.Module):
         self.kernels = (
             *(("experts", *chosen) for chosen in experts),
             ("head", self.head.kernel, self.head.reason),
-            ("attention", name, why),
+            ("attention path", *choose_path(device, grad, attention)),
+            ("attention kernel", name, why),
         )
 
     # -- parts ---------------------------------------------------------------------------------

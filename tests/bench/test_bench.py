@@ -205,7 +205,7 @@ def checked(report: dict[str, Any], measure_: str, model: Path) -> dict[str, Any
         "commit",
     } <= set(report["machine"])
     assert all(report["machine"].values())
-    assert {"model", "sizes", "device", "dtype"} <= set(report["subject"])
+    assert {"model", "sizes", "device", "dtype", "attention"} <= set(report["subject"])
     assert report["tables"] and report["notes"]
     values: dict[str, Any] = report["values"]
     return values

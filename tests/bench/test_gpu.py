@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -73,6 +78,29 @@ def test_a_process_of_its_own_compiles() -> None:
     assert result == compile_job(job) and result.launches[0].target == "sm_90"
 
 
+@pytest.mark.slow
+@pytest.mark.process
+def test_an_interrupt_ends_quietly() -> None:
+    """Each worker prints a traceback, or the command goes on until they have compiled all."""
+    command = [sys.executable, "-m", "dgemma", "bench", "gpu", "--targets", "90"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stderr is not None and process.stdout is not None
+        assert process.stderr.readline().startswith("compiling; ")
+        while process.poll() is None and not importing_torch(process.pid):
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        assert (process.stdout.read(), process.stderr.read()) == ("", "interrupted\n")
+    assert process.returncode == 130
+
+
+def importing_torch(pid: int) -> bool:
+    """Whether a child of a process has begun to import torch, which takes it seconds."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return any("libtorch" in Path(f"/proc/{child}/maps").read_text() for child in children)
+
+
 def test_wrong_use(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Options that change nothing, and targets without limits."""
     for words, remedy in (
@@ -81,12 +109,16 @@ def test_wrong_use(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         (("--threads", "2"), "leave out --threads"),
         (("--attention", "paged"), "leave out --attention"),
         (("--json", str(tmp_path)), "is a directory"),
-        (("mini",), "leave out mini"),
+        (("mini",), "takes no model and runs none; leave out mini"),
+        (("nano",), "takes no model and runs none; leave out nano"),
+        (("--model", "nano"), "takes no model and runs none; leave out nano"),
+        (("--targets", "sm_9.1"), "unknown target 'sm_9.1'"),
         (("--steps", "2"), "belongs to step"),
     ):
         code, out, err = run("gpu", *words)
         assert (code, out) == (2, "") and remedy in err
     assert gpu.targets_of("90, 80,90") == [90, 80]
+    assert gpu.targets_of("sm_90,12.0,8.9,sm_80,90") == [90, 120, 89, 80]
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(InvalidRequest, match="unset it"):
         compile_job(GpuJob("26B", "head", 90, "float16"))

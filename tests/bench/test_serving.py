@@ -183,6 +183,19 @@ def test_a_small_run_against_a_server_of_its_own(
     assert "--rates 50" in report["command"] and report["subject"]["device"] == "cpu"
 
 
+def test_a_server_of_our_own_takes_the_options(
+    run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figures of another attention path than the one that was asked for."""
+
+    def told(_: str, words: list[str], threads: int | None) -> None:
+        raise InvalidRequest(" ".join(words))
+
+    monkeypatch.setattr(serving, "serving", told)
+    code, _, err = run("serving", "--device", "cpu", "--attention", "paged")
+    assert code == 2 and "--device cpu --dtype auto --attention paged" in err
+
+
 class OtherServer(BaseHTTPRequestHandler):
     """A server that is not ours: no usage, no drafts, and not always in the mood."""
 

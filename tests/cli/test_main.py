@@ -236,6 +236,19 @@ def test_doctor(run: Callable[..., Ran]) -> None:
     assert len(run("doctor")[1].splitlines()) == len(rows)
 
 
+def test_doctor_names_the_attention_path(run: Callable[..., Ran]) -> None:
+    """A path that was asked for by one word and is shown by another."""
+    for words, rows in (
+        ((), ("reference auto: on a CPU", "sdpa torch's own kernel")),
+        (("--attention", "paged"), ("paged asked for", "gathered all requests at once")),
+        (("--dtype", "bfloat16"), ("reference auto: on a CPU", "products 16-bit")),
+    ):
+        code, out, _ = run("doctor", "--device", "cpu", *words)
+        text = " ".join(out.split())
+        assert code == 0
+        assert f"attention path {rows[0]}" in text and f"attention kernel {rows[1]}" in text
+
+
 @pytest.mark.slow
 def test_demo(run: Callable[..., Ran]) -> None:
     """The first thing a newcomer runs fails, or hides a wrong answer."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dgemma.errors import InvalidRequest
 from dgemma.kernels import attention
-from dgemma.kernels.attention import ATTENTION, choose_attention, grouped
+from dgemma.kernels.attention import ATTENTION, choose_attention, choose_path, grouped
 
 
 def given(length: int, heads: int, kv_heads: int, total: int) -> tuple[Tensor, ...]:
@@ -87,6 +87,11 @@ def test_the_choice_has_a_reason() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         assert choose_attention(dtype, torch.device("cuda"))[0] == on_cuda
         assert choose_attention(dtype, torch.device("cuda"), path="reference")[0] == "sdpa"
+    cuda = torch.device("cuda")
+    assert choose_path(cpu) == ("reference", "auto: on a CPU")
+    assert choose_path(cuda) == ("paged", "auto: on CUDA")
+    assert choose_path(cuda, grad=True) == ("reference", "gradients are wanted")
+    assert choose_path(cpu, path="paged") == ("paged", "asked for")
     with pytest.raises(InvalidRequest, match="reference"):
         choose_attention(torch.float32, cpu, path="flash")
     with pytest.raises(InvalidRequest, match="no gradients"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dgemma.kernels.attention import choose_attention
+from dgemma.kernels.attention import choose_attention, choose_path
 from dgemma.kernels.experts import EXPERTS, choose_experts
 from dgemma.kernels.head import choose_head
 from dgemma.model.transformer import DiffusionGemma
@@ -26,12 +26,16 @@ def test_kernels_are_chosen_before_there_are_weights(dtype: torch.dtype, grad: b
     with torch.device("meta"):
         model = DiffusionGemma(config)
     fresh = {part: name for part, name, _ in model.kernels}
-    assert fresh == {"experts": "sparse", "head": "rows", "attention": "sdpa"}
+    assert fresh == {
+        "experts": "sparse", "head": "rows",
+        "attention path": "reference", "attention kernel": "sdpa",
+    }  # fmt: skip
     model.choose_kernels(CPU, dtype, grad=grad)
     assert model.kernels == (
         ("experts", *choose_experts(128, 16, dtype, CPU, grad)),
         ("head", *choose_head(config.vocab_size, CPU)),
-        ("attention", *choose_attention(dtype, CPU, grad)),
+        ("attention path", *choose_path(CPU, grad)),
+        ("attention kernel", *choose_attention(dtype, CPU, grad)),
     )
     chosen = EXPERTS[model.kernels[0][1]]
     assert all(layer.experts.kernel is chosen for layer in model.layers)
