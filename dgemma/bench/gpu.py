@@ -103,11 +103,11 @@ def compile_all(jobs: Sequence[GpuJob]) -> list[GpuJobResult]:
         # start; this process gets the signal when it is unblocked.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            found = pool.map(compile_job, jobs)
+            found = [pool.submit(compile_job, job) for job in jobs]
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         try:
-            return list(found)
+            return [one.result() for one in found]
         except KeyboardInterrupt:
             for worker in active_children():
                 worker.terminate()
