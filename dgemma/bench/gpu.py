@@ -17,9 +17,9 @@ from multiprocessing import active_children, get_context
 import torch
 
 from dgemma.bench.gpu_launches import KERNELS, CompiledLaunch
-from dgemma.bench.report import Cell, Report, Table, plain
+from dgemma.bench.report import Cell, Listing, Report, Table, plain
+from dgemma.bench.roofline import FORMULAS, predictions, roofline_tables
 from dgemma.bench.roofline import NOTES as ROOFLINE_NOTES
-from dgemma.bench.roofline import predictions, roofline_tables
 from dgemma.bench.shapes import REAL
 from dgemma.errors import InvalidRequest, MissingExtra
 from dgemma.kernels.gpu import LIMITS
@@ -30,24 +30,30 @@ from dgemma.weights.find import find_model
 
 DTYPES = ("bfloat16", "float16")
 MODELS = ("26B", "nano")
+COLUMNS = {
+    "shared": "shared memory of a block, bytes",
+    "limit": "the most that a block may have on that target, bytes",
+    "registers": "of a thread",
+    "spill": "local memory of a thread, bytes",
+    "blocks": "how many a processor holds at a time (occupancy); 0: none can start",
+    "launches": "launches of this kernel, of which the one with the most shared memory is shown",
+    "most spill of them": "the largest spill of all these launches, bytes",
+}
+BLOCKS = Listing(
+    "Blocks of a processor",
+    """\
+blocks = the least of
+    blocks of a processor
+    its warps / warps of a block
+    65,536 registers / (warps of a block * registers of a warp, in units of 256)
+    its shared memory / (shared + 1 KB)
+    512 columns of tensor memory / those of a block, on sm_100""",
+)
 NOTES = (
-    "Nothing of this ran on a GPU. The kernels were compiled only, by Triton's own launch path and "
-    "ptxas, for devices that were not there; their results are tested in Triton's interpreter on a "
-    "CPU, in fp32 and fp16. Never run: any kernel on a device, bf16 products of the kernels, the "
-    "times below.",
-    "A row is one compiled launch. shared: shared memory of a block in bytes, and the most that a "
-    "block may have there. registers and spill: of a thread; spill is its local memory in bytes. "
-    "blocks: how many a processor holds at a time (occupancy), 0 if none can start: the least of "
-    "its blocks, its warps / those of a block, 65,536 registers / (warps x registers of a warp, in "
-    "units of 256), its shared memory / (that of a block + 1 KB), and on sm_100 512 columns of "
-    "tensor memory / those of a block.",
-    "Targets, with an example and the most shared memory of a block: "
-    + "; ".join(
-        f"{one.name} {one.example}, {one.shared_bytes // 1024} KB" for one in LIMITS.values()
-    )
-    + ".",
-    "Of each kernel, target and dtype the launch with the most shared memory is shown, beside it "
-    "the number of launches and their largest spill; `--json` has all of them.",
+    "The kernels were compiled by Triton's own launch path and ptxas, for devices that were not "
+    "there. Their results are tested in Triton's interpreter on a CPU, in fp32 and fp16. Never "
+    "run: any kernel on a device, bf16 products of the kernels, the times above.",
+    "`--json` has every launch.",
 )
 
 
@@ -174,6 +180,25 @@ def checked_note(results: Sequence[GpuJobResult]) -> str:
     )
 
 
+def result_in_words(results: Sequence[GpuJobResult], targets: Sequence[int]) -> str:
+    """The report's first sentence."""
+    refused = sum(len(result.refused) for result in results)
+    names = ", ".join(f"sm_{target}" for target in targets)
+    if refused:
+        return f"Calls of kernels without room on {names}: {refused}. Nothing was run on a GPU."
+    return f"Every kernel compiles for {names} and fits; nothing was run on a GPU."
+
+
+def explained() -> list[Table]:
+    """The targets, and the columns of the launches."""
+    targets: list[list[Cell]]
+    targets = [[f"sm_{c}", one.example, one.shared_bytes // 1024] for c, one in LIMITS.items()]
+    return [
+        Table("Columns of the launches", ("column", "meaning"), list(COLUMNS.items())),
+        Table("Targets", ("target", "example", "most shared memory of a block, KB"), targets),
+    ]
+
+
 def values(results: Sequence[GpuJobResult]) -> list[dict[str, object]]:
     """A row for each launch, for programs."""
     return [
@@ -219,6 +244,7 @@ def report(targets: Sequence[int], command: str, say: Callable[[str], None]) -> 
         [
             refused_table(results),
             launch_table(results),
+            *explained(),
             *roofline_tables(REAL, measure(REAL).parameters),
         ],
         {
@@ -227,4 +253,6 @@ def report(targets: Sequence[int], command: str, say: Callable[[str], None]) -> 
             "roofline": plain(predictions(REAL)),
         },
         (checked_note(results), *NOTES, *ROOFLINE_NOTES),
+        lead=result_in_words(results, targets),
+        listings=(BLOCKS, FORMULAS),
     )

@@ -22,6 +22,14 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Listing:
+    """A heading and lines that keep their columns, such as formulas."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Report:
     """The result of a benchmark.
 
@@ -32,6 +40,8 @@ class Report:
         tables: for people.
         values: for programs: every number, by name, unit in the name; see `plain`.
         notes: how to read it.
+        lead: the result in a sentence.
+        listings: after the tables.
         machine: see `machine.facts`.
     """
 
@@ -42,12 +52,17 @@ class Report:
     values: Mapping[str, Any]
     notes: Sequence[str] = ()
     machine: Mapping[str, str] = field(default_factory=facts)
+    lead: str = ""
+    listings: Sequence[Listing] = ()
 
     def as_markdown(self) -> str:
-        """Heading, tables, notes, then command, model and machine."""
-        lines = [f"### {self.title}", ""]
+        """Heading, lead, tables, listings, notes, then command, model and machine."""
+        lines = [f"## {self.title}", "", *([self.lead, ""] if self.lead else [])]
         for table in self.tables:
-            lines += [f"**{table.title}**", "", *as_table(table), ""]
+            lines += [f"### {table.title}", "", *as_table(table), ""]
+        for listing in self.listings:
+            lines += [f"### {listing.title}", "", "```text", listing.text, "```", ""]
+        lines += ["### Notes", ""] if self.notes else []
         lines += [f"* {note}" for note in self.notes]
         lines += [""] if self.notes else []
         about = {"command": f"`{self.command}`", **self.subject, **self.machine}

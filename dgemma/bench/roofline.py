@@ -1,6 +1,6 @@
 """A denoising step's bytes and operations by formula, and the time that a GPU needs at least.
 
-The formulae are in `NOTES`, which the report prints. A lower bound, not a forecast: it knows no
+The formulas are in `FORMULAS`, which the report prints. A lower bound, not a forecast: it knows no
 kernel.
 """
 
@@ -9,30 +9,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dgemma.bench.report import Cell, Table
+from dgemma.bench.report import Cell, Listing, Table
 from dgemma.model.config import ModelConfig
 
+FORMULAS = Listing(
+    "Formulas of the prediction",
+    """\
+C     canvases of L positions; N = C L rows
+D     hidden size
+H, G  query heads and key heads, each of h numbers
+S     visible keys: prompt + L; in sliding layers at most window - 1 + L
+F     inner width of an MLP or of an expert
+E, K  experts, and those that a row goes to
+V     ids of the vocabulary
+b     bytes of a number: 2
+
+attention, a layer  W          = D h (2 H + 2 G); in full layers, without values, D h (2 H + G)
+                    operations = 2 N W + 4 N H h S
+                    bytes      = b (W + 2 C G h S)
+dense, an MLP       operations = 6 N D F
+                    bytes      = 3 b D F
+experts, a layer    operations = 2 N D E + 6 N K D F
+                    bytes      = b (D E + 3 D F E (1 - (1 - K/E)^N))
+vocabulary          operations = 4 N D V
+                    bytes      = 2 b V D
+
+time of a part = max(bytes / bandwidth, operations / rate)   "memory" or "rate" in the table
+time of a step = sum of its parts""",
+)
 NOTES = (
-    "Predicted, not measured. C canvases of L positions are N = C L rows; D hidden size, b = 2 "
-    "bytes a number. For each part, floating point operations (a product and a sum are two) and "
-    "the bytes that memory must deliver at least:",
-    "attention, a layer with H query heads, G key heads of h, S visible keys (prompt + L; in "
-    "sliding layers at most window - 1 + L): weights W = D h (2 H + 2 G), in full layers, which "
-    "have no value projection, D h (2 H + G); operations 2 N W + 4 N H h S; bytes "
-    "b W + 2 C G h S b.",
-    "dense, an MLP of width F in each layer and one for the self-conditioning: operations 6 N D F, "
-    "bytes 3 D F b.",
-    "experts, E of width F, K for a row: operations 2 N D E + 6 N K D F; bytes "
-    "b (D E + 3 D F E (1 - (1 - K/E)^N)): experts without a row are not read, and routing is taken "
-    "as even.",
-    "vocabulary, V ids: logits and soft embedding are two products with the table, operations "
-    "4 N D V, bytes 2 V D b: for one canvas a tile of the table (184 MB) is larger than any of "
-    "these caches, for many the rate limits. The tile of logits in between (32 MB with its "
-    "weights) is taken to stay in the cache; the RTX 3090 has 6 MB, so up to 10 N V more bytes.",
-    "A part takes the longer of bytes / bandwidth (memory) and operations / rate (rate); a step is "
-    "the sum of its parts. Norms, sampler, launches and the host are not in it. Rates are the "
-    "vendor's for dense 16-bit products with fp32 sums. A GPU that cannot hold the weights is "
-    "shown as if it could.",
+    "The times are predicted, not measured. An operation is a product or a sum of floating-point "
+    "numbers; bytes are those that memory must deliver at least. Norms, sampler, launches and the "
+    "host are left out.",
+    "dense: an MLP in each layer, and one for the self-conditioning. experts: those without a row "
+    "are not read, and routing is taken as even.",
+    "vocabulary: logits and soft embedding are two products with the table. For one canvas a tile "
+    "of the table (184 MB) is larger than any of these caches; for many the rate limits. The tile "
+    "of logits in between (32 MB with its weights) is taken to stay in the cache; the RTX 3090 has "
+    "6 MB, so up to 10 N V more bytes.",
+    "Rates are the vendor's for dense 16-bit products with fp32 sums. A GPU that cannot hold the "
+    "weights is shown as if it could.",
 )
 
 
@@ -94,7 +110,7 @@ class StepPrediction:
 
 
 def step_cost(config: ModelConfig, canvases: int, prompt: int, size: int = 2) -> list[StepCost]:
-    """The parts of a step; see `NOTES`.
+    """The parts of a step; see `FORMULAS`.
 
     Args:
         canvases: C, in one forward.
@@ -154,6 +170,7 @@ def roofline_tables(config: ModelConfig, parameters: int) -> list[Table]:
     room = [("yes" if weights < gpu.memory_gb else "no", gpu.memory_gb) for gpu in GPUS]
     held = ["{}, of {:.0f} GB".format(*one) for one in room]
     whole.append([f"holds the weights, {weights:.1f} GB", None, None, None, *held])
-    title = f"Predicted: a step of one canvas after {PROMPT:,} tokens, 26B in 16 bit, by parts"
-    several = "Predicted: steps of several canvases, each after as many tokens"
+    after = f"a step of one canvas after a prompt of {PROMPT:,} tokens"
+    title = f"Predicted: {after}, 26B in 16 bit, by parts"
+    several = "Predicted: steps of several canvases, each after such a prompt"
     return [Table(title, ("part", *head), rows), Table(several, ("canvases", *head), whole)]

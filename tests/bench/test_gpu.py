@@ -50,7 +50,8 @@ def test_report(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     assert {row["target"] for row in rows} == {"sm_89", "sm_120"}
     assert all(row["limit_bytes"] == 99 * 1024 and row["registers"] > 16 for row in rows)
     assert [one["canvases"] for one in values["roofline"]] == [1, 4, 16]
-    assert "Nothing of this ran on a GPU" in out and "| none |" in out
+    assert out.startswith("## ") and "compiles for sm_89, sm_120 and fits; nothing was run" in out
+    assert out.count("```") == 4 and "| none |" in out
     assert out.count("| head block | sm_120 |") in (1, 2) and "RTX 5090, ms" in out
 
 
@@ -63,6 +64,8 @@ def test_refused_calls_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(gpu.LIMITS, 90, small)
     result = compile_job(GpuJob("26B", "head", 90, "bfloat16"), 1)
     assert len(result.refused) == 1 and "Required: 512" in result.refused[0]
+    words = "Calls of kernels without room on sm_90: 1. Nothing was run on a GPU."
+    assert gpu.result_in_words([result], [90]) == words
     assert [one.occupancy for one in result.launches if one.shared_bytes > 300] == [0]
     row = gpu.refused_table([result]).rows[0]
     assert row[:5] == ["26B", "head", "sm_90", "bfloat16", 1]
