@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# Two processes of pytest; a file stays in one of them, with the models that it has loaded.
+SIDE_BY_SIDE := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test quick check lint verify bench performance gpu-report nano evaluate wheel clean
@@ -23,10 +25,10 @@ demo: $(STAMP)  ## a Sudoku solved live by the bundled model, then a chat answer
 	$(BIN)/dgemma demo
 
 test: lint  ## lint, types, then the whole suite with its long parts sampled
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 quick: $(STAMP)  ## only the unit tests: no processes, no text by nano; under a minute
-	$(BIN)/python -m pytest --quick
+	$(BIN)/python -m pytest --quick $(SIDE_BY_SIDE)
 
 check: lint  ## lint, types and the layout rules; seconds
 	$(BIN)/python -m pytest -q tests/test_layout.py

@@ -46,10 +46,16 @@ def pytest_configure(config: pytest.Config) -> None:
         "quick", deadline=None, derandomize=True, max_examples=20, database=None
     )
     hypothesis.settings.load_profile(tier)
-    if config.getoption("--quick"):
-        tiers.guard()
     if path := config.getoption("--verify-report"):
         config.pluginmanager.register(Report(path))
+
+
+@pytest.hookimpl(trylast=True)  # xdist itself starts processes before
+def pytest_sessionstart(session: pytest.Session) -> None:
+    config = session.config
+    runs_tests = hasattr(config, "workerinput") or not config.getoption("numprocesses", None)
+    if config.getoption("--quick") and runs_tests:
+        tiers.guard()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

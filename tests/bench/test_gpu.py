@@ -22,6 +22,7 @@ from dgemma.errors import InvalidRequest
 from dgemma.llm import LLM
 from dgemma.model.size import measure
 from tests.support.commands import Ran
+from tests.support.live import hear_interrupts
 
 Run = Callable[..., Ran]
 ASKED = ("kernel", "target", "config", "dtype", "shared_bytes", "limit_bytes", "registers",
@@ -87,8 +88,9 @@ def test_an_interrupt_ends_quietly() -> None:
     """Each worker prints a traceback, or the command goes on until they have compiled all."""
     command = [sys.executable, "-m", "dgemma", "bench", "gpu", "--targets", "90"]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=hear_interrupts,
+    ) as process:  # fmt: skip
         assert process.stderr is not None and process.stdout is not None
         assert process.stderr.readline().startswith("compiling; ")
         while process.poll() is None and not importing_torch(process.pid):

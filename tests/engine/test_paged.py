@@ -72,6 +72,7 @@ def hangs_by_a_hair(asked: Request, expected: Output) -> bool:
     return False
 
 
+@pytest.mark.model
 def test_a_hair_is_not_a_rope() -> None:
     """The check above must be able to fail."""
     asked = Request(token_ids=(2, 5, 6, 7), params=random_request(1).params)

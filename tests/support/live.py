@@ -33,7 +33,7 @@ class Live:
     log: Path
 
 
-def _hear_interrupts() -> None:
+def hear_interrupts() -> None:
     """A shell's background job ignores interrupts, and so would what it starts."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -48,7 +48,7 @@ def running(*options: str) -> Iterator[Live]:
                 [sys.executable, "-m", "dgemma.cli.main", "serve", "nano", "--port", "0", *options],
                 stdout=subprocess.PIPE, stderr=errors, text=True,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "DGEMMA_API_KEYS": KEY},
-                preexec_fn=_hear_interrupts,
+                preexec_fn=hear_interrupts,
             )  # fmt: skip
         try:
             assert process.stdout is not None
