@@ -14,9 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dgemma.kernels.attention import grouped
@@ -134,9 +132,9 @@ class ReferenceAttention:
         for segment in segments:
             for kind, places in found.items():
                 low = segment.seen_from(memory.keep if kind == "sliding_attention" else None)
-                slots = segment.slots(kind, low, segment.stored + segment.length)
-                new = slots[segment.stored - low :]
-                places.append(SegmentPages(_index(new, device), _index(slots, device)))
+                end = segment.stored + segment.length
+                new, seen = (_slots(segment, kind, at, end, device) for at in (segment.stored, low))
+                places.append(SegmentPages(new, seen))
         return found
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, batch: ForwardBatch) -> Tensor:
@@ -190,8 +188,13 @@ class ReferenceAttention:
             out[low:high] = grouped(*block, self.kernel)
 
 
-def _index(slots: NDArray[np.int64], device: torch.device) -> slice | Tensor:
-    """Slots as a slice if they lie side by side, else as int64 [S]."""
-    if (np.diff(slots) == 1).all():
-        return slice(int(slots[0]), int(slots[-1]) + 1)
-    return torch.from_numpy(slots).to(device)
+def _slots(
+    segment: Segment, kind: LayerType, low: int, high: int, device: torch.device
+) -> slice | Tensor:
+    """The slots of tokens low..high-1: a slice if they lie side by side, else int64 [S]."""
+    first = low // PAGE
+    pages = segment.pages(kind)[first : -(-high // PAGE)]
+    if all(right - left == 1 for left, right in pairwise(pages)):
+        start = pages[0] * PAGE + low - first * PAGE
+        return slice(start, start + high - low)
+    return torch.from_numpy(segment.slots(kind, low, high)).to(device)

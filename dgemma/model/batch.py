@@ -62,6 +62,7 @@ class ForwardBatch:
         positions: int64 [N].
         denoise: bool [N, 1], the mode of each row.
         soft: [M, D], the soft embeddings of the last M rows; None: no row is a canvas's.
+        mixed: whether rows of prompts may be among these M.
         rotary: for each kind of layer, of the positions.
         attention: the path.
         embeddings: rows, int64 [E], and their embeddings [E, D] in place of those of the ids.
@@ -77,6 +78,7 @@ class ForwardBatch:
     soft: Tensor | None
     rotary: Mapping[LayerType, Rotary]
     attention: AttentionPath
+    mixed: bool = False
     embeddings: tuple[Tensor, Tensor] | None = None
     memory: PagedMemory | None = None
     segments: tuple[Segment, ...] = ()
@@ -152,13 +154,13 @@ class BatchMaker:
         there = upload("batch", host, self.like.device)
         spans = list(zip(ends, ends[1:], packed, strict=False))
         pieces = [s.ids if isinstance(s.ids, Tensor) else there["ids"][a:b] for a, b, s in spans]
-        ids = WORKSPACE.take("ids", 1, size, there["ids"])[0]
-        torch.cat([*pieces, there["ids"][ends[-1] :]], out=ids)
+        ids = _joined("ids", [*pieces, there["ids"][ends[-1] :]], self.path.uniform)
         return ForwardBatch(
             ids=ids,
             positions=there["positions"],
             denoise=there["denoise"].bool()[:, None],
             soft=self._soft(packed, 0 if self.path.uniform else start, size),
+            mixed=self.path.uniform,
             rotary={
                 kind: rotary_table(frequencies, there["positions"], self.like.dtype)
                 for kind, frequencies in self.frequencies.items()
@@ -176,14 +178,27 @@ class BatchMaker:
         if start == size or not (self.path.uniform or any(s.denoise for s in packed)):
             return None
         width = self.like.shape[-1]
-        none = WORKSPACE.take("no soft embedding", size, width, self.like).fill_(0)
-        pieces, done = list[Tensor](), 0
+        pieces, done = list[Tensor | int](), 0
         for segment in packed:
             if start <= done:
-                pieces.append(none[: segment.length] if segment.soft is None else segment.soft)
+                pieces.append(segment.length if segment.soft is None else segment.soft)
             done += segment.length
-        soft = WORKSPACE.take("soft embedding", size - start, width, self.like)
-        return torch.cat([*pieces, none[: size - done]], out=soft)
+        pieces += [size - done] if size > done else []
+        zeros = max((piece for piece in pieces if isinstance(piece, int)), default=0)
+        none = WORKSPACE.take("no soft embedding", zeros, width, self.like).fill_(0)
+        rows = [none[:piece] if isinstance(piece, int) else piece for piece in pieces]
+        return _joined("soft embedding", rows, self.path.uniform)
+
+
+def _joined(name: str, pieces: Sequence[Tensor], keep: bool) -> Tensor:
+    """The rows of all pieces; if `keep`, where those of the last batch were."""
+    filled = [piece for piece in pieces if len(piece)]
+    if len(filled) == 1 and not keep:
+        return filled[0]
+    size, like = sum(len(piece) for piece in filled), filled[0]
+    width = like.numel() // len(like)
+    out = WORKSPACE.take(name, size, width, like).view(size, *like.shape[1:])
+    return torch.cat(filled, out=out)
 
 
 def _embeddings(spans: Sequence[tuple[int, int, Segment]]) -> tuple[Tensor, Tensor] | None:

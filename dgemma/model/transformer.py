@@ -142,19 +142,21 @@ class DiffusionGemma(nn.Module):
         return out
 
     def _embed(self, batch: ForwardBatch) -> Tensor:
-        ids, image = batch.ids, self.config.image_token_id
-        if image is not None:  # in a prompt; the features that take its place come as embeddings
+        ids, image, soft = batch.ids, self.config.image_token_id, batch.soft
+        start = len(ids) if soft is None else len(ids) - len(soft)
+        if image is not None and (start or batch.mixed):
+            # In a prompt; the features that take its place come as embeddings.
             hidden = (ids == image) & ~batch.denoise[:, 0]
             ids = ids.masked_fill(hidden, self.config.pad_token_id)
         x = self.head.embed(ids)
         if batch.embeddings is not None:
             x = x.index_copy(0, *batch.embeddings)
-        if batch.soft is None:
+        if soft is None:
             return x
-        start = len(x) - len(batch.soft)
-        own = x[start:]
-        own = torch.where(batch.denoise[start:], self.self_conditioning(own, batch.soft), own)
-        return torch.cat((x[:start], own))
+        own = self.self_conditioning(x[start:], soft)
+        if batch.mixed:
+            own = torch.where(batch.denoise[start:], own, x[start:])
+        return torch.cat((x[:start], own)) if start else own
 
     def make_batch(self, segments: Sequence[Segment], memory: PagedMemory) -> ForwardBatch:
         """The input of one forward; see `BatchMaker.make`."""
