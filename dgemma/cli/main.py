@@ -18,6 +18,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from dgemma import __version__
+from dgemma.cli.progress import LogHandler
 from dgemma.errors import DGemmaError, nearest
 
 COMMANDS = {
@@ -114,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("no command; see `dgemma --help`")
     if command not in COMMANDS:
         parser.error(f"unknown command {command!r}{nearest(command, COMMANDS) or f'; {TRY}'}")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[LogHandler()])
     for noisy in ("httpx", "httpcore", "huggingface_hub", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

@@ -17,7 +17,6 @@ import dgemma
 from dgemma import device
 from dgemma.cli import main as cli
 from dgemma.cli.options import DTYPES, SAMPLING
-from dgemma.evaluate import parity
 from dgemma.weights.find import bundled_models
 from tests.support.commands import Ran
 
@@ -126,15 +125,3 @@ def test_the_bundled_model_is_not_pulled(run: Callable[..., Ran]) -> None:
     """A request to the network for a model that is here."""
     code, out, err = run("pull", "nano")
     assert (code, out.strip()) == (0, str(bundled_models()["nano"])) and "comes with" in err
-
-
-@pytest.mark.oracle
-@pytest.mark.parametrize(("passed", "said"), [(True, "agree"), (False, "disagree")])
-def test_check_says_its_verdict(
-    passed: bool, said: str, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A verdict that a reader has to find among figures."""
-    monkeypatch.setattr(parity, "compare", lambda *_: {"passed": passed})
-    code, out, _ = run("check")
-    assert code == (0 if passed else 1)
-    assert out.endswith(f"nano: dgemma and transformers {said}\n")
