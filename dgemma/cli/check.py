@@ -37,14 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
     with Progress("checking", at_most=True) as progress:
         from dgemma.evaluate.agreement import compare
 
-        def report(what: str, done: int, total: int) -> None:
-            progress.start(what)
-            if total:
-                progress(done, total)
-
         found = compare(
-            llm, arguments.prompt, arguments.seed, step_only=arguments.step_only, report=report
-        )
+            llm, arguments.prompt, arguments.seed, step_only=arguments.step_only,
+            report=progress.part,
+        )  # fmt: skip
     if arguments.json:
         print(json.dumps(found.as_values()))
     else:

@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-LINE_EVERY_S = 15.0
-"""Where the line cannot be redrawn (a file, a pipe), the least time between two lines."""
+LINE_EVERY_S, LINES = 15.0, 20
+"""Where the line cannot be redrawn (a file, a pipe): the least time between two lines, and the most
+lines about one part of the work."""
 REDRAW_EVERY_S = 0.1
 
 
@@ -83,17 +84,20 @@ class Progress:
         if what == self.what:
             return
         self.what, self.began = what, self.clock()
-        self.last = self.began
+        self.last, self.told = self.began, 0.0
         if self.redraws:
             self._draw(f"{what} ...")
 
     def __call__(self, done: float, total: float) -> None:
         """So much of the total is done."""
         now = self.clock()
-        wait = REDRAW_EVERY_S if self.redraws else LINE_EVERY_S
-        if now - self.last < wait and (done < total or not self.redraws):
+        if self.redraws:
+            soon = now - self.last < REDRAW_EVERY_S and done < total
+        else:
+            soon = now - self.last < LINE_EVERY_S or done - self.told < total / LINES
+        if soon:
             return
-        self.last = now
+        self.last, self.told = now, done
         left = (now - self.began) * (total - done) / done if done else 0
         about = f", {'at most' if self.at_most else 'about'} {duration(left)} left" if left else ""
         most = " at most" if self.at_most else ""
@@ -102,6 +106,12 @@ class Progress:
             self._draw(line)
         else:
             print(line, file=self.stream, flush=True)
+
+    def part(self, what: str, done: float, total: float) -> None:
+        """So much of one part of the work; a total of 0 is not known."""
+        self.start(what)
+        if total:
+            self(done, total)
 
     def _draw(self, line: str) -> None:
         line = line[: shutil.get_terminal_size().columns - 1]

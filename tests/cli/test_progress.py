@@ -11,7 +11,7 @@ import pytest
 
 import dgemma
 from dgemma.cli import options
-from dgemma.cli.progress import LINE_EVERY_S, LogHandler, Progress, amount, duration
+from dgemma.cli.progress import LINE_EVERY_S, LINES, LogHandler, Progress, amount, duration
 from tests.support.commands import Ran
 
 pytestmark = pytest.mark.fault("N 28")
@@ -69,6 +69,16 @@ def test_a_file_has_lines_now_and_then() -> None:
         "transformers generates: 40 of at most 96, at most 21 s left",
         "transformers generates: 80 of at most 96, at most 6 s left",
     ]
+
+
+def test_long_work_has_twenty_lines() -> None:
+    """A night of training whose log is all progress."""
+    stream, clock = io.StringIO(), Clock()
+    progress = Progress("training", stream=stream, clock=clock)
+    for step in range(4000):
+        clock.now += LINE_EVERY_S
+        progress(step + 1, 4000)
+    assert len(stream.getvalue().splitlines()) == LINES
 
 
 def test_each_part_has_its_own_estimate() -> None:
