@@ -102,6 +102,7 @@ def run(command: list[str], where: Path, *, errors: bool = False, **variables: s
     return done.stdout
 
 
+@pytest.mark.fault("N 1", "N 2", "N 9")
 @pytest.mark.process
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if blocks(p, "python") and p != SERVING], ids=lambda p: p.name
@@ -116,6 +117,7 @@ def test_python_of_the_page_runs(page: Path, tmp_path: Path) -> None:
     check_output([block.shown for block in snippets], printed)
 
 
+@pytest.mark.fault("N 9", "N 10")
 @pytest.mark.process
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "console")], ids=lambda p: p.name)
 def test_console_of_the_page_prints_what_it_shows(page: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from dgemma.cli import decide
 from dgemma.cli.edit import lines_to_span
 from dgemma.cli.files import diff, read_text, write_text
 from dgemma.cli.options import NOT_THE_ANSWER
@@ -204,6 +205,22 @@ def test_decide(run: Callable[..., Ran], tmp_path: Path) -> None:
     assert code == 2 and "--schema" in err
     code, out, _ = run("decide", "Parity: 3182", "--choice", "", "even", "odd")
     assert code == 0 and out.startswith("q1: ")
+
+
+@pytest.mark.fault("N 10")
+@pytest.mark.model
+@pytest.mark.parametrize("mass", [0.0, 1.1])
+def test_decide_warns_of_a_question_that_was_not_understood(
+    mass: float, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """95.8 % for an answer of which the model has no idea; programs read `label_mass`."""
+    monkeypatch.setattr(decide, "SMALL_MASS", mass)
+    words = ("decide", "Parity: 3182", "--choice", "", "even", "odd")
+    code, out, err = run(*words)
+    assert code == 0 and out.startswith("q1: ")
+    assert ("did not understand the question" in err) == bool(mass)
+    code, out, err = run(*words, "--json")
+    assert 0 < json.loads(out)["answers"][0]["label_mass"] <= 1 and err == ""
 
 
 WRONG = [

@@ -28,12 +28,14 @@ def parser_of(command: str) -> cli.Parser:
     return parser
 
 
+@pytest.mark.fault("N 27")
 def test_help_and_version(run: Callable[..., Ran]) -> None:
     """`dgemma help chat`, which many programs know, is refused."""
     assert run("help") == run("--help") and run("help", "chat") == run("chat", "--help")
     assert run("-V") == run("--version") == (0, f"dgemma {dgemma.__version__}\n", "")
 
 
+@pytest.mark.fault("N 20")
 @pytest.mark.process
 def test_as_a_module() -> None:
     """`python -m dgemma`, for those whose PATH lacks the program."""
@@ -42,6 +44,7 @@ def test_as_a_module() -> None:
     assert done.stdout == f"dgemma {dgemma.__version__}\n"
 
 
+@pytest.mark.fault("N 21")
 @pytest.mark.parametrize("command", [name for name in cli.COMMANDS if name != "demo"])
 def test_the_model_is_named_alike_everywhere(command: str) -> None:
     """A command whose model has another place or another option than those of the others."""
@@ -70,6 +73,7 @@ def test_options_stand_anywhere() -> None:
     assert (found.model, found.prompt, found.seed) == ("nano", "--seed", None)
 
 
+@pytest.mark.fault("N 26")
 @pytest.mark.process
 def test_wrong_names_are_refused_before_torch_is_loaded() -> None:
     """A typing mistake costs the seconds that importing torch takes."""
@@ -109,6 +113,7 @@ def test_examples_of_the_help_are_right(command: str, run: Callable[..., Ran]) -
         parser_of(command).parse(shlex.split(words))
 
 
+@pytest.mark.fault("N 25")
 def test_common_options_come_first(run: Callable[..., Ran]) -> None:
     """A newcomer reads of entropy bounds before the length of the answer, without any default."""
     _, out, _ = run("generate", "--help")
