@@ -305,7 +305,7 @@ class LLM:
         spans: Sequence[tuple[int, int]] | None = None, strength: float = 0.6,
         params: Params = None, *, context: str | None = None, **sampling: Unpack[SamplingKeywords],
     ) -> Edited:  # fmt: skip
-        """Write spans of a text anew, in place; see `dgemma.compose.edit.edit`."""
+        """Rewrite spans of a text in place; see `dgemma.compose.edit.edit`."""
         drawn = SamplingParams.of(params, **sampling)
         return self.run_plan(
             edit(self.facts, text, instruction, spans, strength, drawn, context=context)
