@@ -8,7 +8,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -18,14 +17,7 @@ from dgemma import device
 from dgemma.cli import main as cli
 from dgemma.cli.options import DTYPES, SAMPLING
 from dgemma.weights.find import bundled_models
-from tests.support.commands import Ran
-
-
-def parser_of(command: str) -> cli.Parser:
-    """The parser of a command."""
-    parser = cli.Parser(prog=f"dgemma {command}")
-    import_module(f"dgemma.cli.{command}").configure(parser)
-    return parser
+from tests.support.commands import Ran, parser_of
 
 
 @pytest.mark.fault("N 27")

@@ -12,20 +12,9 @@ import pytest
 import dgemma
 from dgemma.cli import options
 from dgemma.cli.progress import LINE_EVERY_S, LINES, LogHandler, Progress, amount, duration
-from tests.support.commands import Ran
+from tests.support.commands import Ran, Terminal
 
 pytestmark = pytest.mark.fault("N 28")
-
-
-class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-    def lines(self) -> list[str]:
-        """What a person sees, one state of the last line after the other."""
-        return [part.rstrip() for part in self.getvalue().split("\r") if part.strip()]
 
 
 class Clock:
