@@ -111,6 +111,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if given[0] == "help":
         given = [*given[1:2], "--help"]
+    if given == ["version"]:
+        given = ["--version"]
     arguments = parser.parse_args(given[:1])
     command = arguments.command
     if command is None:

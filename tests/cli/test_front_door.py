@@ -24,7 +24,9 @@ from tests.support.commands import Ran, parser_of
 def test_help_and_version(run: Callable[..., Ran]) -> None:
     """`dgemma help chat`, which many programs know, is refused."""
     assert run("help") == run("--help") and run("help", "chat") == run("chat", "--help")
-    assert run("-V") == run("--version") == (0, f"dgemma {dgemma.__version__}\n", "")
+    assert (
+        run("version") == run("-V") == run("--version") == (0, f"dgemma {dgemma.__version__}\n", "")
+    )
 
 
 @pytest.mark.fault("N 20")
