@@ -146,9 +146,10 @@ def directory_of(arguments: argparse.Namespace) -> Path:
 def open_model(arguments: argparse.Namespace, **more: Any) -> LLM:
     """Load the model that the options of `add_model` name; `more` goes to `load`."""
     directory_of(arguments)
-    with Progress(f"loading {arguments.model}", show=amount) as progress:
+    with Progress("loading torch", show=amount) as progress:
         from dgemma.llm import load
 
+        progress.start(f"loading {arguments.model}")  # with an estimate of its own
         return load(
             arguments.model, device=arguments.device, dtype=arguments.dtype,
             attention=arguments.attention, strict=not arguments.no_strict, progress=progress,

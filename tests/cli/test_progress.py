@@ -129,4 +129,5 @@ def test_a_command_that_loads_says_so(
     assert (code, err) == (0, "")
     monkeypatch.setattr(sys, "stderr", stream := Terminal())
     assert run(*words)[0] == 0
-    assert stream.lines()[0] == "loading nano ..." and stream.getvalue().endswith(" \r")
+    assert stream.lines()[:2] == ["loading torch ...", "loading nano ..."]
+    assert stream.getvalue().endswith(" \r")
