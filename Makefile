@@ -2,6 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# `TORCH=cpu` takes PyTorch's CPU build. Left out, pip chooses, which on Linux brings the CUDA libraries.
+TORCH ?= default
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+SIZE := $(if $(filter cpu,$(TORCH)),2.3 GB,5.1 GB on Linux (2.3 GB with TORCH=cpu: enough without an NVIDIA GPU))
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
 # Two processes of pytest; a file stays in one of them, with the models that it has loaded.
 SIDE_BY_SIDE := -n 2 --dist loadfile
 
@@ -13,13 +18,16 @@ help:  ## this list
 
 # Runs again only when the declared or the pinned dependencies change.
 $(STAMP): pyproject.toml constraints.txt
+	@case "$(TORCH)" in default|cpu) ;; *) echo "TORCH=$(TORCH) is not known; use TORCH=cpu, or leave it out" >&2; exit 1; esac
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "Installing into .venv: $(SIZE), 2 to 5 minutes. pip shows its progress below."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(if $(filter cpu,$(TORCH)),$(INSTALL) "$$(grep ^torch== constraints.txt)" --index-url $(CPU_INDEX))
+	$(INSTALL) -c constraints.txt -e '.[dev]'
 	@touch $@
 
-setup: $(STAMP)  ## install into .venv with the tested versions
+setup: $(STAMP)  ## install into .venv with the tested versions; TORCH=cpu for a small install
 
 demo: $(STAMP)  ## a Sudoku solved live by the bundled model, then a chat answer
 	$(BIN)/dgemma demo

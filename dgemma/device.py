@@ -85,6 +85,14 @@ def choose(device: str, dtype: str, parameters: int, stored: str | None) -> Devi
     return DeviceChoice(place, number, why, because)
 
 
+def total_bytes(device: torch.device) -> int:
+    """All memory of a device."""
+    if device.type == "cuda":
+        total: int = torch.cuda.mem_get_info(device)[1]
+        return total
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def free_bytes(device: torch.device) -> int:
     """Memory of a device that nobody uses now, as far as the system tells."""
     if device.type == "cuda":
@@ -96,4 +104,4 @@ def free_bytes(device: torch.device) -> int:
                 return int(line.split()[1]) * 1024
     except OSError:
         pass  # not Linux
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return total_bytes(device) // 2

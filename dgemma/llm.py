@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Unpack, overload
 
@@ -305,7 +305,7 @@ class LLM:
         spans: Sequence[tuple[int, int]] | None = None, strength: float = 0.6,
         params: Params = None, *, context: str | None = None, **sampling: Unpack[SamplingKeywords],
     ) -> Edited:  # fmt: skip
-        """Write spans of a text anew, in place; see `dgemma.compose.edit.edit`."""
+        """Rewrite spans of a text in place; see `dgemma.compose.edit.edit`."""
         drawn = SamplingParams.of(params, **sampling)
         return self.run_plan(
             edit(self.facts, text, instruction, spans, strength, drawn, context=context)
@@ -347,6 +347,7 @@ class LLM:
 def load(
     name: str | Path = "nano", *, device: str = "auto", dtype: str = "auto", strict: bool = True,
     cache_bytes: int | None = None, max_running: int = 32, attention: str = "auto",
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LLM:  # fmt: skip
     """Load a model.
 
@@ -361,12 +362,15 @@ def load(
         max_running: most requests that are worked on at a time; more wait.
         attention: "reference" (each request by itself, so its tokens never depend on the others),
             "paged" (all requests at once) or "auto": reference on a CPU, paged on CUDA.
+        progress: called while the weights load, with the bytes that are loaded, and all of them.
 
     Raises:
         ModelNotFound, ConfigError, CheckpointError, TokenizerError, TemplateError, DeviceError:
             the fault and its remedy; nothing is half loaded.
     """
-    found = load_model(name, device=device, dtype=dtype, strict=strict, attention=attention)
+    found = load_model(
+        name, device=device, dtype=dtype, strict=strict, attention=attention, progress=progress
+    )
     return LLM(
         found.model, found.checkpoint, found.choice, found.tokenizer, found.template,
         cache_bytes=cache_bytes, max_running=max_running,

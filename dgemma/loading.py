@@ -5,6 +5,7 @@ Below everything that uses a model. Knows nothing about requests, engines or tra
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,11 +46,12 @@ class LoadedModel:
 def load_model(
     name: str | Path, *, device: str = "auto", dtype: str = "auto", strict: bool = True,
     weights: bool = True, grad: bool = False, attention: str = "auto",
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LoadedModel:  # fmt: skip
     """Find, open, build and fill a model.
 
     Args:
-        name, device, dtype, strict: see `dgemma.llm.load`.
+        name, device, dtype, strict, progress: see `dgemma.llm.load`.
         weights: False leaves the network on the meta device: every choice is made, in no time.
         grad: the weights are to be trained, and the kernels have gradients.
         attention: see `choose_path`.
@@ -67,7 +69,7 @@ def load_model(
     choice = choose(device, dtype, count, checkpoint.dtype)
     model.choose_kernels(choice.device, choice.dtype, grad=grad, attention=attention)
     if weights:
-        load_weights(model, checkpoint, device=choice.device, dtype=choice.dtype)
+        load_weights(model, checkpoint, device=choice.device, dtype=choice.dtype, progress=progress)
         checkpoint.source.close()
     model.eval().requires_grad_(grad)
     return LoadedModel(model, checkpoint, choice, tokenizer, template)

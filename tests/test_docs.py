@@ -102,6 +102,7 @@ def run(command: list[str], where: Path, *, errors: bool = False, **variables: s
     return done.stdout
 
 
+@pytest.mark.fault("N 1", "N 2", "N 9")
 @pytest.mark.process
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if blocks(p, "python") and p != SERVING], ids=lambda p: p.name
@@ -116,6 +117,7 @@ def test_python_of_the_page_runs(page: Path, tmp_path: Path) -> None:
     check_output([block.shown for block in snippets], printed)
 
 
+@pytest.mark.fault("N 9", "N 10")
 @pytest.mark.process
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p, "console")], ids=lambda p: p.name)
 def test_console_of_the_page_prints_what_it_shows(page: Path, tmp_path: Path) -> None:
@@ -123,6 +125,42 @@ def test_console_of_the_page_prints_what_it_shows(page: Path, tmp_path: Path) ->
     for console in blocks_of(page, "console"):
         printed = run([*BASH, documents.shell_program(console)], tmp_path, errors=True)
         check_output([text for _, text in documents.commands(console)], printed)
+
+
+COMMAND = re.compile(r"(\.venv/bin/)?(dgemma|make|pip|python3?) ")
+WRITTEN = ("docs/performance.md", "docs/gpu.md", "docs/log.md", "docs/verification.md")
+"""Pages that programs write, and dated notes."""
+ELSEWHERE = {"released-weights.md": "  layers "}
+"""Output that another test compares: in tests/cli/test_main.py."""
+
+
+@pytest.mark.fault("N 9", "N 45")
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if str(p.relative_to(ROOT)) not in WRITTEN], ids=lambda p: p.name
+)
+def test_no_output_is_pasted(page: Path) -> None:
+    """Catches output that no test compares, and a command with a part that the reader must add."""
+    for block in blocks_of(page, ""):
+        if page.name in ELSEWHERE and block.body.startswith(ELSEWHERE[page.name]):
+            continue
+        for line in block.body.splitlines():
+            assert COMMAND.match(f"{line} "), f"use a console block for output: {line}"
+            assert not re.search(r"<[a-z ]+>", line), f"cannot be pasted: {line}"
+    used = [block for block in blocks_of(page, "python") if block.shown is not None]
+    assert len(blocks_of(page, "text")) == len(used), "a text block without its snippet"
+
+
+@pytest.mark.fault("N 53")
+def test_contributing_says_how_to_add_each_thing() -> None:
+    """Catches a way to extend the project that a contributor has to learn from failing tests."""
+    page = text_of(ROOT / "CONTRIBUTING.md").partition("## How to add")[2].partition("\n## ")[0]
+    things = re.findall(r"^\* \*\*(?:An?|The) (.*?)\.\*\*", page, re.MULTILINE)
+    wanted = ("default", "sampling field", "endpoint", "kernel", "task", "flag", "weight format",
+              "key of config.json", "example", "snippet", "package")  # fmt: skip
+    for one in wanted:
+        assert any(one in thing for thing in things), one
+    for trap in ("generation_config.json", '"slots"', "test_every_option_is_in_a_test"):
+        assert trap in page
 
 
 def test_traps_name_tests_that_exist() -> None:

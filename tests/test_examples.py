@@ -117,6 +117,7 @@ def run(command: list[str], where: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.fault("N 9")
 def test_all_run(tmp_path: Path) -> None:
     """Catches an example that the interface has left behind, that warns, or prints nonsense.
 

@@ -78,6 +78,7 @@ def test_params_of_another_type(params: Any) -> None:
             call("Hello", params)
 
 
+@pytest.mark.fault("N 38")
 def test_a_batch_of_chats() -> None:
     """Conversations that must be asked one by one, or lose thought and tool calls in a batch."""
     llm = nano()
@@ -100,6 +101,7 @@ def test_text_instead_of_messages() -> None:
             nano().chat(messages)  # type: ignore[call-overload]
 
 
+@pytest.mark.fault("N 39")
 def test_the_class_instead_of_load() -> None:
     """A traceback about four missing arguments."""
     make: Any = dgemma.LLM
@@ -108,6 +110,7 @@ def test_the_class_instead_of_load() -> None:
             call()
 
 
+@pytest.mark.fault("N 39")
 def test_with() -> None:
     """A thread that runs on after the block."""
     with dgemma.load("nano", device="cpu") as llm:
@@ -117,6 +120,7 @@ def test_with() -> None:
         llm.generate("Hello", QUICK)
 
 
+@pytest.mark.fault("N 39")
 def test_short_reprs() -> None:
     """Pages of numbers where a person looks at a value."""
     llm = nano()

@@ -205,7 +205,7 @@ def test_the_wheel_stands_alone() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_torch_free_rooms() -> None:
+def test_torch_free_packages() -> None:
     """Catches bookkeeping that drags in torch: slow to import, slow to test, no use to a client."""
     wrong = []
     for name in modules():

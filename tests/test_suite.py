@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import tiers
+from tests.support.report import skips_by_reason
 from tests.support.sources import ROOT, parse, python_files
 
 NO_HELPERS = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.Expr)
@@ -92,3 +93,16 @@ def test_quick_tests_are_guarded(tmp_path: Path) -> None:
         ("process", "process"), ("server", "process"), ("model", "model"), ("oracle", "oracle"),
         ("training", "slow"),
     ], done.stdout  # fmt: skip
+
+
+@pytest.mark.fault("N 50")
+def test_skips_are_counted_by_reason() -> None:
+    """Hundreds of skipped tests, and not one word why."""
+    reason = "runs at full count only: pytest --full"
+    reports = [
+        pytest.TestReport(f"a.py::{i}", ("a.py", 1, "a"), {}, "skipped", ("a.py", 1, why), "setup")
+        for i, why in enumerate([f"Skipped: {reason}"] * 2 + ["Skipped: no CUDA device"])
+    ]
+
+    lines = [line.split(maxsplit=1) for line in skips_by_reason(reports)]
+    assert sorted(lines) == [["1", "no CUDA device"], ["2", reason]]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,7 @@ dgemma.LLM("nano")  # Missing positional arguments
 """
 
 
+@pytest.mark.fault("N 36")
 @pytest.mark.slow
 def test_a_users_script(tmp_path: Path) -> None:
     """A call that returns `Any`, where a checker passes every misspelt name."""
@@ -86,3 +89,27 @@ def test_a_users_script(tmp_path: Path) -> None:
         _, _, wanted = line.partition("  # ")
         assert bool(errors) == bool(wanted), (line, errors)
         assert not wanted or any(message.startswith(wanted) for message in errors), errors
+
+
+@pytest.mark.fault("N 37")
+@pytest.mark.process
+def test_an_editable_install_is_a_path(tmp_path: Path) -> None:
+    """setuptools installs a finder, which runs at import: type checkers do not see the package."""
+    source, wheels = tmp_path / "source", tmp_path / "wheels"
+    (source / "dgemma").mkdir(parents=True)
+    wheels.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "dgemma/__init__.py"):
+        shutil.copy(ROOT / name, source / name)
+    build = "import sys; from setuptools import build_meta as b; b.build_editable(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", build, str(wheels)], cwd=source, capture_output=True, text=True,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    [wheel] = wheels.iterdir()
+    with zipfile.ZipFile(wheel) as files:
+        pths = {
+            name: files.read(name).decode() for name in files.namelist() if name.endswith(".pth")
+        }
+        modules = [name for name in files.namelist() if name.endswith(".py")]
+    assert [Path(text.strip()) for text in pths.values()] == [source] and not modules

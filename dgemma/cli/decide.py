@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgemma.cli.files import read_argument, read_text
-from dgemma.cli.options import add_model, open_model
+from dgemma.cli.options import add_model, open_model, say
 from dgemma.errors import InvalidRequest, nearest
 
 if TYPE_CHECKING:
     from dgemma.compose.questions import Question
 
 
+SMALL_MASS = 0.1
+"""Below this share of the probability on all choices together, their own shares mean nothing."""
 KEYS = ("type", "name", "instructions", "choices", "levels")
 
 
@@ -148,4 +150,10 @@ def run(arguments: argparse.Namespace) -> int:
         spread = "" if answer.stderr is None else f" (+- {answer.stderr:.3f})"
         level = "" if answer.score is None else f" at {answer.score:.2f}"
         print(f"{answer.name}: {answer.choice}{level}{spread}  [{shares}]")
+        if answer.label_mass < SMALL_MASS:
+            say(
+                f"warning: the model gives all answers to {answer.name} together a probability of "
+                f"{answer.label_mass:.4f}; it did not understand the question, and the figures "
+                "above mean nothing"
+            )
     return 0

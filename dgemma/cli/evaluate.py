@@ -8,6 +8,7 @@ import json
 from typing import TYPE_CHECKING
 
 from dgemma.cli.options import add_model, open_model, positive, say
+from dgemma.cli.progress import Progress
 from dgemma.errors import InvalidRequest, nearest
 from dgemma.types import Mode
 
@@ -31,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example:\n  dgemma evaluate nano -n 40 --tasks all"
 
 
-def _compare(llm: LLM, tasks: list[str], arguments: argparse.Namespace) -> int:
+def _compare(llm: LLM, tasks: list[str], arguments: argparse.Namespace, bar: Progress) -> int:
     """Settings beside each other; diffusion alone."""
     from dgemma.evaluate.paired import as_markdown, compare, parse_setting
 
@@ -39,7 +40,11 @@ def _compare(llm: LLM, tasks: list[str], arguments: argparse.Namespace) -> int:
     for task in tasks:
         settings = [parse_setting(text) for text in ("", *arguments.against)]
         made[task] = settings
-        compare(llm, task, settings, arguments.n, 2 * llm.config.canvas_length, report=say)
+        compare(
+            llm, task, settings, arguments.n, 2 * llm.config.canvas_length, report=say,
+            progress=bar.part,
+        )  # fmt: skip
+    bar.clear()
     if arguments.json:
         print(json.dumps({t: [dataclasses.asdict(s) for s in made[t]] for t in tasks}))
     else:
@@ -60,16 +65,26 @@ def run(arguments: argparse.Namespace) -> int:
     both: list[Mode] = ["diffusion", "autoregressive"]
     modes = both if arguments.mode == "both" else [arguments.mode]
     llm = open_model(arguments)
+    with Progress("evaluating") as bar:
+        return _evaluate(llm, tasks, modes, arguments, bar)
+
+
+def _evaluate(
+    llm: LLM, tasks: list[str], modes: list[Mode], arguments: argparse.Namespace, bar: Progress
+) -> int:
     from dgemma.evaluate.report import as_markdown, as_values
     from dgemma.evaluate.run import evaluate
 
     if arguments.against:
-        return _compare(llm, tasks, arguments)
+        return _compare(llm, tasks, arguments, bar)
     if arguments.canvas:
         from dgemma.evaluate.canvas import evaluate_canvas
 
-        print(evaluate_canvas(llm, arguments.n, say))
+        tables = evaluate_canvas(llm, arguments.n, say)
+        bar.clear()
+        print(tables)
         return 0
-    results = evaluate(llm, tasks, modes, arguments.n, report=say)
+    results = evaluate(llm, tasks, modes, arguments.n, report=say, progress=bar.part)
+    bar.clear()
     print(json.dumps(as_values(results)) if arguments.json else as_markdown(results))
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgemma.cli.options import add_model, directory_of, positive
+from dgemma.cli.progress import amount
 from dgemma.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def describe(directory: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
     config = load_config(directory, strict=not arguments.no_strict)
     size = measure(config)
+    run = _run_memory(config, arguments)
     contexts = [n for n in (1024, 8192, 65536, 262144) if n <= config.max_position_embeddings]
     return {
         "directory": str(directory),
@@ -55,7 +57,8 @@ def describe(directory: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "weight_bytes": {name: size.weight_bytes(name) for name in BYTES},
         "cache_bytes_per_token_16bit": 2 * size.cache_per_token,
         "cache_bytes_fixed_16bit": 2 * size.cache_fixed,
-        "run": _run_memory(config, arguments),
+        "run": run,
+        "machine": _machine(run),
         "cache_bytes_16bit": {n: size.cache_bytes(n, 2, config.sliding_window) for n in contexts},
     }
 
@@ -89,6 +92,17 @@ def _run_memory(config: ModelConfig, arguments: argparse.Namespace) -> dict[str,
     }
 
 
+def _machine(run: dict[str, Any]) -> dict[str, Any]:
+    """Whether a run fits the free memory of the device that loading would choose."""
+    from dgemma.device import choose_device, free_bytes
+
+    device, _ = choose_device()
+    free = free_bytes(device)
+    needed = run["peak_bytes"] - (run["runtime"] if device.type == "cuda" else 0)
+    return {"device": str(device), "free_bytes": free, "fits": needed <= free}
+
+
+TOO_LARGE = "the run does not fit (a shorter --prompt, --dtype bfloat16 or a smaller model may)"
 ROWS = {
     "layers": "{layers} ({kinds}, window {window})",
     "hidden": "{hidden_size}, dense {intermediate_size}",
@@ -104,6 +118,7 @@ ROWS = {
     "a run": "{run[peak_bytes]} at most on a CPU in {run[dtype]}, {run[batch]} x {run[prompt]} "
     "prompt tokens: weights {run[weights]}, cache {run[cache]}, work {run[work]}, Python and torch "
     "{run[runtime]}",
+    "this machine": "{verdict}: {machine[free_bytes]} of memory are free on {machine[device]}",
 }
 """A line of the output -> its text, from the facts with their units."""
 
@@ -119,11 +134,13 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("parameters", "active_parameters"):
         shown[name] = _count(facts[name])
     for name in ("cache_bytes_per_token_16bit", "cache_bytes_fixed_16bit"):
-        shown[name] = _bytes(facts[name])
+        shown[name] = amount(facts[name])
     for name, joint in (("weight_bytes", " "), ("cache_bytes_16bit", ": ")):
-        shown[name] = ", ".join(f"{at}{joint}{_bytes(size)}" for at, size in facts[name].items())
+        shown[name] = ", ".join(f"{at}{joint}{amount(size)}" for at, size in facts[name].items())
     used = ("weights", "cache", "work", "runtime", "peak_bytes")
-    shown["run"] = facts["run"] | {name: _bytes(facts["run"][name]) for name in used}
+    shown["verdict"] = "the run fits" if facts["machine"]["fits"] else TOO_LARGE
+    shown["machine"] = facts["machine"] | {"free_bytes": amount(facts["machine"]["free_bytes"])}
+    shown["run"] = facts["run"] | {name: amount(facts["run"][name]) for name in used}
     print(facts["directory"])
     for name, text in ROWS.items():
         print(f"  {name:<14}{text.format_map(shown)}")
@@ -134,11 +151,3 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _count(number: int) -> str:
     return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.2f} M"
-
-
-def _bytes(number: float) -> str:
-    for unit in ("B", "KB", "MB"):
-        if number < 1000:
-            return f"{number:.4g} {unit}"
-        number /= 1000
-    return f"{number:.4g} GB"

@@ -13,11 +13,14 @@ import logging
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from dgemma import __version__
+from dgemma.cli.progress import LogHandler
+from dgemma.cli.wording import in_options
 from dgemma.errors import DGemmaError, nearest
 
 COMMANDS = {
@@ -108,35 +111,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if given[0] == "help":
         given = [*given[1:2], "--help"]
+    if given == ["version"]:
+        given = ["--version"]
     arguments = parser.parse_args(given[:1])
     command = arguments.command
     if command is None:
         parser.error("no command; see `dgemma --help`")
     if command not in COMMANDS:
         parser.error(f"unknown command {command!r}{nearest(command, COMMANDS) or f'; {TRY}'}")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[LogHandler()])
     for noisy in ("httpx", "httpcore", "huggingface_hub", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+    options: dict[str, str] = {}
 
     def run() -> int:
         module = import_module(f"dgemma.cli.{command}")
         about = COMMANDS[command]
         own = Parser(prog=f"dgemma {command}", description=f"{about[0].upper()}{about[1:]}.")
         module.configure(own)
+        options.update((a.dest, a.option_strings[0]) for a in own._actions if a.option_strings)
         parsed = own.parse(given[1:])
         parsed.command_line = shlex.join(["dgemma", *given])
         code: int = module.run(parsed)
         return code
 
-    return ending(run)
+    return ending(run, options)
 
 
-def ending(run: Callable[[], int]) -> int:
-    """The exit code of a command; an error becomes one message for people."""
+def ending(run: Callable[[], int], options: Mapping[str, str] = MappingProxyType({})) -> int:
+    """The exit code of a command; an error becomes one message for people.
+
+    Args:
+        options: those of the command, by the names that the library has for them.
+    """
     try:
         return run()
     except DGemmaError as error:
-        print(f"dgemma: error: {error}", file=sys.stderr)
+        print(f"dgemma: error: {in_options(str(error), options)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         return 0

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
+from dgemma.cli.progress import Progress, amount, clear_line
 from dgemma.errors import ModelNotFound, unreadable
 from dgemma.params import CONSTRAINT_FIELDS, OPTIONS, RELEASED, SamplingParams
 from dgemma.types import ATTENTION_PATHS
@@ -26,6 +27,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 def say(line: str) -> None:
     """A line of progress or a remark, apart from the result."""
+    clear_line()
     print(line, file=sys.stderr, flush=True)
 
 
@@ -144,12 +146,15 @@ def directory_of(arguments: argparse.Namespace) -> Path:
 def open_model(arguments: argparse.Namespace, **more: Any) -> LLM:
     """Load the model that the options of `add_model` name; `more` goes to `load`."""
     directory_of(arguments)
-    from dgemma.llm import load
+    with Progress("loading torch", show=amount) as progress:
+        from dgemma.llm import load
 
-    return load(
-        arguments.model, device=arguments.device, dtype=arguments.dtype,
-        attention=arguments.attention, strict=not arguments.no_strict, **more,
-    )  # fmt: skip
+        progress.start(f"loading {arguments.model}")  # with an estimate of its own
+        return load(
+            arguments.model, device=arguments.device, dtype=arguments.dtype,
+            attention=arguments.attention, strict=not arguments.no_strict, progress=progress,
+            **more,
+        )  # fmt: skip
 
 
 def add_sampling(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:

@@ -161,9 +161,9 @@ class Calibration:
         try:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise InvalidRequest(f"{path} is no calibration ({error}); fit one again") from error
+            raise InvalidRequest(f"{path} is not a calibration ({error}); fit one again") from error
         if not isinstance(found, dict) or found.get("format") != FORMAT:
-            raise InvalidRequest(f"{path} is no calibration of format {FORMAT}; fit one again")
+            raise InvalidRequest(f"{path} is not a calibration of format {FORMAT}; fit one again")
         temperatures = found.get("temperatures")
         if not isinstance(temperatures, dict):
             raise InvalidRequest(f"{path} names no temperatures; fit a calibration again")

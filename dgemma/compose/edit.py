@@ -1,4 +1,4 @@
-"""Edit a text in place: spans of it are denoised anew, everything else stays byte for byte.
+"""Edit a text in place: spans of it are denoised again, everything else stays byte for byte.
 
 A span begins as it is, noised by a strength; its length may change. Knows texts and spans;
 knows nothing about tokens on a canvas.
@@ -73,7 +73,7 @@ def edit(
     spans: Sequence[tuple[int, int]] | None = None, strength: float = STRENGTH,
     params: SamplingParams | None = None, *, context: str | None = None,
 ) -> Plan[Edited]:  # fmt: skip
-    """Write spans of a text anew.
+    """Rewrite spans of a text.
 
     Args:
         facts: of the model.
@@ -133,7 +133,7 @@ def _check(
     share("strength", strength)
     if spans is None:
         if not instruction:
-            raise InvalidRequest("give an instruction, or the spans that shall be written anew")
+            raise InvalidRequest("give an instruction, or the spans to rewrite")
         if not text:
             raise InvalidRequest("the text is empty; there is nothing to edit")
         return

@@ -59,7 +59,9 @@ class Hole:
         if not len(ids):
             raise InvalidRequest("allowed_token_ids of a hole is empty; name at least one id")
         if bad := [i for i in ids if isinstance(i, bool) or not isinstance(i, int)]:
-            raise InvalidRequest(f"allowed_token_ids of a hole holds {bad[0]!r}, which is no id")
+            raise InvalidRequest(
+                f"allowed_token_ids of a hole holds {bad[0]!r}, which is not an id"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

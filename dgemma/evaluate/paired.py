@@ -65,8 +65,9 @@ def parse_setting(text: str) -> Setting:
 def compare(
     llm: LLM, task: str, settings: Sequence[Setting], n: int, max_tokens: int,
     seed: int = HELD_OUT_SEED, report: Callable[[str], None] = print,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> None:  # fmt: skip
-    """Fill `settings` with the results of `n` held-out examples of a task."""
+    """Fill `settings` with the results of `n` held-out examples of a task; see `evaluate`."""
     examples = [make_example(task, "heldout", seed, i) for i in range(n)]
     for setting in settings:
         start = time.monotonic()
@@ -74,6 +75,7 @@ def compare(
         for example, output in made:
             setting.exact.append(score(example, output)["exact"])
             setting.steps.append(output.usage.steps)
+            progress(f"{task} {setting.name or 'as released'}", len(setting.steps), n)
         setting.seconds = time.monotonic() - start
         report(f"{task} {setting.name or 'as released'}: {fmean(setting.exact):.3f} exact")
 

@@ -8,8 +8,12 @@ Source of the reference's order of draws: `transformers` 5.17 `generation_diffus
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 from unittest import mock
 
@@ -22,18 +26,53 @@ from dgemma.diffusion.random import Purpose, stream_keys, uniform_ids, uniforms
 from dgemma.diffusion.schedule import Schedule
 from dgemma.errors import MissingExtra
 from dgemma.llm import LLM
+from dgemma.model.config import ModelConfig
 from dgemma.params import SamplingParams
 from dgemma.weights.files import read_json
 
-CANVASES = 2
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 2e-2}
-"""Largest difference of logits, relative to their scale."""
 TINY_VISION = {
     "model_type": "gemma4_vision", "hidden_size": 16, "intermediate_size": 16, "head_dim": 16,
     "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1,
 }  # fmt: skip
 """The reference insists on a vision part; a checkpoint without one gets this, unused."""
-EAGER: dict[str, Any] = {"attn_implementation": "eager", "experts_implementation": "eager"}
+EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
+GATHERED_BYTES = 10**9
+"""Its batched experts copy the weights of every token's experts: up to this size they are used."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No tables, bars and warnings of `transformers`: what it says of a checkpoint is not ours."""
+    try:
+        from transformers.utils import logging as theirs
+    except ImportError as error:
+        raise MissingExtra("transformers 5.17 is needed: pip install 'dgemma[check]'") from error
+    level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    theirs.set_verbosity(logging.CRITICAL)
+    theirs.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        theirs.set_verbosity(level)
+        if bars:
+            theirs.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def other_kernels(config: ModelConfig, prompt: int) -> list[dict[str, str]]:
+    """Kernels of the reference that compute the same as `EAGER` and round otherwise."""
+    gathered = 3 * config.hidden_size * config.moe_intermediate_size * config.top_k_experts
+    gathered *= 4 * max(prompt, config.canvas_length)
+    experts = ["eager"] if gathered > GATHERED_BYTES else ["eager", "batched_mm"]
+    found = [(a, e) for a in ("sdpa", "eager") for e in experts]
+    names = ("attn_implementation", "experts_implementation")
+    return [dict(zip(names, pair, strict=True)) for pair in found if pair != ("eager", "eager")]
+
+
+def use_kernels(model: Any, kernels: dict[str, str]) -> None:
+    """Switch a model of the reference to other kernels; the weights stay."""
+    model.set_attn_implementation(kernels["attn_implementation"])
+    model.set_experts_implementation(kernels["experts_implementation"])
 
 
 def reference_model(
@@ -58,7 +97,7 @@ def reference_model(
     if values.get("vision_config") is None:
         values["vision_config"] = dict(TINY_VISION)
     config = DiffusionGemmaConfig.from_dict(values)
-    kernels = EAGER if eager else {}
+    kernels: dict[str, Any] = {**EAGER} if eager else {}
     model: Any = DiffusionGemmaForBlockDiffusion.from_pretrained(
         str(directory), config=config, dtype=dtype, local_files_only=True, **kernels
     )
@@ -162,13 +201,18 @@ def reference_generate(
     canvases: int,
     end_ids: Sequence[int],
     pad_id: int = 0,
+    on_step: Callable[[int], None] = lambda done: None,
 ) -> ReferenceRun:
-    """The reference's own `generate` on prompts [B, T] with our draws for `seeds`, one a row."""
+    """The reference's own `generate` on prompts [B, T] with our draws for `seeds`, one a row.
+
+    `on_step` is called with the number of steps so far, before each.
+    """
     draws, streamer = Draws(seeds, model.config.text_config.vocab_size), _Drafts()
     inputs: list[Tensor] = []
-    forward = model.forward
+    forward, begun = model.forward, count()
 
     def watched(*args: Any, **kwargs: Any) -> Any:
+        on_step(next(begun))
         inputs.append(kwargs["decoder_input_ids"].clone())
         return forward(*args, **kwargs)
 
@@ -204,59 +248,23 @@ def our_generate(
     *,
     canvases: int,
     end_ids: Sequence[int] | None = None,
+    on_step: Callable[[int], None] = lambda done: None,
 ) -> Generation:
     """The same by our reference loop, nothing suppressed; `end_ids` None: the checkpoint's."""
     model, spec = llm.model, replace(llm.engine.spec, suppress_ids=())
     if end_ids is not None:
         spec = replace(spec, end_ids=tuple(end_ids))
-    cache = model.new_cache(1, spec.context_length)
+    cache, begun = model.new_cache(1, spec.context_length), count()
+
+    def denoise(ids: Tensor, soft: Tensor | None) -> Tensor:
+        on_step(next(begun))
+        return model.denoise(ids, cache, soft)
+
     return generate(
         prompt,
         replace(params, max_tokens=canvases * spec.length).merged(llm.defaults),
         spec,
         lambda ids: model.encode(ids, cache),
-        lambda ids, soft: model.denoise(ids, cache, soft),
+        denoise,
         model.head.read,
     )
-
-
-def compare(llm: LLM, prompt: str, seed: int) -> dict[str, Any]:
-    """One step's logits and one generation by both programs.
-
-    Returns:
-        "step_difference" (relative to the largest logit), "tolerance", "same_steps",
-        "same_tokens", "differing_tokens" and "passed". In 16 bit only the step decides, since
-        rounding may turn a token.
-    """
-    model, dtype, device = llm.model, llm.choice.dtype, llm.choice.device
-    reference = reference_model(llm.checkpoint.directory, dtype, device)
-    ids = llm.prompt_ids(prompt) if llm.tokenizer is not None else [llm.config.bos_token_id or 0]
-    generator = torch.Generator().manual_seed(seed)
-    size = (1, llm.config.canvas_length)
-    canvas = torch.randint(llm.config.vocab_size, size, generator=generator).to(device)
-    with torch.inference_mode():
-        cache = model.new_cache(1, len(ids) + 1 + llm.config.canvas_length)
-        tokens = torch.tensor([ids], device=device)
-        model.encode(tokens, cache)
-        ours = model.head.logits(model.denoise(canvas, cache))
-        theirs = reference(input_ids=tokens, decoder_input_ids=canvas).logits.float()
-    difference = ((ours - theirs).abs().max() / theirs.abs().max()).item()
-    params = SamplingParams(seed=seed).merged(llm.defaults)
-    made = our_generate(llm, ids, params, canvases=CANVASES)
-    run = reference_generate(
-        reference, tokens, [seed], Schedule.of(params), canvases=CANVASES,
-        end_ids=llm.engine.spec.end_ids, pad_id=llm.engine.spec.pad_id,
-    )  # fmt: skip
-    mine, other = [i for canvas in made.canvases for i in canvas], run.ids[0].tolist()
-    differing = sum(a != b for a, b in zip(mine, other, strict=False)) + abs(len(mine) - len(other))
-    step_holds = difference <= TOLERANCE[dtype]
-    exact = dtype != torch.float32 or (differing == 0 and made.steps == run.steps)
-    return {
-        "dtype": str(dtype).removeprefix("torch."),
-        "step_difference": difference,
-        "tolerance": TOLERANCE[dtype],
-        "same_steps": made.steps == run.steps,
-        "same_tokens": differing == 0,
-        "differing_tokens": differing,
-        "passed": step_holds and exact,
-    }

@@ -92,12 +92,14 @@ def evaluate(
     n: int,
     seed: int = HELD_OUT_SEED,
     report: Callable[[str], None] = print,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[tuple[str, Mode], Tally]:
     """Tallies by task and mode over `n` held-out examples of each task.
 
     Args:
         seed: of the examples and of the answers.
-        report: receives lines of progress.
+        report: receives a line for each task and mode.
+        progress: called after each answer with the task and mode, the answers and their total.
     """
     canvas = llm.config.canvas_length
     results: dict[tuple[str, Mode], Tally] = {}
@@ -107,6 +109,6 @@ def evaluate(
             tally = results[task, mode] = Tally()
             for example, output in answers(llm, examples, mode, seed, 2 * canvas):
                 tally.add(example, output)
-                if tally.count % (4 * BATCH) == 0 or tally.count == n:
-                    report(f"{task} {mode}: {tally.count}/{n}, exact {tally.mean('exact'):.3f}")
+                progress(f"{task} {mode}", tally.count, n)
+            report(f"{task} {mode}: exact {tally.mean('exact'):.3f} of {n}")
     return results

@@ -80,7 +80,7 @@ class Section:
                 continue
             problem = f"{self.where}: unknown key {key!r}{nearest(key, self.known | neutral)}"
             if strict:
-                raise ConfigError(f"{problem}; to ignore it, pass strict=False, or --no-strict")
+                raise ConfigError(f"{problem}; to ignore it, pass strict=False")
             logger.warning("%s; it is ignored", problem)
 
     def ids(self, key: str, default: tuple[int, ...]) -> tuple[int, ...]:

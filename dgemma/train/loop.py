@@ -126,12 +126,15 @@ def train(
     directory: Path,
     report: Callable[[str], None] = print,
     until: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Tensor]:
     """Train, resuming from `directory/run.safetensors` where it exists.
 
     Args:
         make: from a step to its batches.
+        report: receives lines: how the run begins, losses every 50 steps, each save.
         until: stop (and save) before this step, the plan unchanged; None: run to the end.
+        progress: called after each step with the steps of this call, and how many there will be.
 
     Returns:
         The averaged weights.
@@ -142,7 +145,10 @@ def train(
     base = [[g["lr"] for g in o.param_groups] for o in optimizers]
     first = load_run(path, model, average, optimizers) if path.exists() else plan.begin
     last = min(plan.steps, until if until is not None else plan.steps)
-    report(f"training from step {first} to {last} of {plan.steps}, saved in {path}")
+    beginning = f"going on with {path}" if path.exists() else "training"
+    report(f"{beginning} from step {first} to {last} of {plan.steps}")
+    if plan.compile and first < last:
+        report("compiling before the first step: about 4 minutes on two cores")
     smooth: dict[str, float] = {}
     started, prompts = time.monotonic(), 0
     for step, parts in zip(range(first, last), batches(make, first, last), strict=True):
@@ -174,4 +180,6 @@ def train(
             report(f"step {step + 1} {losses} | {speed:.1f} prompts/s, {left:.0f} min left")
         if (step + 1) % plan.save_every == 0 or step + 1 == last:
             save_run(path, step + 1, model, average, optimizers)
+            report(f"step {step + 1} saved in {path}")
+        progress(step + 1 - first, last - first)
     return average

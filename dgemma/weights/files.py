@@ -78,7 +78,7 @@ def load_config(directory: Path, strict: bool = True) -> ModelConfig:
     """
     path = directory / CONFIG
     if not path.exists():
-        raise ConfigError(f"{directory} has no {CONFIG}: it is no checkpoint directory")
+        raise ConfigError(f"{directory} has no {CONFIG}: it is not a checkpoint directory")
     return read_config(read_json(path), strict)
 
 

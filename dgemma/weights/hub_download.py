@@ -175,7 +175,9 @@ def _translated(name: str, revision: str | None, endpoint: str) -> Iterator[None
     except RevisionNotFoundError as error:
         raise ModelNotFound(f"{name} at {endpoint} has no revision {revision!r}") from error
     except HFValidationError as error:
-        raise ModelNotFound(f"{name!r} is no hub name of the form 'org/name': {error}") from error
+        raise ModelNotFound(
+            f"{name!r} is not a hub name of the form 'org/name': {error}"
+        ) from error
     except (OSError, httpx.HTTPError) as error:
         raise CheckpointError(
             f"downloading {name} from {endpoint} failed: {error}. What has arrived is kept: pull "

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,7 @@ def load_weights(
     dtype: torch.dtype | None = None,
     check_finite: bool = True,
     mapped: bool | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Fill a network in place.
 
@@ -51,6 +52,7 @@ def load_weights(
         check_finite: read every weight once and refuse NaN and infinity. False leaves mapped
             weights unread until they are used.
         mapped: keep views of the file if dtype and device allow it; None: from 1 GiB on.
+        progress: called after each tensor with the bytes that are loaded, and all of them.
 
     Raises:
         CheckpointError: one report of all missing, unexpected and mis-shaped tensors; a packed
@@ -67,6 +69,8 @@ def load_weights(
     if mapped is None:
         mapped = checkpoint.nbytes >= MAP_FROM_BYTES
     mapped = mapped and device.type == "cpu"
+    total = sum(source.tensors[part].nbytes for parts in chosen.values() for part in parts)
+    done = 0
     for name, parts in chosen.items():
         first = next(iter(parts))
         stored = DTYPES[source.tensors[first].dtype]
@@ -79,6 +83,8 @@ def load_weights(
             for part, index in parts.items():
                 _fill(part, target[index], source.read(part, keep=False), check_finite)
         _assign(model, name, target)
+        done += sum(source.tensors[part].nbytes for part in parts)
+        progress(done, total)
 
 
 def aside_names(source: TensorSource) -> list[str]:

@@ -90,7 +90,7 @@ def _indexed_tensors(directory: Path, index: Mapping[str, Any]) -> dict[str, Sha
     shards = sorted({str(file) for file in weight_map.values()})
     for shard in shards:
         if Path(shard).name != shard or "\\" in shard:
-            raise CheckpointError(f"{directory / INDEX} names {shard!r}, which is no plain file")
+            raise CheckpointError(f"{directory / INDEX} names {shard!r}, which is not a plain file")
     absent = [shard for shard in shards if not (directory / shard).exists()]
     if absent:
         raise CheckpointError(

@@ -146,7 +146,7 @@ def _refuse_foreign(target: Path) -> None:
         known = entry.suffix in KINDS or entry.name.startswith(("LICENSE", "NOTICE", "."))
         if not known or not entry.is_file():
             raise CheckpointError(
-                f"{target} would be replaced, but holds {entry.name}, which is no part of a "
+                f"{target} would be replaced, but holds {entry.name}, which is not part of a "
                 f"checkpoint; {remedy}"
             )
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import warnings
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
+from dgemma.cli.options import say
+from dgemma.cli.progress import Progress
 from dgemma.loading import load_model
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.text.tokenizer import Tokenizer
@@ -48,8 +51,15 @@ def main() -> None:
                    begin=arguments.begin, muon_lr=PLAN.muon_lr * arguments.rate,
                    adam_lr=PLAN.adam_lr * arguments.rate)  # fmt: skip
     make = NanoBatches(str(source), config.canvas_length, plan.seed)
-    report = partial(print, flush=True)
-    train(model, make, plan, arguments.directory, report, arguments.until)
+    with warnings.catch_warnings(), Progress("first step") as bar:
+        # Of no use to whoever trains: norms under autocast read 16 bit with weights of 32.
+        warnings.filterwarnings("ignore", "Mismatch dtype between input and weight")
+        # torch.compile looks for CUDA's compiler, which a CPU does without.
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+        train(
+            model, make, plan, arguments.directory, say, arguments.until,
+            progress=lambda done, total: bar.part("training, steps", done, total),
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

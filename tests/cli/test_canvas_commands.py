@@ -1,4 +1,4 @@
-"""`dgemma infill`, `edit` and `decide`, and the files that they read and write."""
+"""`dgemma infill` and `edit`, the files that they read and write, and wrong use of `decide`."""
 
 from __future__ import annotations
 
@@ -175,37 +175,6 @@ def test_wrong_lines(span: str) -> None:
         lines_to_span("ab\nc\n\nlast\n", span)
 
 
-@pytest.mark.model
-def test_decide(run: Callable[..., Ran], tmp_path: Path) -> None:
-    """Probabilities that are not, questions out of order, a file that is not read."""
-    questions = tmp_path / "questions.json"
-    levels = [{"label": "bad"}, {"label": "good", "description": "all is well"}]
-    questions.write_text(
-        json.dumps(
-            [
-                {"type": "score", "name": "taste", "instructions": "How good?", "levels": levels},
-                {"type": "choice", "instructions": "What?", "choices": ["soup", "lamp"]},
-            ]
-        )
-    )
-    code, out, err = run("decide", "The soup was good.", "--questions", str(questions),
-                         "--predicate", "Is it food?", "--samples", "2", "--json")  # fmt: skip
-    answers = json.loads(out)["answers"]
-    assert (code, err) == (0, "")
-    assert [answer["name"] for answer in answers] == ["taste", "q2", "q3"]
-    for answer in answers:
-        assert sum(p for _, p in answer["probabilities"]) == pytest.approx(1)
-        assert answer["stderr"] is not None
-    schema = tmp_path / "schema.json"
-    schema.write_text(json.dumps({"properties": {"food": {"type": "boolean"}}}))
-    code, out, _ = run("decide", "The soup was good.", "--schema", str(schema))
-    assert code == 0 and out.startswith(("food: yes", "food: no"))
-    code, _, err = run("decide", "x", "--schema", str(schema), "--predicate", "Is it food?")
-    assert code == 2 and "--schema" in err
-    code, out, _ = run("decide", "Parity: 3182", "--choice", "", "even", "odd")
-    assert code == 0 and out.startswith("q1: ")
-
-
 WRONG = [
     (("infill", "no hole here"), "no hole"),
     (("infill", "a ___ b", "--in-place"), "@FILE"),
@@ -218,13 +187,13 @@ WRONG = [
     (("edit", "/no/such/file"), "error: /no/such/file: no such file\n"),
     (("edit", "."), "error: . is a directory; name a file\n"),
     (("edit", "letter.txt", "--strength", "2"), "--strength must be a number from 0 to 1"),
-    (("edit", "letter.txt", "--max-steps", "0"), "max_steps"),
+    (("edit", "letter.txt", "--max-steps", "0"), "--max-steps"),
     (("decide", "x"), "no question"),
     (("decide", "x", "--choice", "Which?"), "choices"),
     (("decide", "x", "--questions", "/no/such/file"), "no such file"),
     (("generate", "x", "--json-schema", "@/no/such/file"), "/no/such/file: no such file"),
     (("serve", "--api-key-file", "nokeys"), "the key file nokeys: no such file\n"),
-    (("generate", "x", "--json-schema", "{"), "json_schema"),
+    (("generate", "x", "--json-schema", "{"), "--json-schema"),
     (("generate", "x", "--json-schema", "letter.txt"), "@letter.txt"),
     (("edit", "letter.txt", "--span", "3:2"), "FIRST:LAST"),
     (("edit", "letter.txt", "--span", "1:2", "--span", "2:3"), "--span 2:3 begins before line 3"),

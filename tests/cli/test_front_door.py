@@ -8,7 +8,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -17,24 +16,20 @@ import dgemma
 from dgemma import device
 from dgemma.cli import main as cli
 from dgemma.cli.options import DTYPES, SAMPLING
-from dgemma.evaluate import parity
 from dgemma.weights.find import bundled_models
-from tests.support.commands import Ran
+from tests.support.commands import Ran, parser_of
 
 
-def parser_of(command: str) -> cli.Parser:
-    """The parser of a command."""
-    parser = cli.Parser(prog=f"dgemma {command}")
-    import_module(f"dgemma.cli.{command}").configure(parser)
-    return parser
-
-
+@pytest.mark.fault("N 27")
 def test_help_and_version(run: Callable[..., Ran]) -> None:
     """`dgemma help chat`, which many programs know, is refused."""
     assert run("help") == run("--help") and run("help", "chat") == run("chat", "--help")
-    assert run("-V") == run("--version") == (0, f"dgemma {dgemma.__version__}\n", "")
+    assert (
+        run("version") == run("-V") == run("--version") == (0, f"dgemma {dgemma.__version__}\n", "")
+    )
 
 
+@pytest.mark.fault("N 20")
 @pytest.mark.process
 def test_as_a_module() -> None:
     """`python -m dgemma`, for those whose PATH lacks the program."""
@@ -43,6 +38,7 @@ def test_as_a_module() -> None:
     assert done.stdout == f"dgemma {dgemma.__version__}\n"
 
 
+@pytest.mark.fault("N 21")
 @pytest.mark.parametrize("command", [name for name in cli.COMMANDS if name != "demo"])
 def test_the_model_is_named_alike_everywhere(command: str) -> None:
     """A command whose model has another place or another option than those of the others."""
@@ -71,6 +67,7 @@ def test_options_stand_anywhere() -> None:
     assert (found.model, found.prompt, found.seed) == ("nano", "--seed", None)
 
 
+@pytest.mark.fault("N 26")
 @pytest.mark.process
 def test_wrong_names_are_refused_before_torch_is_loaded() -> None:
     """A typing mistake costs the seconds that importing torch takes."""
@@ -110,6 +107,7 @@ def test_examples_of_the_help_are_right(command: str, run: Callable[..., Ran]) -
         parser_of(command).parse(shlex.split(words))
 
 
+@pytest.mark.fault("N 25")
 def test_common_options_come_first(run: Callable[..., Ran]) -> None:
     """A newcomer reads of entropy bounds before the length of the answer, without any default."""
     _, out, _ = run("generate", "--help")
@@ -126,15 +124,3 @@ def test_the_bundled_model_is_not_pulled(run: Callable[..., Ran]) -> None:
     """A request to the network for a model that is here."""
     code, out, err = run("pull", "nano")
     assert (code, out.strip()) == (0, str(bundled_models()["nano"])) and "comes with" in err
-
-
-@pytest.mark.oracle
-@pytest.mark.parametrize(("passed", "said"), [(True, "agree"), (False, "disagree")])
-def test_check_says_its_verdict(
-    passed: bool, said: str, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A verdict that a reader has to find among figures."""
-    monkeypatch.setattr(parity, "compare", lambda *_: {"passed": passed})
-    code, out, _ = run("check")
-    assert code == (0 if passed else 1)
-    assert out.endswith(f"nano: dgemma and transformers {said}\n")

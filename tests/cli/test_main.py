@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dgemma import device
+from dgemma.cli import doctor
 from dgemma.cli import main as cli
 from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.hf_config import write_config
 from dgemma.weights.find import bundled_models
 from tests.support.commands import Ran
+from tests.support.sources import ROOT
 
 WEIGHTS = "model.safetensors"
 
@@ -204,10 +209,10 @@ def test_info(run: Callable[..., Ran]) -> None:
     assert code == 0 and "parameters" in out
 
 
-def test_info_of_the_released_sizes(tmp_path: Path, run: Callable[..., Ran]) -> None:
-    """The arithmetic of parameters: 25.2 B in all and 3.8 B active, the embedding once."""
+def released_sizes() -> ModelConfig:
+    """The config of the released model, text part."""
     layers: Any = (*["sliding_attention"] * 5, "full_attention") * 5
-    config = ModelConfig(
+    return ModelConfig(
         vocab_size=262_144, hidden_size=2816, intermediate_size=2112, moe_intermediate_size=704,
         num_experts=128, top_k_experts=8, num_attention_heads=16,
         layer_types=layers,
@@ -217,13 +222,66 @@ def test_info_of_the_released_sizes(tmp_path: Path, run: Callable[..., Ran]) -> 
         ),
         sliding_window=1024, max_position_embeddings=262_144,
     )  # fmt: skip
-    (tmp_path / "config.json").write_text(json.dumps(write_config(config)))
+
+
+def test_info_of_the_released_sizes(tmp_path: Path, run: Callable[..., Ran]) -> None:
+    """The arithmetic of parameters: 25.2 B in all and 3.8 B active, the embedding once."""
+    (tmp_path / "config.json").write_text(json.dumps(write_config(released_sizes())))
     code, out, err = run("info", str(tmp_path), "--json")
     assert (code, err) == (0, "")
     facts = json.loads(out)
     assert facts["parameters"] == pytest.approx(25.2e9, rel=0.005)
     assert facts["active_parameters"] == pytest.approx(3.8e9, rel=0.02)
     assert facts["weight_bytes"]["bfloat16"] == 2 * facts["parameters"]
+
+
+@pytest.mark.fault("N English")
+def test_the_page_shows_what_info_prints(tmp_path: Path, run: Callable[..., Ran]) -> None:
+    """Sizes of the released model on a page that another version printed."""
+    page = (ROOT / "docs/released-weights.md").read_text(encoding="utf-8")
+    [shown] = re.findall(r"released sizes:\n```\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "config.json").write_text(json.dumps(write_config(released_sizes())))
+    _, out, _ = run("info", str(tmp_path))
+    assert shown.count("\n") > 8 and shown in out
+
+
+@pytest.mark.fault("N 32")
+@pytest.mark.parametrize("free", [10**6, 10**12])
+def test_info_says_whether_the_model_fits(
+    free: int, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fifty gigabytes are downloaded for a machine that cannot hold them."""
+    monkeypatch.setattr(device, "free_bytes", lambda _: free)
+    facts = json.loads(run("info", "nano", "--json")[1])
+    assert facts["machine"]["fits"] == (free > facts["run"]["peak_bytes"]) == (free > 10**9)
+    [line] = [line for line in run("info")[1].splitlines() if "this machine" in line]
+    wanted = "the run fits: 1000 GB" if free > 10**9 else "does not fit (a shorter --prompt"
+    assert wanted in line
+
+
+@pytest.mark.fault("N 31")
+def test_doctor_ends_with_a_verdict(
+    run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twenty rows, and whoever reads them must know which packages matter."""
+
+    def lacking(name: str) -> str:
+        if name in ("fastapi", "uvicorn", "triton"):
+            raise PackageNotFoundError
+        return "1.0"
+
+    rows = {row["what"]: row for row in json.loads(run("doctor", "--json")[1])}
+    assert rows["memory"]["value"].endswith("GB free") and rows["summary"]["value"] == "all good"
+    monkeypatch.setattr(doctor, "version", lacking)
+    last = run("doctor", "--device", "cpu")[1].splitlines()[-1].split(maxsplit=2)
+    assert last[:2] == ["summary", "incomplete"]
+    assert last[2] == "dgemma serve needs fastapi, uvicorn: pip install 'dgemma[server]'"
+    monkeypatch.undo()
+    assert doctor.summary({}, 2 * 10**9, 10**9)[1:] == (
+        "incomplete",
+        "the weights need 2 GB of memory and 1 GB are free: end other programs, or take a smaller "
+        "model or dtype",
+    )
 
 
 def test_doctor(run: Callable[..., Ran]) -> None:

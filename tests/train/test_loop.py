@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from dgemma.train.data import Sample, TrainingBatch, make_batch
 from dgemma.train.loop import TrainingPlan, batches, optimizers_for, train
 from dgemma.train.noise import Noised, corrupt, generator_for
 from dgemma.train.optimizer import orthogonalise
+from recipes.nano import __main__ as recipe
 
 PLAN = TrainingPlan(
     steps=4, warmup=1, canvases=2, bf16=False, compile=False, save_every=100, muon_lr=0.02,
@@ -75,6 +79,50 @@ def test_resume_is_exact(tmp_path: Path) -> None:
     state = tiny().state_dict()
     assert load_average(tmp_path / "halves" / "run.safetensors", state) == 4
     assert all(torch.equal(state[key], average[key]) for key in state)
+
+
+@pytest.mark.fault("N 28", "N 29")
+@pytest.mark.slow
+def test_what_a_run_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minutes of compiling without a word, and a file that is "saved" before it exists."""
+    monkeypatch.setattr(torch, "compile", lambda call, **_: call)
+    path, lines, steps = tmp_path / "run.safetensors", list[str](), list[tuple[int, int]]()
+
+    def report(line: str) -> None:
+        assert str(path) not in line or path.is_file()
+        lines.append(line)
+
+    plan = replace(PLAN, compile=True)
+    for until in (1, 3):
+        train(tiny(), copying, plan, tmp_path, report, until, lambda *told: steps.append(told))
+    assert [line for line in lines if "canvas0" not in line] == [
+        "training from step 0 to 1 of 4",
+        "compiling before the first step: about 4 minutes on two cores",
+        f"step 1 saved in {path}",
+        f"going on with {path} from step 1 to 3 of 4",
+        "compiling before the first step: about 4 minutes on two cores",
+        f"step 3 saved in {path}",
+    ]
+    assert steps == [(1, 1), (1, 2), (2, 2)]
+
+
+@pytest.mark.fault("N 29")
+@pytest.mark.model
+def test_the_recipe_prints_no_raw_warnings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first thing that a training shows is a warning of torch, which nobody can act on."""
+
+    def noisy(*given: Any, progress: Any) -> None:
+        warnings.warn("Mismatch dtype between input and weight: input dtype", stacklevel=1)
+        logging.getLogger("torch.utils.cpp_extension").warning("No CUDA runtime is found")
+        given[4]("step 1")
+        progress(1, 2)
+
+    monkeypatch.setattr(recipe, "train", noisy)
+    monkeypatch.setattr(sys, "argv", ["recipes.nano", "--until", "1"])
+    recipe.main()
+    assert capsys.readouterr() == ("", "step 1\n")
 
 
 def test_a_foreign_run_is_refused(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def test_index_and_shards_disagree(saved: Path) -> None:
         ({"weight_map": good["weight_map"] | {"ghost": good["weight_map"][name]}}, "ghost"),
         ({"weight_map": {k: v for k, v in good["weight_map"].items() if k != name}}, name),
         ({"weight_map": {}}, "no weight_map"),
-        ({"weight_map": good["weight_map"] | {name: "../model.safetensors"}}, "no plain file"),
+        ({"weight_map": good["weight_map"] | {name: "../model.safetensors"}}, "not a plain file"),
     ):
         index.write_text(json.dumps(good | change))
         with pytest.raises(CheckpointError, match=message):
