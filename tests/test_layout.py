@@ -86,9 +86,9 @@ MAY_DEFER = {"cli", "dgemma", "__main__"}
 """Parts that may import inside functions; elsewhere that is for optional extras alone."""
 
 NO_TORCH = ("params", "types", "errors", "files", "request_parts", "matcher", "interfaces",
-            "events", "text", "constrain", "frontend", "tasks", "compose", "server", "engine.counters",
-            "engine.page_allocator", "engine.pages", "engine.request", "engine.scheduler",
-            "engine.searches", "engine.sequence",
+            "events", "text", "constrain", "frontend", "tasks", "compose", "server",
+            "engine.counters", "engine.page_allocator", "engine.pages", "engine.request",
+            "engine.scheduler", "engine.searches", "engine.sequence",
             "weights.find")  # fmt: skip
 TORCH = {"torch", "triton", "transformers"}
 

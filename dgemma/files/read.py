@@ -106,6 +106,6 @@ def read_json(path: str | Path, most: int = MOST_JSON_BYTES) -> Any:
     return parse_json(read_text(path, most))
 
 
-def reason(error: OSError | ValueError) -> str:
+def reason(error: Exception) -> str:
     """What an error of this module says, without the path, which the caller names."""
-    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    return str((isinstance(error, OSError) and error.strerror) or error)

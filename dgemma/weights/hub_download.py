@@ -176,6 +176,12 @@ def _translated(name: str, revision: str | None, endpoint: str) -> Iterator[None
         raise ModelNotFound(f"{name} at {endpoint} has no revision {revision!r}") from error
     except HFValidationError as error:
         raise ModelNotFound(f"{name!r} is no hub name of the form 'org/name': {error}") from error
+    except (ConnectionError, httpx.ConnectError, httpx.ConnectTimeout) as error:
+        raise CheckpointError(
+            f"downloading {name} from {endpoint} failed: {error}. Is this machine offline? nano, "
+            "directories and models in the cache need no network. What has arrived is kept: pull "
+            "again to go on from there"
+        ) from error
     except (OSError, httpx.HTTPError) as error:
         raise CheckpointError(
             f"downloading {name} from {endpoint} failed: {error}. What has arrived is kept: pull "

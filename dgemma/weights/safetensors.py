@@ -134,7 +134,7 @@ def read_header(path: Path) -> dict[str, ShardTensor]:
         with path.open("rb") as file:
             begin = 8 + int.from_bytes(file.read(8), "little")
             header = parse_json(file.read(begin - 8).decode("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:  # no memory: the file cannot be mapped
         raise CheckpointError(
             f"cannot read {path}: {reason(error)}; download it {_remedy(path.parent)}"
         ) from error
