@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 SIDE_BY_SIDE := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick check lint verify bench performance gpu-report nano evaluate wheel clean
+.PHONY: help setup demo test quick check lint attack verify bench performance gpu-report nano evaluate wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,8 +38,11 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+attack: $(STAMP)  ## abuse a server on this machine and print what its other users notice; some 6 minutes
+	$(BIN)/python -m tests.attack
+
 verify: $(STAMP)  ## the suite at full count; writes docs/verification.md
-	$(BIN)/python tests/verify.py
+	$(BIN)/python -m tests.verify
 
 # Another model: make bench MODEL=DIRECTORY
 MODEL ?= nano

@@ -31,7 +31,9 @@ def test_the_document(monkeypatch: pytest.MonkeyPatch) -> None:
         ],
         "skips": [{"test": "tests/a.py::one", "reason": "no GPU"}],
     }  # fmt: skip
-    text = verify.document(report, "2 passed", "pytest --full", [("make demo", 0, 1.0)])
+    text = verify.document(
+        report, "2 passed", "pytest --full", [("make demo", 0, 1.0)], (1, "| x |")
+    )
     for row in (
         "| 1 good | 1 | 2 | 0 | 0 | holds |", "| 2 bad | 1 | 0 | 1 | 0 | fails |",
         "| 3 gone | 0 | 0 | 0 | 0 | not run: tests/c.py |", "| one number | 0.25 |",

@@ -4,7 +4,8 @@ Knows which tests and commands stand for which line, how to run them, and how to
 Knows nothing about what is measured: a test says that itself, through the `record` fixture.
 
     make verify                                    everything
-    python tests/verify.py --no-clone [PYTEST ...] without the commands in a clean clone
+    python -m tests.verify --no-clone [PYTEST ...] without the commands in a clean clone
+    python -m tests.verify --no-attack             without the abuse of a server
 
 A line holds when all its tests passed. One whose tests were not there, or not run, does not hold.
 """
@@ -15,7 +16,6 @@ import argparse
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -29,158 +29,10 @@ from typing import Any
 
 import torch
 
+from tests.support.acceptance import ACCEPTANCE
+
 ROOT = Path(__file__).parents[1]
 DOCUMENT = "docs/verification.md"
-TRAPS = re.findall(r"tests/\w+/test_\w+\.py::test_\w+", (ROOT / "docs/traps.md").read_text())
-MAIN = "tests/cli/test_main.py"
-ACCEPTANCE: dict[str, tuple[str, ...]] = {
-    "1 parity of the network": ("tests/model/test_parity.py", "tests/model/test_window.py"),
-    "2 parity of whole generations": (
-        "tests/diffusion/test_parity.py",
-        "tests/diffusion/test_parity_nano.py",
-    ),
-    "3 traps, see docs/traps.md": tuple(TRAPS),
-    "4 same seed, same tokens": ("tests/engine/test_same_tokens.py",),
-    "5 sizes, names and files of 26B": (
-        f"{MAIN}::test_info_of_the_released_sizes",
-        "tests/weights/test_names.py",
-        "tests/weights/test_full_size.py",
-    ),
-    "6 vocabulary of Gemma 4": (
-        "tests/text/test_tokenizer.py::test_published_vectors",
-        "tests/text/test_tokenizer.py::test_round_trip",
-        "tests/text/test_tokenizer.py::test_the_two_exceptions",
-    ),
-    "7 one clear error": (
-        f"{MAIN}::test_broken_checkpoint",
-        f"{MAIN}::test_wrong_use",
-        f"{MAIN}::test_no_abbreviations",
-        "tests/weights/test_files.py",
-        "tests/weights/test_load.py",
-        "tests/test_llm.py::test_bad_prompts",
-        "tests/test_llm.py::test_bad_messages",
-        "tests/test_llm.py::test_a_prompt_longer_than_the_context",
-    ),
-    "8 what nano can do": ("tests/evaluate/test_scores.py",),
-    "fast paths equal the reference": (
-        "tests/kernels/test_head_tiles.py",
-        "tests/kernels/test_controls.py",
-        "tests/kernels/test_experts.py",
-        "tests/kernels/test_attention.py",
-    ),
-    "Triton kernels in the interpreter": ("tests/kernels/test_in_the_interpreter.py",),
-    "memory of a run as predicted": ("tests/cli/test_info_memory.py",),
-    "engine 1 random traffic, same tokens": (
-        "tests/engine/test_traffic.py::test_random_arrivals",
-        "tests/engine/test_traffic.py::test_random_lives_on_a_tiny_model",
-        "tests/engine/test_traffic.py::test_preemption_resumes_the_canvas",
-    ),
-    "engine 2 the scheduler, simulated": (
-        "tests/engine/test_scheduler.py",
-        "tests/engine/test_pages.py",
-        "tests/engine/test_traffic.py::test_cached_prompts_of_others_are_encoded_again",
-    ),
-    "engine 3 and 6 throughput, newcomers, cached prompts": (
-        "tests/bench/test_offline.py",
-        "tests/engine/test_traffic.py::test_a_cached_prompt_is_not_encoded_again",
-    ),
-    "engine 4 faults at every stage": ("tests/engine/test_faults.py",),
-    "canvas 1 pinned text and edits, byte for byte": (
-        "tests/compose/test_decide.py",
-        "tests/compose/test_edit.py",
-        "tests/compose/test_fill.py",
-        "tests/compose/test_lengths.py",
-        "tests/compose/test_on_nano.py",
-        "tests/engine/test_canvas_control.py",
-    ),
-    "canvas 2 structured output on random weights": (
-        "tests/engine/test_structured.py",
-        "tests/constrain/test_grammar.py",
-        "tests/constrain/test_completion.py",
-        "tests/constrain/test_tool_calls.py",
-        "tests/constrain/test_schema_features.py",
-        "tests/diffusion/test_constrained.py",
-    ),
-    "canvas 2 a search for an end holds up nobody else": (
-        "tests/engine/test_searches.py",
-        "tests/engine/test_structured.py::test_the_budget_of_a_search_changes_no_token",
-        "tests/engine/test_structured.py::test_longest_step_of_a_neighbour",
-    ),
-    "canvas 3 and 5 what nano gains, decisions": ("tests/evaluate/test_canvas.py",),
-    "canvas 6 contradictions before any step": (
-        "tests/engine/test_canvas_control.py::test_refused_before_any_step",
-        "tests/constrain/test_schema_proofs.py",
-    ),
-    "server 1 real clients": (
-        "tests/clients/test_openai.py",
-        "tests/clients/test_others.py",
-    ),
-    "server 2 equal to llm.chat": (
-        "tests/server/test_chat.py::test_answers_equal_those_of_chat",
-        "tests/server/test_chat.py::test_answers_are_the_same_under_load",
-    ),
-    "server 3 fuzz, hang-ups": (
-        "tests/server/test_fuzz.py",
-        "tests/server/test_leaving.py",
-        "tests/server/test_soak.py::test_a_hundred_connections_are_dropped",
-    ),
-    "server 4 soak": ("tests/server/test_soak.py::test_soak",),
-    "server 5 shutdown": (
-        "tests/server/test_serve.py::test_start_answer_and_stop",
-        "tests/server/test_serve.py::test_stop_under_load",
-        "tests/server/test_serve.py::test_health_after_loading",
-    ),
-    "server 6 every field": (
-        "tests/server/test_fields.py",
-        "tests/server/test_canvas_route.py",
-        "tests/server/test_completions.py",
-        "tests/server/test_decisions.py",
-        "tests/server/test_edit.py",
-        "tests/server/test_fim.py",
-        "tests/server/test_messages.py",
-    ),
-    "server 7 refusals": (
-        "tests/server/test_errors.py",
-        "tests/server/test_refusals.py",
-        "tests/server/test_every_route.py",
-    ),
-    "server 8 docs/serving.md snippets": (
-        "tests/test_docs.py::test_shell_of_the_serving_page_runs",
-        "tests/test_docs.py::test_python_of_the_serving_page_runs",
-        "tests/test_docs.py::test_other_clients_of_the_serving_page",
-        "tests/test_docs.py::test_serving_page_has_every_option_with_its_default",
-        "tests/test_docs.py::test_serving_page_has_every_status",
-        "tests/test_docs.py::test_serving_page_names_metrics_that_exist",
-        "tests/test_docs.py::test_serving_page_has_the_fields_of_the_schemas",
-    ),
-    "one batch 1 kernels, objects, waits, tokens": (
-        "tests/model/test_paged.py",
-        "tests/engine/test_paged.py",
-        "tests/kernels/test_attention_paged.py",
-    ),
-    "one batch 2 the reference path": (
-        "tests/golden/test_golden.py",
-        "tests/engine/test_faults.py",
-    ),
-    "one batch 3 pages by content": ("tests/engine/test_pages.py",),
-    "one batch 4 kernels for six GPU targets": (
-        "tests/kernels/test_gpu_compiles.py",
-        "tests/kernels/test_gpu_limits.py",
-        "tests/kernels/test_in_the_interpreter.py",
-        "tests/bench/test_gpu.py",
-    ),
-    "one batch 6 streams of plans": (
-        "tests/compose/test_run.py",
-        "tests/server/test_plan_streams.py",
-    ),
-    "values across the border": (
-        "tests/test_values.py",
-        "tests/server/test_event_loop.py",
-    ),
-    "engine 5 soak": ("tests/engine/test_traffic.py::test_soak", "tests/engine/test_worker.py"),
-}
-"""Acceptance line -> its tests: files, or single tests. Line 9 is `IN_A_CLONE`."""
-
 IN_A_CLONE = ("make demo", "make test", "make wheel")
 """Acceptance line 9: run in a clean clone, with no environment, an empty HOME, no pip cache."""
 
@@ -273,6 +125,14 @@ def in_a_clone() -> list[tuple[str, int, float]]:
     return done
 
 
+def attacked() -> tuple[int, str]:
+    """Exit code of `make attack` and its tables."""
+    command = [sys.executable, "-m", "tests.attack"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    print(done.stdout, flush=True)
+    return done.returncode, done.stdout
+
+
 def acceptance(tests: dict[str, dict[str, int]]) -> list[tuple[str, int, int, int, int, str]]:
     """For each line: tests, their cases passed, failed and skipped, and the verdict."""
     rows = []
@@ -328,8 +188,9 @@ def spread(values: Sequence[Any]) -> str:
 
 
 def document(
-    report: dict[str, Any], closing: str, command: str, cloned: list[tuple[str, int, float]] | None
-) -> str:
+    report: dict[str, Any], closing: str, command: str,
+    cloned: list[tuple[str, int, float]] | None, attack: tuple[int, str] | None,
+) -> str:  # fmt: skip
     """The text of docs/verification.md."""
     software = [f"Python {platform.python_version()}"]
     software += [f"{name} {version(name)}" for name in ("torch", "transformers", "numpy")]
@@ -362,6 +223,8 @@ def document(
         "",
         *table(("file", *OUTCOMES, "seconds"), per_file(report["tests"])),
     ]
+    if attack is not None:
+        lines += ["## Attacks", "", f"`make attack`, exit code {attack[0]}:", "", attack[1]]
     if skips:
         rows = [(file, number, reason) for (file, reason), number in sorted(skips.items())]
         lines += ["## Not run here", "", *table(("file", "cases", "reason"), rows)]
@@ -375,6 +238,7 @@ def main() -> int:
     )
     parser.add_argument("--output", type=Path, default=ROOT / DOCUMENT)
     parser.add_argument("--no-clone", action="store_true", help="leave out acceptance line 9")
+    parser.add_argument("--no-attack", action="store_true", help="leave out `make attack`")
     options, arguments = parser.parse_known_args()
     shares = [arguments] if arguments else SHARES
     with ThreadPoolExecutor(len(shares)) as pool:
@@ -382,12 +246,14 @@ def main() -> int:
     if code not in FINISHED:
         print(f"pytest did not finish (exit code {code}); {DOCUMENT} is as before")
         return code
+    attack = None if options.no_attack else attacked()
     cloned = None if options.no_clone else in_a_clone()
     command = " ".join(["pytest --full", *arguments])
-    options.output.write_text(document(report, closing, command, cloned), encoding="utf-8")
+    options.output.write_text(document(report, closing, command, cloned, attack), encoding="utf-8")
     print(f"wrote {options.output}")
     rows = acceptance(report["tests"])
     open_lines = [f"{row[0]}: {row[-1]}" for row in rows if not row[-1].startswith("holds")]
+    open_lines += [f"attack: exit code {attack[0]}"] if attack and attack[0] else []
     open_lines += [f"9 {name}: exit code {code}" for name, code, _ in cloned or () if code]
     print("\n".join(open_lines) or "every acceptance line that was run holds")
     return 1 if code or open_lines else 0
