@@ -21,7 +21,9 @@ import jinja2
 WORK = 1 << 29
 """Units of one rendering; a conversation of a million tokens needs about a tenth."""
 PASS, ITEM, PLACE = 256, 64, 8
-"""Units of a pass or call, of an item that is looked at, and of an item that is only copied."""
+"""Units of a pass of a loop, of an item that is looked at, and of an item that is only copied."""
+FILTER, MACRO = 512, 2048
+"""Units of a call beside its work: of a filter or test, of a macro or block. A method: `PASS`."""
 MOST_CHARACTERS = 1 << 24
 """Of one text."""
 MOST_BITS = 4096

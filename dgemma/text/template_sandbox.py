@@ -16,15 +16,17 @@ import jinja2
 import jinja2.sandbox
 from jinja2 import nodes
 from jinja2.filters import FILTERS
-from jinja2.runtime import Context
+from jinja2.runtime import BlockReference, Context, Macro
 from jinja2.tests import TESTS
 from jinja2.visitor import NodeTransformer
 
 from dgemma.text.template_costs import (
     DEEP_TESTS,
+    FILTER,
     FILTER_COSTS,
     ITEM,
     ITERATED_COSTS,
+    MACRO,
     METHOD_COSTS,
     PASS,
     PLACE,
@@ -44,7 +46,7 @@ def _paid(work: Callable[..., Any], cost: Callable[..., Any], skip: int) -> Call
 
     @functools.wraps(work)  # also what says which of Jinja's own it wants
     def paying(*args: Any, **options: Any) -> Any:
-        spend(PASS)
+        spend(FILTER)
         own, values = args[:skip], list(args[skip:])
         changed = cost(*values, **options)
         if changed is not None:  # an iterator, which can be read only once
@@ -182,7 +184,7 @@ class TemplateEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """A call of a macro, a method or a function."""
-        spend(PASS + PLACE * len(args))
+        spend((MACRO if isinstance(__obj, (Macro, BlockReference)) else PASS) + PLACE * len(args))
         bound = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps `format`
         owner = getattr(bound, "__self__", None)
         kind = next((kind for kind in METHOD_COSTS if isinstance(owner, kind)), None)
