@@ -24,7 +24,14 @@ from collections.abc import Iterable
 
 
 class DGemmaError(Exception):
-    """Base class: catch this to catch everything `dgemma` raises on purpose."""
+    """Base class: catch this to catch everything `dgemma` raises on purpose.
+
+    A message may quote the names in a file. Control characters in it are written as escapes, so
+    that no file can steer the terminal that shows it.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
 
 
 class ConfigError(DGemmaError):
@@ -78,6 +85,16 @@ class MissingExtra(DGemmaError):
 
 class DeviceError(DGemmaError):
     """The device, dtype or kernel that was asked for is not available."""
+
+
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 10}
+_CONTROLS |= {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+"""Characters that act on a terminal, or on the order in which it shows others."""
+
+
+def printable(text: str) -> str:
+    """The text with its control characters, but for line feeds, as escapes."""
+    return text.translate(_CONTROLS)
 
 
 def bad_field(field: str, why: str) -> InvalidRequest:

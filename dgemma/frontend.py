@@ -6,6 +6,7 @@ checkpoint's directory and a few numbers.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -287,9 +288,7 @@ def read_text_files(directory: Path) -> tuple[Tokenizer | None, ChatTemplate | N
     Raises:
         TokenizerError, TemplateError: a file that cannot be used.
     """
-    if not (directory / "tokenizer.json").exists():
+    if not os.path.lexists(directory / "tokenizer.json"):
         return None, None
     tokenizer = Tokenizer.from_directory(directory)
-    if not (directory / "chat_template.jinja").exists():
-        return tokenizer, None
-    return tokenizer, ChatTemplate.from_directory(directory, tokenizer)
+    return tokenizer, ChatTemplate.find(directory, tokenizer)

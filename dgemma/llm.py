@@ -377,10 +377,14 @@ def load(
     )  # fmt: skip
 
 
-def save(llm: LLM, directory: str | Path) -> Path:
+def save(llm: LLM, directory: str | Path, *, overwrite: bool = False) -> Path:
     """Write a model in the released layout: configs, weights, tokenizer, template, card.
 
+    Args:
+        overwrite: replace the checkpoint that is there, as a whole, be it the model's own.
+
     Raises:
-        CheckpointError: the directory holds something else or cannot be written.
+        CheckpointError: the directory holds a checkpoint that is to stay, or something else, or
+            cannot be written.
     """
-    return save_model(llm.model, llm.checkpoint, directory)
+    return save_model(llm.model, llm.checkpoint, directory, overwrite=overwrite)

@@ -5,6 +5,7 @@ Below everything that uses a model. Knows nothing about requests, engines or tra
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 
 from dgemma.device import DeviceChoice, choose
+from dgemma.errors import CheckpointError
 from dgemma.frontend import read_text_files
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.text.chat import ChatTemplate
@@ -75,12 +77,25 @@ def load_model(
     return LoadedModel(model, checkpoint, choice, tokenizer, template)
 
 
-def save_model(model: DiffusionGemma, checkpoint: Checkpoint, directory: str | Path) -> Path:
+def save_model(
+    model: DiffusionGemma, checkpoint: Checkpoint, directory: str | Path, *,
+    overwrite: bool = False,
+) -> Path:  # fmt: skip
     """Write a model in the released layout, with everything else that its checkpoint has.
 
+    Args:
+        overwrite: replace the checkpoint that is there, as a whole.
+
     Raises:
-        CheckpointError: the directory holds something else or cannot be written.
+        CheckpointError: the directory holds a checkpoint that is to stay, or something else, or
+            cannot be written.
     """
+    target = os.path.expanduser(directory)
+    if not overwrite and os.path.isdir(target) and os.listdir(target):
+        raise CheckpointError(
+            f"{directory} is not empty; save to a new directory, or pass overwrite=True to replace "
+            "a checkpoint"
+        )
     source = checkpoint.directory
     files = {n: source / n for n in TEXT_FILES if (source / n).exists()}
     return save_weights(

@@ -48,6 +48,7 @@ JOINED = {"engine", "compose", "diffusion", "weights", "quant", "text", "constra
 TRAINING = {"model", "weights", "quant", "diffusion", "text", "tasks"} | BASE
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "files": set(),
     "params": {"errors"},
     "request_parts": {"params"},
     "types": {"request_parts", "params", "errors"},
@@ -55,24 +56,26 @@ MAY_IMPORT: dict[str, set[str]] = {
     "interfaces": {"matcher", "request_parts", "types"},
     "events": {"types"},
     "device": {"errors"},
-    "text": {"interfaces"} | VALUES,
+    "text": {"files", "interfaces"} | VALUES,
     "constrain": {"matcher", "text"} | VALUES,
     "frontend": {"constrain", "interfaces", "matcher", "text"} | VALUES,
     "tasks": {"text", "types", "errors"},
     "kernels": BASE,
     "model": {"kernels"} | BASE,
     "diffusion": {"kernels", "matcher"} | BASE,
-    "weights": {"model"} | BASE,
+    "weights": {"files", "model"} | BASE,
     "quant": {"model", "kernels"} | BASE,
     "loading": {"frontend", "model", "weights", "quant", "text"} | BASE,
     "engine": {"events", "interfaces", "matcher", "model", "kernels", "diffusion"} | BASE,
-    "compose": {"constrain", "events", "frontend", "text"} | VALUES,
-    "server": {"compose", "constrain", "events", "frontend", "text"} | VALUES,
+    "compose": {"constrain", "events", "files", "frontend", "text"} | VALUES,
+    "server": {"compose", "constrain", "events", "files", "frontend", "text"} | VALUES,
     "llm": JOINED | {"events", "loading", "model.config", "model.transformer"} | BASE,
-    "train": {"loading", "model", "tasks", "text"} | BASE,
+    "train": {"files", "loading", "model", "tasks", "text"} | BASE,
     "evaluate": TRAINING | {"llm", "compose"},
     "bench": TRAINING | {"llm", "loading", "evaluate", "kernels"},
-    "cli": {"dgemma", "llm", "train", "evaluate", "bench", "server", "loading"} | JOINED | TRAINING,
+    "cli": {"dgemma", "files", "llm", "train", "evaluate", "bench", "server", "loading"}
+    | JOINED
+    | TRAINING,
     # dgemma/__init__.py: the public names
     "dgemma": {"llm", "compose", "events"} | VALUES,
     "__main__": {"cli"},
@@ -82,10 +85,10 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_DEFER = {"cli", "dgemma", "__main__"}
 """Parts that may import inside functions; elsewhere that is for optional extras alone."""
 
-NO_TORCH = ("params", "types", "errors", "request_parts", "matcher", "interfaces", "events", "text",
-            "constrain", "frontend", "tasks", "compose", "server", "engine.counters",
-            "engine.page_allocator", "engine.pages", "engine.request", "engine.scheduler",
-            "engine.searches", "engine.sequence",
+NO_TORCH = ("params", "types", "errors", "files", "request_parts", "matcher", "interfaces",
+            "events", "text", "constrain", "frontend", "tasks", "compose", "server",
+            "engine.counters", "engine.page_allocator", "engine.pages", "engine.request",
+            "engine.scheduler", "engine.searches", "engine.sequence",
             "weights.find")  # fmt: skip
 TORCH = {"torch", "triton", "transformers"}
 

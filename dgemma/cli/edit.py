@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dgemma.cli.files import deliver, read_text, write_text
+from dgemma.cli.files import check_target, deliver, read_text
 from dgemma.cli.live import LEGEND, LIVE, watch
 from dgemma.cli.options import NOT_THE_ANSWER, add_model, add_sampling, open_model, sampling
 from dgemma.errors import InvalidRequest
@@ -103,16 +103,17 @@ def run(arguments: argparse.Namespace) -> int:
     params = sampling(arguments)
     text = read_text(arguments.file)
     spans = all_spans(text, arguments.span, arguments.instruction)
+    if not arguments.diff:
+        check_target(arguments.output or arguments.file)
     llm = open_model(arguments)
     plan = edit(
         llm.facts, text, arguments.instruction, spans, arguments.strength, params,
         context=arguments.context,
     )  # fmt: skip
     edited = watch(llm, plan) if arguments.live else llm.run_plan(plan)
-    if arguments.output is None or arguments.diff:
-        deliver(arguments.file, text, edited.text, show=arguments.diff)
-    else:
-        write_text(arguments.output, edited.text)
+    deliver(
+        arguments.file, text, edited.text, show=arguments.diff, output=arguments.output
+    )  # fmt: skip
     changed = sum(change.old != change.new for change in edited.changes)
     print(f"{changed} of {len(edited.changes)} spans changed (seed {edited.seed})", file=sys.stderr)
     return 0

@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from dgemma.cli.files import deliver, read_argument
+from dgemma.cli.files import check_target, deliver, read_argument
 from dgemma.cli.live import LEGEND, LIVE, watch
 from dgemma.cli.options import NOT_THE_ANSWER, add_model, add_sampling, open_model, sampling
 from dgemma.errors import InvalidRequest
@@ -60,12 +60,14 @@ def run(arguments: argparse.Namespace) -> int:
     parts: list[str | Hole] = [pieces[0]]
     for piece in pieces[1:]:
         parts += [hole, piece]
+    if path and arguments.in_place and not arguments.diff:
+        check_target(path)
     llm = open_model(arguments)
     search, context = not arguments.no_search, arguments.context
     plan = fill(llm.facts, parts, params, context=context, search=search)
     filled = watch(llm, plan) if arguments.live else llm.run_plan(plan)
     if arguments.in_place or arguments.diff:
-        deliver(path, text, filled.text, show=arguments.diff)
+        deliver(path or Path("text"), text, filled.text, show=arguments.diff)
     if arguments.json:
         values = {"text": filled.text, "seed": filled.seed,
                   "holes": [asdict(hole) for hole in filled.holes],

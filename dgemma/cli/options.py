@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from dgemma.cli.progress import Progress, amount, clear_line
 from dgemma.errors import ModelNotFound, unreadable
+from dgemma.files.read import MOST_TEXT_BYTES, read_bytes
 from dgemma.params import CONSTRAINT_FIELDS, OPTIONS, RELEASED, SamplingParams
 from dgemma.types import ATTENTION_PATHS
 from dgemma.weights.find import find_model
@@ -62,7 +63,7 @@ def _from_file(text: str) -> str:
             raise argparse.ArgumentTypeError(f"{text} is a file; @{text} reads it")
         return text
     try:
-        return Path(text[1:]).read_text(encoding="utf-8")
+        return read_bytes(text[1:], MOST_TEXT_BYTES, streams=True).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         raise argparse.ArgumentTypeError(unreadable(text[1:], error)) from error
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dgemma.errors import InvalidRequest
+from dgemma.files.read import MIB, read_json
+from dgemma.files.write import replace_file
 
 FORMAT = "dgemma-calibration-1"
 LEAST, MOST = 0.05, 20.0
@@ -140,14 +140,7 @@ class Calibration:
         path = Path(path)
         text = json.dumps({"format": FORMAT, "temperatures": dict(self.temperatures)}, indent=1)
         try:
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".new")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    file.write(text + "\n")
-                os.replace(name, path)
-            except BaseException:
-                Path(name).unlink(missing_ok=True)
-                raise
+            replace_file(path, f"{text}\n".encode())
         except OSError as error:
             raise InvalidRequest(f"{path} cannot be written ({error}); choose another") from error
 
@@ -159,8 +152,8 @@ class Calibration:
             InvalidRequest: no such file, or one that holds something else.
         """
         try:
-            found = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            found = read_json(path, MIB)
+        except (OSError, ValueError) as error:
             raise InvalidRequest(f"{path} is not a calibration ({error}); fit one again") from error
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise InvalidRequest(f"{path} is not a calibration of format {FORMAT}; fit one again")

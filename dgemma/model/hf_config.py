@@ -12,16 +12,22 @@ Source: `transformers` 5.17 `configuration_diffusion_gemma.py`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from dgemma.errors import ConfigError
 from dgemma.model.config import AttentionShape, LayerType, ModelConfig
-from dgemma.model.json_section import Section
+from dgemma.model.json_section import Section, shown
 
 MODEL_TYPE = "diffusion_gemma"
 ARCHITECTURE = "DiffusionGemmaForBlockDiffusion"
 FULL_EVERY = 6
+LAYER_KEY = re.compile("[0-9]{1,9}")
+MOST_LAYERS = 1024
+MOST_EXPERTS = 4096
+MOST_STACKS = 1 << 17
+"""Experts of all layers together."""
 
 DEFAULT_GLOBAL_HEAD_DIM = 512
 DEFAULT_ROPE: Mapping[LayerType, Mapping[str, Any]] = {
@@ -95,7 +101,7 @@ def read_config(values: Mapping[str, Any], strict: bool = True) -> ModelConfig:
     top = Section("config.json", values)
     if values.get("model_type") != MODEL_TYPE:
         raise ConfigError(
-            f"config.json: model_type is {values.get('model_type')!r}, not {MODEL_TYPE!r}; "
+            f"config.json: model_type is {shown(values.get('model_type'))}, not {MODEL_TYPE!r}; "
             "this is not a DiffusionGemma checkpoint"
         )
     text_values = top.take("text_config", dict)
@@ -110,6 +116,11 @@ def read_config(values: Mapping[str, Any], strict: bool = True) -> ModelConfig:
     vocab_size, inner = sizes["vocab_size"], sizes["intermediate_size"]
     image_token_id, suppress_ids = _placeholders(top, vocab_size, extra)
     layer_types = _layer_types(text)
+    if sizes["num_experts"] > MOST_EXPERTS or sizes["num_experts"] * len(layer_types) > MOST_STACKS:
+        raise ConfigError(
+            f"{text.where}: {sizes['num_experts']} num_experts in {len(layer_types)} layers are "
+            f"more than {MOST_EXPERTS} each or {MOST_STACKS:,} in all; correct them"
+        )
     sliding, full = _attention(text, layer_types)
     if top.size("self_conditioning_size", inner) != inner:
         raise ConfigError("config.json: self_conditioning_size must equal intermediate_size")
@@ -117,12 +128,19 @@ def read_config(values: Mapping[str, Any], strict: bool = True) -> ModelConfig:
     if not 0 <= pad_token_id < vocab_size:
         raise ConfigError(f"{text.where}: pad_token_id {pad_token_id} is beyond the vocabulary")
     bos_absent = "bos_token_id" in text.left and text.left["bos_token_id"] is None
+    canvas_length = top.size("canvas_length", 256)
+    if canvas_length >= sizes["max_position_embeddings"]:
+        raise ConfigError(
+            f"config.json: canvas_length {canvas_length} leaves no room for a prompt in "
+            f"max_position_embeddings {sizes['max_position_embeddings']} of text_config; "
+            "correct one of them"
+        )
     config = ModelConfig(
         **sizes,
         layer_types=layer_types,
         sliding=sliding,
         full=full,
-        canvas_length=top.size("canvas_length", 256),
+        canvas_length=canvas_length,
         rms_norm_eps=text.positive("rms_norm_eps", 1e-6),
         final_logit_softcapping=text.positive("final_logit_softcapping", 30.0),
         pad_token_id=pad_token_id,
@@ -169,14 +187,14 @@ def default_layer_types(count: int) -> list[LayerType]:
 
 def _layer_types(text: Section) -> tuple[LayerType, ...]:
     """The kind of every layer; without a list every sixth layer and the last are full."""
-    count = text.size("num_hidden_layers")
+    count = text.size("num_hidden_layers", most=MOST_LAYERS)
     given = text.take("layer_types", list)
     if given is None:
         given = default_layer_types(count)
     unknown = [kind for kind in given if kind not in tuple(DEFAULT_ROPE)]
     if unknown:
         raise ConfigError(
-            f"{text.where}: layer_types holds {unknown[0]!r}; only 'sliding_attention' and "
+            f"{text.where}: layer_types holds {shown(unknown[0])}; only 'sliding_attention' and "
             "'full_attention' are supported"
         )
     if len(given) != count:
@@ -225,15 +243,15 @@ def _per_layer_shapes(
     """Head sizes of each layer type; layers of one type must agree."""
     by_layer = [dict(base) for _ in layer_types]
     for index, values in overrides.items():
-        place = f"{where}: per_layer_config[{index!r}]"
-        if not str(index).isdecimal() or int(index) >= len(layer_types):
+        place = f"{where}: per_layer_config[{shown(index)}]"
+        if not LAYER_KEY.fullmatch(index) or int(index) >= len(layer_types):
             raise ConfigError(f"{place} names no layer; there are {len(layer_types)}")
         layer = Section(place, values)
         by_layer[int(index)] = {key: layer.size(key, base[key]) for key in base}
         # A key that we do not read here would change that layer alone: never ignored.
         layer.left = {k: v for k, v in layer.left.items() if v not in (None, [])}
         if layer.left:
-            raise ConfigError(f"{place}: {next(iter(layer.left))!r} is not supported")
+            raise ConfigError(f"{place}: {shown(next(iter(layer.left)))} is not supported")
     shapes: dict[str, dict[str, int]] = {}
     for number, (kind, shape) in enumerate(zip(layer_types, by_layer, strict=True)):
         if shapes.setdefault(kind, shape) != shape:

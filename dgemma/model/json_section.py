@@ -13,8 +13,20 @@ from typing import Any, TypeVar
 from dgemma.errors import ConfigError, nearest
 
 logger = logging.getLogger("dgemma")
+MOST = 2**31 - 1
+"""Of any size; the sizes of real models are far below."""
+MOST_WHOLE = 2**53
+"""Of an integer that stands for a number with a fraction."""
+MOST_SHOWN = 200
+"""Characters of a value in a message."""
 T = TypeVar("T")
 N = TypeVar("N", int, float)
+
+
+def shown(value: object) -> str:
+    """A value of a file in a message, on one line and not without end."""
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 class Section:
@@ -34,16 +46,22 @@ class Section:
         if value is None:
             return default
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+            value = float(value) if abs(value) <= MOST_WHOLE else math.inf
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise ConfigError(
-                f"{self.where}: {key} must be of type {kind.__name__}, got {value!r}; correct it"
+                f"{self.where}: {key} must be of type {kind.__name__}, got {shown(value)}; "
+                "correct it"
             )
         return value
 
-    def size(self, key: str, default: int | None = None) -> int:
+    def size(self, key: str, default: int | None = None, most: int = MOST) -> int:
         """An integer of at least 1; it must be there unless it has a default."""
-        return self._at_least(key, self.take(key, int, default), 1)
+        value = self._at_least(key, self.take(key, int, default), 1)
+        if value > most:
+            raise ConfigError(
+                f"{self.where}: {key} must be at most {most:,}, got {shown(value)}; correct it"
+            )
+        return value
 
     def positive(self, key: str, default: float | None = None) -> float:
         """A number above 0; it must be there unless it has a default."""
@@ -53,7 +71,9 @@ class Section:
         if value is None:
             raise ConfigError(f"{self.where}: {key} is missing; the file is not a complete config")
         if not least <= value < math.inf:
-            raise ConfigError(f"{self.where}: {key} must be positive, got {value}; correct it")
+            raise ConfigError(
+                f"{self.where}: {key} must be positive, got {shown(value)}; correct it"
+            )
         return value
 
     def fixed(self, table: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
@@ -66,8 +86,8 @@ class Section:
                 continue
             if value not in allowed:
                 raise ConfigError(
-                    f"{self.where}: {key} = {value!r} is not supported; this network can only "
-                    f"honour {' or '.join(map(repr, allowed))}"
+                    f"{self.where}: {key} = {shown(value)} is not supported; this network "
+                    f"can only honour {' or '.join(map(repr, allowed))}"
                 )
             found[key] = value
         return found
@@ -78,7 +98,7 @@ class Section:
         for key, value in self.left.items():
             if value is None or key in neutral:
                 continue
-            problem = f"{self.where}: unknown key {key!r}{nearest(key, self.known | neutral)}"
+            problem = f"{self.where}: unknown key {shown(key)}{nearest(key, self.known | neutral)}"
             if strict:
                 raise ConfigError(f"{problem}; to ignore it, pass strict=False")
             logger.warning("%s; it is ignored", problem)
@@ -89,6 +109,6 @@ class Section:
         value = self.left.pop(key, default)
         ids = value if isinstance(value, (list, tuple)) else () if value is None else (value,)
         for i in ids:
-            if isinstance(i, bool) or not isinstance(i, int) or i < 0:
-                raise ConfigError(f"{self.where}: {key} must hold token ids, got {value!r}")
+            if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i <= MOST:
+                raise ConfigError(f"{self.where}: {key} must hold token ids, got {shown(value)}")
         return tuple(ids)

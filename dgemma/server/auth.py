@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dgemma.errors import InvalidRequest, unreadable
+from dgemma.files.read import MIB, read_bytes
 
 VARIABLE = "DGEMMA_API_KEYS"
 """Environment variable with keys, separated by commas or blanks."""
@@ -61,7 +62,7 @@ class Keys:
             raise InvalidRequest(f"{VARIABLE} is set but holds no key; give one, or unset it")
         if file is not None:
             try:
-                lines = file.read_text(encoding="utf-8-sig").splitlines()
+                lines = read_bytes(file, MIB, streams=True).decode("utf-8-sig").splitlines()
             except (OSError, ValueError) as error:
                 raise InvalidRequest(f"the key file {unreadable(file, error)}") from error
             own = [line.strip() for line in lines if line.strip() and line.strip()[0] != "#"]

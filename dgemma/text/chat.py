@@ -11,20 +11,23 @@ Source: `transformers` for the filters and variables that templates count on.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
-import jinja2.sandbox
 
 from dgemma.errors import TemplateError, TokenizerError
+from dgemma.files.read import exists, read_json, read_text, reason
 from dgemma.text.gguf import read_metadata
 from dgemma.text.messages import clean_messages, clean_tools
+from dgemma.text.template_costs import TooMuchWork, limited
+from dgemma.text.template_sandbox import TemplateEnvironment
 from dgemma.text.tokenizer import Tokenizer
 
+MOST_CHARACTERS = 1 << 18
+"""Of a template; Gemma's has 17,000."""
 THOUGHT_OPEN = "<|channel>"
 THOUGHT_CLOSE = "<channel|>"
 _PRIVATE = range(0xE000, 0xF900)
@@ -38,29 +41,41 @@ _FAULTS = (
 class ChatTemplate:
     """A checkpoint's chat template together with the tokenizer that it was written for."""
 
-    def __init__(self, source: str, tokenizer: Tokenizer) -> None:
+    def __init__(self, source: str, tokenizer: Tokenizer, file: str = "the chat template") -> None:
         """Most callers use `from_directory`.
 
         Args:
             source: Jinja text.
             tokenizer: of the same checkpoint.
+            file: where it came from, for messages.
 
         Raises:
             TemplateError: the text is not a Jinja template.
         """
         self._tokenizer = tokenizer
+        self._file = file
+        source = source.removeprefix("\ufeff")  # a byte order mark would be in every prompt
+        if len(source) > MOST_CHARACTERS:
+            raise TemplateError(
+                f"{file} has more than {MOST_CHARACTERS:,} characters; take the checkpoint's own"
+            )
         self._marker = _Marker(tokenizer.control_names(), source)
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.filters["dictsort"] = self._marker.dictsort
+        environment = TemplateEnvironment()
+        environment.add_filter("dictsort", self._marker.dictsort)
         environment.globals["raise_exception"] = _refuse
         try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
+            self._template = limited(lambda: environment.from_string(source))
+        except (
+            jinja2.TemplateError,
+            SyntaxError,
+            RecursionError,
+            MemoryError,
+            ValueError,
+        ) as error:
+            # Beside its own complaint: those of Python, which compiles what Jinja makes of it.
+            why = error if isinstance(error, jinja2.TemplateError) else "it is nested too deep"
             raise TemplateError(
-                f"the chat template is not valid Jinja ({error}); take the checkpoint's own"
+                f"{file} is not valid Jinja ({str(why)[:300]}); take the checkpoint's own"
             ) from error
 
     @classmethod
@@ -74,25 +89,45 @@ class ChatTemplate:
         Raises:
             TemplateError: there is none, or it cannot be read.
         """
-        directory = Path(path)
-        try:
-            file = directory / "chat_template.jinja"
-            if file.is_file():
-                return cls(file.read_text(encoding="utf-8"), tokenizer)
-            file = directory / "tokenizer_config.json"
-            config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        except (OSError, ValueError) as error:
-            raise TemplateError(f"{file} cannot be read ({error}); download it again") from error
-        source = config.get("chat_template") if isinstance(config, dict) else None
-        if isinstance(source, list):  # several by name
-            named = {one.get("name"): one.get("template") for one in source}
-            source = named.get("default")
-        if not isinstance(source, str):
+        found = cls.find(Path(path), tokenizer)
+        if found is None:
             raise TemplateError(
-                f"{directory} has no chat template; add chat_template.jinja, or prompt with plain "
+                f"{path} has no chat template; add chat_template.jinja, or prompt with plain "
                 "text (a base model has none)"
             )
-        return cls(source, tokenizer)
+        return found
+
+    @classmethod
+    def find(cls, directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
+        """The template of a checkpoint directory; None if it has none.
+
+        Raises:
+            TemplateError: a file cannot be read, or holds something else.
+        """
+        file = directory / "chat_template.jinja"
+        try:
+            if exists(file):
+                return cls(read_text(file), tokenizer, str(file))
+            file = directory / "tokenizer_config.json"
+            config = read_json(file) if exists(file) else {}
+        except (OSError, ValueError) as error:
+            why = reason(error)
+            raise TemplateError(f"{file} cannot be read ({why}); download it again") from error
+        source = config.get("chat_template") if isinstance(config, dict) else None
+        if isinstance(source, list):  # several by name
+            if not all(isinstance(one, dict) for one in source):
+                raise TemplateError(
+                    f"chat_template in {file} is a list of something else than objects with a name "
+                    "and a template; take the checkpoint's own file"
+                )
+            source = next((o.get("template") for o in source if o.get("name") == "default"), None)
+        if source is None:
+            return None
+        if not isinstance(source, str):
+            raise TemplateError(
+                f"chat_template in {file} is not a text; take the checkpoint's own file"
+            )
+        return cls(source, tokenizer, f"chat_template in {file}")
 
     @classmethod
     def from_gguf(cls, path: str | Path, tokenizer: Tokenizer) -> ChatTemplate:
@@ -107,7 +142,7 @@ class ChatTemplate:
             raise TemplateError(str(error)) from error
         if not isinstance(source, str):
             raise TemplateError(f"{path} has no chat template; prompt with plain text")
-        return cls(source, tokenizer)
+        return cls(source, tokenizer, f"the chat template in {path}")
 
     def encode(
         self,
@@ -134,7 +169,7 @@ class ChatTemplate:
         """
         clean = [_without_thoughts(message) for message in clean_messages(messages)]
         try:
-            text = self._template.render(
+            values = dict(
                 messages=self._marker.mark(clean),
                 tools=self._marker.mark(clean_tools(tools)),
                 enable_thinking=thinking,
@@ -143,9 +178,15 @@ class ChatTemplate:
                 eos_token=self._tokenizer.token_text(self._tokenizer.eos_id),
                 pad_token=self._tokenizer.token_text(self._tokenizer.pad_id),
             )
+            text = limited(lambda: self._template.render(values))
+        except TooMuchWork as error:
+            raise TemplateError(
+                f"{self._file} was stopped: {error}; shorten the conversation, or take the "
+                "checkpoint's own template"
+            ) from error
         except _FAULTS as error:
             raise TemplateError(
-                f"the chat template refused the conversation ({error}); "
+                f"the chat template refused the conversation ({str(error)[:2000]}); "
                 "change the messages or tools as it asks"
             ) from error
         ids: list[int] = []
@@ -220,11 +261,6 @@ def _without_thoughts(message: dict[str, Any]) -> dict[str, Any]:
 def _cut(text: str) -> str:
     parts = text.split(THOUGHT_CLOSE)
     return "".join(part.split(THOUGHT_OPEN)[0] for part in parts)
-
-
-def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
-    """JSON without Jinja's escapes for HTML."""
-    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dgemma.errors import TokenizerError
+from dgemma.files.read import check_regular
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -32,6 +33,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         TokenizerError: the file is absent, no GGUF, of an unknown version, or cut short.
     """
     try:
+        check_regular(path)
         with open(path, "rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # mmap refuses an empty file with ValueError

@@ -10,7 +10,6 @@ Source: the tokenizer of Gemma 4 (`tokenizer.ggml.*` of its GGUF vocabulary).
 from __future__ import annotations
 
 import codecs
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,11 +19,15 @@ from tokenizers import AddedToken, decoders, models, normalizers
 from tokenizers import Tokenizer as Backend
 
 from dgemma.errors import InvalidRequest, TokenizerError
+from dgemma.files.read import exists, parse_json, read_text, reason
 from dgemma.text.gguf import read_metadata
+from dgemma.text.tokenizer_json import read_backend
 
 SPACE = "\u2581"
 """How the vocabulary writes a space."""
 REMEDY = "take the tokenizer files from the model's own page"
+MOST_CONTROL = 100_000
+"""Characters of all control tokens' names: a text is searched for each of them."""
 _CONTROL_FORM = re.compile(r"<\|[^<>]+\|?>|<[^<>|]+\|>")
 SURROGATE = re.compile("[\ud800-\udfff]")
 _GGUF_CONTROL, _GGUF_USER_DEFINED = 3, 4
@@ -57,12 +60,12 @@ class Tokenizer:
         self._control = _control_tokens(backend, source)
         backend.add_special_tokens([t for t in self._control.values() if not t.special])
         backend.encode_special_tokens = True  # from here on, text alone never makes one
-        self._control_ids = {token.content: token_id for token_id, token in self._control.items()}
+        self._control_by_name = {t.content.strip(): i for i, t in self._control.items()}
         self.special_ids = frozenset(self._control)
         self._pattern = _control_pattern(self._control.values())
         self._bytes = _byte_table(backend, self.special_ids, self.vocab_size, source)
         self.bos_id, self.eos_id, self.pad_id = (self._named(key, names) for key in _NAMES)
-        for text in self._control_ids:
+        for text in self.control_names():
             if not self.special_ids.isdisjoint(self._plain(text)):
                 raise TokenizerError(f"{source}: plain text becomes control token {text}; {REMEDY}")
 
@@ -79,12 +82,9 @@ class Tokenizer:
         """
         directory = Path(path)
         file = directory / "tokenizer.json"
-        if not file.is_file():
+        if not exists(file):
             raise TokenizerError(f"{directory} has no tokenizer.json; {REMEDY}")
-        try:
-            backend = Backend.from_file(str(file))
-        except Exception as error:  # the library raises nothing narrower
-            raise TokenizerError(f"{file} cannot be read ({error}); {REMEDY}") from error
+        backend = read_backend(file)
         backend.no_padding()
         backend.no_truncation()
         names = dict(_NAMES)
@@ -159,10 +159,16 @@ class Tokenizer:
         out: list[str | int] = []
         at = 0
         for found in self._pattern.finditer(text):
-            if found.start() > at:
-                out.append(text[at : found.start()])
-            out.append(self._control_ids[found.group().strip()])
+            token_id = self._control_by_name[found.group()]
+            before = text[at : found.start()]
+            if self._control[token_id].lstrip:  # it swallows the blanks before it
+                before = before.rstrip()
+            if before:
+                out.append(before)
+            out.append(token_id)
             at = found.end()
+            while self._control[token_id].rstrip and text[at : at + 1].isspace():
+                at += 1
         if at < len(text):
             out.append(text[at:])
         return out
@@ -295,22 +301,32 @@ def _control_tokens(backend: Backend, source: str) -> dict[int, AddedToken]:
         if not token.special:
             special = AddedToken(token.content, normalized=False, special=False)
         control[token_id] = special
+    if sum(len(token.content) for token in control.values()) > MOST_CONTROL:
+        raise TokenizerError(
+            f"{source}: the names of its control tokens have more than {MOST_CONTROL:,} "
+            f"characters; {REMEDY}"
+        )
     return control
 
 
 def _control_pattern(tokens: Iterable[AddedToken]) -> re.Pattern[str]:
-    """Matches any control token's name, the longest first, with the blanks that it swallows."""
-    names = [
-        (r"\s*" if t.lstrip else "") + re.escape(t.content.strip()) + (r"\s*" if t.rstrip else "")
-        for t in sorted(tokens, key=lambda token: -len(token.content))
-    ]
-    return re.compile("|".join(names) or r"(?!)")
+    """Matches any control token's name, the longest first."""
+    names = sorted((token.content.strip() for token in tokens), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, names)) or r"(?!)")
 
 
 def _byte_table(backend: Backend, special: frozenset[int], size: int, source: str) -> list[bytes]:
     """The bytes of every id."""
     table = [b""] * size
     vocab: dict[str, int] = backend.get_vocab(with_added_tokens=True)
+    if len(set(vocab.values())) < len(vocab):
+        first: dict[int, str] = {}
+        for token, token_id in vocab.items():
+            if first.setdefault(token_id, token) != token:
+                raise TokenizerError(
+                    f"{source}: {token[:99]!r} and {first[token_id][:99]!r} have one id, "
+                    f"{token_id}; {REMEDY}"
+                )
     if max(vocab.values(), default=-1) >= size:
         raise TokenizerError(f"{source}: ids have gaps; {REMEDY}")
     for token, token_id in vocab.items():
@@ -334,10 +350,14 @@ def _byte_table(backend: Backend, special: frozenset[int], size: int, source: st
 
 def _token_names(file: Path) -> dict[str, str]:
     """The texts of bos, eos and pad that a JSON file names; nothing if there is no such file."""
-    if not file.is_file():
+    if not exists(file):
         return {}
     try:
-        found: Any = json.loads(file.read_text(encoding="utf-8"))
+        text = read_text(file)
+    except (OSError, ValueError) as error:
+        raise TokenizerError(f"{file} cannot be read ({reason(error)}); {REMEDY}") from error
+    try:
+        found: Any = parse_json(text)
     except ValueError as error:
         raise TokenizerError(f"{file} is not valid JSON ({error}); {REMEDY}") from error
     if not isinstance(found, dict):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dgemma.errors import CheckpointError
+from dgemma.files.read import check_regular
 
 
 def save_run(
@@ -46,6 +47,7 @@ def load_run(
         CheckpointError: the file does not belong to this model or cannot be read.
     """
     try:
+        check_regular(path)
         with safe_open(path, "pt") as file:
             step = int(json.loads(file.metadata()["run"])["step"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -72,6 +74,7 @@ def load_average(path: Path, state: dict[str, Tensor]) -> int:
         CheckpointError: the file is missing or does not belong to this model.
     """
     try:
+        check_regular(path)
         with safe_open(path, "pt") as file:
             for key, value in state.items():
                 value.copy_(file.get_tensor(f"average/{key}"))

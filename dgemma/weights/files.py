@@ -5,13 +5,13 @@ Does not know what the tensors mean.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dgemma.errors import ConfigError
+from dgemma.files import read
 from dgemma.model.config import ModelConfig
 from dgemma.model.hf_config import read_config
 from dgemma.model.hf_generation import GenerationDefaults, read_generation_config
@@ -60,10 +60,12 @@ def read_json(path: Path) -> dict[str, Any]:
         ConfigError: the file cannot be read, or holds something else.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+        text = read.read_text(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path}: {read.reason(error)}; restore the file") from error
+    try:
+        values = read.parse_json(text)
+    except ValueError as error:
         raise ConfigError(f"{path} is broken JSON: {error}; restore the file") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a JSON object, got {type(values).__name__}")
@@ -77,7 +79,7 @@ def load_config(directory: Path, strict: bool = True) -> ModelConfig:
         ConfigError: config.json is missing, broken, or asks for something unsupported.
     """
     path = directory / CONFIG
-    if not path.exists():
+    if not read.exists(path):
         raise ConfigError(f"{directory} has no {CONFIG}: it is not a checkpoint directory")
     return read_config(read_json(path), strict)
 
@@ -89,7 +91,7 @@ def load_generation(directory: Path) -> GenerationDefaults:
         ConfigError: generation_config.json is broken or asks for something unsupported.
     """
     path = directory / GENERATION_CONFIG
-    if not path.exists():
+    if not read.exists(path):
         return GenerationDefaults()
     return read_generation_config(read_json(path))
 
@@ -108,5 +110,5 @@ def open_checkpoint(directory: Path, strict: bool = True) -> Checkpoint:
     config = load_config(directory, strict)
     generation = load_generation(directory)
     index = directory / INDEX
-    source = Safetensors(directory, read_json(index) if index.exists() else None)
+    source = Safetensors(directory, read_json(index) if read.exists(index) else None)
     return Checkpoint(directory=directory, config=config, generation=generation, source=source)

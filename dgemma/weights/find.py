@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 from dgemma.errors import ModelNotFound, nearest
+from dgemma.files.read import read_text
 
 CONFIG = "config.json"
+MOST_REF_BYTES = 1024
+"""Of the file that says which commit a revision is."""
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 Origin = Literal["bundled", "directory", "hub cache"]
@@ -76,8 +79,13 @@ def _cached_snapshot(name: str, revision: str) -> tuple[Path | None, str]:
     if not os.path.isdir(root):
         return None, f"{root} is not there"
     ref = root / "refs" / revision
-    commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision
+    commit = revision
+    if os.path.isfile(ref):
+        try:
+            commit = read_text(ref, MOST_REF_BYTES).strip()
+        except (OSError, ValueError):
+            return None, f"{ref} cannot be read"
     snapshot = root / "snapshots" / commit
-    if not (snapshot / CONFIG).is_file():
+    if snapshot.parent.name != "snapshots" or not os.path.isfile(snapshot / CONFIG):
         return None, f"{root} has no complete snapshot of revision {revision!r}"
     return snapshot, ""

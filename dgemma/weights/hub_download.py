@@ -178,6 +178,12 @@ def _translated(name: str, revision: str | None, endpoint: str) -> Iterator[None
         raise ModelNotFound(
             f"{name!r} is not a hub name of the form 'org/name': {error}"
         ) from error
+    except (ConnectionError, httpx.ConnectError, httpx.ConnectTimeout) as error:
+        raise CheckpointError(
+            f"downloading {name} from {endpoint} failed: {error}. Is this machine offline? nano, "
+            "directories and models in the cache need no network. What has arrived is kept: pull "
+            "again to go on from there"
+        ) from error
     except (OSError, httpx.HTTPError) as error:
         raise CheckpointError(
             f"downloading {name} from {endpoint} failed: {error}. What has arrived is kept: pull "

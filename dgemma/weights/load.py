@@ -19,14 +19,17 @@ from torch import Tensor, nn
 
 from dgemma.errors import CheckpointError
 from dgemma.weights.files import Checkpoint
-from dgemma.weights.names import Index, is_vision, layouts, to_ours
-from dgemma.weights.source import DTYPES, TensorSource
+from dgemma.weights.names import Index, copy_of, is_vision, layouts, to_ours
+from dgemma.weights.source import DTYPES, TensorSource, few
 
 logger = logging.getLogger("dgemma")
 
 MAP_FROM_BYTES = 1 << 30
 CHUNK = 1 << 24
 """Elements converted or checked at a time."""
+
+MOST_LINES = 40
+"""Of a report."""
 
 Layout = dict[str, Index]
 """The tensors of a file that one of ours is made of, and the part that each is."""
@@ -66,6 +69,7 @@ def load_weights(
     if aside:
         size = sum(source.tensors[name].nbytes for name in aside) / 1e9
         logger.info("%d vision tensors (%.2f GB) left aside: text only", len(aside), size)
+    _check_copies(source)
     if mapped is None:
         mapped = checkpoint.nbytes >= MAP_FROM_BYTES
     mapped = mapped and device.type == "cpu"
@@ -90,6 +94,34 @@ def load_weights(
 def aside_names(source: TensorSource) -> list[str]:
     """The tensors that `load_weights` leaves aside."""
     return [name for name in source.tensors if is_vision(to_ours(name) or "")]
+
+
+def _copies(source: TensorSource) -> dict[str, str]:
+    """The tensors that repeat another of the files, and which."""
+    held = source.tensors
+    pairs = ((name, copy_of(name) or "") for name in held)
+    return {name: twin for name, twin in pairs if twin in held and held[twin].dtype in DTYPES}
+
+
+def _check_copies(source: TensorSource) -> None:
+    """Leave aside what is written twice; refuse a copy that is none, for only one is computed."""
+    copies = _copies(source)
+    for name, twin in copies.items():
+        one, other = source.tensors[name], source.tensors[twin]
+        if (one.dtype, one.shape) != (other.dtype, other.shape) or not _equal(source, name, twin):
+            raise CheckpointError(
+                f"{name} differs from {twin} in {source.path}, but these weights are tied in this "
+                "network; train with tied weights, or remove the one that is not meant"
+            )
+    if copies:
+        logger.info("%d tensors that repeat others left aside: %s", len(copies), few(list(copies)))
+
+
+def _equal(source: TensorSource, one: str, other: str) -> bool:
+    """Whether two tensors hold the same bytes, read chunk by chunk."""
+    pair = [source.read(name, keep=False).view(-1).view(torch.uint8) for name in (one, other)]
+    pieces = zip(*(torch.split(whole, CHUNK) for whole in pair), strict=True)
+    return all(torch.equal(a, b) for a, b in pieces)
 
 
 def _fill(name: str, target: Tensor, source: Tensor, check_finite: bool) -> None:
@@ -126,7 +158,7 @@ def _assign(model: nn.Module, name: str, value: Tensor) -> None:
 def _refuse_packed(checkpoint: Checkpoint) -> None:
     for key in ("quantization_config", "quantization"):
         if key in checkpoint.config.extra:
-            method = checkpoint.config.extra[key].get("quant_method", "packed")
+            method = few([str(checkpoint.config.extra[key].get("quant_method", "packed"))])
             raise CheckpointError(
                 f"{checkpoint.directory} holds {method} weights, which are not supported yet; take "
                 "the BF16 checkpoint"
@@ -149,7 +181,7 @@ def _compare(
     parts = [(n, wanted[name][i]) for name, way in chosen.items() for n, i in way.items()]
     parts += [(n, torch.empty(held[n].shape, device="meta")) for n in aside]
     there = [(n, held[n], part) for n, part in parts if n in held]
-    known = {n for n, _ in parts}
+    known = {n for n, _ in parts} | _copies(checkpoint.source).keys()
     problems = {
         "missing": ((n, "") for n, _ in parts if n not in held),
         "unexpected": ((n, "") for n in held if n not in known),
@@ -170,6 +202,8 @@ def _compare(
         ),
     }
     lines = [f"\n  {kind}: {x}" for kind, found in problems.items() for x in _grouped(found)]
+    if len(lines) > MOST_LINES:
+        lines[MOST_LINES:] = [f"\n  and {len(lines) - MOST_LINES} lines more"]
     if lines:
         raise CheckpointError(
             f"the weights in {checkpoint.source.path} do not fit its config.json:{''.join(lines)}\n"
@@ -187,4 +221,4 @@ def _grouped(found: Iterable[tuple[str, str]]) -> list[str]:
             before, number, after = match.groups() if match else (name, "", "")
             groups.setdefault((before, after, remark), []).append(number)
         found = [(a + ",".join(numbers) + b, remark) for (a, b, remark), numbers in groups.items()]
-    return [name + remark for name, remark in found]
+    return [few([name], characters=1000) + remark for name, remark in found]

@@ -3,7 +3,8 @@
 Left the name in the released checkpoint, right ours; `N` is a layer's number. Other programs cut
 some of ours into several tensors: `SPLIT` has their names. Knows names and parts, no files. Names
 that `transformers` ties to others (`lm_head.weight` and most of `model.encoder.language_model.*`)
-are in its module tree but never in its files, so not here.
+are in its module tree but never in its files, so not in the table; `copy_of` knows them, because
+other trainers write them.
 """
 
 from __future__ import annotations
@@ -135,6 +136,15 @@ def to_checkpoint(name: str) -> str:
         module, _, word = known.rpartition(".")
         theirs = f"{_MODULES[module]}.{word}"
     return theirs.replace(".N.", f".{layer}.")
+
+
+def copy_of(name: str) -> str | None:
+    """The tensor of a checkpoint that this one repeats where weights are tied, if it is a copy."""
+    if name == "lm_head.weight":
+        return to_checkpoint("embed.weight")
+    start = "model.encoder.language_model."
+    twin = name.replace(start, "model.decoder.", 1)
+    return twin if name.startswith(start) and to_ours(twin) and not to_ours(name) else None
 
 
 def layouts(name: str, shape: Sequence[int]) -> list[dict[str, Index]]:

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dgemma.errors import CheckpointError
-from dgemma.weights.source import DTYPES, StoredTensor
+from dgemma.files.read import check_regular, exists, parse_json, reason
+from dgemma.weights.source import DTYPES, StoredTensor, few
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -56,7 +57,7 @@ class Safetensors:
         self._maps: dict[Path, Tensor] = {}
         if index is not None:
             self.tensors = _indexed_tensors(directory, index)
-        elif (directory / SINGLE).exists():
+        elif exists(directory / SINGLE):
             self.tensors = read_header(directory / SINGLE)
         else:
             raise CheckpointError(
@@ -89,28 +90,32 @@ def _indexed_tensors(directory: Path, index: Mapping[str, Any]) -> dict[str, Sha
         raise CheckpointError(f"{directory / INDEX} has no weight_map; restore the file")
     shards = sorted({str(file) for file in weight_map.values()})
     for shard in shards:
-        if Path(shard).name != shard or "\\" in shard:
-            raise CheckpointError(f"{directory / INDEX} names {shard!r}, which is not a plain file")
-    absent = [shard for shard in shards if not (directory / shard).exists()]
+        if Path(shard).name != shard or "\\" in shard or not shard.isprintable():
+            raise CheckpointError(
+                f"{directory / INDEX} names {shard[:99]!r}, which is not a plain file; "
+                "restore the file"
+            )
+    absent = [shard for shard in shards if not exists(directory / shard)]
     if absent:
         raise CheckpointError(
-            f"{directory} lacks {len(absent)} of {len(shards)} shards: {', '.join(absent)}; "
+            f"{directory} lacks {len(absent)} of {len(shards)} shards: {few(absent)}; "
             f"download them {_remedy(directory)}"
         )
     tensors: dict[str, ShardTensor] = {}
     for shard in shards:
         for name, info in read_header(directory / shard).items():
-            if weight_map.get(name) != shard:
+            place = weight_map.get(name, "no shard")
+            if place != shard:
                 raise CheckpointError(
-                    f"{directory / shard} holds {name}, which {INDEX} places in "
-                    f"{weight_map.get(name, 'no shard')}; index and shards are of different models"
+                    f"{directory / shard} holds {few([name])}, which {INDEX} places in "
+                    f"{few([str(place)])}; index and shards are of different models"
                 )
             tensors[name] = info
     lost = [name for name in weight_map if name not in tensors]
     if lost:
         raise CheckpointError(
-            f"{directory / weight_map[lost[0]]} lacks {lost[0]} and {len(lost) - 1} more that "
-            f"{INDEX} places there; index and shards are of different models"
+            f"{directory / weight_map[lost[0]]} lacks {few(lost[:1])} and {len(lost) - 1} more "
+            f"that {INDEX} places there; index and shards are of different models"
         )
     return tensors
 
@@ -122,14 +127,17 @@ def read_header(path: Path) -> dict[str, ShardTensor]:
         CheckpointError: truncated, no safetensors file, or unreadable.
     """
     try:
+        check_regular(path)
         # The library checks every length and type but does not say the places: they are read here.
         with safe_open(path, framework="numpy") as shard:
             names = shard.offset_keys()
         with path.open("rb") as file:
             begin = 8 + int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(begin - 8))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
+            header = parse_json(file.read(begin - 8).decode("utf-8"))
+    except (OSError, ValueError, MemoryError) as error:  # no memory: the file cannot be mapped
+        raise CheckpointError(
+            f"cannot read {path}: {reason(error)}; download it {_remedy(path.parent)}"
+        ) from error
     except SafetensorError as error:
         what = "is truncated or no safetensors file"
         with path.open("rb") as file:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dgemma.errors import CheckpointError
+from dgemma.files.read import read_bytes
 from dgemma.model.config import ModelConfig
 from dgemma.model.hf_config import MODEL_TYPE, write_config
 from dgemma.model.hf_generation import GenerationDefaults, write_generation_config
@@ -32,9 +34,16 @@ from dgemma.weights.load import aside_names
 from dgemma.weights.names import to_checkpoint
 from dgemma.weights.safetensors import write_shards
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 logger = logging.getLogger("dgemma")
 
 MAX_SHARD_BYTES = 5_000_000_000
+MOST_FILE_BYTES = 1 << 28
+"""Of a file beside the weights that is copied."""
 KINDS = (".safetensors", ".json", ".jinja", ".md", ".model", ".txt")
 """Endings of files that a checkpoint directory may hold, beside LICENSE and NOTICE."""
 
@@ -154,12 +163,19 @@ def _refuse_foreign(target: Path) -> None:
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """A fresh directory that takes the place of `target` when the block ends well."""
-    mark = f"{os.getpid()}-{secrets.token_hex(4)}"
-    fresh = target.with_name(f".{target.name}.saving-{mark}")
-    old = target.with_name(f".{target.name}.replaced-{mark}")
+    # Not the target's own name, which may be as long as a name can be.
+    start = f".dgemma-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]}"
+    mark = secrets.token_hex(4)
+    fresh = target.with_name(f"{start}.saving-{mark}")
+    old = target.with_name(f"{start}.replaced-{mark}")
     try:
+        for abandoned in target.parent.glob(f"{start}.saving-*"):
+            with _locked(abandoned) as ours:
+                if ours:  # the process that made it was killed
+                    shutil.rmtree(abandoned, ignore_errors=True)
         fresh.mkdir(parents=True)
-        yield fresh
+        with _locked(fresh):
+            yield fresh
         for path in (*fresh.iterdir(), fresh):
             _sync(path)
         if target.exists():
@@ -178,6 +194,24 @@ def replacing(target: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[bool]:
+    """Hold the lock of a directory; whether it could be had."""
+    if fcntl is None:
+        yield False
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
+
+
 def _sync(path: Path) -> None:
     """Wait until a file or directory is on the disk."""
     handle = os.open(path, os.O_RDONLY)
@@ -193,6 +227,5 @@ def _json(values: Mapping[str, Any]) -> str:
 
 def _write_file(path: Path, content: Path | str | bytes) -> None:
     if isinstance(content, Path):
-        shutil.copyfile(content, path)
-    else:
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        content = read_bytes(content, MOST_FILE_BYTES)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)

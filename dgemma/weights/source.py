@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +15,14 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I8": torch.int8, "U8": torch.uint8,
 }  # fmt: skip
 """The number formats that need no unpacking: the files' words for them, and torch's."""
+
+
+def few(names: Sequence[str], most: int = 20, characters: int = 200) -> str:
+    """Names in a line, cut short: a file may hold a million of any length."""
+    shown = [
+        name if len(name) <= characters else f"{name[:characters]}..." for name in names[:most]
+    ]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,6 +148,14 @@ ACCEPTANCE: dict[str, tuple[str, ...]] = {
         "tests/compose/test_run.py",
         "tests/server/test_plan_streams.py",
     ),
+    "faults: 2,000 hostile checkpoints, one loader process with limits": (
+        "tests/weights/test_hostile_checkpoints.py",
+        "tests/weights/test_strange_files.py",
+    ),
+    "faults: files of users": (
+        "tests/files/test_write.py",
+        "tests/cli/test_edited_files.py",
+    ),
     "values across the border": (
         "tests/test_values.py",
         "tests/server/test_event_loop.py",
