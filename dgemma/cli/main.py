@@ -102,6 +102,11 @@ def build() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
+    return ending(lambda: dispatch(given))
+
+
+def dispatch(given: list[str]) -> int:
+    """Run the command that these words name; returns its exit code."""
     parser = build()
     if not given:
         parser.print_help()
@@ -118,17 +123,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for noisy in ("httpx", "httpcore", "huggingface_hub", "urllib3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
-    def run() -> int:
-        module = import_module(f"dgemma.cli.{command}")
-        about = COMMANDS[command]
-        own = Parser(prog=f"dgemma {command}", description=f"{about[0].upper()}{about[1:]}.")
-        module.configure(own)
-        parsed = own.parse(given[1:])
-        parsed.command_line = shlex.join(["dgemma", *given])
-        code: int = module.run(parsed)
-        return code
-
-    return ending(run)
+    module = import_module(f"dgemma.cli.{command}")
+    about = COMMANDS[command]
+    own = Parser(prog=f"dgemma {command}", description=f"{about[0].upper()}{about[1:]}.")
+    module.configure(own)
+    parsed = own.parse(given[1:])
+    parsed.command_line = shlex.join(["dgemma", *given])
+    code: int = module.run(parsed)
+    return code
 
 
 def ending(run: Callable[[], int]) -> int:
