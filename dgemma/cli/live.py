@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from types import FrameType
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from dgemma.cli.cells import rows, width
+from dgemma.cli.keys import unseen_keys
 from dgemma.cli.paint import Painter, Transcript
 from dgemma.types import Event, Output
 
@@ -49,20 +54,37 @@ class Screen:
         """Replace the last drawing by the newest rows of this text, as many as fit."""
         columns, lines = self.size()
         shown = rows(text, columns)[-max(1, lines - 1) :]
-        self._replace(NO_WRAP + "\n".join(shown) + WRAP, columns)
-        self.drawn = shown
+        self._replace(NO_WRAP + "\n".join(shown) + WRAP, shown, columns)
 
-    def _replace(self, text: str, columns: int) -> None:
+    def _replace(self, text: str, shown: list[str], columns: int) -> None:
         # Most terminals break the rows that they show anew when they become narrower.
         tall = sum(max(1, -(-width(row) // columns)) for row in self.drawn)
         up = f"\x1b[{tall - 1}A" if tall > 1 else ""
-        self.stream.write(f"\r{up}{CLEAR_BELOW}{text}")
-        self.stream.flush()
+        with uninterrupted():
+            self.stream.write(f"\r{up}{CLEAR_BELOW}{text}")
+            self.stream.flush()
+            self.drawn = shown
 
     def end(self, text: str) -> None:
         """Write all of the final text, however tall, as it is; `text` ends with its own line."""
-        self._replace(text, self.size()[0])
-        self.drawn = []
+        self._replace(text, [], self.size()[0])
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """An interrupt waits for the end: half a drawing could not be replaced any more."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    waiting: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: waiting.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if waiting:
+            handler(*waiting[0])
 
 
 def show(
@@ -84,32 +106,30 @@ def show(
     """
     stream = stream or sys.stdout
     screen = Screen(stream) if painter is not None and redraws(stream) else None
-    transcript, told = Transcript(dim=redraws(stream)), ""
-    try:
-        for event in events:
-            if event.type != "frame":
+    transcript, told, output = Transcript(dim=redraws(stream)), "", None
+    with unseen_keys() if screen is not None else contextlib.nullcontext():
+        try:
+            for event in events:
+                if event.type == "frame":
+                    if screen is not None and painter is not None:
+                        screen.draw(painter.draft(event))
+                        time.sleep(least_s)
+                    continue
                 piece = transcript.add(event.deltas)
-                piece += transcript.end() if event.output is not None else ""
                 told += piece
                 if screen is None:
                     stream.write(piece)
                     stream.flush()
-            if painter is not None and event.type == "commit":
-                painter.commit(event)
-            if screen is not None and painter is not None and event.type == "frame":
-                screen.draw(painter.draft(event))
-                time.sleep(least_s)
-            if event.output is not None:
-                if screen is not None:
-                    screen.end(told)
-                return event.output
-    except KeyboardInterrupt:
-        if screen is not None:
-            screen.end(told + transcript.end())
-        else:
-            stream.write(transcript.end())
-        raise
-    raise AssertionError("a stream ends with an output")
+                elif painter is not None and event.type == "commit":
+                    painter.commit(event)
+                output = event.output
+        finally:  # also if it is interrupted: of the draft nothing stays
+            if screen is not None:
+                screen.end(told + transcript.end())
+            else:
+                stream.write(transcript.end())
+    assert output is not None, "a stream ends with an output"
+    return output
 
 
 def watch(llm: LLM, plan: Plan[T], stream: TextIO | None = None) -> T:
@@ -122,11 +142,13 @@ def watch(llm: LLM, plan: Plan[T], stream: TextIO | None = None) -> T:
     screen = Screen(stream) if redraws(stream) else None
     painter = Painter(llm.frontend.tokenizer, llm.facts.end_ids)
     events = llm.stream_plan(plan)
-    try:
-        for event in events:
-            if screen is not None and event.type == "frame" and event.event is not None:
-                screen.draw(painter.draft(event.event))
-    finally:
-        if screen is not None:
+    if screen is None:
+        return events.result()
+    with unseen_keys():
+        try:
+            for event in events:
+                if event.type == "frame" and event.event is not None:
+                    screen.draw(painter.draft(event.event))
+        finally:
             screen.end("")
     return events.result()

@@ -6,7 +6,7 @@ import copy
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from dgemma.cli.cells import clean
@@ -121,10 +121,14 @@ class Painter:
 
     def draft(self, event: Event) -> str:
         """The text so far, and a "frame" event up to its first end id."""
-        parser, transcript, out = self._parser.copy(), self._transcript.copy(), [self._text]
+        transcript = self._transcript.copy()
+        return self._text + "".join(transcript.add(*piece) for piece in self.pieces(event))
+
+    def pieces(self, event: Event) -> Iterator[tuple[list[Delta], str]]:
+        """What each position of a frame adds, and its style."""
+        parser = self._parser.copy()
         for token, sure, entropy in zip(event.ids, event.accepted, event.entropy, strict=True):
             if token in self._end_ids:
                 break
             if deltas := parser.push([token]):
-                out.append(transcript.add(deltas, style(sure, entropy)))
-        return "".join(out)
+                yield deltas, style(sure, entropy)

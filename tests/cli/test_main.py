@@ -249,15 +249,6 @@ def test_doctor_names_the_attention_path(run: Callable[..., Ran]) -> None:
         assert f"attention path {rows[0]}" in text and f"attention kernel {rows[1]}" in text
 
 
-@pytest.mark.slow
-def test_demo(run: Callable[..., Ran]) -> None:
-    """The first thing a newcomer runs fails, or hides a wrong answer."""
-    code, out, err = run("demo", "--seed", "1")
-    assert (code, err) == (0, "")
-    assert out.count("Right: ") + out.count("Wrong: ") == 2
-    assert "model passes" in out and "\x1b" not in out
-
-
 @pytest.mark.model
 def test_chat_reads_turns(run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
     """A pipe gets prompts and colours, or an end of input is an error."""

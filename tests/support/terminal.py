@@ -12,6 +12,7 @@ import re
 import unicodedata
 
 CONTROL = re.compile(r"\x1b\[(\??)([\d;]*)([A-Za-z@])|\x1b\][^\x07]*\x07")
+BEGUN = re.compile(r"\x1b(\[\??[\d;]*|\][^\x07]*)?")
 IGNORED_MODES = {"2004", "25", "1034"}
 """Bracketed paste, the cursor's looks, the meta key: they do not change what is shown."""
 Cell = tuple[str, str]
@@ -37,6 +38,7 @@ class Terminal(io.StringIO):
         self.row = self.column = 0
         self.wraps = True
         self.style = ""
+        self.begun = ""
 
     def isatty(self) -> bool:
         """It is one."""
@@ -47,18 +49,22 @@ class Terminal(io.StringIO):
         return -1
 
     def write(self, text: str) -> int:
-        """Show a text."""
+        """Show a text; a control sequence may come in pieces."""
+        text, self.begun = self.begun + text, ""
         at = 0
         while at < len(text):
             if text[at] == "\x1b":
                 match = CONTROL.match(text, at)
+                if match is None and BEGUN.fullmatch(text, at):
+                    self.begun = text[at:]
+                    break
                 assert match, f"unknown control sequence: {text[at : at + 9]!r}"
                 self._control(match)
                 at = match.end()
             else:
                 self._show(text[at])
                 at += 1
-        return super().write(text)
+        return super().write(text[: len(text) - len(self.begun)])
 
     def _control(self, match: re.Match[str]) -> None:
         private, given, kind = match[1], match[2] or "", match[3]
