@@ -9,7 +9,6 @@ import argparse
 import secrets
 import sys
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dgemma.cli.boards import LEGEND, Letter, Puzzle, Side, race
@@ -118,7 +117,7 @@ def _race(llm: LLM, example: Example, seed: int) -> None:
     race(puzzle, (left, right), Screen(sys.stdout))
 
 
-def _letters(text: str) -> Sequence[Letter]:
+def _letters(text: str) -> list[Letter]:
     return [(char, "") for char in text]
 
 

@@ -106,7 +106,7 @@ def show(
     """
     stream = stream or sys.stdout
     screen = Screen(stream) if painter is not None and redraws(stream) else None
-    transcript, told, output = Transcript(dim=redraws(stream)), "", None
+    transcript, told, output = Transcript(dim=redraws(stream), terminal=stream.isatty()), "", None
     with unseen_keys() if screen is not None else contextlib.nullcontext():
         try:
             for event in events:
@@ -129,6 +129,8 @@ def show(
             else:
                 stream.write(transcript.end())
     assert output is not None, "a stream ends with an output"
+    if not told:
+        stream.write("\n")
     return output
 
 

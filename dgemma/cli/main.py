@@ -60,6 +60,10 @@ class Parser(argparse.ArgumentParser):
         parse = self.parse_args if "--" in words else self.parse_intermixed_args
         found = parse(words)
         if "named" in found:
+            then = (found.then or "model").lower()
+            if getattr(found, then, "") is None:  # a single word is not the model
+                setattr(found, then, found.model)
+                found.model = None
             models = {found.model, found.named} - {None}
             if len(models) > 1:
                 self.error(f"two models, {found.model!r} and {found.named!r}; name one")

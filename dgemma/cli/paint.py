@@ -54,9 +54,14 @@ def _without_markers(match: re.Match[str]) -> str:
 class Transcript:
     """Deltas of an answer as lines to read: the thought, a line for each call, the text."""
 
-    def __init__(self, *, dim: bool = False) -> None:
-        """`dim`: thoughts are dim, for a terminal."""
+    def __init__(self, *, dim: bool = False, terminal: bool = False) -> None:
+        """
+        Args:
+            dim: thoughts are dim.
+            terminal: leave out what would steer a terminal; else a text is given as it is.
+        """
         self._dim = dim
+        self._clean = clean if terminal else str
         self._thinking = False
         self._line_begun = False
 
@@ -73,16 +78,16 @@ class Transcript:
         if self._thinking and not isinstance(delta, ThoughtDelta):
             before, self._thinking, self._line_begun = "\n\n", False, False
         if isinstance(delta, ThoughtDelta):
-            text = clean(delta.text)
+            text = self._clean(delta.text)
             if not self._thinking:
                 text = f"{self._new_line()}[thought] {text}"
             self._thinking, self._line_begun = True, True
             style += DIM if self._dim else ""
         elif isinstance(delta, TextDelta):
-            text = clean(UNREADABLE.sub(_without_markers, delta.text))
+            text = self._clean(UNREADABLE.sub(_without_markers, delta.text))
             self._line_begun = not text.endswith("\n")
         else:
-            text = f"{self._new_line()}{clean(call_text(delta.call))}\n"
+            text = f"{self._new_line()}{self._clean(call_text(delta.call))}\n"
             self._line_begun = False
         return before + (f"{style}{text}{RESET}" if style else text)
 
@@ -108,7 +113,7 @@ class Painter:
         is_open = prompt is not None and thought_is_open(MarkerIds.of(tokenizer), prompt)
         self._parser = StreamParser(tokenizer, chat=prompt is not None, thought_open=is_open)
         self._end_ids = frozenset(end_ids)
-        self._transcript = Transcript(dim=True)
+        self._transcript = Transcript(dim=True, terminal=True)
         self._pending: list[int] = []
         self._text = ""
 

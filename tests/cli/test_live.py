@@ -266,6 +266,20 @@ def test_a_thought_alone_ends_its_line() -> None:
     assert transcript.end() == "\n"
 
 
+def test_a_text_does_not_steer_the_terminal(
+    tokenizer: Tokenizer, make: Callable[..., Terminal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model's text clears the screen; or a file gets another text than the model wrote."""
+    text = "a\x1b[2J\x07b"
+    terminal, pipe = make(), io.StringIO()
+    show(events(tokenizer, text), plain(tokenizer), terminal)
+    monkeypatch.setenv("TERM", "dumb")
+    show(events(tokenizer, text), None, terminal)
+    assert terminal.lines() == ["a�[2J�b"] * 2 + [""]
+    show(events(tokenizer, text), None, pipe)
+    assert pipe.getvalue() == f"{text}\n"
+
+
 @pytest.mark.model
 @pytest.mark.parametrize("tty", [False, True])
 def test_a_plan_is_watched(
