@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class Side:
         title: above the board.
         drafts: the letters after each pass.
         states: the line below the board after each pass.
-        verdict: the line that is added after the last one.
+        verdict: the lines that are added after the last one, as many on each side.
     """
 
     title: str
@@ -92,7 +93,8 @@ def picture(puzzle: Puzzle, sides: Sequence[Side], tick: int, columns: int) -> s
         at = min(tick, len(side.drafts) - 1)
         over = tick >= len(side.drafts) - 1
         rows = board(puzzle, side.drafts[at], over=over, dense=not wide)
-        blocks.append([side.title, *rows, side.states[at], side.verdict if over else ""])
+        verdict = side.verdict if over else re.sub("[^\n]", "", side.verdict)
+        blocks.append([side.title, *rows, side.states[at], *verdict.split("\n")])
     if not wide:
         return "\n".join(row for block in blocks for row in block)
     return "\n".join(

@@ -147,9 +147,9 @@ def _verdict(example: Example, output: Output) -> str:
 
 
 def _short(example: Example, output: Output, seconds: float) -> str:
-    """The verdict in one line below a board."""
+    """The verdict below a board, and its seconds."""
     from dgemma.tasks import grade
 
     scores = grade(example, output.text)
     said = "right" if scores["exact"] else f"wrong: {scores['cells']:.0%} of the cells are right"
-    return f"{said}, {seconds:.2f} s"
+    return f"{said}\n{seconds:.2f} s"

@@ -15,7 +15,9 @@ from dgemma.cli.boards import SIDE, WRONG, Puzzle, Side, board, grid, pause, pic
 from dgemma.cli.cells import width
 from dgemma.cli.main import main
 from dgemma.weights.find import bundled_models
+from tests.support import documents
 from tests.support.commands import Ran
+from tests.support.sources import ROOT
 from tests.support.terminal import Terminal
 
 GIVEN = ["1........", *["." * 9] * 8]
@@ -87,9 +89,12 @@ def test_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     [state] = [line for line in lines if line.startswith("pass")]
     steps, tokens = (part.split(",")[0] for part in state.split("  ") if part)
     assert int(steps.split()[1]) < int(tokens.split()[1]) and "96 of 96 accepted" in state
-    [verdict] = [line for line in lines if "right, " in line]
-    assert verdict.startswith("right, ") and "wrong: " in verdict
+    [verdict] = [line for line in lines if line.startswith("right")]
+    assert "wrong: " in verdict and lines[lines.index(verdict) + 1].count(" s") == 2
     assert sum(line.count(WRONG) for line in lines if "|" in line) > 5
+    page = (ROOT / "README.md").read_text(encoding="utf-8").partition("<!-- demo:start -->")[2]
+    shown_there = documents.blocks(page)[0].body.removeprefix("$ dgemma demo --seed 1\n")
+    assert not documents.difference(shown_there, "\n".join(lines))
     for pass_of in ("pass 1, ", "pass 2, ", "pass 9, "):
         assert any(pass_of in text for text in shown)
 

@@ -167,6 +167,15 @@ def test_wrong_use(
     assert err.count("error:") == 1 and remedy in err and "Traceback" not in err
 
 
+@pytest.mark.fault("N 22")
+@pytest.mark.parametrize("option", ["--choice", "--score"])
+def test_choices_without_a_question(option: str, run: Callable[..., Ran]) -> None:
+    """The first choice is taken for the question, and never among the answers."""
+    code, out, err = run("decide", "Sentiment: good.", option, "positive", "negative", "neutral")
+    assert (code, out) == (2, "")
+    assert "write 'positive?', or '' positive negative neutral" in err
+
+
 @pytest.mark.model
 def test_generate(run: Callable[..., Ran]) -> None:
     """JSON for programs that does not parse, or differs between runs with one seed."""
