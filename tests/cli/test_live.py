@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -264,6 +265,28 @@ def test_a_thought_alone_ends_its_line() -> None:
     transcript = Transcript()
     assert transcript.add([ThoughtDelta("a"), ThoughtDelta("b")]) == "[thought] ab"
     assert transcript.end() == "\n"
+
+
+@pytest.mark.fault("N 13")
+def test_an_interrupt_waits_for_the_end_of_a_drawing(
+    make: Callable[..., Terminal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a drawing is on the screen, of a height that nobody knows."""
+    screen = Screen(terminal := make())
+    write = terminal.write
+
+    def interrupted(text: str) -> int:
+        signal.raise_signal(signal.SIGINT)
+        return write(text)
+
+    monkeypatch.setattr(terminal, "write", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            screen.draw("a\nb")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert terminal.lines() == screen.drawn == ["a", "b"]
 
 
 def test_a_text_does_not_steer_the_terminal(

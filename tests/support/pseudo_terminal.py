@@ -19,6 +19,8 @@ from tests.support.terminal import CONTROL, Terminal
 
 LIMIT_S = 60
 """A program that writes nothing for so long hangs."""
+LEFT_OUT = {"NO_COLOR", "PYTHONUNBUFFERED"}
+"""Python without buffers loses what a write that is interrupted leaves over."""
 INTERRUPT, END, UP, LEFT, ENTER = "\x03", "\x04", "\x1b[A", "\x1b[D", "\r"
 
 
@@ -77,7 +79,7 @@ def session(
     """Python with these words, in a terminal of its own; killed in the end."""
     keys, there = pty.openpty()
     fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", height, columns, 0, 0))
-    kept = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    kept = {name: value for name, value in os.environ.items() if name not in LEFT_OUT}
     environment = kept | {"TERM": "xterm-256color", "OMP_NUM_THREADS": "1"} | variables
 
     def own_terminal() -> None:
