@@ -11,7 +11,7 @@ import contextlib
 import os
 from collections.abc import Callable
 
-from dgemma.cli.keys import more_waits
+from dgemma.cli.keys import HAS_MODES, PlainLines, more_waits
 from dgemma.errors import InvalidRequest
 
 QUOTES = '"""'
@@ -28,7 +28,8 @@ class Reader:
     def __init__(self, *, talking: bool) -> None:
         """`talking`: standard input and output are a terminal."""
         self._talking = talking
-        self._line_buffer = _edit_lines() if talking else str
+        self._edited = _edit_lines() if talking else None
+        self._plain = PlainLines() if talking and not self._edited and HAS_MODES else None
         self.begun = False
 
     def message(self) -> str | None:
@@ -44,18 +45,31 @@ class Reader:
             lines.append(self._line(PROMPT))
             if lines[0].lstrip().startswith(QUOTES):
                 return self._block(lines)
-            while self._talking and more_waits():
+            while self._talking and self._more_waits():
                 lines.append(self._line(""))
         except EOFError:
             if not lines:
                 return None
         except KeyboardInterrupt:
-            self.begun = bool(lines or self._line_buffer())
+            self.begun = bool(lines or self._typed())
+            if self._plain:
+                self._plain.drop()
             raise
         return "\n".join(lines).strip()
 
+    def _typed(self) -> str:
+        """The beginning of the next line, as far as it is known."""
+        if self._plain:
+            return self._plain.text()
+        return self._edited() if self._edited else ""
+
+    def _more_waits(self) -> bool:
+        return bool(self._plain and self._plain.text()) or more_waits()
+
     def _line(self, prompt: str) -> str:
         try:
+            if self._plain:
+                return self._plain.line(prompt)
             return input(prompt if self._talking else "")
         except UnicodeDecodeError as error:
             raise InvalidRequest(f"standard input is not UTF-8 text: {error}") from error
@@ -70,12 +84,12 @@ class Reader:
         return "\n".join(lines).strip()
 
 
-def _edit_lines() -> Callable[[], str]:
+def _edit_lines() -> Callable[[], str] | None:
     """Switch line editing on; returns a function that gives the line being edited."""
     try:
         import readline
     except ImportError:
-        return str
+        return None
     if "libedit" not in (readline.__doc__ or ""):
         readline.parse_and_bind("tab: tab-insert")
         if os.environ.get("TERM", "dumb") != "dumb":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import sys
 from collections.abc import Iterator
@@ -12,8 +13,41 @@ try:
 except ImportError:  # not on Windows
     termios = None  # type: ignore[assignment]
 
+HAS_MODES = termios is not None
+"""Whether this system's terminals have modes that can be switched."""
 TOGETHER_S = 0.03
 """Lines of one paste follow each other within this time."""
+
+
+class PlainLines:
+    """Lines from a terminal without an editing library.
+
+    It keeps what it has read beyond a line, so that it knows whether more waits.
+    """
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def text(self) -> str:
+        """What was read and belongs to no line yet."""
+        return self._rest.decode(errors="replace")
+
+    def line(self, prompt: str) -> str:
+        """The next line, like `input`."""
+        print(prompt, end="", flush=True)
+        while b"\n" not in self._rest:
+            data = os.read(sys.stdin.fileno(), 4096)
+            if not data and not self._rest:
+                raise EOFError
+            if not data:
+                break
+            self._rest += data
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line.decode(sys.stdin.encoding, sys.stdin.errors or "strict")
+
+    def drop(self) -> None:
+        """Forget what was read and belongs to no line yet."""
+        self._rest = b""
 
 
 def more_waits() -> bool:
