@@ -2,6 +2,6 @@
 
 import sys
 
-from dgemma.cli.main import main
+from dgemma.cli.start import main
 
 sys.exit(main())

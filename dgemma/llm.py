@@ -49,6 +49,8 @@ class LLM:
         frontend: makes ids from prompts and text from ids.
         tokenizer, template: None if the checkpoint has none.
         defaults: the checkpoint's own sampler.
+        single_turn: its generation_config.json says that the model answers a message well only if
+            no other turns come before it. `chat` sends what it is given, all the same.
     """
 
     def __new__(cls, *given: Any, **more: Any) -> LLM:
@@ -76,6 +78,7 @@ class LLM:
         self.tokenizer = tokenizer
         self.template = template
         self.defaults: SamplingParams = checkpoint.generation.params
+        self.single_turn: bool = checkpoint.generation.single_turn
         end_ids = checkpoint.generation.eos_token_ids or checkpoint.config.eos_token_ids
         self.engine = Engine(
             model, end_ids=end_ids, defaults=self.defaults, cache_bytes=cache_bytes,

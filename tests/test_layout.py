@@ -238,6 +238,9 @@ def test_public_names() -> None:
     assert {"load", "save", "LLM", "SamplingParams"} | errors <= set(dgemma.__all__)
     for name in dgemma.__all__:
         assert getattr(dgemma, name) is not None
+    walk = ast.walk(parse(ROOT / "dgemma/__init__.py"))
+    typed = {n.name for node in walk if isinstance(node, ast.ImportFrom) for n in node.names}
+    assert set(dgemma.__all__) <= typed, "a name that type checkers do not see"
     with pytest.raises(AttributeError):
         _ = dgemma.no_such_name
 

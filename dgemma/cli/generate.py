@@ -8,22 +8,31 @@ import sys
 from dataclasses import asdict
 
 from dgemma.cli.files import read_argument
-from dgemma.cli.options import add_model, add_sampling, open_model, sampling
+from dgemma.cli.live import LEGEND, LIVE, show
+from dgemma.cli.options import add_model, add_sampling, open_model, sampling, say
+from dgemma.cli.paint import Painter
 from dgemma.errors import InvalidRequest
-from dgemma.types import Output
+from dgemma.types import Output, Request
+
+MEANING = """\
+PROMPT becomes a message in the model's chat template, as `llm.chat` does it in Python.
+With --raw it is text to go on with, as for `llm.generate`."""
+EXAMPLE = "example:\n  dgemma generate nano 'JSON: Mira Kovar is 31 years old.'"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     add_model(parser, then="PROMPT")
     add = parser.add_argument
-    add("prompt", metavar="PROMPT", help="the prompt, or - for standard input")
+    about = "the prompt; - or none: read it from standard input"
+    add("prompt", nargs="?", metavar="PROMPT", help=about)
     add("--raw", action="store_true", help="continue the text, no chat template")
     add("--thinking", action="store_true", help="ask for a thought first")
     add("--autoregressive", action="store_true", help="decode token by token, no denoising")
+    add("--live", action="store_true", help=LIVE)
     add("--json", action="store_true", help="print the whole output as JSON")
     add_sampling(parser)
-    parser.epilog = "example:\n  dgemma generate nano 'JSON: Mira Kovar is 31 years old.'"
+    parser.epilog = f"{MEANING}\n\n{EXAMPLE}\n\n{LEGEND}"
 
 
 def as_json(output: Output) -> str:
@@ -36,31 +45,47 @@ def as_json(output: Output) -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the answer; 1 where it ended with an error."""
-    text = read_argument("-") if arguments.prompt == "-" else arguments.prompt
-    if not text.strip():
-        raise InvalidRequest("the prompt is empty; give some text")
+    """Print the answer as it comes; 1 where it ended with an error."""
     if arguments.raw and arguments.thinking:
         raise InvalidRequest("--thinking needs the chat template; leave out --raw")
+    for option in ("json", "autoregressive"):
+        if arguments.live and getattr(arguments, option):
+            raise InvalidRequest(f"--live shows drafts, and --{option} has none; choose one")
     params = sampling(arguments)
+    text = _prompt(arguments)
     llm = open_model(arguments)
     chat = llm.template is not None and not arguments.raw
     messages = [{"role": "user", "content": text}]
-    if arguments.autoregressive:
-        prompt = messages if chat else text
-        output = llm.autoregress(prompt, params, thinking=arguments.thinking)
-    elif chat:
-        output = llm.chat(messages, params, thinking=arguments.thinking)
-    else:
-        output = llm.generate(text, params)
+    ids = llm.chat_ids(messages, None, arguments.thinking) if chat else llm.prompt_ids(text)
+    events = llm.submit(
+        Request(token_ids=tuple(ids), params=params, chat=chat, frames=arguments.live,
+                mode="autoregressive" if arguments.autoregressive else "diffusion")
+    )  # fmt: skip
     if arguments.json:
+        output = events.result()
         print(as_json(output))
     else:
-        if output.thinking:
-            print(f"[thought] {output.thinking}\n")
-        for call in output.tool_calls:
-            print(f"[call] {call.name}({json.dumps(dict(call.arguments), ensure_ascii=False)})")
-        print(output.text)
+        painter = Painter(llm.frontend.tokenizer, llm.facts.end_ids, ids if chat else None)
+        output = show(events, painter if arguments.live else None)
     if output.error:
-        print(f"dgemma: error: {output.error}", file=sys.stderr)
+        say(f"dgemma: error: {output.error}")
     return 1 if output.finish_reason == "error" else 0
+
+
+def _prompt(arguments: argparse.Namespace) -> str:
+    """The text of the argument, or of standard input.
+
+    Raises:
+        InvalidRequest: there is none.
+    """
+    given: str | None = arguments.prompt
+    if given is not None:
+        text = read_argument("-") if given == "-" else given
+        if text.strip():
+            return text
+        raise InvalidRequest("the prompt is empty; give some text")
+    piped = sys.stdin is not None and not sys.stdin.isatty()
+    if piped and (text := read_argument("-")).strip():
+        return text
+    hint = "; --choices takes all words after it, so write that first" if arguments.choices else ""
+    raise InvalidRequest(f"there is no PROMPT; give one, or pipe it to standard input{hint}")

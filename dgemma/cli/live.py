@@ -2,140 +2,136 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from types import FrameType
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
-from dgemma.types import ENTROPY_PER_NAT, Event, Output
+from dgemma.cli.cells import rows, width
+from dgemma.cli.keys import unseen_keys
+from dgemma.cli.paint import Painter, Transcript
+from dgemma.types import Event, Output
 
 if TYPE_CHECKING:
     from dgemma.compose.plan import Plan
     from dgemma.llm import LLM
 
 T = TypeVar("T")
-RESET, DIM, CLEAR_BELOW = "\x1b[0m", "\x1b[2m", "\x1b[J"
-COLOURS = ((0.05, 252), (0.3, 114), (1.0, 179), (2.0, 173), (float("inf"), 167))
-"""Upper bounds in nats and their colours of the 256: sure is white, unsure is red."""
+CLEAR_BELOW, WRAP, NO_WRAP = "\x1b[J", "\x1b[?7h", "\x1b[?7l"
 LEGEND = """\
 --live: a colour is how unsure the model is (white, green, yellow, orange, red);
 a dim token was not accepted in this step and will be drawn again."""
 LIVE = "show the drafts, if standard output is a terminal"
 
 
-def is_terminal(stream: TextIO) -> bool:
-    """Whether colours and redrawing make sense."""
-    return stream.isatty() and os.environ.get("TERM", "") != "dumb" and "NO_COLOR" not in os.environ
-
-
-def colour(entropy: int) -> int:
-    """The colour of one position from `Event.entropy`."""
-    nats = entropy / ENTROPY_PER_NAT
-    return next(code for bound, code in COLOURS if nats <= bound)
-
-
-def paint(event: Event, token_text: Callable[[int], str], end_ids: frozenset[int]) -> str:
-    """A frame as coloured text up to its first end id; dim where the sample was not accepted."""
-    parts = []
-    for token, sure, entropy in zip(event.ids, event.accepted, event.entropy, strict=True):
-        if token in end_ids:
-            break
-        parts.append(f"{'' if sure else DIM}\x1b[38;5;{colour(entropy)}m{token_text(token)}{RESET}")
-    return "".join(parts)
+def redraws(stream: TextIO) -> bool:
+    """Whether a stream is a terminal on which text can be drawn again."""
+    return stream.isatty() and os.environ.get("TERM", "") != "dumb"
 
 
 class Screen:
-    """Redraws one block of text in place, as tall as the terminal allows."""
+    """Redraws one block of text in place, as tall as the terminal allows.
+
+    It breaks the rows itself, with the terminal's own wrapping off: a character that the terminal
+    takes for wider than we do cannot make the block taller, and leave stale rows behind.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
-        self.rows = 0
+        self.drawn: list[str] = []
+
+    def size(self) -> tuple[int, int]:
+        """Columns and lines of the terminal."""
+        size = os.get_terminal_size(self.stream.fileno())
+        return size.columns or 80, size.lines or 24  # 0: the terminal does not say
 
     def draw(self, text: str) -> None:
-        """Replace the last drawing."""
-        size = os.get_terminal_size(self.stream.fileno())
-        columns, lines = size.columns or 80, size.lines or 24  # 0: the terminal does not say
-        shown: list[str] = []
-        rows = 0
-        for line in reversed(text.split("\n")):  # the newest lines, as many as fit
-            tall = 1 + max(0, width(line) - 1) // columns
-            if shown and rows + tall > lines - 2:
-                break
-            shown.insert(0, line)
-            rows += tall
-        self._replace("\n".join(shown))
-        self.rows = rows - 1
+        """Replace the last drawing by the newest rows of this text, as many as fit."""
+        columns, lines = self.size()
+        shown = rows(text, columns)[-max(1, lines - 1) :]
+        self._replace(NO_WRAP + "\n".join(shown) + WRAP, shown, columns)
 
-    def _replace(self, text: str) -> None:
-        up = f"\x1b[{self.rows}A" if self.rows else ""
-        self.stream.write(f"\r{up}{CLEAR_BELOW}{text}")
-        self.stream.flush()
+    def _replace(self, text: str, shown: list[str], columns: int) -> None:
+        # Most terminals break the rows that they show anew when they become narrower.
+        tall = sum(max(1, -(-width(row) // columns)) for row in self.drawn)
+        up = f"\x1b[{tall - 1}A" if tall > 1 else ""
+        with uninterrupted():
+            self.stream.write(f"\r{up}{CLEAR_BELOW}{text}")
+            self.stream.flush()
+            self.drawn = shown
 
     def end(self, text: str) -> None:
-        """Write all of the final text, however tall, and leave the cursor below."""
-        self._replace(text + "\n")
-        self.rows = 0
-
-    def abandon(self, text: str) -> None:
-        """Clear the draft; of an answer that was broken off, only `text` stays."""
-        if text:
-            self.end(text)
-        else:
-            self.draw("")
+        """Write all of the final text, however tall, as it is; `text` ends with its own line."""
+        self._replace(text, [], self.size()[0])
 
 
-def width(line: str) -> int:
-    """Columns of a line without its colour codes (one per character)."""
-    return len(re.sub(r"\x1b.*?m", "", line))
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """An interrupt waits for the end: half a drawing could not be replaced any more."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    waiting: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: waiting.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if waiting:
+            handler(*waiting[0])
 
 
 def show(
     events: Iterable[Event],
-    token_text: Callable[[int], str],
-    end_ids: frozenset[int],
+    painter: Painter | None = None,
     stream: TextIO | None = None,
     least_s: float = 0.0,
 ) -> Output:
-    """Follow a stream to its end, drawing it live on a terminal or as plain text elsewhere.
+    """Follow a stream to its end and write the answer as it comes.
 
     Args:
         events: of `LLM.stream`.
-        token_text: the text of one id.
-        end_ids: a frame's text ends before the first of these.
-        stream: where to draw; None: standard output.
+        painter: draws the drafts live, on a terminal that can redraw; None: no drafts.
+        stream: where to write; None: standard output.
         least_s: least seconds a frame stays, so that a fast model can be watched.
 
     Returns:
         The output of the "done" event.
     """
     stream = stream or sys.stdout
-    screen = Screen(stream) if is_terminal(stream) else None
-    committed = emitted = ""
-    try:
-        for event in events:
-            if event.type == "commit":
-                emitted += event.text
-                if event.whole:  # else the frames still show it
-                    committed = emitted
-            if screen is None:
-                stream.write(event.text if event.type != "frame" else "")
-                stream.flush()
-            elif event.type == "frame":
-                screen.draw(committed + paint(event, token_text, end_ids))
-                time.sleep(least_s)
-            if event.output is not None:
-                if screen is not None:
-                    screen.end(event.output.text)
-                else:
-                    stream.write("\n")
-                return event.output
-    except KeyboardInterrupt:
-        if screen is not None:
-            screen.abandon(committed)
-        raise
-    raise AssertionError("a stream ends with an output")
+    screen = Screen(stream) if painter is not None and redraws(stream) else None
+    transcript, told, output = Transcript(dim=redraws(stream), terminal=stream.isatty()), "", None
+    with unseen_keys() if screen is not None else contextlib.nullcontext():
+        try:
+            for event in events:
+                if event.type == "frame":
+                    if screen is not None and painter is not None:
+                        screen.draw(painter.draft(event))
+                        time.sleep(least_s)
+                    continue
+                piece = transcript.add(event.deltas)
+                told += piece
+                if screen is None:
+                    stream.write(piece)
+                    stream.flush()
+                elif painter is not None and event.type == "commit":
+                    painter.commit(event)
+                output = event.output
+        finally:  # also if it is interrupted: of the draft nothing stays
+            if screen is not None:
+                screen.end(told + transcript.end())
+            else:
+                stream.write(transcript.end())
+    assert output is not None, "a stream ends with an output"
+    if not told:
+        stream.write("\n")
+    return output
 
 
 def watch(llm: LLM, plan: Plan[T], stream: TextIO | None = None) -> T:
@@ -145,14 +141,16 @@ def watch(llm: LLM, plan: Plan[T], stream: TextIO | None = None) -> T:
         The plan's result.
     """
     stream = stream or sys.stdout
-    screen = Screen(stream) if is_terminal(stream) else None
-    token_text, end_ids = llm.frontend.tokenizer.token_text, frozenset(llm.facts.end_ids)
+    screen = Screen(stream) if redraws(stream) else None
+    painter = Painter(llm.frontend.tokenizer, llm.facts.end_ids)
     events = llm.stream_plan(plan)
-    try:
-        for event in events:
-            if screen is not None and event.type == "frame" and event.event is not None:
-                screen.draw(paint(event.event, token_text, end_ids))
-    finally:
-        if screen is not None:
-            screen.abandon("")
+    if screen is None:
+        return events.result()
+    with unseen_keys():
+        try:
+            for event in events:
+                if event.type == "frame" and event.event is not None:
+                    screen.draw(painter.draft(event.event))
+        finally:
+            screen.end("")
     return events.result()

@@ -63,6 +63,10 @@ class Parser(argparse.ArgumentParser):
         parse = self.parse_args if "--" in words else self.parse_intermixed_args
         found = parse(words)
         if "named" in found:
+            then = (found.then or "model").lower()
+            if getattr(found, then, "") is None:  # a single word is not the model
+                setattr(found, then, found.model)
+                found.model = None
             models = {found.model, found.named} - {None}
             if len(models) > 1:
                 self.error(f"two models, {found.model!r} and {found.named!r}; name one")
@@ -105,6 +109,11 @@ def build() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
+    return ending(lambda: dispatch(given))
+
+
+def dispatch(given: list[str]) -> int:
+    """Run the command that these words name; returns its exit code."""
     parser = build()
     if not given:
         parser.print_help()

@@ -28,6 +28,9 @@ NEUTRAL_GENERATION = frozenset({
     "transformers_version",
 })  # fmt: skip
 """`max_new_tokens` (256 in the release) would silently cut every answer: ignored on purpose."""
+OURS = "dgemma"
+"""A key of this project's own, an object: `"turns"` is "single" for a model that was trained on
+single turns. Released checkpoints do not have it; `transformers` ignores it."""
 
 
 class GenerationDefaults(NamedTuple):
@@ -37,18 +40,21 @@ class GenerationDefaults(NamedTuple):
         params: the checkpoint's sampler; None if the file is silent.
         eos_token_ids: ids that end an answer; empty: take `ModelConfig.eos_token_ids`.
         pad_token_id: None: take `ModelConfig.pad_token_id`.
+        single_turn: the model answers a message well only if no other turns come before it.
     """
 
     params: SamplingParams = SamplingParams()
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
+    single_turn: bool = False
 
 
 def read_generation_config(values: Mapping[str, Any]) -> GenerationDefaults:
-    """The sampler's defaults, end ids and pad id in a parsed generation_config.json.
+    """The content of a parsed generation_config.json.
 
     Raises:
-        ConfigError: another sampler than the entropy-bound one, or a value out of range.
+        ConfigError: another sampler than the entropy-bound one, a value out of range, or an unknown
+            key in the object of this project.
     """
     section = Section("generation_config.json", values)
     sampler_values = section.take("sampler_config", dict)
@@ -63,8 +69,11 @@ def read_generation_config(values: Mapping[str, Any]) -> GenerationDefaults:
         params = SamplingParams(entropy_bound=entropy_bound, **given)
     except InvalidRequest as error:
         raise ConfigError(f"generation_config.json: {error}") from error
-    eos_token_ids = section.ids("eos_token_id", ())
-    defaults = GenerationDefaults(params, eos_token_ids, section.take("pad_token_id", int))
+    own = Section(f"generation_config.json: {OURS}", section.take(OURS, dict) or {})
+    single_turn = own.fixed({"turns": ("single",)}).get("turns") == "single"
+    own.close((), strict=True)
+    eos_token_ids, pad = section.ids("eos_token_id", ()), section.take("pad_token_id", int)
+    defaults = GenerationDefaults(params, eos_token_ids, pad, single_turn)
     section.close(NEUTRAL_GENERATION, strict=False)
     return defaults
 
@@ -76,6 +85,7 @@ def write_generation_config(defaults: GenerationDefaults) -> dict[str, Any]:
         **{key: getattr(params, field) for key, (field, _) in PARAMS.items()},
         "eos_token_id": list(defaults.eos_token_ids) or None,
         "pad_token_id": defaults.pad_token_id,
+        OURS: {"turns": "single"} if defaults.single_turn else None,
     }
     if params.entropy_bound is not None:
         bound = float(params.entropy_bound)

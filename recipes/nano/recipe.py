@@ -192,7 +192,7 @@ def export(directory: Path, target: Path) -> Path:
     files["README.md"] = CARD.format(
         step=step, parameters=sum(p.numel() for p in model.parameters()) / 1e6
     )
-    generation = GenerationDefaults(RELEASED, config.eos_token_ids, config.pad_token_id)
+    generation = GenerationDefaults(RELEASED, config.eos_token_ids, config.pad_token_id, True)
     return save_weights(
         model, target, config=config, generation=generation, files=files, dtype=torch.bfloat16
     )

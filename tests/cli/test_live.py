@@ -1,165 +1,330 @@
-"""The live view: what is painted, how wide it is, and that redrawing leaves nothing behind."""
+"""The live view: what is painted, and that redrawing leaves nothing behind."""
 
 from __future__ import annotations
 
 import io
 import os
-import re
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from dgemma.cli import live
-from dgemma.cli.live import CLEAR_BELOW, DIM, Screen, colour, paint, show, watch, width
+from dgemma.cli import live, paint
+from dgemma.cli.live import Screen, show, watch
+from dgemma.cli.paint import Painter, Transcript, colour
 from dgemma.compose.fill import Hole, fill
 from dgemma.params import SamplingParams
-from dgemma.types import Event, Output, TextDelta
+from dgemma.text.tokenizer import Tokenizer
+from dgemma.types import Event, Output, TextDelta, ThoughtDelta, ToolCall, ToolCallDelta
+from dgemma.weights.find import bundled_models
+from tests.support import terminal as emulator
 from tests.support.nano import nano
+from tests.support.terminal import Terminal
+
+JAPANESE = "日本語の文章を書いています。" * 3
+TURN = 106
 
 
-class Terminal(io.StringIO):
-    """A terminal of 10 columns that keeps what is written to it."""
-
-    def isatty(self) -> bool:
-        """It says that it is one."""
-        return True
-
-    def fileno(self) -> int:
-        """Nobody reads from it."""
-        return 1
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    """Of the bundled model; it spells what it does not know in bytes."""
+    return Tokenizer.from_directory(bundled_models()["nano"])
 
 
 @pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """10 columns, 6 lines."""
-    size = os.terminal_size((10, 6))
-    monkeypatch.setattr(live.os, "get_terminal_size", lambda fd: size)
+def make(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], Terminal]:
+    """Makes a terminal of a size; the program asks it for that."""
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    return Terminal()
+
+    def terminal(columns: int = 80, height: int = 24) -> Terminal:
+        made = Terminal(columns, height)
+        monkeypatch.setattr(
+            live.os, "get_terminal_size", lambda fd: os.terminal_size((made.columns, made.height))
+        )
+        return made
+
+    return terminal
 
 
-def events(*texts: str) -> Iterator[Event]:
+def frame(ids: list[int], accepted: bytes = b"", entropy: bytes = b"") -> Event:
+    """A step that accepted all, unless it says otherwise."""
+    size = len(ids)
+    return Event(type="frame", ids=tuple(ids), accepted=accepted or b"\1" * size,
+                 entropy=entropy or bytes(size))  # fmt: skip
+
+
+def events(tokenizer: Tokenizer, *texts: str) -> Iterator[Event]:
     """A frame and a commit for each text, then the end."""
     for text in texts:
-        ids = tuple(map(ord, text))
-        size = len(ids)
-        yield Event(type="frame", ids=ids, accepted=b"\1" * size, entropy=bytes(size))
-        yield Event(type="commit", ids=ids, deltas=(TextDelta(text),))
+        ids = tokenizer.encode(text)
+        yield frame(ids)
+        yield Event(type="commit", ids=tuple(ids), deltas=(TextDelta(text),))
     yield Event(type="done", output=Output(text="".join(texts)))
 
 
-def test_paint() -> None:
-    """Text behind the end id is shown, or sure positions are dim."""
-    frame = Event(type="frame", ids=(97, 98, 1, 99), accepted=b"\1\0\0\0", entropy=bytes(4))
-    text = paint(frame, chr, frozenset({1}))
-    assert width(text) == 2 and text.count(DIM) == 1
-    assert text.index("a") < text.index(DIM) < text.index("b") and "c" not in text
+def plain(tokenizer: Tokenizer) -> Painter:
+    """A painter of plain text."""
+    return Painter(tokenizer, (TURN,))
+
+
+def test_a_draft(tokenizer: Tokenizer, make: Callable[..., Terminal]) -> None:
+    """Text after the end id is shown, or accepted positions are dim, or unsure ones look sure."""
+    terminal = make()
+    ids = [*tokenizer.encode("a"), *tokenizer.encode("b"), TURN, *tokenizer.encode("c")]
+    text = plain(tokenizer).draft(frame(ids, b"\1\0\0\0", bytes([0, 255, 0, 0])))
+    Screen(terminal).draw(text)
+    assert terminal.lines() == ["ab"]
+    sure, unsure = terminal.styles("ab")
+    assert (sure, unsure) == ("38;5;252", "2;38;5;167")
+
+
+@pytest.mark.fault("N 16")
+def test_without_colours_a_draft_still_shows_what_is_open(
+    tokenizer: Tokenizer, make: Callable[..., Terminal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NO_COLOR switches the whole live view off, not its colours."""
+    terminal = make()
+    monkeypatch.setenv("NO_COLOR", "1")
+    ids = [*tokenizer.encode("a"), *tokenizer.encode("b")]
+    text = plain(tokenizer).draft(frame(ids, b"\1\0", bytes([0, 255])))
+    Screen(terminal).draw(text)
+    assert terminal.styles("ab") == ["", "2"]
+    show(events(tokenizer, "ab", "cd"), plain(tokenizer), terminal)
+    assert "38;5" not in terminal.getvalue() and live.CLEAR_BELOW in terminal.getvalue()
 
 
 def test_colours() -> None:
     """An entropy without a colour raises; a sure position looks like an unsure one."""
     codes = [colour(entropy) for entropy in range(256)]
-    assert codes[0] != codes[255] and len(set(codes)) == len(live.COLOURS)
+    assert codes[0] != codes[255] and len(set(codes)) == len(paint.COLOURS)
 
 
-def test_rows_are_counted(terminal: Terminal) -> None:
-    """The cursor goes up too far or too little: lines of the last frame stay on the screen."""
+def test_a_character_of_several_tokens(tokenizer: Tokenizer, make: Callable[..., Terminal]) -> None:
+    """A draft shows the bytes of a character one by one, as unknown ones."""
+    ids = tokenizer.encode("日本")
+    assert len(ids) > 2
+    terminal = make()
+    Screen(terminal).draw(plain(tokenizer).draft(frame(ids)))
+    assert terminal.lines() == ["日本"]
+
+
+@pytest.mark.fault("N 17")
+@pytest.mark.parametrize("columns", [80, 79, 50, 9])
+def test_wide_characters_leave_no_copies(columns: int, make: Callable[..., Terminal]) -> None:
+    """The rows of a drawing are miscounted, and each drawing leaves a stale one above it."""
+    terminal = make(columns, 24)
+    terminal.write("> go\n")
     screen = Screen(terminal)
-    for text, rows in (("", 0), ("x" * 10, 0), ("x" * 11, 1), ("a\nb", 1), ("x" * 25 + "\nb", 3)):
-        screen.draw(text)
-        assert screen.rows == rows, text
-    screen.draw("end")
-    assert terminal.getvalue().endswith(f"\r\x1b[3A{live.CLEAR_BELOW}end")
+    for k in range(12):
+        screen.draw(JAPANESE + "x" * k)
+    assert "".join(terminal.everything()) == "> go" + JAPANESE + "x" * 11
+    screen.end(f"{JAPANESE}\n")
+    assert "".join(terminal.everything()) == "> go" + JAPANESE
 
 
-def test_never_taller_than_the_terminal(terminal: Terminal) -> None:
-    """Long lines that wrap scroll the screen, and every frame leaves a copy behind."""
+@pytest.mark.fault("N 17")
+def test_a_terminal_with_other_widths(
+    make: Callable[..., Terminal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One character that this terminal takes for wide shifts every drawing by a row."""
+    ours = emulator.columns_of
+    monkeypatch.setattr(emulator, "columns_of", lambda c: 2 if c in "…①" else ours(c))
+    terminal = make(20, 10)
     screen = Screen(terminal)
-    screen.draw("\n".join("y" * 25 for _ in range(9)))
-    assert screen.rows <= 4
+    for k in range(6):
+        screen.draw("…①" * 10 + "\n" + "y" * k)
+    assert terminal.everything()[1:] == ["y" * 5] and "…" in terminal.everything()[0]
 
 
-def test_a_terminal_without_a_size(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.fault("N 17")
+def test_a_narrower_terminal(make: Callable[..., Terminal]) -> None:
+    """The terminal breaks what it shows anew, and rows of the last drawing stay."""
+    terminal = make(80, 24)
+    terminal.write("> go\n")
+    screen = Screen(terminal)
+    for columns in (80, 50, 33, 80, 60):
+        terminal.resize(columns, 24)
+        screen.draw(f"{'x' * 70}\n{JAPANESE}\nend")
+        assert "".join(terminal.everything()) == f"> go{'x' * 70}{JAPANESE}end"
+
+
+def test_never_taller_than_the_terminal(make: Callable[..., Terminal]) -> None:
+    """A long text scrolls the screen, and every frame leaves a copy behind."""
+    terminal = make(10, 6)
+    screen = Screen(terminal)
+    for k in range(5):
+        screen.draw("\n".join(f"{n} {'y' * 12}" for n in range(9)) + str(k))
+    assert not terminal.above
+    assert terminal.lines() == ["yyyy", "7 yyyyyyyy", "yyyy", "8 yyyyyyyy", "yyyy4"]
+
+
+def test_a_terminal_without_a_size(make: Callable[..., Terminal]) -> None:
     """A terminal that gives its size as 0 by 0 divides by zero."""
-    monkeypatch.setattr(live.os, "get_terminal_size", lambda fd: os.terminal_size((0, 0)))
-    screen = Screen(terminal)
-    screen.draw("x" * 81)
-    assert screen.rows == 1
-    screen.draw("\n".join("y" * 30))
-    assert screen.rows == 21
+    screen = Screen(terminal := make())
+    terminal.columns = terminal.height = 0
+    assert screen.size() == (80, 24)
 
 
-@pytest.mark.parametrize("told", ["", "ab"])
-def test_an_interrupt_clears_the_draft(told: str, terminal: Terminal) -> None:
-    """The message of the end is glued to a stale draft, or text that was told is lost."""
-
-    def broken() -> Iterator[Event]:
-        yield from list(events(*([told] if told else [])))[:-1]
-        yield Event(type="frame", ids=(120,), accepted=b"\0", entropy=b"\0")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        show(broken(), chr, frozenset(), terminal)
-    assert terminal.getvalue().split(CLEAR_BELOW)[-1] == (f"{told}\n" if told else "")
+def test_end_shows_all(tokenizer: Tokenizer, make: Callable[..., Terminal]) -> None:
+    """The beginning of a long answer is lost when the view ends, or a line of it is broken."""
+    text = "\n".join(f"line {k}" for k in range(20)) + " and more"
+    terminal = make(12, 6)
+    output = show(events(tokenizer, text), plain(tokenizer), terminal)
+    assert output.text == text and terminal.getvalue().endswith(f"{text}\n")
+    assert terminal.everything() == [*text.split("\n")[:-1], "line 19 and", "more", ""]
 
 
-def test_end_shows_all(terminal: Terminal) -> None:
-    """The beginning of a long answer is lost when the view ends."""
-    text = "\n".join(f"line {k}" for k in range(20))
-    output = show(events(text), chr, frozenset(), terminal)
-    assert output.text == text and terminal.getvalue().endswith(text + "\n")
-
-
-def test_plain_where_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_where_no_terminal(tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
     """A pipe gets escape codes, or the text twice, or output redirected later is missed."""
-    show(events("ab", "cd"), chr, frozenset())
+    show(events(tokenizer, "ab", "cd"), plain(tokenizer))
     assert capsys.readouterr().out == "abcd\n"
 
 
-@pytest.mark.parametrize(("name", "value"), [("TERM", "dumb"), ("NO_COLOR", "1")])
-def test_terminals_that_want_no_colour(
-    name: str, value: str, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.fault("N 16")
+def test_a_terminal_that_cannot_redraw(
+    tokenizer: Tokenizer, make: Callable[..., Terminal], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A user's wish for plain text is ignored."""
-    monkeypatch.setenv(name, value)
-    show(events("ab"), chr, frozenset(), terminal)
+    """TERM=dumb gets control sequences, or nothing."""
+    terminal = make()
+    monkeypatch.setenv("TERM", "dumb")
+    show(events(tokenizer, "ab"), plain(tokenizer), terminal)
     assert terminal.getvalue() == "ab\n"
 
 
-def test_text_told_early_is_not_drawn_twice(terminal: Terminal) -> None:
+def test_text_told_early_is_not_drawn_twice(
+    tokenizer: Tokenizer, make: Callable[..., Terminal]
+) -> None:
     """What is told of a canvas that goes on stands before the frames that hold it as well."""
-    part = Event(type="commit", ids=(97,), deltas=(TextDelta("a"),), whole=False)
-    rest = Event(type="commit", ids=(98,), deltas=(TextDelta("b"),))
-    told = list(events("ab"))
-    again = [told[0], part, told[0], rest, *told[2:]]
-    plain = io.StringIO()
-    for stream in (plain, terminal):
-        live.show(iter(again), chr, frozenset({1}), stream)
-    assert plain.getvalue() == "ab\n"
-    frames = terminal.getvalue().split(live.CLEAR_BELOW)[1:]
-    assert len(frames) == 3 and frames[0] == frames[1]
+    first, second = tokenizer.encode("a"), tokenizer.encode("b")
+    part = Event(type="commit", ids=tuple(first), deltas=(TextDelta("a"),), whole=False)
+    rest = Event(type="commit", ids=tuple(second), deltas=(TextDelta("b"),))
+    step = frame([*first, *second])
+    told = [step, part, step, rest, frame(tokenizer.encode("c")),
+            Event(type="done", output=Output(text="ab"))]  # fmt: skip
+    terminal, pipe = make(), io.StringIO()
+    for stream in (pipe, terminal):
+        show(iter(told), plain(tokenizer), stream)
+    assert pipe.getvalue() == "ab\n"
+    frames = [emulator.CONTROL.sub("", text) for text in
+              terminal.getvalue().split(live.CLEAR_BELOW)]  # fmt: skip
+    assert [text.strip() for text in frames[1:]] == ["ab", "ab", "abc", "ab"]
+
+
+@pytest.mark.parametrize("told", ["", "ab"])
+def test_an_interrupt_clears_the_draft(
+    told: str, tokenizer: Tokenizer, make: Callable[..., Terminal]
+) -> None:
+    """The message of the end is glued to a stale draft, or text that was told is lost."""
+
+    def broken() -> Iterator[Event]:
+        yield from list(events(tokenizer, *([told] if told else [])))[:-1]
+        yield frame(tokenizer.encode("x"))
+        raise KeyboardInterrupt
+
+    terminal = make()
+    with pytest.raises(KeyboardInterrupt):
+        show(broken(), plain(tokenizer), terminal)
+    assert terminal.lines() == ([told, ""] if told else [""])
+
+
+@pytest.mark.fault("N 15", "N 19")
+def test_thought_calls_and_text_are_apart(
+    tokenizer: Tokenizer, make: Callable[..., Terminal]
+) -> None:
+    """A thought is gone once it is over; a call, or the markers of a broken one, stand as text."""
+
+    def ids(text: str) -> list[int]:
+        return tokenizer.encode(text, control=True)
+
+    answer = ids('<|channel>thought\n1<2<channel|>yes<|tool_call>call:f{a:<|"|>x<|"|>}<tool_call|>')
+    broken = ids('<|tool_call>call:f{a:<|"|>x<tool_call|>no')
+    painter = Painter(tokenizer, (TURN,), prompt=ids("<|turn>"))
+    told = (
+        ThoughtDelta("1<2"), TextDelta("yes"),
+        ToolCallDelta(0, ToolCall(name="f", arguments={"a": "x"})),
+        TextDelta('<|tool_call>call:f{a:<|"|>x<tool_call|>no'),
+    )  # fmt: skip
+    seen = ["[thought] 1<2", "", "yes", '[call] f({"a": "x"})', '[invalid call] f{a:"xno']
+    terminal = make()
+    Screen(terminal).draw(painter.draft(frame([*answer, *broken])))
+    assert terminal.lines() == seen
+    terminal = make()
+    done = [frame([*answer, *broken]), Event(type="commit", ids=(*answer, *broken), deltas=told),
+            Event(type="done", output=Output())]  # fmt: skip
+    show(iter(done), painter, terminal)
+    assert terminal.lines() == [*seen, ""]
+    assert terminal.styles("1<2") == ["2"] * 3 and terminal.styles("yes") == [""] * 3
+    pipe = io.StringIO()
+    show(iter(done), painter, pipe)
+    assert pipe.getvalue().splitlines() == seen
+
+
+def test_a_thought_alone_ends_its_line() -> None:
+    """What follows is glued to a thought that no answer came after."""
+    transcript = Transcript()
+    assert transcript.add([ThoughtDelta("a"), ThoughtDelta("b")]) == "[thought] ab"
+    assert transcript.end() == "\n"
+
+
+@pytest.mark.fault("N 13")
+def test_an_interrupt_waits_for_the_end_of_a_drawing(
+    make: Callable[..., Terminal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a drawing is on the screen, of a height that nobody knows."""
+    screen = Screen(terminal := make())
+    write = terminal.write
+
+    def interrupted(text: str) -> int:
+        signal.raise_signal(signal.SIGINT)
+        return write(text)
+
+    monkeypatch.setattr(terminal, "write", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            screen.draw("a\nb")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert terminal.lines() == screen.drawn == ["a", "b"]
+
+
+def test_a_text_does_not_steer_the_terminal(
+    tokenizer: Tokenizer, make: Callable[..., Terminal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model's text clears the screen; or a file gets another text than the model wrote."""
+    text = "a\x1b[2J\x07b"
+    terminal, pipe = make(), io.StringIO()
+    show(events(tokenizer, text), plain(tokenizer), terminal)
+    monkeypatch.setenv("TERM", "dumb")
+    show(events(tokenizer, text), None, terminal)
+    assert terminal.lines() == ["a�[2J�b"] * 2 + [""]
+    show(events(tokenizer, text), None, pipe)
+    assert pipe.getvalue() == f"{text}\n"
 
 
 @pytest.mark.model
 @pytest.mark.parametrize("tty", [False, True])
-def test_a_plan_is_watched(terminal: Terminal, tty: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_is_watched(
+    make: Callable[..., Terminal], tty: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Catches drafts of a hole that stay on the screen, or that get into a file, and a result that
     is not the plain one."""
+    terminal = make()
     monkeypatch.setattr(terminal, "isatty", lambda: tty)
     params = SamplingParams(seed=1, max_steps=3, stability_threshold=9)
     parts = ["Dear ", Hole(max_tokens=2), "."]
     found = watch(nano(), fill(nano().facts, parts, params), terminal)
     assert found == nano().fill(parts, params)
-    drawn = terminal.getvalue().split(CLEAR_BELOW)
+    drawn = terminal.getvalue().split(live.CLEAR_BELOW)
     assert len(drawn) in ((5, 6) if tty else (1,))  # a step each, maybe the winner's, and none
-    bare = re.sub(r"\x1b.*?m", "", "".join(drawn))
-    assert drawn[-1] == "" and ("Dear" in bare) == tty
+    bare = emulator.CONTROL.sub("", "".join(drawn))
+    assert terminal.lines() == [""] and ("Dear" in bare) == tty
 
 
 @pytest.mark.model
 def test_an_interrupted_plan_leaves_no_draft(
-    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Terminal], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message of the end is glued to the last draft."""
     drawn = iter(["a draft"])
@@ -169,8 +334,9 @@ def test_an_interrupted_plan_leaves_no_draft(
             raise KeyboardInterrupt
         return text
 
-    monkeypatch.setattr(live, "paint", interrupted)
+    terminal = make()
+    monkeypatch.setattr(Painter, "draft", interrupted)
     params = SamplingParams(seed=1, max_steps=3, stability_threshold=9)
     with pytest.raises(KeyboardInterrupt):
         watch(nano(), fill(nano().facts, ["Dear ", Hole(max_tokens=2), "."], params), terminal)
-    assert terminal.getvalue().endswith(f"a draft\r{CLEAR_BELOW}")
+    assert "a draft" in terminal.getvalue() and terminal.lines() == [""]

@@ -141,7 +141,10 @@ def test_broken_checkpoint(
         (("evaluate", "--mode", "difusion"), "did you mean 'diffusion'"),
         (("chat", "-v"), "unrecognized arguments: -v\n"),
         (("generate", "--model", "nono", "x"), "did you mean 'nano'"),
-        (("generate",), "PROMPT"),
+        (("generate",), "there is no PROMPT; give one, or pipe it"),
+        (("generate", "-"), "the prompt is empty"),
+        (("generate", "--live", "--json", "x"), "--json has none"),
+        (("generate", "--live", "--autoregressive", "x"), "--autoregressive has none"),
         (("genrate", "x"), "did you mean 'generate'"),
         (("evaluate", "--tasks", "sudku"), "did you mean 'sudoku'"),
         (("evaluate", "-n", "0"), "at least 1"),
@@ -159,11 +162,23 @@ def test_broken_checkpoint(
         (("run", "nano"), "try: dgemma demo, dgemma chat"),
     ],
 )
-def test_wrong_use(words: tuple[str, ...], remedy: str, run: Callable[..., Ran]) -> None:
+def test_wrong_use(
+    words: tuple[str, ...], remedy: str, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A mistake of the user ends in a traceback, or says nothing that helps."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     code, out, err = run(*words)
     assert code == 2 and out == ""
     assert err.count("error:") == 1 and remedy in err and "Traceback" not in err
+
+
+@pytest.mark.fault("N 22")
+@pytest.mark.parametrize("option", ["--choice", "--score"])
+def test_choices_without_a_question(option: str, run: Callable[..., Ran]) -> None:
+    """The first choice is taken for the question, and never among the answers."""
+    code, out, err = run("decide", "Sentiment: good.", option, "positive", "negative", "neutral")
+    assert (code, out) == (2, "")
+    assert "write 'positive?', or '' positive negative neutral" in err
 
 
 @pytest.mark.model
@@ -190,6 +205,43 @@ def test_generate_ways(
     words = ("generate", "-", "--max-tokens", "9", "--max-steps", "2", "--json", *more)
     code, out, err = run(*words)
     assert (code, err) == (0, "") and json.loads(out)["finish_reason"] in ("stop", "length")
+
+
+@pytest.mark.model
+@pytest.mark.fault("N 23", "N 24")
+@pytest.mark.parametrize("words", [(), ("-",), ("-m", "nano"), ("nano", "-")])
+def test_generate_reads_a_pipe(
+    words: tuple[str, ...], run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`echo x | dgemma generate` asks for a prompt, or does not give it as a chat message."""
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Parity: 3182\n")))
+    assert run("generate", *words, "--seed", "0") == (0, "even\n", "")
+    _, out, _ = run("generate", "--help")
+    assert "`llm.chat`" in out and "`llm.generate`" in out
+
+
+@pytest.mark.model
+@pytest.mark.fault("N 24")
+@pytest.mark.parametrize("way", ["", "--raw", "--autoregressive"])
+def test_generate_streams(
+    way: str, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text comes in one piece at the end, or is another than that of the whole output."""
+    pieces: list[str] = []
+
+    class Pipe(io.StringIO):
+        def write(self, text: str) -> int:
+            pieces.append(text)
+            return super().write(text)
+
+    words = ["generate", "What is your name?", *way.split()]
+    words += [] if way == "--autoregressive" else ["--seed", "3", "--min-tokens", "240"]
+    words += ["--max-tokens", "250"]
+    wanted = json.loads(run(*words, "--json")[1])
+    monkeypatch.setattr(sys, "stdout", Pipe())
+    assert cli.main(words) == 0
+    assert "".join(pieces).rstrip("\n") == wanted["text"].rstrip("\n")
+    assert len([piece for piece in pieces if piece.strip()]) > 1
 
 
 @pytest.mark.model
@@ -305,15 +357,6 @@ def test_doctor_names_the_attention_path(run: Callable[..., Ran]) -> None:
         text = " ".join(out.split())
         assert code == 0
         assert f"attention path {rows[0]}" in text and f"attention kernel {rows[1]}" in text
-
-
-@pytest.mark.slow
-def test_demo(run: Callable[..., Ran]) -> None:
-    """The first thing a newcomer runs fails, or hides a wrong answer."""
-    code, out, err = run("demo", "--seed", "1")
-    assert (code, err) == (0, "")
-    assert out.count("Right: ") + out.count("Wrong: ") == 2
-    assert "model passes" in out and "\x1b" not in out
 
 
 @pytest.mark.model

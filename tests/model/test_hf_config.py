@@ -323,10 +323,10 @@ RELEASED_GENERATION: dict[str, Any] = {
 
 def test_released_generation_config() -> None:
     """The released sampler; max_new_tokens of the file must not cut answers at 256."""
-    params, eos, pad = read_generation_config(RELEASED_GENERATION)
+    params, eos, pad, single_turn = read_generation_config(RELEASED_GENERATION)
     assert params == RELEASED
     assert params.max_tokens is None
-    assert (eos, pad) == ((1, 106, 50), 0)
+    assert (eos, pad, single_turn) == ((1, 106, 50), 0, False)
 
 
 @pytest.mark.oracle
@@ -360,12 +360,24 @@ def test_silent_generation_config() -> None:
         ({"t_min": 0.9}, "t_min"),
         ({"max_denoising_steps": 0}, "max_steps"),
         ({"entropy_bound": "0.1", "t_max": "hot"}, "t_max"),
+        ({"dgemma": {"turns": "one"}}, "'single'"),
+        ({"dgemma": {"turn": "single"}}, "did you mean 'turns'"),
+        ({"dgemma": "single"}, "dgemma must be of type dict"),
     ],
 )
 def test_generation_config_refuses(changes: dict[str, Any], message: str) -> None:
     """Another sampler or a broken value is an error of the file, not of the request."""
     with pytest.raises(ConfigError, match=message):
         read_generation_config(RELEASED_GENERATION | changes)
+
+
+@pytest.mark.fault("N 4")
+def test_single_turns_are_written_and_read() -> None:
+    """A model that was trained on single turns gets the history of a chat all the same."""
+    marked = GenerationDefaults(single_turn=True)
+    assert write_generation_config(marked) == {"dgemma": {"turns": "single"}}
+    assert read_generation_config(write_generation_config(marked)) == marked
+    assert not read_generation_config({"dgemma": {}}).single_turn
 
 
 def test_generation_config_unknown_and_neutral_keys(caplog: pytest.LogCaptureFixture) -> None:

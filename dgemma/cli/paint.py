@@ -1,0 +1,139 @@
+"""An answer as text for a terminal: thoughts, tool calls and text apart, drafts in colours."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from dgemma.cli.cells import clean
+from dgemma.text.parse import MarkerIds, StreamParser, thought_is_open
+from dgemma.types import ENTROPY_PER_NAT, Delta, Event, TextDelta, ThoughtDelta, ToolCall
+
+if TYPE_CHECKING:
+    from dgemma.text.tokenizer import Tokenizer
+
+RESET, BOLD, DIM = "\x1b[0m", "\x1b[1m", "\x1b[2m"
+COLOURS = ((0.05, 252), (0.3, 114), (1.0, 179), (2.0, 173), (float("inf"), 167))
+"""Upper bounds in nats and their colours of the 256: sure is white, unsure is red."""
+UNREADABLE = re.compile(r"<\|tool_call>(.*?)(?:<tool_call\|>|$)", re.DOTALL)
+"""A tool call that could not be read, in the text of an answer."""
+QUOTE = '<|"|>'
+
+
+def wants_colour() -> bool:
+    """Whether the user lets programs use colours; see https://no-color.org."""
+    return not os.environ.get("NO_COLOR")
+
+
+def colour(entropy: int) -> int:
+    """The colour of one position from `Event.entropy`."""
+    nats = entropy / ENTROPY_PER_NAT
+    return next(code for bound, code in COLOURS if nats <= bound)
+
+
+def style(accepted: int, entropy: int) -> str:
+    """The style of one position of a draft: dim if the step did not accept it, and its colour."""
+    tint = f"\x1b[38;5;{colour(entropy)}m" if wants_colour() else ""
+    return ("" if accepted else DIM) + tint
+
+
+def call_text(call: ToolCall) -> str:
+    """A tool call in one line."""
+    return f"[call] {call.name}({json.dumps(dict(call.arguments), ensure_ascii=False)})"
+
+
+def _without_markers(match: re.Match[str]) -> str:
+    text = match[1].removeprefix("call:").replace(QUOTE, '"')
+    return f"[invalid call] {text}"
+
+
+class Transcript:
+    """Deltas of an answer as lines to read: the thought, a line for each call, the text."""
+
+    def __init__(self, *, dim: bool = False, terminal: bool = False) -> None:
+        """
+        Args:
+            dim: thoughts are dim.
+            terminal: leave out what would steer a terminal; else a text is given as it is.
+        """
+        self._dim = dim
+        self._clean = clean if terminal else str
+        self._thinking = False
+        self._line_begun = False
+
+    def copy(self) -> Transcript:
+        """Another one that goes on from here."""
+        return copy.copy(self)
+
+    def add(self, deltas: Sequence[Delta], style: str = "") -> str:
+        """What follows on the text so far, each piece in this style."""
+        return "".join(self._piece(delta, style) for delta in deltas)
+
+    def _piece(self, delta: Delta, style: str) -> str:
+        before = ""
+        if self._thinking and not isinstance(delta, ThoughtDelta):
+            before, self._thinking, self._line_begun = "\n\n", False, False
+        if isinstance(delta, ThoughtDelta):
+            text = self._clean(delta.text)
+            if not self._thinking:
+                text = f"{self._new_line()}[thought] {text}"
+            self._thinking, self._line_begun = True, True
+            style += DIM if self._dim else ""
+        elif isinstance(delta, TextDelta):
+            text = self._clean(UNREADABLE.sub(_without_markers, delta.text))
+            self._line_begun = not text.endswith("\n")
+        else:
+            text = f"{self._new_line()}{self._clean(call_text(delta.call))}\n"
+            self._line_begun = False
+        return before + (f"{style}{text}{RESET}" if style else text)
+
+    def _new_line(self) -> str:
+        return "\n" if self._line_begun else ""
+
+    def end(self) -> str:
+        """What ends the last line."""
+        return self._new_line()
+
+
+class Painter:
+    """Reads the ids of an answer, and paints the drafts of the canvas that is at work."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, end_ids: Sequence[int], prompt: Sequence[int] | None = None
+    ) -> None:
+        """
+        Args:
+            tokenizer, end_ids: of the model.
+            prompt: the ids of a conversation; None: the answer is plain text.
+        """
+        is_open = prompt is not None and thought_is_open(MarkerIds.of(tokenizer), prompt)
+        self._parser = StreamParser(tokenizer, chat=prompt is not None, thought_open=is_open)
+        self._end_ids = frozenset(end_ids)
+        self._transcript = Transcript(dim=True, terminal=True)
+        self._pending: list[int] = []
+        self._text = ""
+
+    def commit(self, event: Event) -> None:
+        """Take in the ids of a "commit" event; the frames show them until their canvas is over."""
+        self._pending += event.ids
+        if event.whole:
+            self._text += self._transcript.add(self._parser.push(self._pending))
+            self._pending = []
+
+    def draft(self, event: Event) -> str:
+        """The text so far, and a "frame" event up to its first end id."""
+        transcript = self._transcript.copy()
+        return self._text + "".join(transcript.add(*piece) for piece in self.pieces(event))
+
+    def pieces(self, event: Event) -> Iterator[tuple[list[Delta], str]]:
+        """What each position of a frame adds, and its style."""
+        parser = self._parser.copy()
+        for token, sure, entropy in zip(event.ids, event.accepted, event.entropy, strict=True):
+            if token in self._end_ids:
+                break
+            if deltas := parser.push([token]):
+                yield deltas, style(sure, entropy)
