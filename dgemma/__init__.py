@@ -31,6 +31,8 @@ from dgemma.request_parts import ToolUse as ToolUse
 from dgemma.types import CanvasControl as CanvasControl
 from dgemma.types import Constraint as Constraint
 from dgemma.types import Event as Event
+from dgemma.types import InvalidToolCall as InvalidToolCall
+from dgemma.types import InvalidToolCallDelta as InvalidToolCallDelta
 from dgemma.types import Output as Output
 from dgemma.types import Request as Request
 from dgemma.types import TextDelta as TextDelta

@@ -248,7 +248,7 @@ class Frontend:
         return AnswerReader(
             self.tokenizer, stop=request.params.stop or (), chat=request.chat,
             thought_open=bool(request.chat and thought and thought.is_open),
-            must_call=bool(calls and calls.required),
+            tools=calls.names if calls else (),
         )  # fmt: skip
 
     def matcher(self, request: Request) -> tuple[Matcher, str] | None:
@@ -263,7 +263,8 @@ class Frontend:
         thought, asked = request.thought, self.tokenizer.id_of("<|think|>")
         if not (request.chat and thought and (thought.is_open or asked in request.token_ids)):
             thought = None
-        return self._grammars.matcher_for(request.params, calls=request.tool_use, thought=thought)
+        calls = request.tool_use if request.tool_use and request.tool_use.binding else None
+        return self._grammars.matcher_for(request.params, calls=calls, thought=thought)
 
     @cached_property
     def facts(self) -> ModelFacts:

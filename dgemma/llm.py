@@ -272,11 +272,14 @@ class LLM:
         """The same weights as an ordinary greedy autoregressive model: the baseline.
 
         Raises:
-            InvalidRequest: a parameter that only steers denoising.
+            InvalidRequest: a parameter that only steers denoising, or a strict tool.
         """
         ids, chat = self.frontend.ids(prompt, tools, thinking)
         drawn = SamplingParams.of(params, **sampling)
-        request = Request(token_ids=tuple(ids), params=drawn, mode="autoregressive", chat=chat)
+        request = Request(
+            token_ids=tuple(ids), params=drawn, mode="autoregressive", chat=chat,
+            tool_use=tool_use(tools),
+        )  # fmt: skip
         return self.submit(request).result()
 
     # -- on the canvas: see `dgemma.compose` ---------------------------------------------------

@@ -23,18 +23,36 @@ class ThoughtIds:
     is_open: bool = False
 
 
+def function_of(tool: Any) -> Mapping[str, Any]:
+    """The function that a tool declares, with or without the outer `function`; {}: none."""
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    return function if isinstance(function, Mapping) else {}
+
+
 class ToolUse(NamedTuple):
-    """What an answer's tool calls must keep to.
+    """The tools that an answer may call.
 
     Attributes:
         tools: in OpenAI's form.
-        name: of the one that must be called; None: any.
-        required: the answer is a call. Else it is free, but calls keep to the strict tools.
+        name: of the only one that may be called; None: any.
+        required: the answer is a call. Else it is free, but calls of strict tools keep to them.
     """
 
     tools: Sequence[Mapping[str, Any]]
     name: str | None = None
     required: bool = True
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The tools that may be called."""
+        if self.name is not None:
+            return frozenset((self.name,))
+        return frozenset(str(function_of(tool).get("name")) for tool in self.tools)
+
+    @property
+    def binding(self) -> bool:
+        """Whether the answer must be kept to a grammar."""
+        return self.required or any(function_of(tool).get("strict") for tool in self.tools)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

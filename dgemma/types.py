@@ -141,7 +141,7 @@ class Request:
         mode: "diffusion"; "autoregressive" for token after token; "score" for the log-probabilities
             that the encoder gives to the prompt's own ids from `score_from` on, and no answer.
         chat: whether thought, tool calls and text of the answer come apart; else all is text.
-        tool_use: tool calls that the answer must make, or keep to.
+        tool_use: the tools that an answer may call, and whether it must; None: it may call none.
         index: the caller's label, copied into every event.
         frames: whether a "frame" event is wanted for each denoising step.
         status: whether "status" events are wanted until the first step.
@@ -269,6 +269,21 @@ class ToolCall:
     arguments: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InvalidToolCall:
+    """What stands where a call should, but cannot be run.
+
+    Attributes:
+        text: as the model wrote it, without the markers around it.
+        error: the reason why it is not a call.
+        name: of the tool, if it can be read.
+    """
+
+    text: str
+    error: str
+    name: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class TextDelta:
     """A piece of an answer's text; never empty."""
@@ -291,7 +306,15 @@ class ToolCallDelta:
     call: ToolCall
 
 
-Delta = TextDelta | ThoughtDelta | ToolCallDelta
+@dataclass(frozen=True, slots=True)
+class InvalidToolCallDelta:
+    """A call that cannot be run; `index` counts those of an answer from 0."""
+
+    index: int
+    call: InvalidToolCall
+
+
+Delta = TextDelta | ThoughtDelta | ToolCallDelta | InvalidToolCallDelta
 """A piece of an answer. All of them, in their order, are the answer."""
 
 
@@ -307,7 +330,9 @@ class Output:
         stopped_by: the stop string that ended it, if one did.
         usage: counts of tokens, canvases and steps.
         thinking: the text of the thought channel, None if there was none.
-        tool_calls: the calls in the order of writing.
+        tool_calls: the calls in the order of writing, each of a tool that was offered.
+        invalid_tool_calls: what the model wrote as calls but cannot be run: broken ones, and those
+            of tools that were not offered. No text of theirs is in `text`.
         error: the cause, if `finish_reason` is "error".
         trace: every step, if the request asks for it.
         scores: of every token in `token_ids`, if the request asks for them.
@@ -324,6 +349,7 @@ class Output:
     usage: Usage = field(default_factory=Usage)
     thinking: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    invalid_tool_calls: tuple[InvalidToolCall, ...] = ()
     error: str | None = None
     trace: tuple[TraceStep, ...] = ()
     scores: tuple[TokenScore, ...] = ()

@@ -60,6 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"[thought] {output.thinking}\n")
         for call in output.tool_calls:
             print(f"[call] {call.name}({json.dumps(dict(call.arguments), ensure_ascii=False)})")
+        for broken in output.invalid_tool_calls:
+            print(f"[invalid call] {broken.text} ({broken.error})")
         print(output.text)
     if output.error:
         print(f"dgemma: error: {output.error}", file=sys.stderr)

@@ -107,8 +107,9 @@ def _check_mode(request: Request) -> None:
     """Refuse fields that only steer denoising."""
     autoregressive, params = request.mode == "autoregressive", request.params
     kind = "autoregressive decoding, which is greedy" if autoregressive else "scoring"
-    if request.tool_use is not None:
-        raise bad_field("tool_use", f"has no meaning for {kind}; leave it out")
+    if request.tool_use is not None and (request.tool_use.binding or not autoregressive):
+        why = "; leave out strict tools and required calls" if autoregressive else "; leave it out"
+        raise bad_field("tool_use", f"has no meaning for {kind}{why}")
     for name in REFUSED_BY_AUTOREGRESSIVE + (() if autoregressive else ("stop", "max_tokens")):
         if not autoregressive and name == "logprobs" and params.logprobs == 0:
             continue  # scoring reports them anyway

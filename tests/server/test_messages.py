@@ -171,7 +171,8 @@ def test_tool_choice() -> None:
         model = answering("x")
         serve(model).post(PATH, ASK | {"tools": TOOLS, "tool_choice": choice})
         calls[kind], prompts[kind] = model.asked[0].tool_use, model.asked[0].token_ids
-    assert calls["auto"] is None and calls["none"] is None
+    assert calls["none"] is None and not calls["auto"].binding
+    assert calls["any"].binding and calls["tool"].binding
     assert calls["any"][1] is None and calls["tool"][1] == "add"
     assert calls["any"][0][0]["function"]["parameters"] == TOOLS[0]["input_schema"]
     assert len(prompts["none"]) < len(prompts["auto"]) == len(prompts["tool"])
