@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dgemma.params import refused
+from dgemma.errors import InvalidRequest, bad_field
+from dgemma.params import MOST_BIAS, refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,59 @@ class ToolUse(NamedTuple):
     def binding(self) -> bool:
         """Whether the answer must be kept to a grammar."""
         return self.required or any(function_of(tool).get("strict") for tool in self.tools)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CanvasControl:
+    """The caller's control of the first canvas of a request; positions count from 0.
+
+    Attributes:
+        ids: the beginning of the canvas, one id a position; -1, or past the end: noise.
+        pinned: positions that keep their id to the end. They count neither for the positions that
+            a step accepts nor for the end of the canvas.
+        strength: how much of the other given ids gives way to noise, 0 (none) to 1 (all); the
+            temperatures begin at the step that leaves that much of the schedule.
+        allowed: lists of ids.
+        masks: for each position the list of `allowed` that holds there; -1, or past the end: any
+            id.
+        bias: (position, id, value): additions to logits before the temperature.
+        read_only: make `max_steps` steps (1 if it is not set), report the canvas and its scores,
+            and commit nothing.
+
+    Raises:
+        InvalidRequest: fields that contradict each other.
+    """
+
+    ids: tuple[int, ...] = ()
+    pinned: tuple[int, ...] = ()
+    strength: float = 1.0
+    allowed: tuple[tuple[int, ...], ...] = ()
+    masks: tuple[int, ...] = ()
+    bias: tuple[tuple[int, int, float], ...] = ()
+    read_only: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= 1:
+            raise refused("strength", "be 0 to 1", self.strength)
+        for position in self.pinned:
+            if not 0 <= position < len(self.ids) or self.ids[position] < 0:
+                raise InvalidRequest(f"position {position} is pinned but has no id", field="pinned")
+        for number, ids in enumerate(self.allowed):
+            if not ids:
+                raise InvalidRequest(f"list {number} of allowed ids is empty")
+        if not all(-1 <= mask < len(self.allowed) for mask in self.masks):
+            raise bad_field("masks", "name a list of allowed ids that is not there")
+        held = set(self.pinned)
+        for position, mask in enumerate(self.masks):
+            if mask >= 0 and position in held and self.ids[position] not in self.allowed[mask]:
+                raise InvalidRequest(
+                    f"position {position} is pinned to id {self.ids[position]}, which its list of "
+                    "allowed ids does not hold; drop one of the two"
+                )
+        if not all(p >= 0 and abs(value) <= MOST_BIAS for p, _, value in self.bias):
+            raise bad_field(
+                "bias", f"needs positions from 0 and finite values, {MOST_BIAS:.0e} at most"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,7 +49,7 @@ TRAINING = {"model", "weights", "quant", "diffusion", "text", "tasks"} | BASE
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "params": {"errors"},
-    "request_parts": {"params"},
+    "request_parts": {"errors", "params"},
     "types": {"request_parts", "params", "errors"},
     "matcher": set(),
     "interfaces": {"matcher", "request_parts", "types"},

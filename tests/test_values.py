@@ -70,7 +70,8 @@ REQUEST = Request(
 OUTPUT = Output(
     text="é", token_ids=(7,), seed=5, finish_reason="error", stopped_by="x",
     usage=Usage(prompt_tokens=2, completion_tokens=1, thought_tokens=1, canvases=1, steps=3),
-    thinking="hm", tool_calls=(CALL,), invalid_tool_calls=(BROKEN,), error="no", trace=(STEP,), scores=(SCORE,),
+    thinking="hm", tool_calls=(CALL,), invalid_tool_calls=(BROKEN,), error="no",
+    trace=(STEP,), scores=(SCORE,),
     constraint=Constraint(
         mode="regex", complete=True, rounds=1, repaired=2, fallbacks=3, closed=4
     ),

@@ -32,9 +32,7 @@ class AnswerReader(Reader):
         """
         super().__init__()
         self._stop = tuple(stop)
-        self._parser = StreamParser(
-            tokenizer, chat=chat, thought_open=thought_open, tools=tools
-        )
+        self._parser = StreamParser(tokenizer, chat=chat, thought_open=thought_open, tools=tools)
         self._waiting: list[Delta] = []  # text that may begin a stop string, and all behind it
         self._origin = self._parser, 0  # before any of it: the parser, and the length of `text`
         self._since: list[int] = []  # the ids from there on

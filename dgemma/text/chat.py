@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,11 +25,13 @@ from dgemma.errors import TemplateError, TokenizerError
 from dgemma.text.gguf import read_metadata
 from dgemma.text.messages import clean_messages, clean_tools
 from dgemma.text.tokenizer import Tokenizer
+from dgemma.text.tool_schemas import shown_tools
 
 THOUGHT_OPEN = "<|channel>"
 THOUGHT_CLOSE = "<channel|>"
 _PRIVATE = range(0xE000, 0xF900)
 """Characters for private use, of which the first that the template does not hold is the mark."""
+_PROBE = "probe-of-the-template"
 _FAULTS = (
     jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError,
     RecursionError,
@@ -136,7 +139,7 @@ class ChatTemplate:
         try:
             text = self._template.render(
                 messages=self._marker.mark(clean),
-                tools=self._marker.mark(clean_tools(tools)),
+                tools=self._marker.mark(self._declared(tools)),
                 enable_thinking=thinking,
                 add_generation_prompt=add_generation_prompt,
                 bos_token=self._tokenizer.token_text(self._tokenizer.bos_id),
@@ -155,6 +158,27 @@ class ChatTemplate:
             else:
                 ids += self._tokenizer.encode(self._marker.unmark(piece))
         return ids
+
+    def _declared(self, tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
+        """Clean tools, with what the template drops of a schema in words that it shows."""
+        clean = clean_tools(tools)
+        return clean if clean is None or self._writes_schemas else shown_tools(clean)
+
+    @cached_property
+    def _writes_schemas(self) -> bool:
+        """Whether the template writes out whole schemas: it shows a keyword that others drop."""
+        schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": _PROBE}}}
+        probe = {"name": "probe", "description": "", "parameters": schema}
+        try:
+            text = self._template.render(
+                messages=[{"role": "user", "content": "x"}],
+                tools=[{"type": "function", "function": probe}],
+                enable_thinking=False, add_generation_prompt=True,
+                bos_token="", eos_token="", pad_token="",
+            )  # fmt: skip
+        except _FAULTS:
+            return False
+        return _PROBE in text
 
 
 class _Marker:

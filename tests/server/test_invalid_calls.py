@@ -109,7 +109,9 @@ def test_messages(text: str, calls: list[Any], invalid: list[Any], choice: str) 
     MessageReply.model_validate(reply)
     assert "".join(b["text"] for b in reply["content"] if b["type"] == "text") == "a  b"
     used = [block for block in reply["content"] if block["type"] == "tool_use"]
-    assert [(u["name"], u["input"]) for u in used] == [("heat_kettle", {"litres": 2}) for _ in calls]
+    assert [(u["name"], u["input"]) for u in used] == [
+        ("heat_kettle", {"litres": 2}) for _ in calls
+    ]
     assert reply["stop_reason"] == ("tool_use" if calls else "end_turn")
     signs = reply.get("invalid_tool_calls", [])
     assert [sign["text"] for sign in signs] == [one["text"] for one in invalid]

@@ -119,8 +119,8 @@ def test_json_and_python(given: dict[str, Any], cut: int) -> None:
 
 
 SYNTAX = st.sampled_from([
-    "call:", "f", "{", "}", "(", ")", "[", "]", ",", ":", "=", "a", "b", "1", "-2.5", "true", "None",
-    '"', "'", "\\", QUOTE, " ", "\n", '"name"', '"arguments"', "x y", "é",
+    "call:", "f", "{", "}", "(", ")", "[", "]", ",", ":", "=", "a", "b", "1", "-2.5", "true",
+    "None", '"', "'", "\\", QUOTE, " ", "\n", '"name"', '"arguments"', "x y", "é",
 ])  # fmt: skip
 
 
@@ -143,8 +143,8 @@ def test_strict_texts_read_the_same(text: str) -> None:
 
 
 @pytest.mark.parametrize("unit", [
-    '"', "'", "\\", '"\\', "a", " ", "\n", "{", "(", "[", ":", "call:", "a=1,", "a:'b',", QUOTE, "f{",
-    '{"a":', "call :", "\x1c",
+    '"', "'", "\\", '"\\', "a", " ", "\n", "{", "(", "[", ":", "call:", "a=1,", "a:'b',", QUOTE,
+    "f{",    '{"a":', "call :", "\x1c",
 ])  # fmt: skip
 def test_takes_time_in_proportion_to_the_text(unit: str) -> None:
     """Catches a text of a few kilobytes that holds up an engine: steps are counted."""

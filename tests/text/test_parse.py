@@ -86,7 +86,10 @@ CASES: dict[str, tuple[str, Parsed]] = {
         Parsed(None, (), "", bad("call:f{a", "no colon after key 'a'", "f")),
     ),
     "markers of a call around nothing": ("a<|tool_call><tool_call|>b", Parsed(None, (), "ab")),
-    "other brackets": ("<|tool_call>f(city='Bern 🦙', n=[1,2])<tool_call|>", Parsed(None, (F,), "")),
+    "other brackets": (
+        "<|tool_call>f(city='Bern 🦙', n=[1,2])<tool_call|>",
+        Parsed(None, (F,), ""),
+    ),
     "stray markers": ('a<channel|>b<tool_call|>c<|"|>d<bos><pad>e', Parsed(None, (), "abcde")),
 }  # fmt: skip
 

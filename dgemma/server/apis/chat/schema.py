@@ -31,11 +31,11 @@ OBJECT: dict[str, Any] = {"type": "object"}
 
 EFFORTS: dict[str, int | None] = {
     "none": 0, "instant": 0, "minimal": 64, "low": 256, "medium": 1024, "high": None,
-    "xhigh": None,
+    "xhigh": None, "max": None,
 }  # fmt: skip
 """`reasoning_effort` -> most thought tokens; 0: no thought at all, None: no bound."""
 
-Effort = Literal["none", "instant", "minimal", "low", "medium", "high", "xhigh"]
+Effort = Literal["none", "instant", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 _TEXT: list[dict[str, Any]] = [
     {"type": "string"},
