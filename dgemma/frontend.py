@@ -16,7 +16,7 @@ from dgemma.constrain.cache import GrammarCache
 from dgemma.errors import ContextOverflow, InvalidRequest, TemplateError, TokenizerError, bad_field
 from dgemma.interfaces import Reader
 from dgemma.matcher import Matcher
-from dgemma.params import SamplingParams
+from dgemma.params import BYTES, SamplingParams
 from dgemma.request_parts import ThoughtIds
 from dgemma.text.answer import AnswerReader
 from dgemma.text.chat import ChatTemplate
@@ -157,6 +157,10 @@ class Frontend:
             if not prompt:
                 raise InvalidRequest("the prompt is empty; give some text", field="prompt")
             return self.tokenizer.encode(prompt, bos=True)
+        if isinstance(prompt, BYTES):
+            raise InvalidRequest(
+                "a prompt of bytes may be text or ids; decode it, or give a list", field="prompt"
+            )
         ids = list(prompt) if isinstance(prompt, Iterable) else None
         if ids is None or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
             raise InvalidRequest(

@@ -348,7 +348,8 @@ class LLM:
 
 
 def load(
-    name: str | Path = "nano", *, device: str = "auto", dtype: str = "auto", strict: bool = True,
+    name: str | Path = "nano", *, device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto", strict: bool = True,
     cache_bytes: int | None = None, max_running: int = 32, attention: str = "auto",
 ) -> LLM:  # fmt: skip
     """Load a model.

@@ -43,7 +43,8 @@ class LoadedModel:
 
 
 def load_model(
-    name: str | Path, *, device: str = "auto", dtype: str = "auto", strict: bool = True,
+    name: str | Path, *, device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto", strict: bool = True,
     weights: bool = True, grad: bool = False, attention: str = "auto",
 ) -> LoadedModel:  # fmt: skip
     """Find, open, build and fill a model.

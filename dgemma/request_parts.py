@@ -7,7 +7,34 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from dgemma.errors import InvalidRequest, bad_field
-from dgemma.params import MOST_BIAS, refused
+from dgemma.params import BYTES, MOST_BIAS, refused
+
+
+def checked_ids(name: str, value: object) -> tuple[int, ...]:
+    """Integers as a tuple.
+
+    Raises:
+        InvalidRequest: it is no sequence of integers; bytes are not taken for one.
+    """
+    if isinstance(value, (str, *BYTES)) or not isinstance(value, Sequence):
+        raise refused(name, "be a sequence of integers", value)
+    ids = value if isinstance(value, tuple) else tuple(value)
+    for kind in set(map(type, ids)):
+        if kind is bool or not issubclass(kind, int):
+            raise refused(name, f"hold integers alone, not {kind.__name__}")
+    return ids
+
+
+def check_types(value: object, kinds: Mapping[str, tuple[type | tuple[type, ...], str]]) -> None:
+    """Refuse fields of a value that are of another type.
+
+    Args:
+        kinds: for each field its types, and the words for them; an integer is not a bool.
+    """
+    for name, (kind, said) in kinds.items():
+        found = getattr(value, name)
+        if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
+            raise refused(name, f"be {said}", found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +75,8 @@ class ToolUse(NamedTuple):
         """The tools that may be called."""
         if self.name is not None:
             return frozenset((self.name,))
-        return frozenset(str(function_of(tool).get("name")) for tool in self.tools)
+        names = (function_of(tool).get("name") for tool in self.tools)
+        return frozenset(name for name in names if isinstance(name, str))
 
     @property
     def binding(self) -> bool:
@@ -86,6 +114,14 @@ class CanvasControl:
     read_only: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self, {
+            "strength": ((int, float), "a number"), "read_only": (bool, "true or false"),
+            "allowed": ((tuple, list), "lists of ids"), "bias": ((tuple, list), "a list"),
+        })  # fmt: skip
+        for name in ("ids", "pinned", "masks"):
+            object.__setattr__(self, name, checked_ids(name, getattr(self, name)))
+        allowed = tuple(checked_ids("allowed", one) for one in self.allowed)
+        object.__setattr__(self, "allowed", allowed)
         if not 0 <= self.strength <= 1:
             raise refused("strength", "be 0 to 1", self.strength)
         for position in self.pinned:
@@ -103,10 +139,22 @@ class CanvasControl:
                     f"position {position} is pinned to id {self.ids[position]}, which its list of "
                     "allowed ids does not hold; drop one of the two"
                 )
-        if not all(p >= 0 and abs(value) <= MOST_BIAS for p, _, value in self.bias):
+        if not all(map(_is_bias, self.bias)):
             raise bad_field(
-                "bias", f"needs positions from 0 and finite values, {MOST_BIAS:.0e} at most"
-            )
+                "bias", "needs triples of a position from 0, an id, and a finite value, "
+                f"{MOST_BIAS:.0e} at most",
+            )  # fmt: skip
+
+
+def _is_bias(value: object) -> bool:
+    """Whether it is a position, an id and an addition to its logit."""
+    if not isinstance(value, (tuple, list)) or len(value) != 3:
+        return False
+    position, token_id, added = value
+    if any(isinstance(one, bool) for one in value):
+        return False
+    integers = isinstance(position, int) and isinstance(token_id, int) and position >= 0
+    return integers and isinstance(added, (int, float)) and abs(added) <= MOST_BIAS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from dgemma.errors import bad_field
 from dgemma.params import SamplingParams, refused
 from dgemma.request_parts import CanvasControl as CanvasControl
-from dgemma.request_parts import PromptContent, ThoughtIds, ToolUse
+from dgemma.request_parts import PromptContent, ThoughtIds, ToolUse, check_types, checked_ids
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 EventType = Literal["status", "frame", "commit", "done"]
@@ -79,6 +79,17 @@ class Constraint:
     closed: int = 0
 
 
+_NONE = type(None)
+_REQUEST_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "params": (SamplingParams, "SamplingParams"), "mode": (str, "a string"),
+    **dict.fromkeys(("chat", "frames", "status", "trace"), (bool, "true or false")),
+    "tool_use": ((ToolUse, _NONE), "a ToolUse"), "thought": ((ThoughtIds, _NONE), "ThoughtIds"),
+    "canvas": ((CanvasControl, _NONE), "a CanvasControl"), "contents": ((tuple, list), "a tuple"),
+    **dict.fromkeys(("index", "score_from", "priority"), (int, "an integer")),
+    **dict.fromkeys(("owner", "replaces"), (str, "a string")),
+}  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One answer to be made by the engine.
@@ -137,11 +148,8 @@ class Request:
         )
 
     def __post_init__(self) -> None:
-        for name in ("owner", "replaces"):
-            if not isinstance(getattr(self, name), str):
-                raise refused(name, "be a string", getattr(self, name))
-        if isinstance(self.priority, bool) or not isinstance(self.priority, int):
-            raise refused("priority", "be an integer", self.priority)
+        check_types(self, _REQUEST_TYPES)
+        object.__setattr__(self, "token_ids", checked_ids("token_ids", self.token_ids))
         if abs(self.priority) > MOST_PRIORITY:
             raise refused("priority", f"be -{MOST_PRIORITY} to {MOST_PRIORITY}", self.priority)
         for name in ("deadline_s", "queue_timeout_s"):
@@ -153,6 +161,8 @@ class Request:
                 raise refused(name, f"be above 0 and at most {MOST_SECONDS} seconds", value)
         end = 0
         for content in self.contents:
+            if not isinstance(content, PromptContent):
+                raise refused("contents", "hold PromptContent alone", content)
             if content.start < end:
                 raise bad_field("contents", "must be in the order of the prompt, none over another")
             end = content.start + content.length
