@@ -228,11 +228,9 @@ class SamplingParams:
         _integer, "tokens of a canvas, or auto: as max_tokens needs (full)", 1, _WORD
     )
     stop: Sequence[str] | None = _option(
-        _strings,
-        "end before this text; repeatable",
-        most=MOST_STRINGS["stop"],
+        _strings, "end before this text; repeatable", most=MOST_STRINGS["stop"],
         refused_by=("fill", "edit"),
-    )
+    )  # fmt: skip
     thinking_budget: int | None = _option(
         _integer, "maximum tokens of thought, in chat (no limit)", 0, _WORD, refused_by=_WHOLE
     )
@@ -255,11 +253,9 @@ class SamplingParams:
         refused_by=("autoregressive", "edit"),
     )  # fmt: skip
     bad_words: Sequence[str] | None = _option(
-        _strings,
-        "the answer never holds this text; repeatable",
-        most=MOST_STRINGS["bad_words"],
+        _strings, "the answer never holds this text; repeatable", most=MOST_STRINGS["bad_words"],
         refused_by=_WHOLE,
-    )
+    )  # fmt: skip
     logprobs: int | None = _option(
         _integer, "report log-probabilities, and N alternatives of each token",
         0, MOST_ALTERNATIVES,

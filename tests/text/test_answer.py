@@ -186,3 +186,19 @@ def test_a_draft_leaves_out_a_call_that_is_not_finished(tokenizer: Tokenizer) ->
     rest = tokenizer.encode("7}<tool_call|>Two", control=True)
     assert [type(delta) for delta in reader.draft(rest)] == [ToolCallDelta, TextDelta]
     assert not reader.tool_calls
+
+
+@pytest.mark.fault("R L3")
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_a_stop_string_within_a_token(tokenizer: Tokenizer, size: int) -> None:
+    """The token that it cuts counts or not, as docs/api.md says: its text stays, it does not."""
+    ids = tokenizer.encode("JSON: Mira Kovar")
+    texts = [tokenizer.token_text(i) for i in ids]
+    at = next(k for k, text in enumerate(texts) if len(text.strip()) > 1 and k)
+    whole = tokenizer.decode(ids)
+    stop = whole[len(tokenizer.decode(ids[:at])) + 1 :]
+    reader = AnswerReader(tokenizer, stop=[stop])
+    text = read(reader, ids, size)
+    assert reader.kept == at
+    kept = tokenizer.decode(ids[: reader.kept])
+    assert text == whole.removesuffix(stop) and text.startswith(kept) and text != kept
