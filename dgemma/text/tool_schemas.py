@@ -122,7 +122,7 @@ class _Schema:
             if isinstance(plain.get("properties"), Mapping):
                 own = plain["properties"].items()
                 plain["properties"] = {n: self.parameter(one, depth + 1) for n, one in own}
-            elif plain.get("type") == "object":
+            elif _kind(plain) == "object":
                 plain["properties"] = {}  # else a template takes the keywords for properties
             if isinstance(plain.get("items"), Mapping):
                 plain["items"] = self._element(plain["items"], depth + 1)
@@ -206,8 +206,8 @@ class _Schema:
     def _notes(self, plain: Mapping[str, Any], depth: int) -> list[str]:
         """What a template does not show of a schema itself."""
         out = []
-        kind, values = plain.get("type"), plain.get("enum")
-        if isinstance(values, list) and (kind != "string" or not values):
+        values = plain.get("enum")
+        if isinstance(values, list) and (_kind(plain) != "string" or not values):
             out.append(_one_of(values))
         for key in (*_UNIONS, "allOf"):
             branches = plain.get(key)
@@ -240,7 +240,7 @@ class _Schema:
         return self._resolved(schema, lambda found: self._said(_plain(found), depth))
 
     def _said(self, plain: Mapping[str, Any], depth: int) -> str:
-        kind, values = plain.get("type"), plain.get("enum")
+        kind, values = _kind(plain), plain.get("enum")
         kinds = kind if isinstance(kind, list) else [kind] if kind else []
         words = " or ".join(_KINDS.get(str(one), str(one)) for one in kinds)
         if isinstance(values, list):
@@ -282,6 +282,12 @@ def _plain(schema: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+def _kind(schema: Mapping[str, Any]) -> Any:
+    """The type as a schema writes it; some clients write it in capitals, as templates show it."""
+    kind = schema.get("type")
+    return kind.lower() if isinstance(kind, str) else kind
+
+
 def _only(schema: Mapping[str, Any]) -> dict[str, Any] | None:
     """The schema joined with the only branch of a union, null not counted; None: it has none."""
     for key in (*_UNIONS, "allOf"):
@@ -300,7 +306,7 @@ def _only(schema: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _is_null(schema: Any) -> bool:
-    return isinstance(schema, Mapping) and schema.get("type") == "null"
+    return isinstance(schema, Mapping) and _kind(schema) == "null"
 
 
 def _texts(schema: Any) -> list[str] | None:

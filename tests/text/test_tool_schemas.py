@@ -56,6 +56,7 @@ SOFT = {"type": "string", "enum": ["soft", "hard"]}
         ({"oneOf": [{"const": "soft"}, {"const": "hard", "title": "H"}]}, SOFT),
         ({"enum": ["soft", "hard"]}, SOFT),
         ({"enum": ["soft", None]}, {"type": "string", "enum": ["soft"], "nullable": True}),
+        ({"type": "STRING", "enum": ["x"]}, {"type": "STRING", "enum": ["x"]}),
         ({"properties": {"a": SOFT}}, {"type": "object", "properties": {"a": SOFT}}),
         ({"type": "object"}, {"type": "object", "properties": {}}),
         ({"type": "array", "items": {"$ref": "#/$defs/Mode"}},
