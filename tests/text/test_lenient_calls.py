@@ -124,7 +124,7 @@ SYNTAX = st.sampled_from([
 ])  # fmt: skip
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @example("call:f{'a:1}")
 @example('call:f{a"b:1}')
 @given(st.lists(SYNTAX, max_size=14).map("".join) | arguments.map(

@@ -212,7 +212,7 @@ schemas = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(schemas)
 def test_any_schema_can_be_shown(schema: Any) -> None:
     """Catches a traceback at a schema of an odd form, which another part refuses by name.
