@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from dgemma.types import CanvasControl as CanvasControl
     from dgemma.types import Constraint as Constraint
     from dgemma.types import Event as Event
+    from dgemma.types import InvalidToolCall as InvalidToolCall
+    from dgemma.types import InvalidToolCallDelta as InvalidToolCallDelta
     from dgemma.types import Output as Output
     from dgemma.types import Request as Request
     from dgemma.types import TextDelta as TextDelta
@@ -59,8 +61,8 @@ _MODULES = {
     "llm": "LLM load save",
     "params": "SamplingParams",
     "request_parts": "PromptContent ToolUse",
-    "types": "CanvasControl Constraint Event Output Request TextDelta ThoughtDelta TokenScore "
-    "ToolCall ToolCallDelta Usage",
+    "types": "CanvasControl Constraint Event InvalidToolCall InvalidToolCallDelta Output Request "
+    "TextDelta ThoughtDelta TokenScore ToolCall ToolCallDelta Usage",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 

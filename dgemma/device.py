@@ -14,6 +14,7 @@ import torch
 from dgemma.errors import DeviceError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHORT_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 SMALL_BYTES = 10**9
 """Below this size of the fp32 weights a CPU runs in fp32."""
 
@@ -28,7 +29,7 @@ class DeviceChoice:
     dtype_reason: str
 
 
-def choose_device(asked: str = "auto") -> tuple[torch.device, str]:
+def choose_device(asked: str | torch.device = "auto") -> tuple[torch.device, str]:
     """The device to run on, and the reason.
 
     Raises:
@@ -40,7 +41,7 @@ def choose_device(asked: str = "auto") -> tuple[torch.device, str]:
         return torch.device("cpu"), "no CUDA device found"
     try:
         device = torch.device(asked)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise DeviceError(f"unknown device {asked!r}; use auto, cpu or cuda") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise DeviceError(f"device {asked!r} asked for, but torch sees no CUDA device; use cpu")
@@ -50,12 +51,12 @@ def choose_device(asked: str = "auto") -> tuple[torch.device, str]:
 
 
 def choose_dtype(
-    asked: str, device: torch.device, parameters: int, stored: str | None
+    asked: str | torch.dtype, device: torch.device, parameters: int, stored: str | None
 ) -> tuple[torch.dtype, str]:
     """The dtype to run in, and the reason.
 
     Args:
-        asked: "auto" or a name of `DTYPES`.
+        asked: "auto", a name of `DTYPES` or `SHORT_NAMES`, or torch's own.
         parameters: how many there are.
         stored: the checkpoint's own dtype.
 
@@ -63,9 +64,11 @@ def choose_dtype(
         DeviceError: an unknown dtype.
     """
     if asked != "auto":
-        if asked not in DTYPES:
+        name = str(asked).removeprefix("torch.")
+        name = SHORT_NAMES.get(name, name)
+        if name not in DTYPES:
             raise DeviceError(f"unknown dtype {asked!r}; use auto, {', '.join(DTYPES)}")
-        return DTYPES[asked], "asked for"
+        return DTYPES[name], "asked for"
     size = parameters * 4
     if device.type == "cpu" and size < SMALL_BYTES:
         return torch.float32, f"on a CPU, {size / 1e6:.1f} MB of fp32 weights are under 1 GB"
@@ -74,7 +77,9 @@ def choose_dtype(
     return DTYPES[name], source
 
 
-def choose(device: str, dtype: str, parameters: int, stored: str | None) -> DeviceChoice:
+def choose(
+    device: str | torch.device, dtype: str | torch.dtype, parameters: int, stored: str | None
+) -> DeviceChoice:
     """Device and dtype together.
 
     Raises:

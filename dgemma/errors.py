@@ -22,6 +22,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+SHOWN = 100
+"""Most characters of a value that a message repeats."""
+
 
 class DGemmaError(Exception):
     """Base class: catch this to catch everything `dgemma` raises on purpose.
@@ -100,6 +103,20 @@ def printable(text: str) -> str:
 def bad_field(field: str, why: str) -> InvalidRequest:
     """The error of a field; `why` goes on from its name."""
     return InvalidRequest(f"{field} {why}", field=field)
+
+
+def refused(field: str, must: str, *value: object) -> InvalidRequest:
+    """The error of a field whose value, if it is given, is not as it must be."""
+    return bad_field(field, f"must {must}{''.join(f', got {short(one)}' for one in value)}")
+
+
+def short(value: object) -> str:
+    """A value in a message, whatever its size."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        return f"{type(value).__name__} of too many digits"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def unreadable(name: object, error: OSError | ValueError) -> str:

@@ -11,33 +11,50 @@ from dgemma.types import Event, Output
 
 
 class EventQueue:
-    """Events of one request in order. One thread puts, one reader takes."""
+    """Events of one request in order. One thread puts; each event goes to one of its readers.
+
+    Once it is closed, every reader finds the end, None, however many there are.
+    """
 
     def __init__(self) -> None:
         # Its `put` may be interrupted by another of the same thread (a stream that is collected
         # as garbage), which a lock of our own would not survive.
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._wake: Callable[[], None] | None = None
+        self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._wakes: list[Callable[[], None]] = []  # of the readers that an event loop waits for
+        self.closed = False
 
     def put(self, event: Event) -> None:
         """Append an event."""
+        self._put(event)
+
+    def close(self) -> None:
+        """Say that the last event was taken."""
+        self.closed = True
+        self._put(None)
+
+    def _put(self, event: Event | None) -> None:
         self._events.put(event)
-        wake = self._wake
-        if wake is not None:
+        for wake in tuple(self._wakes):
             wake()
 
     def take(self) -> Event | None:
-        """The next event, or None while there is none."""
+        """The next event, or None while there is none, and at the end."""
         with contextlib.suppress(queue.Empty):
-            return self._events.get_nowait()
+            return self._seen(self._events.get_nowait())
         return None
 
-    def wait(self) -> Event:
-        """The next event, as soon as there is one."""
-        return self._events.get()
+    def wait(self) -> Event | None:
+        """The next event, as soon as there is one; None: the end."""
+        return self._seen(self._events.get())
 
-    async def arrival(self) -> Event:
-        """The next event, as soon as there is one, without holding up the running loop."""
+    def _seen(self, event: Event | None) -> Event | None:
+        if event is None:
+            self._put(None)  # for the next reader
+        return event
+
+    async def arrival(self) -> Event | None:
+        """The next event, as soon as there is one, without holding up the running loop; None: the
+        end."""
         loop = asyncio.get_running_loop()
         arrived = asyncio.Event()
 
@@ -45,21 +62,21 @@ class EventQueue:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(arrived.set)
 
-        self._wake = wake
+        self._wakes.append(wake)
         try:
-            while (event := self.take()) is None:
+            while (event := self.take()) is None and not self.closed:
                 await arrived.wait()
                 arrived.clear()
             return event
         finally:
-            if self._wake is wake:  # else another reader has come after this one was cancelled
-                self._wake = None
+            self._wakes.remove(wake)
 
 
 class EventStream(Iterator[Event], AsyncIterator[Event]):
     """The events of one request, the last of which is "done"; iterate it with `for` or `async for`.
 
     Closing it before the end, or dropping it, cancels the request. `with` closes it at the end.
+    Several threads or tasks may read it: each event goes to one of them, and all of them end.
     """
 
     def __init__(
@@ -91,22 +108,31 @@ class EventStream(Iterator[Event], AsyncIterator[Event]):
     def __next__(self) -> Event:
         if self._output is not None:
             raise StopIteration
-        return self._seen(self._events.wait() if self._step is None else self._driven(self._step))
+        event = self._events.wait() if self._step is None else self._driven(self._step)
+        if event is None:
+            raise StopIteration
+        return self._seen(event)
 
     async def __anext__(self) -> Event:
         if self._output is not None:
             raise StopAsyncIteration
         if self._step is None:
-            return self._seen(await self._events.arrival())
-        return self._seen(self._driven(self._step))
+            event = await self._events.arrival()
+        else:
+            event = self._driven(self._step)
+        if event is None:
+            raise StopAsyncIteration
+        return self._seen(event)
 
-    def _driven(self, step: Callable[[], None]) -> Event:
-        while (event := self._events.take()) is None:
+    def _driven(self, step: Callable[[], None]) -> Event | None:
+        while (event := self._events.take()) is None and not self._events.closed:
             step()
         return event
 
     def _seen(self, event: Event) -> Event:
-        self._output = event.output
+        if event.output is not None:
+            self._output = event.output
+            self._events.close()
         return event
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from dgemma.constrain.cache import GrammarCache
 from dgemma.errors import ContextOverflow, InvalidRequest, TemplateError, TokenizerError, bad_field
 from dgemma.interfaces import Reader
 from dgemma.matcher import Matcher
-from dgemma.params import SamplingParams
+from dgemma.params import BYTES, SamplingParams
 from dgemma.request_parts import ThoughtIds
 from dgemma.text.answer import AnswerReader
 from dgemma.text.chat import ChatTemplate
@@ -158,6 +158,10 @@ class Frontend:
             if not prompt:
                 raise InvalidRequest("the prompt is empty; give some text", field="prompt")
             return self.tokenizer.encode(prompt, bos=True)
+        if isinstance(prompt, BYTES):
+            raise InvalidRequest(
+                "a prompt of bytes may be text or ids; decode it, or give a list", field="prompt"
+            )
         ids = list(prompt) if isinstance(prompt, Iterable) else None
         if ids is None or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
             raise InvalidRequest(
@@ -249,7 +253,7 @@ class Frontend:
         return AnswerReader(
             self.tokenizer, stop=request.params.stop or (), chat=request.chat,
             thought_open=bool(request.chat and thought and thought.is_open),
-            must_call=bool(calls and calls.required),
+            tools=calls.names if calls else (),
         )  # fmt: skip
 
     def matcher(self, request: Request) -> tuple[Matcher, str] | None:
@@ -264,7 +268,8 @@ class Frontend:
         thought, asked = request.thought, self.tokenizer.id_of("<|think|>")
         if not (request.chat and thought and (thought.is_open or asked in request.token_ids)):
             thought = None
-        return self._grammars.matcher_for(request.params, calls=request.tool_use, thought=thought)
+        calls = request.tool_use if request.tool_use and request.tool_use.binding else None
+        return self._grammars.matcher_for(request.params, calls=calls, thought=thought)
 
     @cached_property
     def facts(self) -> ModelFacts:

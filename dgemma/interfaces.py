@@ -7,7 +7,7 @@ from typing import Protocol
 
 from dgemma.matcher import Matcher
 from dgemma.request_parts import ThoughtIds
-from dgemma.types import Delta, Field, Request, ToolCall
+from dgemma.types import Delta, Field, InvalidToolCall, Request, ToolCall
 
 
 class Reader:
@@ -15,7 +15,7 @@ class Reader:
     request alone.
 
     Attributes:
-        text, thinking, tool_calls: of the deltas so far.
+        text, thinking, tool_calls, invalid_tool_calls: of the deltas so far.
         fields: of the pushed ids, in their order, as far as they are known.
         stopped_by: the stop string that was met, if any; nothing behind it counts.
         kept: how many of the pushed ids belong to the answer: all, unless it was stopped.
@@ -24,6 +24,7 @@ class Reader:
     def __init__(self) -> None:
         self.text = self.thinking = ""
         self.tool_calls: list[ToolCall] = []
+        self.invalid_tool_calls: list[InvalidToolCall] = []
         self.fields: list[Field] = []
         self.stopped_by: str | None = None
         self.kept = 0

@@ -275,11 +275,14 @@ class LLM:
         """The same weights as an ordinary greedy autoregressive model: the baseline.
 
         Raises:
-            InvalidRequest: a parameter that only steers denoising.
+            InvalidRequest: a parameter that only steers denoising, or a strict tool.
         """
         ids, chat = self.frontend.ids(prompt, tools, thinking)
         drawn = SamplingParams.of(params, **sampling)
-        request = Request(token_ids=tuple(ids), params=drawn, mode="autoregressive", chat=chat)
+        request = Request(
+            token_ids=tuple(ids), params=drawn, mode="autoregressive", chat=chat,
+            tool_use=tool_use(tools),
+        )  # fmt: skip
         return self.submit(request).result()
 
     # -- on the canvas: see `dgemma.compose` ---------------------------------------------------
@@ -348,7 +351,8 @@ class LLM:
 
 
 def load(
-    name: str | Path = "nano", *, device: str = "auto", dtype: str = "auto", strict: bool = True,
+    name: str | Path = "nano", *, device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto", strict: bool = True,
     cache_bytes: int | None = None, max_running: int = 32, attention: str = "auto",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LLM:  # fmt: skip

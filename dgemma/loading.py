@@ -46,7 +46,8 @@ class LoadedModel:
 
 
 def load_model(
-    name: str | Path, *, device: str = "auto", dtype: str = "auto", strict: bool = True,
+    name: str | Path, *, device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto", strict: bool = True,
     weights: bool = True, grad: bool = False, attention: str = "auto",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LoadedModel:  # fmt: skip

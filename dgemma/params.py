@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, Unpack
 
 from dgemma.errors import InvalidRequest, bad_field, nearest
+from dgemma.errors import refused as refused
 
 WIDTH_STEP, END_ROOM = 32, 16
 """An automatic canvas is a multiple of the one, with room for `max_tokens` and the other."""
@@ -24,11 +25,21 @@ CONSTRAINT_FIELDS = ("json_schema", "regex", "grammar", "choices")
 COLDEST, HOTTEST, MOST_BIAS = 1e-3, 1e3, 1e9
 """Temperatures and additions to logits beyond these overflow, or vanish, in 32 bits."""
 
+BYTES = (bytes, bytearray, memoryview)
+"""Sequences of integers that nobody means as token ids."""
+
 MOST_STRINGS, LONGEST_STRING = {"stop": 32, "bad_words": 1000}, 256
 """Most strings of a list, and most characters of each: every commit is searched for them."""
 
 MOST_IDS = {"allowed_token_ids": 2**18, "logprob_token_ids": 1024}
 """Most ids of a list, each counted once: a vocabulary, and as many as a canvas reports quickly."""
+
+DRAWN_BITS = 53
+"""Bits of a seed that is drawn: a reader of JSON that knows only doubles keeps all its digits."""
+
+_ARGUMENT = "; it is an argument of generate() and chat()"
+ELSEWHERE = {"n": _ARGUMENT, "best_of": _ARGUMENT, "stream": "; call stream() for events"}
+"""Words that other libraries take among these parameters -> where they belong here."""
 
 _WORD = 2**31 - 1
 _DRAW, _WHOLE = ("autoregressive",), ("autoregressive", "fill", "edit")
@@ -91,12 +102,6 @@ def _option(*rule: Any, **more: Any) -> Any:
     return dataclasses.field(default=None, metadata={"option": SamplingOption(*rule, **more)})
 
 
-def refused(name: str, must: str, value: Any = dataclasses.MISSING) -> InvalidRequest:
-    """The error of a field whose value is not as it must be."""
-    got = "" if value is dataclasses.MISSING else f", got {value!r}"
-    return bad_field(name, f"must {must}{got}")
-
-
 def _integer(name: str, value: Any, option: SamplingOption) -> object:
     if name == "canvas_length" and value == "auto":
         return value
@@ -112,19 +117,28 @@ def _integer(name: str, value: Any, option: SamplingOption) -> object:
 def _number(name: str, value: Any, option: SamplingOption) -> object:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise refused(name, "be a number", value)
-    zero = value == 0 and (option.least > 0 or name == "top_p")
-    if zero or not 0 <= value <= sys.float_info.max:
-        raise refused(name, "be positive and finite", value)
-    if option.most == HOTTEST and value and not COLDEST <= value <= HOTTEST:
-        raise refused(name, f"be {COLDEST} to {HOTTEST:.0f}", value)
-    if option.most is not None and value > option.most:
-        raise refused(name, f"be at most {option.most}", value)
+    least, most = option.least, option.most
+    if most == HOTTEST:
+        fits = COLDEST <= value <= HOTTEST or value == least == 0
+        must = f"{'' if least else '0, or '}{COLDEST} to {HOTTEST:.0f}"
+    elif most is None:
+        fits, must = least <= value <= sys.float_info.max, f"at least {least} and finite"
+    elif name == "top_p":
+        fits, must = least < value <= most, f"above {least} and at most {most}"
+    else:
+        fits, must = least <= value <= most, f"{least} to {most}"
+    if not fits:
+        raise refused(name, f"be {must}", value)
     return value
 
 
 def _strings(name: str, value: Any, option: SamplingOption) -> object:
     strings = (value,) if isinstance(value, str) else value
-    if not isinstance(strings, Sequence) or not all(isinstance(s, str) and s for s in strings):
+    if (
+        isinstance(value, BYTES)
+        or not isinstance(strings, Sequence)
+        or not all(isinstance(s, str) and s for s in strings)
+    ):
         raise refused(name, "be a list of strings that are not empty")
     longest = max(map(len, strings), default=0)
     if option.most is not None and longest > LONGEST_STRING:
@@ -134,9 +148,12 @@ def _strings(name: str, value: Any, option: SamplingOption) -> object:
 
 
 def _ids(name: str, value: Any, option: SamplingOption) -> object:
-    ids = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
+    given = isinstance(value, Sequence) and not isinstance(value, (str, *BYTES))
+    ids = tuple(value) if given else ()
     if not ids or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
         raise refused(name, "be a list of token ids that is not empty")
+    if max(map(abs, ids)) > _WORD:
+        raise refused(name, f"hold ids of at most {_WORD}")
     return _few(name, tuple(dict.fromkeys(ids)), "ids", option)
 
 
@@ -147,12 +164,16 @@ def _few(name: str, values: tuple[object, ...], kind: str, option: SamplingOptio
 
 
 def _bias(name: str, value: Any, option: SamplingOption) -> object:
+    given: Mapping[Any, Any] = value if isinstance(value, Mapping) else {None: None}
+    known = all(type(i) in (int, str) and type(added) in (int, float) for i, added in given.items())
     try:
-        bias = {int(i): float(added) for i, added in value.items()}
-    except (AttributeError, TypeError, ValueError, OverflowError) as error:
-        raise refused(name, "map token ids to numbers") from error
-    if not all(abs(added) <= MOST_BIAS for added in bias.values()):
-        raise refused(name, f"hold numbers of {MOST_BIAS:.0e} at most")
+        bias = {int(i): float(added) for i, added in given.items()} if known else None
+    except (ValueError, OverflowError):
+        bias = None
+    if bias is None:
+        raise refused(name, "map token ids to numbers")
+    if not all(abs(i) <= _WORD and abs(added) <= MOST_BIAS for i, added in bias.items()):
+        raise refused(name, f"hold ids of at most {_WORD} and numbers of {MOST_BIAS:.0e} at most")
     return bias
 
 
@@ -207,11 +228,9 @@ class SamplingParams:
         _integer, "tokens of a canvas, or auto: as max_tokens needs (full)", 1, _WORD
     )
     stop: Sequence[str] | None = _option(
-        _strings,
-        "end before this text; repeatable",
-        most=MOST_STRINGS["stop"],
+        _strings, "end before this text; repeatable", most=MOST_STRINGS["stop"],
         refused_by=("fill", "edit"),
-    )
+    )  # fmt: skip
     thinking_budget: int | None = _option(
         _integer, "maximum tokens of thought, in chat (no limit)", 0, _WORD, refused_by=_WHOLE
     )
@@ -234,11 +253,9 @@ class SamplingParams:
         refused_by=("autoregressive", "edit"),
     )  # fmt: skip
     bad_words: Sequence[str] | None = _option(
-        _strings,
-        "the answer never holds this text; repeatable",
-        most=MOST_STRINGS["bad_words"],
+        _strings, "the answer never holds this text; repeatable", most=MOST_STRINGS["bad_words"],
         refused_by=_WHOLE,
-    )
+    )  # fmt: skip
     logprobs: int | None = _option(
         _integer, "report log-probabilities, and N alternatives of each token",
         0, MOST_ALTERNATIVES,
@@ -264,8 +281,7 @@ class SamplingParams:
         known = [f.name for f in dataclasses.fields(cls)]
         for name in fields:
             if name not in known:
-                argument = "; it is an argument of generate() and chat()"
-                hint = argument if name in ("n", "best_of") else nearest(name, known)
+                hint = ELSEWHERE.get(name) or nearest(name, known)
                 raise InvalidRequest(f"unknown parameter {name!r}{hint}", field=name)
         return object.__new__(cls)
 

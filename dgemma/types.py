@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dgemma.errors import InvalidRequest, bad_field
-from dgemma.params import MOST_BIAS, SamplingParams, refused
-from dgemma.request_parts import PromptContent, ThoughtIds, ToolUse
+from dgemma.errors import bad_field
+from dgemma.params import SamplingParams, refused
+from dgemma.request_parts import CanvasControl as CanvasControl
+from dgemma.request_parts import PromptContent, ThoughtIds, ToolUse, check_types, checked_ids
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 EventType = Literal["status", "frame", "commit", "done"]
@@ -36,59 +37,6 @@ ENTROPY_PER_NAT = 64
 
 SHOWN = 60
 """Most characters of an answer in its `repr`."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CanvasControl:
-    """The caller's control of the first canvas of a request; positions count from 0.
-
-    Attributes:
-        ids: the beginning of the canvas, one id a position; -1, or past the end: noise.
-        pinned: positions that keep their id to the end. They count neither for the positions that
-            a step accepts nor for the end of the canvas.
-        strength: how much of the other given ids gives way to noise, 0 (none) to 1 (all); the
-            temperatures begin at the step that leaves that much of the schedule.
-        allowed: lists of ids.
-        masks: for each position the list of `allowed` that holds there; -1, or past the end: any
-            id.
-        bias: (position, id, value): additions to logits before the temperature.
-        read_only: make `max_steps` steps (1 if it is not set), report the canvas and its scores,
-            and commit nothing.
-
-    Raises:
-        InvalidRequest: fields that contradict each other.
-    """
-
-    ids: tuple[int, ...] = ()
-    pinned: tuple[int, ...] = ()
-    strength: float = 1.0
-    allowed: tuple[tuple[int, ...], ...] = ()
-    masks: tuple[int, ...] = ()
-    bias: tuple[tuple[int, int, float], ...] = ()
-    read_only: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.strength <= 1:
-            raise refused("strength", "be 0 to 1", self.strength)
-        for position in self.pinned:
-            if not 0 <= position < len(self.ids) or self.ids[position] < 0:
-                raise InvalidRequest(f"position {position} is pinned but has no id", field="pinned")
-        for number, ids in enumerate(self.allowed):
-            if not ids:
-                raise InvalidRequest(f"list {number} of allowed ids is empty")
-        if not all(-1 <= mask < len(self.allowed) for mask in self.masks):
-            raise bad_field("masks", "name a list of allowed ids that is not there")
-        held = set(self.pinned)
-        for position, mask in enumerate(self.masks):
-            if mask >= 0 and position in held and self.ids[position] not in self.allowed[mask]:
-                raise InvalidRequest(
-                    f"position {position} is pinned to id {self.ids[position]}, which its list of "
-                    "allowed ids does not hold; drop one of the two"
-                )
-        if not all(p >= 0 and abs(value) <= MOST_BIAS for p, _, value in self.bias):
-            raise bad_field(
-                "bias", f"needs positions from 0 and finite values, {MOST_BIAS:.0e} at most"
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +79,17 @@ class Constraint:
     closed: int = 0
 
 
+_NONE = type(None)
+_REQUEST_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "params": (SamplingParams, "SamplingParams"), "mode": (str, "a string"),
+    **dict.fromkeys(("chat", "frames", "status", "trace"), (bool, "true or false")),
+    "tool_use": ((ToolUse, _NONE), "a ToolUse"), "thought": ((ThoughtIds, _NONE), "ThoughtIds"),
+    "canvas": ((CanvasControl, _NONE), "a CanvasControl"), "contents": ((tuple, list), "a tuple"),
+    **dict.fromkeys(("index", "score_from", "priority"), (int, "an integer")),
+    **dict.fromkeys(("owner", "replaces"), (str, "a string")),
+}  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One answer to be made by the engine.
@@ -141,7 +100,7 @@ class Request:
         mode: "diffusion"; "autoregressive" for token after token; "score" for the log-probabilities
             that the encoder gives to the prompt's own ids from `score_from` on, and no answer.
         chat: whether thought, tool calls and text of the answer come apart; else all is text.
-        tool_use: tool calls that the answer must make, or keep to.
+        tool_use: the tools that an answer may call, and whether it must; None: it may call none.
         index: the caller's label, copied into every event.
         frames: whether a "frame" event is wanted for each denoising step.
         status: whether "status" events are wanted until the first step.
@@ -189,11 +148,8 @@ class Request:
         )
 
     def __post_init__(self) -> None:
-        for name in ("owner", "replaces"):
-            if not isinstance(getattr(self, name), str):
-                raise refused(name, "be a string", getattr(self, name))
-        if isinstance(self.priority, bool) or not isinstance(self.priority, int):
-            raise refused("priority", "be an integer", self.priority)
+        check_types(self, _REQUEST_TYPES)
+        object.__setattr__(self, "token_ids", checked_ids("token_ids", self.token_ids))
         if abs(self.priority) > MOST_PRIORITY:
             raise refused("priority", f"be -{MOST_PRIORITY} to {MOST_PRIORITY}", self.priority)
         for name in ("deadline_s", "queue_timeout_s"):
@@ -205,6 +161,8 @@ class Request:
                 raise refused(name, f"be above 0 and at most {MOST_SECONDS} seconds", value)
         end = 0
         for content in self.contents:
+            if not isinstance(content, PromptContent):
+                raise refused("contents", "hold PromptContent alone", content)
             if content.start < end:
                 raise bad_field("contents", "must be in the order of the prompt, none over another")
             end = content.start + content.length
@@ -269,6 +227,21 @@ class ToolCall:
     arguments: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InvalidToolCall:
+    """What stands where a call should, but cannot be run.
+
+    Attributes:
+        text: as the model wrote it, without the markers around it.
+        error: the reason why it is not a call.
+        name: of the tool, if it can be read.
+    """
+
+    text: str
+    error: str
+    name: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class TextDelta:
     """A piece of an answer's text; never empty."""
@@ -291,7 +264,15 @@ class ToolCallDelta:
     call: ToolCall
 
 
-Delta = TextDelta | ThoughtDelta | ToolCallDelta
+@dataclass(frozen=True, slots=True)
+class InvalidToolCallDelta:
+    """A call that cannot be run; `index` counts those of an answer from 0."""
+
+    index: int
+    call: InvalidToolCall
+
+
+Delta = TextDelta | ThoughtDelta | ToolCallDelta | InvalidToolCallDelta
 """A piece of an answer. All of them, in their order, are the answer."""
 
 
@@ -307,7 +288,9 @@ class Output:
         stopped_by: the stop string that ended it, if one did.
         usage: counts of tokens, canvases and steps.
         thinking: the text of the thought channel, None if there was none.
-        tool_calls: the calls in the order of writing.
+        tool_calls: the calls in the order of writing, each of a tool that was offered.
+        invalid_tool_calls: what the model wrote as calls but cannot be run: broken ones, and those
+            of tools that were not offered. No text of theirs is in `text`.
         error: the cause, if `finish_reason` is "error".
         trace: every step, if the request asks for it.
         scores: of every token in `token_ids`, if the request asks for them.
@@ -324,6 +307,7 @@ class Output:
     usage: Usage = field(default_factory=Usage)
     thinking: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
+    invalid_tool_calls: tuple[InvalidToolCall, ...] = ()
     error: str | None = None
     trace: tuple[TraceStep, ...] = ()
     scores: tuple[TokenScore, ...] = ()

@@ -37,6 +37,21 @@ def test_dtype() -> None:
         choose_dtype("int3", CPU, 10, None)
 
 
+@pytest.mark.fault("N 40")
+def test_other_names() -> None:
+    """Torch's own dtypes and devices, and the short names, are what people write first."""
+    for name in ("bf16", "torch.bfloat16", torch.bfloat16):
+        assert choose_dtype(name, CPU, 10, None)[0] is torch.bfloat16
+    assert choose_dtype("fp16", CPU, 10, None)[0] is torch.float16
+    assert choose_dtype("fp32", CPU, 10, None)[0] is torch.float32
+    assert choose_device(CPU)[0] == CPU
+    for wrong in (torch.int8, None, 5):
+        with pytest.raises(DeviceError, match="use auto, float32"):
+            choose_dtype(wrong, CPU, 10, None)  # type: ignore[arg-type]
+    with pytest.raises(DeviceError, match="use auto, cpu"):
+        choose_device(None)  # type: ignore[arg-type]
+
+
 def test_reasons() -> None:
     """A choice without its reason."""
     choice = choose("cpu", "auto", 10, None)

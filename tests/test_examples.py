@@ -29,6 +29,12 @@ print(json.dumps(printed))
 NAME = "I am nano, a small DiffusionGemma."
 ORDER = '{"buyer":"Mafit Gupir","item":"robot","count":75}'
 PRINTED = {
+    "agent": """\
+convert {"amount": 7.25, "to": "pounds"} -> 6.38 pounds
+convert {"amount": 12.75, "to": "francs"} -> Error: KeyError('francs')
+get_weather {"city": "Bern"} -> The weather in Bern is nice.
+answer: positive
+""",
     "autoregressive": """\
 Sudoku:
 ...1.498.

@@ -22,6 +22,7 @@ SUM = [{"role": "user", "content": "12+34"}]
 QUICK = SamplingParams(seed=1, max_steps=4, max_tokens=20)
 
 
+@pytest.mark.fault("N 35")
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -29,6 +30,7 @@ QUICK = SamplingParams(seed=1, max_steps=4, max_tokens=20)
         ({"max_new_tokens": 3}, "did you mean 'max_tokens'"),
         ({"n": 2}, r"unknown parameter 'n'; it is an argument of generate\(\)"),
         ({"best_of": 2}, "unknown parameter 'best_of'; it is an argument"),
+        ({"stream": True}, r"unknown parameter 'stream'; call stream\(\) for events"),
         ({"zzz": 2}, "unknown parameter 'zzz'$"),
     ],
 )
@@ -53,6 +55,7 @@ def test_keywords_are_the_parameters() -> None:
     assert fields == keywords and list(OPTIONS) == list(fields)
 
 
+@pytest.mark.fault("N 34")
 def test_keywords_replace_fields() -> None:
     """Keywords that are dropped, or that lose to the params beside them."""
     llm = nano()
@@ -94,6 +97,7 @@ def test_a_batch_of_chats() -> None:
     assert [call.name for out in called for call in out.tool_calls] == ["now", "now"]
 
 
+@pytest.mark.fault("N 40")
 def test_text_instead_of_messages() -> None:
     """A complaint about characters that are no messages."""
     for messages in ("Who are you?", ["Who are you?"]):
@@ -134,6 +138,35 @@ def test_short_reprs() -> None:
     assert repr(stream.result()) in repr(stream)
 
 
+@pytest.mark.fault("R L2")
+def test_bytes_are_no_prompt() -> None:
+    """Text that is taken for the ids of its letters."""
+    prompt: Any
+    for prompt in (b"abc", bytearray(b"abc"), memoryview(b"abc"), [b"abc"]):
+        with pytest.raises(InvalidRequest, match="decode it, or give a list"):
+            nano().generate(prompt, QUICK)
+    assert nano().generate(range(5), QUICK).prompt_ids == (0, 1, 2, 3, 4)
+
+
+@pytest.mark.fault("N 48")
+def test_seeds_that_are_drawn() -> None:
+    """Seeds whose last digits a reader of JSON loses, and draws that are all alike."""
+    llm = nano()
+    seeds = [llm.generate("Hello", max_tokens=1, max_steps=1).seed for _ in range(8)]
+    seeds += [llm.infill("a", "b", max_steps=1, max_hole=1, search=False).seed for _ in range(4)]
+    assert len(set(seeds)) == 12 and max(seeds) < 2**53 and max(seeds) > 2**40
+
+
+def test_autoregress_refuses_what_it_cannot_keep() -> None:
+    """A strict tool whose schema plain decoding would ignore."""
+    tool = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
+    nano().autoregress(HELLO, max_tokens=3, tools=[tool])
+    tool["function"]["strict"] = True
+    with pytest.raises(InvalidRequest, match="strict"):
+        nano().autoregress(HELLO, max_tokens=3, tools=[tool])
+
+
+@pytest.mark.fault("N 40")
 def test_total_tokens() -> None:
     """A sum that every caller makes again."""
     assert Usage(prompt_tokens=3, completion_tokens=4).total_tokens == 7

@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
     "params": {"errors"},
-    "request_parts": {"params"},
+    "request_parts": {"errors", "params"},
     "types": {"request_parts", "params", "errors"},
     "matcher": set(),
     "interfaces": {"matcher", "request_parts", "types"},

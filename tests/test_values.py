@@ -18,6 +18,8 @@ from dgemma.types import (
     CanvasControl,
     Constraint,
     Event,
+    InvalidToolCall,
+    InvalidToolCallDelta,
     Output,
     Request,
     TextDelta,
@@ -36,6 +38,7 @@ TOOL = {"type": "function", "function": {"name": "f", "strict": True, "parameter
     "type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"],
 }}}  # fmt: skip
 CALL = ToolCall(name="f", arguments={"n": [1, {"a": None}]})
+BROKEN = InvalidToolCall(text="call:f{", error="a key is missing", name="f")
 SCORE = TokenScore(token_id=7, logprob=-0.5, top=((7, -0.5), (8, -2.0)), asked=(-3.0,), entropy=0.1)
 STEP = TraceStep(
     canvas=1, step=2, temperature=0.5, ids=(1, 2), argmax=(3, 4), accepted=b"\1\2",
@@ -67,7 +70,8 @@ REQUEST = Request(
 OUTPUT = Output(
     text="é", token_ids=(7,), seed=5, finish_reason="error", stopped_by="x",
     usage=Usage(prompt_tokens=2, completion_tokens=1, thought_tokens=1, canvases=1, steps=3),
-    thinking="hm", tool_calls=(CALL,), error="no", trace=(STEP,), scores=(SCORE,),
+    thinking="hm", tool_calls=(CALL,), invalid_tool_calls=(BROKEN,), error="no",
+    trace=(STEP,), scores=(SCORE,),
     constraint=Constraint(
         mode="regex", complete=True, rounds=1, repaired=2, fallbacks=3, closed=4
     ),
@@ -75,7 +79,8 @@ OUTPUT = Output(
 )  # fmt: skip
 EVENT = Event(
     type="commit", index=3, canvas=1, step=2, ids=(7,),
-    deltas=(TextDelta("é"), ThoughtDelta("hm"), ToolCallDelta(1, CALL)), fields=("thinking",),
+    deltas=(TextDelta("é"), ThoughtDelta("hm"), ToolCallDelta(1, CALL),
+            InvalidToolCallDelta(1, BROKEN)), fields=("thinking",),
     accepted=b"\1", entropy=b"\2", whole=False, reason="step_cap", scores=(SCORE,), state="queued",
     output=OUTPUT,
 )  # fmt: skip

@@ -5,13 +5,20 @@ from __future__ import annotations
 import copy
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from dgemma.cli.cells import clean
 from dgemma.text.parse import MarkerIds, StreamParser, thought_is_open
-from dgemma.types import ENTROPY_PER_NAT, Delta, Event, TextDelta, ThoughtDelta, ToolCall
+from dgemma.types import (
+    ENTROPY_PER_NAT,
+    Delta,
+    Event,
+    InvalidToolCall,
+    TextDelta,
+    ThoughtDelta,
+    ToolCall,
+)
 
 if TYPE_CHECKING:
     from dgemma.text.tokenizer import Tokenizer
@@ -19,9 +26,6 @@ if TYPE_CHECKING:
 RESET, BOLD, DIM = "\x1b[0m", "\x1b[1m", "\x1b[2m"
 COLOURS = ((0.05, 252), (0.3, 114), (1.0, 179), (2.0, 173), (float("inf"), 167))
 """Upper bounds in nats and their colours of the 256: sure is white, unsure is red."""
-UNREADABLE = re.compile(r"<\|tool_call>(.*?)(?:<tool_call\|>|$)", re.DOTALL)
-"""A tool call that could not be read, in the text of an answer."""
-QUOTE = '<|"|>'
 
 
 def wants_colour() -> bool:
@@ -41,14 +45,11 @@ def style(accepted: int, entropy: int) -> str:
     return ("" if accepted else DIM) + tint
 
 
-def call_text(call: ToolCall) -> str:
+def call_text(call: ToolCall | InvalidToolCall) -> str:
     """A tool call in one line."""
+    if isinstance(call, InvalidToolCall):
+        return f"[invalid call] {call.text} ({call.error})"
     return f"[call] {call.name}({json.dumps(dict(call.arguments), ensure_ascii=False)})"
-
-
-def _without_markers(match: re.Match[str]) -> str:
-    text = match[1].removeprefix("call:").replace(QUOTE, '"')
-    return f"[invalid call] {text}"
 
 
 class Transcript:
@@ -84,7 +85,7 @@ class Transcript:
             self._thinking, self._line_begun = True, True
             style += DIM if self._dim else ""
         elif isinstance(delta, TextDelta):
-            text = self._clean(UNREADABLE.sub(_without_markers, delta.text))
+            text = self._clean(delta.text)
             self._line_begun = not text.endswith("\n")
         else:
             text = f"{self._new_line()}{self._clean(call_text(delta.call))}\n"

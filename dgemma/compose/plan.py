@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from dgemma.errors import EngineError, InvalidRequest, bad_field
 from dgemma.frontend import ModelFacts
-from dgemma.params import SamplingParams, canvas_width, refused
+from dgemma.params import DRAWN_BITS, SamplingParams, canvas_width, refused
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import Output, Request, Usage
 
@@ -159,7 +159,7 @@ def full_width(params: SamplingParams, full: int) -> int:
 
 def seed_of(params: SamplingParams) -> int:
     """The seed given, or one that is drawn for all requests of a plan."""
-    return random.SystemRandom().getrandbits(63) if params.seed is None else params.seed
+    return random.SystemRandom().getrandbits(DRAWN_BITS) if params.seed is None else params.seed
 
 
 def share(name: str, value: object) -> float:

@@ -114,15 +114,17 @@ class _Revision:
         old = self.output
         changed = tuple(at for at in shaky if self.ids[at] != old.token_ids[at])
         text, thinking, calls = old.text, old.thinking, old.tool_calls
+        invalid = old.invalid_tool_calls
         if changed:
             reader = self._reader()
             reader.push(self.ids)
             reader.finish()
             text, calls = reader.text, tuple(reader.tool_calls)
+            invalid = tuple(reader.invalid_tool_calls)
             thinking = reader.thinking if old.thinking is not None else None
         done = replace(
             old, token_ids=tuple(self.ids), text=text, thinking=thinking, tool_calls=calls,
-            scores=tuple(scores), usage=total(self.spent), trace=(),
+            invalid_tool_calls=invalid, scores=tuple(scores), usage=total(self.spent), trace=(),
             seed=self.params.seed or 0,
         )  # fmt: skip
         return Revised(output=done, shaky=tuple(shaky), changed=changed)
@@ -175,7 +177,8 @@ class _Revision:
         chat = old.thinking is not None or bool(old.tool_calls)
         chat = chat or tokenizer.decode(old.token_ids) != old.text
         is_open = chat and thought_is_open(MarkerIds.of(tokenizer), old.prompt_ids)
-        return AnswerReader(tokenizer, chat=chat, thought_open=is_open)
+        tools = {call.name for call in old.tool_calls}
+        return AnswerReader(tokenizer, chat=chat, thought_open=is_open, tools=tools)
 
 
 def repair(

@@ -7,12 +7,13 @@ from typing import Any
 
 from dgemma.errors import InvalidRequest
 from dgemma.request_parts import ToolUse
+from dgemma.request_parts import function_of as function_of
 
 Tools = Sequence[Mapping[str, Any]]
 
 
 def tool_use(tools: Tools | None, choice: str | Mapping[str, Any] = "auto") -> ToolUse | None:
-    """What is certain of the calls; None: nothing.
+    """The tools that may be called, and whether one must be; None: there are none.
 
     Args:
         tools: in OpenAI's form.
@@ -35,11 +36,4 @@ def tool_use(tools: Tools | None, choice: str | Mapping[str, Any] = "auto") -> T
                 "tool_choice needs tools; give some, or leave it out", field="tool_choice"
             )
         return ToolUse(tools, name)
-    strict = choice == "auto" and any(function_of(tool).get("strict") for tool in tools or ())
-    return ToolUse(tools or (), required=False) if strict else None
-
-
-def function_of(tool: Any) -> Mapping[str, Any]:
-    """The function that a tool declares, with or without the outer `function`; {}: none."""
-    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
-    return function if isinstance(function, Mapping) else {}
+    return ToolUse(tools, required=False) if tools and choice == "auto" else None

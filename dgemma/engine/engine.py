@@ -41,7 +41,7 @@ from dgemma.interfaces import Reader, TextSide
 from dgemma.model.cache import PagedMemory
 from dgemma.model.size import page_bytes, page_counts
 from dgemma.model.transformer import DiffusionGemma
-from dgemma.params import SamplingParams
+from dgemma.params import DRAWN_BITS, SamplingParams
 from dgemma.types import FinishReason, Request
 
 CHUNK = 1024
@@ -152,7 +152,7 @@ class Engine:
         if frontend is None and request.needs_text:
             raise InvalidRequest("an engine without a frontend knows only ids; set Engine.frontend")
         thought = None if frontend is None else frontend.thought(request)
-        seed = secrets.randbits(63)
+        seed = secrets.randbits(DRAWN_BITS)
         resolved = resolve_request(request, self.defaults, self.limits, seed, thought)
         spec = self.spec.narrowed(resolved.params)
         found = None if frontend is None else frontend.matcher(resolved)

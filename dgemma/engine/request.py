@@ -6,8 +6,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from dgemma.errors import ContextOverflow, InvalidRequest, bad_field
-from dgemma.params import REFUSED_BY_AUTOREGRESSIVE, RELEASED, SamplingParams, canvas_width, refused
+from dgemma.errors import ContextOverflow, InvalidRequest, bad_field, short
+from dgemma.params import (
+    END_ROOM,
+    REFUSED_BY_AUTOREGRESSIVE,
+    RELEASED,
+    WIDTH_STEP,
+    SamplingParams,
+    canvas_width,
+    refused,
+)
 from dgemma.request_parts import ThoughtIds
 from dgemma.types import Mode, Request
 
@@ -82,7 +90,8 @@ def _check_prompt(request: Request, limits: ModelLimits) -> None:
     _check_ids("prompt", ids, limits)
     if request.mode == "score" and not 1 <= request.score_from < len(ids):
         raise InvalidRequest(
-            f"score_from must be 1 to {len(ids) - 1}, the last token, got {request.score_from}"
+            f"score_from must be 1 to {len(ids) - 1}, the last token, got "
+            f"{short(request.score_from)}"
         )
     if request.canvas is not None and request.mode != "diffusion":
         raise InvalidRequest(f"a canvas control has no meaning in mode {request.mode!r}")
@@ -92,23 +101,39 @@ def _check_prompt(request: Request, limits: ModelLimits) -> None:
         whose = "context that cache_bytes allows" if limits.bounded else "model's context"
         raise ContextOverflow(
             f"a prompt of {len(ids)} tokens leaves no room for an answer of {need} in the {whose}, "
-            f"which is {limits.context}; shorten it to at most {limits.context - need}{more}",
+            f"which is {limits.context}; shorten it to at most {limits.context - need}"
+            f"{_narrower(request, need, limits)}{more}",
             field="prompt",
         )
+
+
+def _narrower(request: Request, need: int, limits: ModelLimits) -> str:
+    """The narrower canvas that leaves room for a prompt, if there is one."""
+    tokens = request.params.max_tokens or WIDTH_STEP - END_ROOM
+    auto = SamplingParams(canvas_length="auto", max_tokens=tokens)
+    room = limits.context - canvas_width(auto, limits.canvas)
+    if (
+        request.mode != "diffusion"
+        or len(request.token_ids) > room
+        or room <= limits.context - need
+    ):
+        return ""
+    return f', or set canvas_length "auto" and max_tokens {tokens}, which fits up to {room}'
 
 
 def _check_ids(name: str, ids: Iterable[int], limits: ModelLimits) -> None:
     wrong = next((i for i in ids if not 0 <= i < limits.vocab_size), None)
     if wrong is not None:
-        raise bad_field(name, f"id {wrong} is outside the vocabulary of {limits.vocab_size}")
+        raise bad_field(name, f"id {short(wrong)} is outside the vocabulary of {limits.vocab_size}")
 
 
 def _check_mode(request: Request) -> None:
     """Refuse fields that only steer denoising."""
     autoregressive, params = request.mode == "autoregressive", request.params
     kind = "autoregressive decoding, which is greedy" if autoregressive else "scoring"
-    if request.tool_use is not None:
-        raise bad_field("tool_use", f"has no meaning for {kind}; leave it out")
+    if request.tool_use is not None and (request.tool_use.binding or not autoregressive):
+        why = "; leave out strict tools and required calls" if autoregressive else "; leave it out"
+        raise bad_field("tool_use", f"has no meaning for {kind}{why}")
     for name in REFUSED_BY_AUTOREGRESSIVE + (() if autoregressive else ("stop", "max_tokens")):
         if not autoregressive and name == "logprobs" and params.logprobs == 0:
             continue  # scoring reports them anyway

@@ -261,6 +261,7 @@ class Sequence:
             ),
             thinking=reader.thinking or None,
             tool_calls=tuple(reader.tool_calls),
+            invalid_tool_calls=tuple(reader.invalid_tool_calls),
             error=error,
             trace=tuple(self.trace),
             scores=tuple(self.scores[:kept] if diffusion else self.scores),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from dgemma.llm import LLM
 from dgemma.params import SamplingParams
+from dgemma.request_parts import ToolUse
 from dgemma.tasks import Example, grade, make_example
 from dgemma.types import Mode, Output, Request
 
@@ -61,7 +62,8 @@ class Tally:
 def score(example: Example, output: Output) -> dict[str, float]:
     """The grader's scores of one answer."""
     calls = [{"name": c.name, "arguments": dict(c.arguments)} for c in output.tool_calls]
-    return grade(example, output.text, output.thinking, calls)
+    text = output.text + "".join(call.text for call in output.invalid_tool_calls)
+    return grade(example, text, output.thinking, calls)
 
 
 def answers(
@@ -79,7 +81,10 @@ def answers(
             params = SamplingParams(max_tokens=max_tokens)
             if mode == "diffusion":
                 params = replace(params, seed=seed + low + i).merged(setting or SamplingParams())
-            request = Request(token_ids=tuple(ids), params=params, mode=mode, chat=True)
+            request = Request(
+                token_ids=tuple(ids), params=params, mode=mode, chat=True,
+                tool_use=ToolUse(example.tools, required=False) if example.tools else None,
+            )  # fmt: skip
             streams.append(llm.submit(request))
         for example, stream in zip(part, streams, strict=True):
             yield example, stream.result()

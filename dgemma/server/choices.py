@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from dgemma.compose.drafts import drafts
 from dgemma.compose.streams import merge
@@ -26,7 +26,7 @@ from dgemma.server.pieces import End, Folded, Frame, Piece, Progress, Scores, fo
 from dgemma.server.request_body import Body, neutral, refuse
 from dgemma.server.sampling_fields import StreamFields
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import ENTROPY_PER_NAT, Request, TextDelta, TokenScore
+from dgemma.types import ENTROPY_PER_NAT, InvalidToolCall, Request, TextDelta, TokenScore
 
 STATES = ("renoised", "accepted", "pinned")
 """A position's state, by `Event.accepted`."""
@@ -186,6 +186,19 @@ class Choices(ABC, Generic[A]):
 def head(prefix: str, model: str) -> dict[str, Any]:
     """The beginning of a reply and of each of its chunks."""
     return {"id": f"{prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
+
+
+class InvalidCall(BaseModel):
+    """What the model wrote as a tool call, but cannot be run."""
+
+    name: str | None = Field(description="of the tool, if it can be read")
+    text: str = Field(description="as the model wrote it, without the markers around it")
+    error: str
+
+
+def invalid_tool_call(call: InvalidToolCall) -> dict[str, Any]:
+    """The same in a reply."""
+    return {"name": call.name, "text": call.text, "error": call.error}
 
 
 def finish_reason(folded: Folded) -> str:

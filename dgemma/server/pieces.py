@@ -26,6 +26,7 @@ from dgemma.types import (
     Delta,
     Event,
     Field,
+    InvalidToolCallDelta,
     Output,
     Request,
     TextDelta,
@@ -200,9 +201,9 @@ class PieceReader:
             if event.whole:
                 self._earlier, self._text, self._thinking = self._earlier + self._text, "", ""
         for delta in event.deltas:
-            if not isinstance(delta, ToolCallDelta):
+            if isinstance(delta, (TextDelta, ThoughtDelta)):
                 yield from map(type(delta), words(delta.text))
-            elif not (self._one_call and delta.index):
+            elif not (self._one_call and isinstance(delta, ToolCallDelta) and delta.index):
                 yield delta
         if event.output is not None and self._read_only:
             yield from map(TextDelta, words(self._facts.tokenizer.decode(event.output.token_ids)))
@@ -250,6 +251,7 @@ class Folded:
     text: str = ""
     thinking: str = ""
     calls: list[ToolCallDelta] = field(default_factory=list)
+    invalid: list[InvalidToolCallDelta] = field(default_factory=list)
     scores: list[TokenScore] = field(default_factory=list)
     end: End | None = None
 
@@ -261,6 +263,8 @@ class Folded:
             self.thinking += piece.text
         elif isinstance(piece, ToolCallDelta):
             self.calls.append(piece)
+        elif isinstance(piece, InvalidToolCallDelta):
+            self.invalid.append(piece)
         elif isinstance(piece, Scores):
             self.scores += piece.scores
         elif isinstance(piece, End):

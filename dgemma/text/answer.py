@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from dgemma.interfaces import Reader
 from dgemma.text.parse import StreamParser
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import Delta, TextDelta, ThoughtDelta
+from dgemma.types import Delta, TextDelta, ThoughtDelta, ToolCallDelta
 
 
 class AnswerReader(Reader):
@@ -21,20 +21,18 @@ class AnswerReader(Reader):
         stop: Sequence[str] = (),
         chat: bool = False,
         thought_open: bool = False,
-        must_call: bool = False,
+        tools: Collection[str] | None = None,
     ) -> None:
         """
         Args:
             stop: strings that end the answer; the reader looks for them outside of thoughts.
             chat: split thought, calls and text; else all ids are text.
             thought_open: the prompt ended within a thought.
-            must_call: a call is required, see `StreamParser`.
+            tools: names of the tools that may be called; None: any.
         """
         super().__init__()
         self._stop = tuple(stop)
-        self._parser = StreamParser(
-            tokenizer, chat=chat, thought_open=thought_open, must_call=must_call
-        )
+        self._parser = StreamParser(tokenizer, chat=chat, thought_open=thought_open, tools=tools)
         self._waiting: list[Delta] = []  # text that may begin a stop string, and all behind it
         self._origin = self._parser, 0  # before any of it: the parser, and the length of `text`
         self._since: list[int] = []  # the ids from there on
@@ -80,8 +78,10 @@ class AnswerReader(Reader):
                 self.text += delta.text
             elif isinstance(delta, ThoughtDelta):
                 self.thinking += delta.text
-            else:
+            elif isinstance(delta, ToolCallDelta):
                 self.tool_calls.append(delta.call)
+            else:
+                self.invalid_tool_calls.append(delta.call)
         if self.stopped:
             self.kept -= self._cut_ids()
         return deltas

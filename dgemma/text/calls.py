@@ -22,7 +22,7 @@ DEEPEST = 64
 _HEAD = re.compile(r"\s*call:\s*([^\s{}\[\],]+)\s*(?=\{)")
 _NAME = re.compile(r"[^\s{}\[\],<>|\"]+")
 _LEXEME = re.compile(r"\s*([{}\[\],:]|[^\s{}\[\],:]+)")
-_BARE_KEY = re.compile(r"[^\s{}\[\],:<>|\"]+")
+_BARE_KEY = re.compile(r"(?!')[^\s{}\[\],:<>|\"]+")
 _INTEGER = re.compile(r"-?[0-9]{1,4000}")
 _FLOAT = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _WORDS = {"true": True, "false": False, "null": None, "None": None}
@@ -84,9 +84,7 @@ def parse_call(pieces: str | Sequence[str]) -> ToolCall:
     Raises:
         NotACall: it is none, or it is incomplete.
     """
-    cut = pieces.split(QUOTE) if isinstance(pieces, str) else list(pieces)
-    if len(cut) % 2 == 0:
-        raise NotACall("a string is not closed")
+    cut = cut_at_quotes(pieces)
     head = _HEAD.match(cut[0])
     if head is None:
         raise NotACall("it does not begin with call:NAME{")
@@ -98,13 +96,25 @@ def parse_call(pieces: str | Sequence[str]) -> ToolCall:
     return ToolCall(name=head.group(1), arguments=arguments)
 
 
+def cut_at_quotes(pieces: str | Sequence[str]) -> list[str]:
+    """The pieces of a call's text as `parse_call` takes them.
+
+    Raises:
+        NotACall: the last string is not closed.
+    """
+    cut = pieces.split(QUOTE) if isinstance(pieces, str) else list(pieces)
+    if len(cut) % 2 == 0:
+        raise NotACall("a string is not closed")
+    return cut
+
+
 def _lexemes(cut: Sequence[str]) -> Iterator[tuple[bool, str]]:
     """Strings as (True, text), and marks and bare words as (False, text)."""
     for k, piece in enumerate(cut):
         if k % 2:
             yield True, piece
         else:
-            yield from ((False, found.group(1)) for found in _LEXEME.finditer(piece))
+            yield from ((False, found.group(1)) for found in _LEXEME.finditer(piece.rstrip()))
 
 
 class _CallReader:
@@ -138,7 +148,7 @@ class _CallReader:
         if taken is None:
             raise NotACall("it ends before a value")
         is_string, text = taken
-        return text if is_string else _bare_value(text)
+        return text if is_string else bare_value(text)
 
     def _object(self, depth: int) -> dict[str, Any]:
         out: dict[str, Any] = {}
@@ -149,6 +159,8 @@ class _CallReader:
             if taken is None or (not taken[0] and taken[1] in "{}[],:"):
                 raise NotACall("a key is missing")
             key = taken[1]
+            if not taken[0] and (key[0] == "'" or '"' in key):
+                raise NotACall(f"key {key} is quoted by other means than {QUOTE}")
             if not self._skip(":"):
                 raise NotACall(f"no colon after key {key!r}")
             out[key] = self.value(depth + 1)
@@ -169,8 +181,12 @@ class _CallReader:
                 raise NotACall("neither a comma nor a closing bracket in a list")
 
 
-def _bare_value(text: str) -> Any:
-    """A number, true, false or null."""
+def bare_value(text: str) -> Any:
+    """A number, true, false or null.
+
+    Raises:
+        NotACall: it is none of them.
+    """
     if text in _WORDS:
         return _WORDS[text]
     if _INTEGER.fullmatch(text):

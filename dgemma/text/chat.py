@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,6 +26,7 @@ from dgemma.text.messages import clean_messages, clean_tools
 from dgemma.text.template_costs import TooMuchWork, limited
 from dgemma.text.template_sandbox import TemplateEnvironment
 from dgemma.text.tokenizer import Tokenizer
+from dgemma.text.tool_schemas import shown_tools
 
 MOST_CHARACTERS = 1 << 18
 """Of a template; Gemma's has 17,000."""
@@ -32,6 +34,7 @@ THOUGHT_OPEN = "<|channel>"
 THOUGHT_CLOSE = "<channel|>"
 _PRIVATE = range(0xE000, 0xF900)
 """Characters for private use, of which the first that the template does not hold is the mark."""
+_PROBE = "probe-of-the-template"
 _FAULTS = (
     jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError,
     RecursionError,
@@ -171,7 +174,7 @@ class ChatTemplate:
         try:
             values = dict(
                 messages=self._marker.mark(clean),
-                tools=self._marker.mark(clean_tools(tools)),
+                tools=self._marker.mark(self._declared(tools)),
                 enable_thinking=thinking,
                 add_generation_prompt=add_generation_prompt,
                 bos_token=self._tokenizer.token_text(self._tokenizer.bos_id),
@@ -196,6 +199,28 @@ class ChatTemplate:
             else:
                 ids += self._tokenizer.encode(self._marker.unmark(piece))
         return ids
+
+    def _declared(self, tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
+        """Clean tools, with what the template drops of a schema in words that it shows."""
+        clean = clean_tools(tools)
+        return clean if clean is None or self._writes_schemas else shown_tools(clean)
+
+    @cached_property
+    def _writes_schemas(self) -> bool:
+        """Whether the template writes out whole schemas: it shows a keyword that others drop."""
+        schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": _PROBE}}}
+        probe = {"name": "probe", "description": "", "parameters": schema}
+        try:
+            values = dict(
+                messages=[{"role": "user", "content": "x"}],
+                tools=[{"type": "function", "function": probe}],
+                enable_thinking=False, add_generation_prompt=True,
+                bos_token="", eos_token="", pad_token="",
+            )  # fmt: skip
+            text = limited(lambda: self._template.render(values))
+        except (TooMuchWork, *_FAULTS):
+            return False
+        return _PROBE in text
 
 
 class _Marker:

@@ -7,6 +7,7 @@ complaint is about. Knows nothing about templates, control tokens or ids.
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,25 +16,31 @@ from dgemma.errors import InvalidRequest, bad_field, nearest
 from dgemma.text.calls import DEEPEST
 from dgemma.text.tokenizer import SURROGATE
 
+logger = logging.getLogger("dgemma")
+
 _FIELDS = {
-    "system": ("role", "content"),
-    "developer": ("role", "content"),
-    "user": ("role", "content"),
-    "assistant": ("role", "content", "tool_calls", "reasoning", "reasoning_content"),
+    "system": ("role", "content", "name"),
+    "developer": ("role", "content", "name"),
+    "user": ("role", "content", "name"),
+    "assistant": (
+        "role", "content", "name", "tool_calls", "reasoning", "reasoning_content",
+        "invalid_tool_calls",
+    ),
     "tool": ("role", "content", "name", "tool_call_id"),
-}
-ROLES = tuple(_FIELDS)
-_NOT_YET = {
-    "image": "images", "image_url": "images", "input_image": "images", "audio": "audio",
-    "input_audio": "audio", "video": "video", "video_url": "video", "file": "files",
 }  # fmt: skip
+ROLES = tuple(_FIELDS)
+_NOT_YET = (
+    "image", "image_url", "input_image", "audio", "input_audio", "video", "video_url", "file",
+)  # fmt: skip
 
 
 def clean_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A checked copy of a conversation.
 
     "developer" becomes "system", whose text parts are joined; a missing content beside tool calls
-    becomes "", and arguments given as a JSON text become the object they hold.
+    becomes "", and arguments given as a JSON text become the object they hold. A text that holds
+    none becomes {}, with a line in the log: a model wrote it, so the conversation must go on.
+    `name` is left to the template, and `invalid_tool_calls` of earlier answers are dropped.
 
     Args:
         messages: {"role", "content", ...} in order. A content is a string or a list of
@@ -47,7 +54,13 @@ def clean_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
         raise bad_field("messages", "must be a list of {'role': ..., 'content': ...}")
     if not messages:
         raise bad_field("messages", "is empty; give at least one message with role 'user'")
-    clean = [_message(message, f"messages[{k}]") for k, message in enumerate(messages)]
+    broken: list[str] = []
+    clean = [_message(message, f"messages[{k}]", broken) for k, message in enumerate(messages)]
+    if broken:
+        logger.warning(
+            "%d calls of a conversation have arguments that are not a JSON object, the first in "
+            "%s; the model is shown {} in their place", len(broken), broken[0],
+        )  # fmt: skip
     for k, message in enumerate(clean):
         if message["role"] == "tool":
             _check_result(clean, k)
@@ -75,7 +88,9 @@ def clean_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any
             raise bad_field(f"{where}.type", f"must be 'function', got {tool['type']!r}")
         copy = _json(function, f"{where}.function")
         _name(copy, f"{where}.function")
-        if not isinstance(copy.setdefault("description", ""), str):
+        if copy.get("description") is None:
+            copy["description"] = ""
+        if not isinstance(copy["description"], str):
             raise bad_field(f"{where}.function.description", "must be a string")
         if copy.setdefault("parameters", None) is not None:
             _mapping(copy["parameters"], f"{where}.function.parameters")
@@ -83,7 +98,8 @@ def clean_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any
     return clean or None
 
 
-def _message(message: object, where: str) -> dict[str, Any]:
+def _message(message: object, where: str, broken: list[str]) -> dict[str, Any]:
+    """A clean message; the places of arguments that are not a JSON object are added to `broken`."""
     given = _mapping(message, where)
     role = given.get("role")
     if not isinstance(role, str) or role not in ROLES:
@@ -103,7 +119,7 @@ def _message(message: object, where: str) -> dict[str, Any]:
     if clean["role"] == "system" and isinstance(clean["content"], list):
         clean["content"] = "".join(part["text"] for part in clean["content"])
     if calls:
-        clean["tool_calls"] = _calls(calls, f"{where}.tool_calls")
+        clean["tool_calls"] = _calls(calls, f"{where}.tool_calls", broken)
     for field in ("reasoning", "reasoning_content", "name", "tool_call_id"):
         value = given.get(field)
         if field in _FIELDS[role] and value is not None:
@@ -126,15 +142,14 @@ def _part(part: object, where: str) -> dict[str, Any]:
     kind = given.get("type")
     if isinstance(kind, str) and kind in _NOT_YET:
         raise InvalidRequest(
-            f"{where}: {_NOT_YET[kind]} are not supported yet; send only parts of type 'text'",
-            field=where,
+            f"{where}: {kind} is not supported yet; send only parts of type 'text'", field=where
         )
     if kind != "text":
         raise bad_field(f"{where}.type", f"is {kind!r}; use 'text'")
     return {"type": "text", "text": _text(given.get("text"), f"{where}.text")}
 
 
-def _calls(calls: object, where: str) -> list[dict[str, Any]]:
+def _calls(calls: object, where: str, broken: list[str]) -> list[dict[str, Any]]:
     if not isinstance(calls, Sequence) or isinstance(calls, (str, bytes)):
         raise bad_field(where, "must be a list")
     clean = []
@@ -142,14 +157,14 @@ def _calls(calls: object, where: str) -> list[dict[str, Any]]:
         at = f"{where}[{k}]"
         given = _mapping(call, at)
         function = _mapping(given.get("function"), f"{at}.function")
-        arguments = function.get("arguments", {})
+        arguments, place = function.get("arguments"), f"{at}.function.arguments"
         if isinstance(arguments, str):
-            arguments = _parsed(arguments, f"{at}.function.arguments")
+            arguments = _parsed(arguments, place)
+            if arguments is None:
+                broken.append(place)
         copy = {
             "name": _name(function, f"{at}.function"),
-            "arguments": _json(
-                _mapping(arguments, f"{at}.function.arguments"), f"{at}.function.arguments"
-            ),
+            "arguments": _json(_mapping({} if arguments is None else arguments, place), place),
         }
         clean.append({"type": "function", "function": copy})
         if given.get("id") is not None:
@@ -157,11 +172,13 @@ def _calls(calls: object, where: str) -> list[dict[str, Any]]:
     return clean
 
 
-def _parsed(arguments: str, where: str) -> Any:
+def _parsed(arguments: str, where: str) -> dict[str, Any] | None:
+    """The object that a text holds; None: it holds none."""
     try:
-        return json.loads(arguments) if arguments.strip() else {}
-    except (ValueError, RecursionError) as error:
-        raise bad_field(where, f"is not valid JSON ({error}); give a JSON object") from error
+        found = _json(json.loads(arguments), where) if arguments.strip() else {}
+    except (ValueError, RecursionError, InvalidRequest):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _check_result(messages: Sequence[Mapping[str, Any]], k: int) -> None:

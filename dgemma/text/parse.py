@@ -7,14 +7,24 @@ Source: the Gemma 4 chat template.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from dgemma.errors import TokenizerError
-from dgemma.text.calls import NotACall, parse_call
+from dgemma.text.calls import NotACall
+from dgemma.text.lenient_calls import called_name, read_call
 from dgemma.text.tokenizer import Detokenizer, Tokenizer
-from dgemma.types import Delta, Field, TextDelta, ThoughtDelta, ToolCallDelta
+from dgemma.types import (
+    Delta,
+    Field,
+    InvalidToolCall,
+    InvalidToolCallDelta,
+    TextDelta,
+    ThoughtDelta,
+    ToolCall,
+    ToolCallDelta,
+)
 
 CHANNEL_HEAD = "thought\n"
 """The beginning of a thought channel."""
@@ -84,19 +94,18 @@ class StreamParser:
 
     Attributes:
         fields: of each id so far, in order, the field that it belongs to; "": a marker, or an id
-            after the end. Ids of a call come when it is closed: one that cannot be read is text.
+            after the end. Ids of a call come when it is closed.
     """
 
     def __init__(
         self, tokenizer: Tokenizer, *, chat: bool = True, thought_open: bool = False,
-        must_call: bool = False,
+        tools: Collection[str] | None = None,
     ) -> None:  # fmt: skip
         """
         Args:
             chat: False: all ids are text; control tokens are dropped, and none ends the answer.
             thought_open: the prompt ended within a thought, see `thought_is_open`.
-            must_call: the answer has to be a call, so one that its end cuts off is dropped, not
-                turned into text.
+            tools: names of the tools that may be called; None: any.
         """
         self._markers = MarkerIds.of(tokenizer) if chat else NO_MARKERS
         self._special = tokenizer.special_ids if chat else frozenset[int]()
@@ -109,7 +118,8 @@ class StreamParser:
         self._in_channel = False  # this channel has given text
         self._call: list[int] = []
         self._calls = 0  # that are over
-        self._must_call = must_call
+        self._invalid = 0  # that could not be read, or were not offered
+        self._tools = tools
         self.fields: list[Field] = []
         if thought_open:
             self._state = "thinking"
@@ -224,28 +234,36 @@ class StreamParser:
                 self._emit(head, out)
 
     def _close_call(self, out: list[Delta], *, closed: bool) -> None:
-        """End a call; if it cannot be parsed it becomes text."""
+        """End a call, which may turn out not to be one; a marker alone is dropped."""
         markers, tokenizer = self._markers, self._tokenizer
+        ids = [markers.call_open, *self._call] + [markers.call_close] * closed
+        self.fields += ["" if i in tokenizer.special_ids else "tool_call" for i in ids]
+        if self._call:
+            call = self._read_call()
+            if isinstance(call, ToolCall):
+                out.append(ToolCallDelta(self._calls, call))
+                self._calls += 1
+            else:
+                out.append(InvalidToolCallDelta(self._invalid, call))
+                self._invalid += 1
+        self._state, self._call = "text", []
+
+    def _read_call(self) -> ToolCall | InvalidToolCall:
         pieces: list[list[int]] = [[]]
         for token_id in self._call:
-            if token_id == markers.quote:
+            if token_id == self._markers.quote:
                 pieces.append([])
             else:
                 pieces[-1].append(token_id)
-        ids = [markers.call_open, *self._call] + [markers.call_close] * closed
-        belongs: list[Field] = [
-            "" if token_id in tokenizer.special_ids else "tool_call" for token_id in ids
-        ]
+        cut = [self._tokenizer.decode(piece) for piece in pieces]
+        text = self._tokenizer.decode(self._call, control=True)
         try:
-            call = parse_call([tokenizer.decode(piece) for piece in pieces])
-            out.append(ToolCallDelta(self._calls, call))
-            self._calls += 1
-        except NotACall:
-            if closed or not self._must_call:
-                out.append(TextDelta(tokenizer.decode(ids, control=True)))
-                belongs = ["text"] * len(ids)
-        self.fields += belongs
-        self._state, self._call = "text", []
+            call = read_call(cut)
+        except NotACall as error:
+            return InvalidToolCall(text=text, error=str(error), name=called_name(cut))
+        if self._tools is None or call.name in self._tools:
+            return call
+        return InvalidToolCall(text=text, error="no such tool was offered", name=call.name)
 
     def _end(self, out: list[Delta]) -> None:
         if self._state == "tool_call":
@@ -260,8 +278,10 @@ def _joined(deltas: list[Delta]) -> list[Delta]:
     out: list[Delta] = []
     for delta in deltas:
         last = out[-1] if out else None
-        if isinstance(delta, ToolCallDelta) or not isinstance(last, type(delta)):
-            out.append(delta)
+        if isinstance(delta, TextDelta) and isinstance(last, TextDelta):
+            out[-1] = TextDelta(last.text + delta.text)
+        elif isinstance(delta, ThoughtDelta) and isinstance(last, ThoughtDelta):
+            out[-1] = ThoughtDelta(last.text + delta.text)
         else:
-            out[-1] = type(delta)(last.text + delta.text)
+            out.append(delta)
     return out

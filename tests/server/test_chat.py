@@ -159,7 +159,9 @@ def test_a_stream_without_text_folds_to_the_plain_content() -> None:
     for ids, content in ((call, None), ([], ""), (encode("One"), "One")):
         client = serve(Recorder(lambda request, ids=ids: written(request, [ids])))
         assert client.ask(tools=TOOLS).json()["choices"][0]["message"]["content"] == content
-        parts = [event["choices"][0]["delta"] for event in events(client.ask(stream=True))]
+        parts = [
+            event["choices"][0]["delta"] for event in events(client.ask(tools=TOOLS, stream=True))
+        ]
         contents = [part["content"] for part in parts if "content" in part]
         assert ("".join(contents) if contents else None) == content
 

@@ -119,6 +119,7 @@ REFUSED: dict[str, Case] = {
     "presence_penalty": ({}, 0.5),
     "frequency_penalty": ({}, -0.5),
     "repetition_penalty": ({}, 1.1),
+    "modalities": ({}, ["text", "audio"]),
     "prediction.type": ({"prediction": {"type": "content", "content": "x"}}, "audio"),
 }
 
@@ -130,7 +131,7 @@ NEUTRAL: dict[str, Any] = {
     "user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "auto",
     "prompt_cache_key": "a", "safety_identifier": "b",
     "diffusion_canvas_length": None, "vllm_xargs": {}, "min_tokens": 0, "tools": [],
-    "max_tokens": 24, "stop": None, "seed": 1, "model": "nano",
+    "modalities": ["text"], "max_tokens": 24, "stop": None, "seed": 1, "model": "nano",
 }  # fmt: skip
 """Values that change nothing, whatever their field does otherwise."""
 

@@ -13,6 +13,7 @@ from dgemma.params import SamplingParams
 from dgemma.server.apis.messages.reply import ContentBlocks
 from dgemma.server.apis.messages.schema import MessagesRequest, conversation
 from dgemma.server.auth import Keys
+from dgemma.server.settings import ServerLimits
 from dgemma.types import Output, Request, ToolCall, ToolCallDelta
 from tests.support.bodies import TOOLS, USED
 from tests.support.client import Recorder, serve, written
@@ -171,7 +172,8 @@ def test_tool_choice() -> None:
         model = answering("x")
         serve(model).post(PATH, ASK | {"tools": TOOLS, "tool_choice": choice})
         calls[kind], prompts[kind] = model.asked[0].tool_use, model.asked[0].token_ids
-    assert calls["auto"] is None and calls["none"] is None
+    assert calls["none"] is None and not calls["auto"].binding
+    assert calls["any"].binding and calls["tool"].binding
     assert calls["any"][1] is None and calls["tool"][1] == "add"
     assert calls["any"][0][0]["function"]["parameters"] == TOOLS[0]["input_schema"]
     assert len(prompts["none"]) < len(prompts["auto"]) == len(prompts["tool"])
@@ -200,6 +202,53 @@ def test_thinking_and_its_budget() -> None:
     assert [part["type"] for part in reply["content"]] == ["thinking", "text"]
 
 
+@pytest.mark.fault("P E9")
+def test_an_answer_of_a_schema() -> None:
+    """Catches a schema that Anthropic's client sends and that is refused, or not kept to."""
+    pytest.importorskip("llguidance")
+    reply = serve().post(PATH, ASK | {"output_config": FORMAT, "max_tokens": 32}).json()
+    [block] = reply["content"]
+    assert list(json.loads(block["text"])) == ["a"] and reply["stop_reason"] == "end_turn"
+    model = answering("x")
+    serve(model).post(PATH, ASK | {"output_config": FORMAT})
+    assert model.asked[0].params.json_schema == FORMAT["format"]["schema"]
+    limited = serve(limits=ServerLimits(schema_bytes=20))
+    assert (
+        "more than this server"
+        in limited.post(PATH, ASK | {"output_config": FORMAT}).json()["error"]["message"]
+    )
+
+
+@pytest.mark.fault("P E10")
+@pytest.mark.parametrize(("config", "thinking", "asked", "most"), [
+    ({"effort": "low"}, None, True, 256), ({"effort": "medium"}, None, True, 1024),
+    ({"effort": "max"}, None, True, None), ({"effort": None}, None, False, None),
+    ({}, None, False, None),
+    ({"effort": "low"}, {"type": "adaptive"}, True, 256),
+    ({"effort": "low"}, {"type": "enabled", "budget_tokens": 7}, True, 7),
+    ({"effort": "low"}, {"type": "disabled"}, False, None),
+])  # fmt: skip
+def test_effort_bounds_the_thought(
+    config: dict[str, Any], thinking: Any, asked: bool, most: int | None
+) -> None:
+    """Catches an effort that is refused, or that has another meaning than `reasoning_effort`."""
+    model = answering("x")
+    client, body = serve(model), ASK | {"output_config": config, "thinking": thinking}
+    assert client.post(PATH, body).status_code == 200
+    assert model.asked[0].params.thinking_budget == most
+    assert model.asked[0].token_ids == tuple(nano().chat_ids(USER, None, asked))
+    counted = {"messages": USER, "output_config": config, "thinking": thinking}
+    tokens = client.post(f"{PATH}/count_tokens", counted).json()["input_tokens"]
+    assert tokens == len(model.asked[0].token_ids)
+
+
+@pytest.mark.fault("P E11")
+def test_a_tool_without_a_description() -> None:
+    """Catches a null where Anthropic's client may send one."""
+    tools = [{**TOOLS[0], "description": None}]
+    assert serve(answering("x")).post(PATH, ASK | {"tools": tools}).status_code == 200
+
+
 def test_tokens_are_counted_as_they_will_be() -> None:
     """Catches a count without tools or system, by which a client would overrun the context."""
     body = {"messages": USED, "tools": TOOLS, "system": [{"type": "text", "text": "Be kind."}]}
@@ -223,6 +272,11 @@ def test_keys_and_errors_are_anthropics() -> None:
     assert received[-1] == {"type": "error", "error": {"type": "api_error", "message": "broke"}}
 
 
+FORMAT = {"format": {"type": "json_schema", "schema": {
+    "type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"],
+    "additionalProperties": False}}}  # fmt: skip
+
+
 @pytest.mark.parametrize("more, field", [
     ({"max_tokens": None}, "max_tokens"), ({"messages": []}, "messages"),
     ({"messages": [{"role": "system", "content": "x"}]}, "role"),
@@ -240,6 +294,17 @@ def test_keys_and_errors_are_anthropics() -> None:
     ({"tools": TOOLS, "tool_choice": {"type": "auto", "name": "add"}}, "name"),
     ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "type"),
     ({"temperature": 1.5}, "temperature"), ({"stop_sequences": ["x"] * 33}, "stop_sequences"),
+    ({"output_config": {"effort": "least"}}, "output_config.effort"),
+    ({"output_config": {"format": {"type": "json"}}}, "output_config.format"),
+    ({"output_config": FORMAT, "tools": TOOLS, "tool_choice": {"type": "any"}},
+     "output_config.format"),
+    ({"output_config": FORMAT, "messages": [*USER, {"role": "assistant", "content": "{"}]},
+     "output_config.format"),
+    ({"output_config": {"format": {"type": "json_schema", "schema": {"minimum": "a"}}}},
+     "output_config.format"),
+    ({"output_format": FORMAT["format"]}, "use output_config.format"),
+    ({"max_steps": 3}, "send diffusion.max_steps"),
+    ({"entropy_bound": 0.1}, "send diffusion.entropy_bound"),
     ({"diffusion": {"stream": "text"}}, "stream"), ({"diffusion": {"strength": 0.5}}, "strength"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused(more: dict[str, Any], field: str) -> None:
@@ -255,7 +320,7 @@ def test_every_field_counts() -> None:
         "model": "other", "messages": [{"role": "user", "content": "Hello"}], "system": "Hm.",
         "max_tokens": 1, "tools": TOOLS, "stop_sequences": ["a"], "temperature": 0.5, "top_p": 0.5,
         "top_k": 3, "stream": True, "seed": 2, "diffusion": {"max_steps": 3},
-        "thinking": {"type": "adaptive"},
+        "thinking": {"type": "adaptive"}, "output_config": {"effort": "low"},
     }  # fmt: skip
     refused = {"tool_choice": {"type": "any"}}
     idle = {"metadata", "service_tier"}

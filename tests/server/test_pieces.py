@@ -29,10 +29,16 @@ ANSWER = (
 )
 
 
+def tools(*names: str) -> ToolUse:
+    """These tools may be called."""
+    return ToolUse([{"name": name} for name in names], required=False)
+
+
 def reading_of(ids: list[int], cuts: list[int], stop: tuple[str, ...] = ()) -> PieceReader:
     """An answer that came in canvases cut at given places."""
     prompt = tuple(nano().chat_ids(QUESTION, None, True))
-    request = Request(token_ids=prompt, params=SamplingParams(stop=stop or None), chat=True)
+    params = SamplingParams(stop=stop or None)
+    request = Request(token_ids=prompt, params=params, chat=True, tool_use=tools("find"))
     edges = [0, *cuts, len(ids)]
     commits = [ids[a:b] for a, b in zip(edges, edges[1:], strict=False)]
     return PieceReader(nano().facts, request, written(request, commits))
@@ -92,7 +98,7 @@ def test_words_are_the_text() -> None:
     assert list(words("")) == [] and list(words("\n ")) == ["\n "]
 
 
-def scored(text: str, *, size: int, must_call: bool = False) -> tuple[Folded, str]:
+def scored(text: str, *, size: int) -> tuple[Folded, str]:
     """A folded answer whose every token has a score, and the text of the scored tokens."""
     tokenizer = nano().frontend.tokenizer
     ids = tokenizer.encode(text, control=True)
@@ -103,7 +109,7 @@ def scored(text: str, *, size: int, must_call: bool = False) -> tuple[Folded, st
         history.append(Event(type="commit", canvas=canvas, ids=piece, scores=own))
     request = Request(
         token_ids=(2, 300), params=SamplingParams(logprobs=0), chat=True,
-        tool_use=ToolUse(()) if must_call else None,
+        tool_use=tools("f"),
     )  # fmt: skip
     reader = PieceReader(nano().facts, request, written(request, history, reason="length"))
     folded = asyncio.run(fold(reader.pieces()))
@@ -131,33 +137,37 @@ def test_scores_are_those_of_the_text(text: str, thought: str, size: int) -> Non
 
 
 @pytest.mark.parametrize("size", [1, 3, 100])
-def test_a_required_call_that_is_cut_off_is_no_text(size: int) -> None:
+def test_a_call_that_is_cut_off_is_no_text(size: int) -> None:
     """Catches a client that shows the user the beginning of a call as the answer."""
-    folded, shown = scored("<|tool_call>call:f{n:4399", size=size, must_call=True)
+    folded, shown = scored("<|tool_call>call:f{n:4399", size=size)
     assert folded.text == shown == "" and not folded.calls
+    assert [one.call.text for one in folded.invalid] == ["call:f{n:4399"]
     assert folded.ended.output.finish_reason == "length"
 
 
+CUT_OFF = "neither a comma nor a closing brace after 'n'"
 TOOL = {"name": "f", "parameters": {"type": "object", "properties": {"n": {"type": "integer"}}}}
 
 
 @pytest.mark.parametrize("must", [True, False])
 def test_a_call_that_is_cut_off_in_every_api(must: bool) -> None:
-    """Catches a route that does not say that the call was required."""
+    """Catches a route that shows the beginning of a call as text, or not at all."""
     begun = "<|tool_call>call:f{n:4399"
     ids = nano().frontend.tokenizer.encode(begun, control=True)
     model = Recorder(lambda request: written(request, [ids], reason="length"))
     tools = [{"type": "function", "function": TOOL}]
     choice = "required" if must else "auto"
     cut = serve(model).ask(tools=tools, tool_choice=choice).json()["choices"][0]
-    assert cut["message"]["content"] == ("" if must else begun)
+    sign = [{"name": "f", "text": "call:f{n:4399", "error": CUT_OFF}]
+    assert cut["message"]["content"] == ""
+    assert cut["message"]["invalid_tool_calls"] == sign
     assert cut["finish_reason"] == "length"
     asked = {
         "messages": QUESTION, "max_tokens": 8, "tool_choice": {"type": "any" if must else "auto"},
         "tools": [{"name": "f", "input_schema": TOOL["parameters"]}],
     }  # fmt: skip
     reply = serve(model).post("/v1/messages", asked).json()
-    assert reply["content"] == ([] if must else [{"type": "text", "text": begun}])
+    assert reply["content"] == [] and reply["invalid_tool_calls"] == sign
     assert reply["stop_reason"] == "max_tokens"
 
 

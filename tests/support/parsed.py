@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from dgemma.text.answer import AnswerReader
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import ToolCall
+from dgemma.types import InvalidToolCall, ToolCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,29 +17,32 @@ class Parsed:
     Attributes:
         thinking: the thought without its channel's name; None if there was none or it is empty.
         tool_calls: in the order of writing.
-        text: the answer. A call that cannot be read is in it as it was written, markers included.
+        text: the answer.
+        invalid: calls that cannot be run.
     """
 
     thinking: str | None
     tool_calls: tuple[ToolCall, ...]
     text: str
+    invalid: tuple[InvalidToolCall, ...] = ()
 
 
 def parse(
     tokenizer: Tokenizer, ids: Sequence[int], *, thought_open: bool = False,
-    must_call: bool = False,
+    tools: Collection[str] | None = None,
 ) -> Parsed:  # fmt: skip
     """Parse the ids of a finished answer.
 
     Args:
         ids: committed ids; those after the first end id are ignored.
         thought_open: the prompt ended within a thought, see `thought_is_open`.
-        must_call: a call is required, see `StreamParser`.
+        tools: that may be called, see `StreamParser`.
 
     Raises:
         TokenizerError: an id is outside the vocabulary, or a marker is missing from it.
     """
-    reader = AnswerReader(tokenizer, chat=True, thought_open=thought_open, must_call=must_call)
+    reader = AnswerReader(tokenizer, chat=True, thought_open=thought_open, tools=tools)
     reader.push(ids)
     reader.finish()
-    return Parsed(reader.thinking or None, tuple(reader.tool_calls), reader.text)
+    invalid = tuple(reader.invalid_tool_calls)
+    return Parsed(reader.thinking or None, tuple(reader.tool_calls), reader.text, invalid)

@@ -116,13 +116,13 @@ def test_a_long_stop_string_costs_no_more_than_the_text() -> None:
 
 @pytest.mark.parametrize("size", [1, 3, 100])
 def test_an_unfinished_call(tokenizer: Tokenizer, size: int) -> None:
-    """A required call that the context's end has cut off is told as the answer's text."""
+    """A call that the context's end has cut off is told as the answer's text, or not at all."""
     ids = tokenizer.encode("<|tool_call>call:f{n:4399", control=True)
-    free = AnswerReader(tokenizer, chat=True)
-    assert read(free, ids, size) == "<|tool_call>call:f{n:4399"
-    forced = AnswerReader(tokenizer, chat=True, must_call=True)
-    assert read(forced, ids, size) == "" == forced.text and not forced.tool_calls
-    whole = AnswerReader(tokenizer, chat=True, must_call=True)
+    cut = AnswerReader(tokenizer, chat=True)
+    assert read(cut, ids, size) == "" == cut.text and not cut.tool_calls
+    [begun] = cut.invalid_tool_calls
+    assert (begun.name, begun.text) == ("f", "call:f{n:4399")
+    whole = AnswerReader(tokenizer, chat=True)
     ids = tokenizer.encode("<|tool_call>call:f{n:4399}<tool_call|>", control=True)
     assert read(whole, ids, size) == "" and whole.tool_calls[0].arguments == {"n": 4399}
 
@@ -186,3 +186,19 @@ def test_a_draft_leaves_out_a_call_that_is_not_finished(tokenizer: Tokenizer) ->
     rest = tokenizer.encode("7}<tool_call|>Two", control=True)
     assert [type(delta) for delta in reader.draft(rest)] == [ToolCallDelta, TextDelta]
     assert not reader.tool_calls
+
+
+@pytest.mark.fault("R L3")
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_a_stop_string_within_a_token(tokenizer: Tokenizer, size: int) -> None:
+    """The token that it cuts counts or not, as docs/api.md says: its text stays, it does not."""
+    ids = tokenizer.encode("JSON: Mira Kovar")
+    texts = [tokenizer.token_text(i) for i in ids]
+    at = next(k for k, text in enumerate(texts) if len(text.strip()) > 1 and k)
+    whole = tokenizer.decode(ids)
+    stop = whole[len(tokenizer.decode(ids[:at])) + 1 :]
+    reader = AnswerReader(tokenizer, stop=[stop])
+    text = read(reader, ids, size)
+    assert reader.kept == at
+    kept = tokenizer.decode(ids[: reader.kept])
+    assert text == whole.removesuffix(stop) and text.startswith(kept) and text != kept

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,12 +12,28 @@ from dgemma.errors import TokenizerError
 from dgemma.text.chat import ChatTemplate
 from dgemma.text.parse import MarkerIds, StreamParser, thought_is_open
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import Delta, TextDelta, ThoughtDelta, ToolCall, ToolCallDelta
+from dgemma.types import (
+    Delta,
+    InvalidToolCall,
+    InvalidToolCallDelta,
+    TextDelta,
+    ThoughtDelta,
+    ToolCall,
+    ToolCallDelta,
+)
 from tests.support.parsed import Parsed, parse
 
 CALL = '<|tool_call>call:f{city:<|"|>Bern 🦙<|"|>,n:[1,2]}<tool_call|>'
 F = ToolCall(name="f", arguments={"city": "Bern 🦙", "n": [1, 2]})
 G = ToolCall(name="g", arguments={})
+
+
+def bad(text: str, error: str, name: str | None = None) -> tuple[InvalidToolCall, ...]:
+    """One call that cannot be run."""
+    return (InvalidToolCall(text=text, error=error, name=name),)
+
+
+NO_KEY, CUT = "a key is missing", "it ends before a value"
 
 CASES: dict[str, tuple[str, Parsed]] = {
     "answer": ("Hé 🦙!\n<turn|>", Parsed(None, (), "Hé 🦙!\n")),
@@ -49,23 +67,28 @@ CASES: dict[str, tuple[str, Parsed]] = {
     "whole call without its end": (CALL.removesuffix("<tool_call|>"), Parsed(None, (F,), "")),
     "half a call": (
         'x<|tool_call>call:f{a:<|"|>y',
-        Parsed(None, (), 'x<|tool_call>call:f{a:<|"|>y'),
+        Parsed(None, (), "x", bad('call:f{a:<|"|>y', "a string is not closed", "f")),
     ),
     "no call": (
         "<|tool_call>f(x)<tool_call|>y<turn|>",
-        Parsed(None, (), "<|tool_call>f(x)<tool_call|>y"),
+        Parsed(None, (), "y", bad("f(x)", "it does not begin with call:NAME{", "f")),
     ),
     "call within a call": (
         "<|tool_call>call:f{a:<|tool_call>call:g{}<tool_call|>",
-        Parsed(None, (G,), "<|tool_call>call:f{a:"),
+        Parsed(None, (G,), "", bad("call:f{a:", CUT, "f")),
     ),
     "thought within a call": (
         "<|tool_call>call:f{<|channel>thought\nx<channel|>y",
-        Parsed("x", (), "<|tool_call>call:f{y"),
+        Parsed("x", (), "y", bad("call:f{", NO_KEY, "f")),
     ),
     "end within a call": (
         "<|tool_call>call:f{a<turn|>:1}",
-        Parsed(None, (), "<|tool_call>call:f{a"),
+        Parsed(None, (), "", bad("call:f{a", "no colon after key 'a'", "f")),
+    ),
+    "markers of a call around nothing": ("a<|tool_call><tool_call|>b", Parsed(None, (), "ab")),
+    "other brackets": (
+        "<|tool_call>f(city='Bern 🦙', n=[1,2])<tool_call|>",
+        Parsed(None, (F,), ""),
     ),
     "stray markers": ('a<channel|>b<tool_call|>c<|"|>d<bos><pad>e', Parsed(None, (), "abcde")),
 }  # fmt: skip
@@ -82,8 +105,12 @@ def folded(deltas: list[Delta]) -> Parsed:
     thinking = "".join(d.text for d in deltas if isinstance(d, ThoughtDelta))
     text = "".join(d.text for d in deltas if isinstance(d, TextDelta))
     calls = [d for d in deltas if isinstance(d, ToolCallDelta)]
-    assert [d.index for d in calls] == list(range(len(calls)))
-    return Parsed(thinking or None, tuple(d.call for d in calls), text)
+    invalid = [d for d in deltas if isinstance(d, InvalidToolCallDelta)]
+    for found in (calls, invalid):
+        assert [d.index for d in found] == list(range(len(found)))
+    return Parsed(
+        thinking or None, tuple(d.call for d in calls), text, tuple(d.call for d in invalid)
+    )
 
 
 def test_cases(tokenizer: Tokenizer, case: tuple[str, Parsed]) -> None:
@@ -99,7 +126,7 @@ def test_every_split(tokenizer: Tokenizer, case: tuple[str, Parsed]) -> None:
         parser = StreamParser(tokenizer)
         deltas = [delta for chunk in chunks for delta in parser.push(chunk)] + parser.finish()
         assert folded(deltas) == case[1]
-        assert all(d.text for d in deltas if not isinstance(d, ToolCallDelta))
+        assert all(d.text for d in deltas if isinstance(d, (TextDelta, ThoughtDelta)))
         assert parser.push(ids) == [] and parser.finish() == []
 
 
@@ -193,9 +220,11 @@ def test_ids_outside(nano: Tokenizer) -> None:
 FIELDS = [
     ("<|channel>thought\nx<channel|>ab<|tool_call>call:f{}<tool_call|>", "x", "ab", 1),
     ("<|channel>thought\nwait<tool_call|> more<channel|>ab", "wait more", "ab", 0),
-    ("a<|tool_call>no call<tool_call|>b", "", "a<|tool_call>no call<tool_call|>b", 0),
+    ("a<|tool_call>no call<tool_call|>b", "", "ab", 1),
     ('a<|tool_call>call:f{s:<|"|>x<|"|>}', "", "a", 1),
-    ("a<|tool_call>call:f{<|channel>thought\nx<channel|>b", "x", "a<|tool_call>call:f{b", 0),
+    ("a<|tool_call>call:f{<|channel>thought\nx<channel|>b", "x", "ab", 1),
+    ("a<|tool_call>call:f{n:4399", "", "a", 1),
+    ("a<|tool_call><tool_call|>b", "", "ab", 0),
     ("a<turn|>b", "", "a", 0),
 ]
 
@@ -212,7 +241,7 @@ def test_fields_of_ids(case: tuple[str, str, str, int], size: int, nano: Tokeniz
         deltas += parser.push(ids[low : low + size])
         assert len(parser.fields) <= low + size
     whole = folded(deltas + parser.finish())
-    assert len(parser.fields) == len(ids) and len(whole.tool_calls) == calls
+    assert len(parser.fields) == len(ids) and len(whole.tool_calls + whole.invalid) == calls
 
     def of(field: str) -> str:
         kept = [i for i, one in zip(ids, parser.fields, strict=True) if one == field]
@@ -223,9 +252,34 @@ def test_fields_of_ids(case: tuple[str, str, str, int], size: int, nano: Tokeniz
     assert bool(of("tool_call")) == bool(calls)
 
 
-def test_fields_of_a_call_that_was_required(nano: Tokenizer) -> None:
-    """Catches an unfinished call among the tokens of the text, where its text is not told."""
-    ids = nano.encode("<|tool_call>call:f{n:4399", control=True)
-    parser = StreamParser(nano, must_call=True)
-    assert parser.push(ids) + parser.finish() == []
-    assert parser.fields == ["", *["tool_call"] * (len(ids) - 1)]
+@pytest.mark.fault("P D6")
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_calls_of_other_tools(nano: Tokenizer, size: int) -> None:
+    """Catches a call that nobody offered, which a client would run, or show as text."""
+    text = "a<|tool_call>call:g{}<tool_call|><|tool_call>call:f{n:1}<tool_call|>b"
+    ids = nano.encode(text, control=True)
+    f = ToolCall(name="f", arguments={"n": 1})
+    for tools in ([], ["f"], ["f", "g"]):
+        parser = StreamParser(nano, tools=tools)
+        deltas: list[Delta] = []
+        for low in range(0, len(ids), size):
+            deltas += parser.push(ids[low : low + size])
+        found = folded(deltas + parser.finish())
+        calls = tuple(call for call in (G, f) if call.name in tools)
+        assert (found.text, found.tool_calls) == ("ab", calls)
+        assert [(one.name, one.error) for one in found.invalid] == [
+            (call.name, "no such tool was offered") for call in (G, f) if call not in calls
+        ]
+
+
+@pytest.mark.fault("N 15")
+def test_no_marker_reaches_a_text(nano: Tokenizer) -> None:
+    """Catches a control token of a call in the text, spelt out: whatever the model writes."""
+    marks = nano.encode('<|tool_call><tool_call|><|"|>', control=True)
+    words = nano.encode("call:f{a:1}", control=True)
+    draw = random.Random(5)
+    for _ in range(200):
+        ids = draw.choices([*marks, *words], k=draw.randint(1, 20))
+        found = parse(nano, ids, tools=["f"])
+        assert not any(name in found.text for name in ("<|tool_call>", "<tool_call|>", '<|"|>'))
+        assert "<|tool_call>" not in "".join(one.text for one in found.invalid)

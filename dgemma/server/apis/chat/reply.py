@@ -11,10 +11,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dgemma.server.apis.chat.schema import ChatRequest
-from dgemma.server.choices import LEAST, Choices, finish_reason
+from dgemma.server.choices import LEAST, Choices, finish_reason, invalid_tool_call
 from dgemma.server.pieces import End, Folded, Frame, Piece, Progress
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import TextDelta, ThoughtDelta, TokenScore, ToolCallDelta
+from dgemma.types import (
+    InvalidToolCallDelta,
+    TextDelta,
+    ThoughtDelta,
+    TokenScore,
+    ToolCallDelta,
+)
 
 
 class ChatChoices(Choices[ChatRequest]):
@@ -54,6 +60,9 @@ class ChatChoices(Choices[ChatRequest]):
             yield self.chunk(number, reasoning_content=piece.text), {}
         elif isinstance(piece, ToolCallDelta):
             yield self.chunk(number, tool_calls=[{"index": piece.index} | tool_call(piece)]), {}
+        elif isinstance(piece, InvalidToolCallDelta):
+            one = {"index": piece.index} | invalid_tool_call(piece.call)
+            yield self.chunk(number, invalid_tool_calls=[one]), {}
         elif diffusing and isinstance(piece, Frame):
             event = piece.event
             meta = {"diffusion_content": True, "step": event.step, "canvas": event.canvas}
@@ -98,6 +107,8 @@ def message(folded: Folded) -> dict[str, Any]:
         found["reasoning_content"] = folded.thinking
     if folded.calls:
         found["tool_calls"] = [tool_call(call) for call in folded.calls]
+    if folded.invalid:
+        found["invalid_tool_calls"] = [invalid_tool_call(one.call) for one in folded.invalid]
     return found
 
 

@@ -16,8 +16,8 @@ from dgemma.frontend import ModelFacts
 from dgemma.params import CONSTRAINT_FIELDS, SamplingParams, canvas_width
 from dgemma.request_parts import ToolUse
 from dgemma.server.accounting import CostedReply
-from dgemma.server.choices import ChoiceFields
-from dgemma.server.request_body import Body, refuse
+from dgemma.server.choices import ChoiceFields, InvalidCall
+from dgemma.server.request_body import Body, neutral, refuse
 from dgemma.server.sampling_fields import (
     PREDICTION_STRENGTH,
     VLLM_NAMES,
@@ -31,10 +31,11 @@ OBJECT: dict[str, Any] = {"type": "object"}
 
 EFFORTS: dict[str, int | None] = {
     "none": 0, "instant": 0, "minimal": 64, "low": 256, "medium": 1024, "high": None,
+    "xhigh": None, "max": None,
 }  # fmt: skip
 """`reasoning_effort` -> most thought tokens; 0: no thought at all, None: no bound."""
 
-Effort = Literal["none", "instant", "minimal", "low", "medium", "high"]
+Effort = Literal["none", "instant", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 _TEXT: list[dict[str, Any]] = [
     {"type": "string"},
@@ -57,11 +58,12 @@ def _message(
 
 MESSAGE: dict[str, Any] = {
     "anyOf": [
-        _message("system", "developer", "user"),
+        _message("system", "developer", "user", name=_MAYBE),
         _message(
             "assistant", required=("role",), content={"anyOf": [*_TEXT, {"type": "null"}]},
             tool_calls={"type": ["array", "null"], "items": {"type": "object"}},
-            reasoning=_MAYBE, reasoning_content=_MAYBE,
+            name=_MAYBE, reasoning=_MAYBE, reasoning_content=_MAYBE,
+            invalid_tool_calls={"type": ["array", "null"], "items": {"type": "object"}},
         ),
         _message("tool", name=_MAYBE, tool_call_id=_MAYBE),
     ],
@@ -76,8 +78,8 @@ TOOL: dict[str, Any] = {
         "function": {
             "type": "object", "required": ["name"],
             "properties": {
-                "name": {"type": "string"}, "description": {"type": "string"},
-                "parameters": {"type": "object"}, "strict": {"type": ["boolean", "null"]},
+                "name": {"type": "string"}, "description": _MAYBE,
+                "parameters": {"type": ["object", "null"]}, "strict": {"type": ["boolean", "null"]},
             },
         },
     },
@@ -134,7 +136,7 @@ class ChatRequest(ChoiceFields):
         **SamplingFields.HINTS,
         "functions": "functions are the old form; use tools",
         "function_call": "function_call is the old form; use tool_choice",
-        "modalities": "only text is written", "audio": "audio is not supported",
+        "audio": "audio is not supported",
         "best_of": "best_of is not part of this API; use n",
     }  # fmt: skip
     NAMES: ClassVar[Mapping[str, Sequence[str]]] = {
@@ -157,6 +159,7 @@ class ChatRequest(ChoiceFields):
     parallel_tool_calls: bool | None = Field(
         default=None, description="false: at most the first call is handed on"
     )
+    modalities: Annotated[list[str] | None, neutral(["text"], why="only text is written")] = None
     max_completion_tokens: int | None = Field(
         default=None, ge=1, description="the same as max_tokens"
     )
@@ -297,6 +300,7 @@ class Message(BaseModel):
     refusal: None = None
     reasoning_content: str | None = None
     tool_calls: list[ToolCall] | None = None
+    invalid_tool_calls: list[InvalidCall] | None = None
 
 
 class TopLogprob(BaseModel):

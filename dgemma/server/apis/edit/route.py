@@ -15,6 +15,7 @@ from dgemma.compose.drafts import drafts
 from dgemma.compose.edit import Edited, edit
 from dgemma.compose.plan import Place, refuse
 from dgemma.compose.plan import run as run_together
+from dgemma.errors import EngineError
 from dgemma.params import REFUSED_BY_EDIT, canvas_width
 from dgemma.server.apis.edit.reply import ApplyChoices, EditChoices
 from dgemma.server.apis.edit.schema import (
@@ -74,6 +75,8 @@ async def apply_completions(body: EditRequest, exchange: HTTPExchange) -> Respon
     )
 
     def applied(outputs: list[Output]) -> tuple[str, End]:
+        if outputs[0].invalid_tool_calls:
+            raise EngineError("the model wrote a tool call into the file; take another seed")
         return unfenced(outputs[0].text), run.end(outputs[0])
 
     return await _sent(ApplyChoices, exchange, body, run, applied)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 from dgemma.server import sse
 from dgemma.server.accounting import DiffusionUsage, Timings, costs_beside
 from dgemma.server.apis.messages.schema import input_json
+from dgemma.server.choices import InvalidCall, invalid_tool_call
 from dgemma.server.exchange import Exchange
 from dgemma.server.pieces import End, Piece, PieceReader
 from dgemma.types import Output, TextDelta, ThoughtDelta, ToolCall, ToolCallDelta
@@ -131,12 +132,13 @@ def last(end: End) -> Event:
     """The last event before the stop, with fields that Anthropic does not have."""
     output, spent = end.output, end.output.usage
     beside = costs_beside([end])
+    invalid = [invalid_tool_call(call) for call in output.invalid_tool_calls]
     return {
         "type": "message_delta",
         "delta": {"stop_reason": stop_reason(output), "stop_sequence": output.stopped_by},
         "usage": {"input_tokens": spent.prompt_tokens, "output_tokens": spent.completion_tokens},
         "diffusion_usage": beside["diffusion_usage"], "timings": beside["timings"],
-        "seed": output.seed,
+        "seed": output.seed, **({"invalid_tool_calls": invalid} if invalid else {}),
     }  # fmt: skip
 
 
@@ -205,3 +207,4 @@ class MessageReply(BaseModel):
     diffusion_usage: DiffusionUsage
     timings: Timings
     seed: int = Field(description="given or drawn")
+    invalid_tool_calls: list[InvalidCall] | None = None

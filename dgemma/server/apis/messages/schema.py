@@ -16,6 +16,7 @@ from dgemma.constrain.tool_choice import tool_use
 from dgemma.errors import bad_field
 from dgemma.params import SamplingParams
 from dgemma.request_parts import ToolUse
+from dgemma.server.apis.chat.schema import EFFORTS
 from dgemma.server.request_body import Body, neutral, refuse
 from dgemma.server.sampling_fields import (
     Diffusion,
@@ -27,6 +28,8 @@ from dgemma.server.sampling_fields import (
 from dgemma.server.settings import ServerLimits
 
 IMAGES = ("image", "document")
+SHOWN_NOWHERE = {"stream_interval", "stream_search", "strength"}
+"""Fields of a `diffusion` object that have no meaning here."""
 
 
 class CacheControl(Body):
@@ -106,7 +109,7 @@ class Tool(_Block):
 
     type: Literal["custom"] | None = None
     name: str = Field(min_length=1)
-    description: str = ""
+    description: str | None = None
     input_schema: dict[str, Any]
 
 
@@ -127,8 +130,32 @@ class Thinking(Body):
     budget_tokens: int | None = Field(default=None, ge=1)
 
 
+class OutputFormat(Body):
+    """A schema that the answer satisfies."""
+
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(Body):
+    """The form of the answer, and the work that it may take."""
+
+    format: OutputFormat | None = None
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = Field(
+        default=None, description="as reasoning_effort of /v1/chat/completions"
+    )
+
+
 class CountRequest(Body):
     """What a prompt is made of."""
+
+    HINTS: ClassVar[Mapping[str, str]] = {
+        **{name: Diffusion.INSIDE[name] for name in SHOWN_NOWHERE ^ set(Diffusion.INSIDE)},
+        "output_format": "output_format is the old form; use output_config.format",
+        "stop": "stop is OpenAI's name; use stop_sequences",
+        "response_format": "response_format is OpenAI's form; use output_config.format",
+        "reasoning_effort": "reasoning_effort is OpenAI's form; use output_config.effort",
+    }  # fmt: skip
 
     model: str | None = None
     messages: list[Message] = Field(min_length=1)
@@ -141,6 +168,26 @@ class CountRequest(Body):
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+
+    @property
+    def thought(self) -> tuple[bool, int | None]:
+        """Whether a thought is asked for, and its most tokens; `thinking` goes before the effort.
+
+        Raises:
+            InvalidRequest: a bound that is missing, or has no meaning.
+        """
+        thinking, effort = self.thinking, self.output_config and self.output_config.effort
+        budget = None
+        if thinking is not None:
+            budget = thinking.budget_tokens
+            if (thinking.type == "enabled") != (budget is not None):
+                why = "belongs to type 'enabled', which needs it; give both, or none"
+                raise bad_field("thinking.budget_tokens", why)
+            if thinking.type == "disabled":
+                return False, None
+        asked = thinking is not None or effort is not None
+        return asked, budget or (EFFORTS[effort] if effort else None)
 
 
 class MessageDiffusion(Diffusion):
@@ -165,7 +212,8 @@ class MessagesRequest(CountRequest):
 
     NAMES: ClassVar[Mapping[str, Sequence[str]]] = {
         **Diffusion.PATHS, "prompt": ("messages",), "stop": ("stop_sequences",),
-        "thinking_budget": ("thinking.budget_tokens",),
+        "thinking_budget": ("thinking.budget_tokens", "output_config.effort"),
+        "json_schema": ("output_config.format",),
     }  # fmt: skip
 
     max_tokens: int = bounded("max_tokens", default=...)
@@ -185,12 +233,13 @@ class MessagesRequest(CountRequest):
         Raises:
             InvalidRequest, Refusal: a value that cannot be honoured.
         """
+        form = self.output_config and self.output_config.format
         fields = SamplingFields(
             max_tokens=self.max_tokens, stop=self.stop_sequences, temperature=self.temperature,
             top_p=self.top_p, top_k=self.top_k, seed=self.seed, diffusion=self.diffusion,
+            guided_json=form.schema_ if form else None,
         )  # fmt: skip
-        budget = None if self.thinking is None else self.thinking.budget_tokens
-        return fields.params(limits, thinking_budget=budget)
+        return fields.params(limits, thinking_budget=self.thought[1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,28 +276,18 @@ def conversation(request: CountRequest) -> Conversation:
             messages += _user(message.content, where)
         else:
             messages.append(_assistant(message.content, where))
-    thinking = _thinks(request.thinking)
+    thinking, _ = request.thought
     prefill = _prefill(messages, thinking)
     tools, calls = _tools(request)
-    if prefill and calls:
+    form = request.output_config and request.output_config.format
+    if prefill and calls and calls.required:
         raise bad_field("tool_choice", "cannot require a call after the beginning of an answer")
+    if form and (prefill or (calls and calls.required)):
+        what = "the beginning of an answer" if prefill else "a required tool call"
+        raise bad_field("output_config.format", f"cannot be combined with {what}; drop one of them")
     return Conversation(
         messages=messages, tools=tools, thinking=thinking, calls=calls, prefill=prefill
     )  # fmt: skip
-
-
-def _thinks(thinking: Thinking | None) -> bool:
-    """Whether the model thinks first.
-
-    Raises:
-        InvalidRequest: a bound that is missing, or has no meaning.
-    """
-    if thinking is None:
-        return False
-    if (thinking.type == "enabled") != (thinking.budget_tokens is not None):
-        why = "belongs to type 'enabled', which needs it; give both, or none"
-        raise bad_field("thinking.budget_tokens", why)
-    return thinking.type != "disabled"
 
 
 def _prefill(messages: list[dict[str, Any]], thinking: bool) -> str:
@@ -334,7 +373,8 @@ def _tools(request: CountRequest) -> tuple[list[dict[str, Any]] | None, ToolUse 
     """The tools to show, and the calls to ask of the model."""
     tools: list[dict[str, Any]] = [
         {"type": "function", "function": {
-            "name": tool.name, "description": tool.description, "parameters": tool.input_schema,
+            "name": tool.name, "description": tool.description or "",
+            "parameters": tool.input_schema,
         }}
         for tool in request.tools or ()
     ]  # fmt: skip
