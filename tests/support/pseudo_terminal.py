@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 
 from tests.support.terminal import CONTROL, Terminal
 
-LIMIT_S = 60
+LIMIT_S = 120
 """A program that writes nothing for so long hangs."""
 LEFT_OUT = {"NO_COLOR", "PYTHONUNBUFFERED"}
 """Python without buffers loses what a write that is interrupted leaves over."""
