@@ -88,7 +88,7 @@ class Screen:
 
 def width(line: str) -> int:
     """Columns of a line without its colour codes (one per character)."""
-    return len(re.sub(r"\x1b.*?m", "", line))
+    return len(re.sub(r"\x1b[^m\x1b]*m", "", line))
 
 
 def show(

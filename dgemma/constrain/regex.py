@@ -95,7 +95,7 @@ def portable(pattern: str, where: str, *, strict: bool = True) -> str:
             if piece == "?" and before == "(":
                 raise refuse("a flag or a look-around", "only (?:...) groups are supported")
             _check_escape(piece, refuse)
-        plain.append(piece)
+        plain.append(piece if piece[0] != "[" else _python_set(piece))
         repeat = piece == "}" or bool(_REPEAT.fullmatch(piece))
         quantified = repeat and not (quantified and piece == "?")  # else it is a lazy one
         before = piece
@@ -113,6 +113,12 @@ def portable(pattern: str, where: str, *, strict: bool = True) -> str:
                 "use syntax that Python and JavaScript share"
             ) from None
     return "".join(out)
+
+
+def _python_set(piece: str) -> str:
+    """What stands in brackets, so that Python does not warn of sets within sets."""
+    parts = _IN_SET.findall(piece[1:-1])
+    return f"[{''.join(chr(92) + part if part == '[' else part for part in parts)}]"
 
 
 def _check_escape(piece: str, refuse: Callable[[str, str], InvalidRequest]) -> None:

@@ -13,6 +13,7 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
+from urllib.parse import unquote
 
 from dgemma.constrain.guidance import has_text
 from dgemma.constrain.regex import terminal, whole
@@ -39,10 +40,10 @@ COUNTED = {"string": "Length", "array": "Items", "object": "Properties"}
 
 
 def resolve(target: str, root: Any) -> Any:
-    """The part of a schema that a pointer such as `#/$defs/x` names."""
+    """The part of a schema that a pointer such as `#/$defs/x` names; percent-encoded."""
     found = root
     for part in target.split("/")[1:]:
-        key = part.replace("~1", "/").replace("~0", "~")
+        key = unquote(part).replace("~1", "/").replace("~0", "~")
         found = found[int(key) if isinstance(found, list) else key]
     return found
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 
 class References:
@@ -52,7 +52,7 @@ class References:
                     node["allOf"] = [*node.get("allOf", []), end]
                     del node["$ref"]
             elif "$ref" in node or not (end is node or _only_refs(end)):
-                node["$ref"] = pointers[id(end)]
+                node["$ref"] = quote(pointers[id(end)], safe="#/~$")
                 if _only_refs(node):
                     del node["allOf"]
                 written.append(node["$ref"])
