@@ -41,6 +41,7 @@ GRAMMAR = Limit(1 << 16, "bytes of a grammar", "shorten it")
 RULES = Limit(1000, "rules of a GBNF grammar", "merge some")
 CHAIN = Limit(600, "rules of a grammar, with their groups, that need one another in a row",
               "use repeats instead of rules that go on with one another")  # fmt: skip
+TOOL_RULES = Limit(20_000, "rules, or sorts of keys, that tools need", "declare fewer at once")
 SUBSCHEMAS = Limit(10_000, "subschemas of a schema", "split the schema")
 DEPTH = Limit(800, "subschemas within one another, references followed", "write it flatter")
 LITERAL = Limit(1 << 15, "bytes of a literal", "shorten it")
@@ -59,6 +60,12 @@ MULTIPLE = Limit(
 )  # fmt: skip
 """A power of ten may be up to 10^6."""
 LIMITS = (
-    PATTERN, PATTERNS, REGEX, GROUPS, GRAMMAR, RULES, CHAIN, SUBSCHEMAS, DEPTH, LITERAL, VALUES,
-    CHOICES, PROPERTIES, COUNTED_PROPERTIES, KEY_PATTERNS, KEY_MATCHES, MULTIPLE,
+    PATTERN, PATTERNS, REGEX, GROUPS, GRAMMAR, RULES, CHAIN, TOOL_RULES, SUBSCHEMAS, DEPTH, LITERAL,
+    VALUES, CHOICES, PROPERTIES, COUNTED_PROPERTIES, KEY_PATTERNS, KEY_MATCHES, MULTIPLE,
 )  # fmt: skip
+
+
+def table() -> str:
+    """The bounds as a table of docs/canvas.md."""
+    rows = [f"| {limit.what} | {limit.most:,} |" for limit in LIMITS]
+    return "\n".join(["| at most | |", "|---|---|", *rows, ""])
