@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from itertools import islice
 
 SHOWN = 100
 """Most characters of a value that a message repeats."""
@@ -130,7 +131,14 @@ def unreadable(name: object, error: OSError | ValueError) -> str:
     return f"{name} cannot be read as UTF-8 text: {error}"
 
 
+LONGEST_NAME, MOST_NAMES = 100, 300
+"""Longer names, and more of them, are not compared: that takes the product of their lengths."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the nearest of `known`, or an empty string when none is near."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    names = [one for one in islice(known, MOST_NAMES) if len(one) <= LONGEST_NAME]
+    if len(name) > LONGEST_NAME:
+        return ""
+    found = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f" (did you mean {found[0]!r}?)" if found else ""

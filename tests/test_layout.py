@@ -1,7 +1,6 @@
 """The shape of the repository, read from its syntax trees: who imports whom, sizes, names.
 
-Nothing of ours is imported to learn this, so a rule holds even for code that does not run yet.
-To change a rule, change the table here and docs/architecture.md in the same commit.
+Nothing of ours is imported to learn this. To change a rule, change the table here and docs/architecture.md in the same commit.
 """
 
 from __future__ import annotations

@@ -14,11 +14,11 @@ from itertools import product
 from typing import Any, Literal
 
 from dgemma.constrain.json_schema import accepted_schema
+from dgemma.constrain.schema_numbers import form
 from dgemma.constrain.schema_proofs import (
     Conjunction,
     SchemaReader,
     bounds,
-    form,
     kinds,
     lists,
     member,

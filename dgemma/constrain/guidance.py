@@ -24,6 +24,9 @@ from dgemma.text.tokenizer import Tokenizer
 STEP_FUEL = 4_000_000
 """Work that the library may spend on one mask, some 0.3 s of it; its own limit, 200,000, is hit by
 patterns of Unicode classes at 262,144 ids."""
+BYTE_FUEL = 200_000
+"""The same over single bytes, where a search makes thousands of steps: some 15 ms. What needs more
+is refused before the first answer."""
 
 
 def llguidance() -> ModuleType:
@@ -64,17 +67,17 @@ def compiled(kind: str, source: str, tokenizer: Tokenizer) -> tuple[Any, Any]:
         MissingExtra: the library is not installed.
     """
     tokens, single = _vocabularies(tokenizer)
-    return _compiled(kind, source, tokens), _compiled(kind, source, single)
+    return _compiled(kind, source, tokens), _compiled(kind, source, single, BYTE_FUEL)
 
 
 def check(kind: str, source: str) -> None:
     """Compile a grammar without control tokens for its errors alone; see `compiled`."""
-    _compiled(kind, source, _plain_bytes())
+    _compiled(kind, source, _plain_bytes(), BYTE_FUEL)
 
 
-def _compiled(kind: str, source: str, vocabulary: Any) -> Any:
+def _compiled(kind: str, source: str, vocabulary: Any, fuel: int = STEP_FUEL) -> Any:
     library = llguidance()
-    limits = library.LLParserLimits(step_lexer_fuel=STEP_FUEL)
+    limits = library.LLParserLimits(step_lexer_fuel=fuel)
     matcher = library.LLMatcher(vocabulary, source, log_level=0, limits=limits)
     if matcher.is_error():
         raise refused(kind, matcher.get_error())

@@ -11,13 +11,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from itertools import combinations
 from typing import Any
 
+from dgemma.constrain.formats import FORMATS, OF_NUMBERS
 from dgemma.constrain.guidance import check, llguidance
-from dgemma.constrain.regex import FORMATS, portable
+from dgemma.constrain.limits import (
+    COUNTED_PROPERTIES,
+    KEY_MATCHES,
+    KEY_PATTERNS,
+    LITERAL,
+    MULTIPLE,
+    PATTERN,
+    PROPERTIES,
+    SUBSCHEMAS,
+    VALUES,
+)
+from dgemma.constrain.regex import pieces, portable
+from dgemma.constrain.schema_keywords import DIALECTS, DRAFT_4, NOTES, REMEDIES, TYPES
+from dgemma.constrain.schema_numbers import LARGEST, inexact, is_exact, is_number, states, told
 from dgemma.constrain.schema_proofs import (
     COMPARED,
     COUNTED,
@@ -27,36 +41,12 @@ from dgemma.constrain.schema_proofs import (
     strings_in,
     within_bounds,
 )
+from dgemma.constrain.schema_references import References, escaped
+from dgemma.constrain.schema_sizes import check_conjunctions, check_depth
 from dgemma.errors import InvalidRequest, nearest
 
-TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
-NOTES = {
-    "$comment", "title", "description", "default", "examples", "example", "deprecated", "readOnly",
-    "writeOnly", "contentMediaType", "contentEncoding", "$anchor", "strict",
-}  # fmt: skip
-"""Keywords that say nothing about what is valid."""
-DIALECTS = ("draft/2020-12/", "draft/2019-09/", "draft-07/", "draft-06/")
-REMEDIES = {
-    "not": "name what is allowed instead, with enum or anyOf",
-    **dict.fromkeys(("if", "then", "else"), "use anyOf with a const in each branch"),
-    "uniqueItems": "leave it out and check the list yourself",
-    "contains": "use prefixItems, or check the list yourself",
-    "propertyNames": "use patternProperties with additionalProperties false",
-    "dependentRequired": "use anyOf with required in each branch",
-    **dict.fromkeys(("dependentSchemas", "dependencies"), "use anyOf"),
-    "unevaluatedProperties": "use additionalProperties",
-    "unevaluatedItems": "use items",
-    **dict.fromkeys(("$dynamicRef", "$recursiveRef"), "use $ref"),
-    "$id": "use references of the form #/$defs/name",
-    "x-guidance": "leave it out",
-    "additionalItems": "use items after prefixItems",
-}
 NEVER_WRITTEN = re.compile(r"[\x00-\x07\x0b\x0e-\x1f]")
 """Characters that JSON has no short escape for: the library would leave them out of a literal."""
-_SPELT_OUT = re.compile(r"\\(?:[0v]|x[01]|u00[01])" + f"|{NEVER_WRITTEN.pattern}")
-_CLASS_OR_ESCAPED = re.compile(r"\[(?:\\.|[^\]\\])*\]|\\[^0vxu]|\\(?:x0[89acd]|u000[89acd])", re.I)
-LARGEST = 1 << 53
-"""Bounds beyond this are not exact as floating-point numbers."""
 SPACING = {
     "whitespace_flexible": True, "whitespace_pattern": " ?", "json_allowed_escapes": 'nrbtf\\"',
 }  # fmt: skip
@@ -112,21 +102,20 @@ class _Checker:
         self._checked: dict[str, Any] = {}  # subschemas by where they are in the schema as given
         self._refs: list[tuple[str, dict[str, Any]]] = []
         self._one_of: list[tuple[str, list[Any]]] = []
+        self._draft_4 = False
 
     def run(self, root: Mapping[str, Any]) -> dict[str, Any]:
         """The checked schema."""
+        self._draft_4 = DRAFT_4 in str(root.get("$schema", ""))
         checked: dict[str, Any] = self.schema(root, "#")
-        pointers = dict(_pointers(checked, "#"))
+        references = References(self._checked)
         for place, node in self._refs:
-            target = self._checked.get(node["$ref"])
-            if target is None:
+            if references.find(node["$ref"]) is None:
                 near = nearest(node["$ref"], self._checked)
                 raise self.refuse(place, f"$ref {node['$ref']!r} leads nowhere{near}", "correct it")
-            if isinstance(target, bool):
-                node["allOf"] = [*node.get("allOf", []), target]
-                del node["$ref"]
-            else:
-                node["$ref"] = pointers[id(target)]
+        followed = references.follow(checked, [node for _, node in self._refs])
+        check_depth(checked, followed, self._name)
+        check_conjunctions(checked, self._checked.values(), self._name)
         strict, lenient = SchemaReader(checked, within_bounds), SchemaReader(checked, None)
         for place, branches in self._one_of:
             for pair in combinations(branches, 2):
@@ -150,6 +139,7 @@ class _Checker:
     def schema(self, node: Any, place: str) -> Any:
         """A subschema, checked."""
         self._checked[place] = node
+        SUBSCHEMAS.check(len(self._checked), self._name)
         if isinstance(node, bool):
             return node
         if not isinstance(node, Mapping):
@@ -160,6 +150,7 @@ class _Checker:
                 out[key] = RULES[key](self, key, value, place)
             elif key not in NOTES and not (key.startswith("x-") and key != "x-guidance"):
                 self._unknown(key, value, place)
+        self._formats(place, out)
         self._numbers(place, out)
         self._objects(place, out)
         for kind, what in COUNTED.items():
@@ -180,6 +171,12 @@ class _Checker:
     def _numbers(self, place: str, out: dict[str, Any]) -> None:
         """What makes floating-point readers agree: exact multiples, few digits at open bounds."""
         kinds = [out["type"]] if isinstance(out.get("type"), str) else out.get("type")
+        for end in ("Minimum", "Maximum"):
+            is_open = out.get(f"exclusive{end}")
+            if isinstance(is_open, bool):  # in draft 4
+                del out[f"exclusive{end}"]
+                if is_open and end.lower() in out:
+                    out[f"exclusive{end}"] = out.pop(end.lower())
         step = out.get("multipleOf")
         if isinstance(step, int):
             if kinds is None:
@@ -206,7 +203,13 @@ class _Checker:
                 place, "minProperties asks for several keys that are not named, which may come "
                 "out equal", "name them in properties and required",
             )  # fmt: skip
-        patterns = out.get("patternProperties", {})
+        patterns, where = out.get("patternProperties", {}), f"{self._name} {place}"
+        names = {*out.get("properties", ()), *out.get("required", ())}
+        PROPERTIES.check(len(names), where)
+        KEY_PATTERNS.check(len(patterns), where)
+        KEY_MATCHES.check(len(names) * len(patterns), where)
+        if out.get("minProperties", 0) > len(required((out,))) or "maxProperties" in out:
+            COUNTED_PROPERTIES.check(len(names) - len(required((out,))), where)
         if patterns and out.get("additionalProperties") is not False:
             raise self.refuse(
                 place, "patternProperties beside other keys", "add additionalProperties: false"
@@ -220,6 +223,10 @@ class _Checker:
         """Raises for a keyword without a rule, unless it changes nothing."""
         if key == "$schema" and any(name in str(value) for name in DIALECTS):
             return
+        if key == "$schema":
+            raise self.refuse(
+                place, f"keyword '$schema' is {value!r}, which is not read", "use Draft 2020-12"
+            )
         if (key in ("$id", "id") and place == "#") or (key == "uniqueItems" and value is False):
             return
         if key in REMEDIES:
@@ -239,7 +246,9 @@ class _Checker:
         names = [value] if isinstance(value, str) else value
         remedy = f"use one or more of {', '.join(TYPES)}"
         self._form(isinstance(names, list) and bool(names), key, value, place, remedy)
-        for name in names:
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                raise self.refuse(place, f"type names {name!r} twice", "name it once")
             if name not in TYPES:
                 near = nearest(name, TYPES) if isinstance(name, str) else ""
                 raise self.refuse(place, f"{name!r} is not a type{near}", remedy)
@@ -250,47 +259,79 @@ class _Checker:
         return value
 
     def _count(self, key: str, value: Any, place: str) -> Any:
-        good = _is_number(value) and value == int(value) and 0 <= value < 1 << 31
+        good = is_number(value) and value == int(value) and 0 <= value < 1 << 31
         self._form(good, key, value, place, "use a whole number of 0 or more")
         return int(value)
 
     def _bound(self, key: str, value: Any, place: str) -> Any:
-        self._form(_is_number(value), key, value, place, "use a number")
+        if self._draft_4 and key.startswith("exclusive"):
+            self._form(isinstance(value, bool), key, value, place, "draft 4 has true or false here")
+            return value
+        remedy = "use a number" + " (true and false are of draft 4)" * isinstance(value, bool)
+        self._form(is_number(value), key, value, place, remedy)
         if abs(value) > LARGEST:
             raise self.refuse(place, f"{key} is beyond 2^53", "leave it out or use a nearer bound")
-        return value
+        if not is_exact(value):
+            raise self.refuse(
+                place, f"{key} {value!r} is finer than all readers of numbers can tell", "round it"
+            )
+        return told(value)
 
     def _multiple(self, key: str, value: Any, place: str) -> Any:
-        self._form(_is_number(value) and value > 0, key, value, place, "use a number above 0")
+        self._form(is_number(value) and value > 0, key, value, place, "use a number above 0")
         if Fraction(str(value)) != Fraction(value):
             raise self.refuse(
                 place, f"{key} {value!r} has no exact binary form, so validators disagree about it",
                 "count in the smallest unit (cents) or use a string with a pattern",
             )  # fmt: skip
-        self._form(2.0**-20 <= value <= 2.0**31, key, value, place, "use 2^-20 to 2^31")
-        return int(value) if value == int(value) else value
+        MULTIPLE.check(states([value]), f"{self._name} {place}")
+        return told(value)
 
     def _pattern(self, key: str, value: Any, place: str) -> str:
         self._form(isinstance(value, str), key, value, place, "use a text")
-        if _SPELT_OUT.search(_CLASS_OR_ESCAPED.sub("", value)):
+        PATTERN.check(len(value.encode("utf-8")), f"{self._name} {place}/{key}")
+        if any(map(_is_control, pieces(value))):
             raise self.refuse(place, f"{key} has a control character", "leave it out")
         return portable(value, f"{self._name} {place}/{key}")
 
     def _format(self, key: str, value: Any, place: str) -> Any:
         self._form(isinstance(value, str), key, value, place, "use the name of a format")
-        if value not in FORMATS:
+        return value
+
+    def _formats(self, place: str, out: dict[str, Any]) -> None:
+        """A format of texts as what it means; of other values it says nothing."""
+        name = out.pop("format", None)
+        if name is None or name in OF_NUMBERS or "string" not in out.get("type", ("string",)):
+            return
+        if name not in FORMATS:
             raise self.refuse(
-                place, f"format {value!r} is not enforced{nearest(value, FORMATS)}",
+                place, f"format {name!r} is not enforced{nearest(name, FORMATS)}",
                 f"use a pattern, or one of {', '.join(sorted(FORMATS))}",
             )  # fmt: skip
-        return value
+        known = FORMATS[name]
+        parts: list[dict[str, Any]] = [{"pattern": f"^({known.whole})$"}]
+        parts += [{"pattern": f"^({known.also})$"}] * bool(known.also)
+        parts += [{"maxLength": known.longest}] * bool(known.longest)
+        if len(parts) == 1 and "pattern" not in out:
+            out |= parts[0]
+        else:
+            out["allOf"] = [*out.get("allOf", []), *parts]
 
     def _values(self, key: str, value: Any, place: str) -> Any:
         good = key == "const" or (isinstance(value, list) and bool(value))
         self._form(good, key, value, place, "list at least one value")
+        values, where = value if key == "enum" else [value], f"{self._name} {place}/{key}"
+        VALUES.check(len(values), where)
+        for one in values:
+            LITERAL.check(len(json.dumps(one, ensure_ascii=False).encode("utf-8")), where)
         if any(NEVER_WRITTEN.search(text) for text in strings_in(value)):
             raise self.refuse(place, f"{key} has a control character", "leave it out")
-        return value
+        for number in inexact(value):
+            raise self.refuse(
+                place, f"{key} has the number {number!r}, which readers of numbers would round",
+                "use a string, or fewer digits (all whole numbers to 2^53 are exact)",
+            )  # fmt: skip
+        return told(value)
 
     def _names(self, key: str, value: Any, place: str) -> Any:
         good = isinstance(value, list) and all(isinstance(name, str) for name in value)
@@ -310,7 +351,7 @@ class _Checker:
         self._form(isinstance(value, Mapping), key, value, place, "use an object of schemas")
         read = self._pattern if key == "patternProperties" else lambda key, name, place: name
         return {
-            read(key, name, place): self.schema(node, f"{place}/{key}/{_escaped(name)}")
+            read(key, name, place): self.schema(node, f"{place}/{key}/{escaped(name)}")
             for name, node in value.items()
         }
 
@@ -320,27 +361,17 @@ class _Checker:
         return value
 
 
-def _pointers(node: Any, place: str) -> Iterator[tuple[int, str]]:
-    """Where each object of a schema is."""
-    if isinstance(node, dict):
-        yield id(node), place
-    if isinstance(node, dict | list):
-        for key, part in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from _pointers(part, f"{place}/{_escaped(key)}")
-
-
-def _escaped(key: object) -> str:
-    return str(key).replace("~", "~0").replace("/", "~1")
-
-
 def _decimals(bound: int | float) -> int:
     """Digits after the point that a bound needs."""
     denominator = Fraction(str(bound)).denominator
     return next(digits for digits in range(400) if 10**digits % denominator == 0)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_control(piece: str) -> bool:
+    """Whether a piece of an expression is a control character that JSON has no short escape for."""
+    if piece[:2] in ("\\x", "\\u") and len(piece) > 2:
+        piece = chr(int(piece[2:], 16))
+    return piece in ("\\0", "\\v") or bool(NEVER_WRITTEN.fullmatch(piece))
 
 
 RULES: dict[str, Callable[[_Checker, str, Any, str], Any]] = {

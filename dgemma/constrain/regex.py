@@ -3,87 +3,75 @@
 A pattern is written once and read by several engines: the grammar library's (Rust's syntax), and
 whoever checks the answer later (Python's `re`, JavaScript). Here it is narrowed to what they have
 in common, so that a text that matches here matches there. Knows nothing about JSON or tokens.
-Source: the syntax pages of Rust's `regex` crate and of Python's `re`.
+Source: ECMA-262, section 22.2; the syntax pages of Rust's `regex` crate and of Python's `re`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+from dgemma.constrain.limits import GROUPS
 from dgemma.errors import InvalidRequest
 
+_SPACE = r"\t-\r \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+"""White space of ECMA-262 and of Python."""
+_NO_SPACE = r"\s\x1c-\x1f\u0085\ufeff"
+"""White space of ECMA-262, of Python or of Rust."""
 _OUTSIDE = {
-    "d": "[0-9]", "w": "[0-9A-Za-z_]", "D": r"\P{Nd}",
-    "W": r"[^\p{Alphabetic}\p{M}\p{N}\p{Pc}]", "S": r"[^\s\x1c-\x1f]",
+    "d": "[0-9]", "w": "[0-9A-Za-z_]", "s": f"[{_SPACE}]", "D": r"\P{Nd}",
+    "W": r"[^\p{Alphabetic}\p{M}\p{N}\p{Pc}]", "S": f"[^{_NO_SPACE}]",
 }  # fmt: skip
-_IN_CLASS = {"d": "0-9", "w": "0-9A-Za-z_", "D": r"\P{Nd}"}
-_IN_NEGATED = {"d": r"\p{Nd}", "w": r"\p{Alphabetic}\p{M}\p{N}\p{Pc}", "s": r"\s\x1c-\x1f"}
+_IN_CLASS = {"d": "0-9", "w": "0-9A-Za-z_", "s": _SPACE, "D": r"\P{Nd}"}
+_IN_NEGATED = {"d": r"\p{Nd}", "w": r"\p{Alphabetic}\p{M}\p{N}\p{Pc}", "s": _NO_SPACE}
+_LINE = r"[^\n\r\u2028\u2029]"
+"""What a dot matches in ECMA-262; Python's takes more."""
 _DOUBLES = ("&&", "--", "~~", "||")
 _ANY = "(?s:.*)"
 _REPEAT = re.compile(r"[*+?]|\{[0-9]+(?:,[0-9]*)?\}")
+_ESCAPE = r"\\(?:x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.)"
 _PIECE = re.compile(
-    rf"\\.|\[\^?+(?:\\.|[^\\])(?:\\.|[^\]\\])*+\]|{_REPEAT.pattern}|.", re.DOTALL
-)  # an escape, a class, a repeat, or a character
-_IN_SET = re.compile(rf"\\.|{'|'.join(map(re.escape, _DOUBLES))}|.", re.DOTALL)
-_GROUP = re.compile(r"\((\?:|\?P<\w+>|)(.*)\)", re.DOTALL)
-
-_DATE = (
-    "[0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)"
-    "|02-(0[1-9]|1[0-9]|2[0-9]))"
-)
-_TIME = (
-    r"([01][0-9]|2[0-3]):[0-5][0-9]:([0-5][0-9]|60)(\.[0-9]+)?"
-    r"([zZ]|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
-)
-_SPAN = "T([0-9]+H([0-9]+M([0-9]+S)?)?|[0-9]+M([0-9]+S)?|[0-9]+S)"
-_WORD = r"[a-zA-Z0-9!#$%&'*+\-/=?\^_`{|}~]+"
-_LABEL = "[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?"
-_HOST = "[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
-_BYTE = "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
-_IPV4 = rf"({_BYTE}\.){{3}}{_BYTE}"
-_HEX = "[0-9a-fA-F]{1,4}"
-_V6 = "|".join([
-    f"({_HEX}:){{7}}{_HEX}", f"({_HEX}:){{1,7}}:",
-    *(f"({_HEX}:){{1,{7 - k}}}(:{_HEX}){{1,{k}}}" for k in range(1, 7)), f":(:{_HEX}){{1,7}}", "::",
-])  # fmt: skip
-_URI = r"a-zA-Z0-9\-._~!$&'()*+,;="
-_USER, _NAME, _PART, _QUERY = (
-    f"([{_URI}{marks}]|%[0-9a-fA-F]{{2}})" for marks in (":", "", ":@", ":@/?")
-)
-FORMATS = {
-    "date": _DATE,
-    "time": _TIME,
-    "date-time": f"{_DATE}[tT]{_TIME}",
-    "duration": (
-        f"P(([0-9]+Y([0-9]+M([0-9]+D)?)?|[0-9]+M([0-9]+D)?|[0-9]+D)({_SPAN})?|{_SPAN}|[0-9]+W)"
-    ),
-    "email": rf"{_WORD}(\.{_WORD})*@({_LABEL}(\.{_LABEL})*|\[{_IPV4}\])",
-    "hostname": rf"{_HOST}(\.{_HOST})*",
-    "ipv4": _IPV4,
-    "ipv6": "|".join([
-        f"({_HEX}:){{7}}{_HEX}", f"::({_HEX}:){{0,5}}{_HEX}:{_HEX}",
-        *(f"(({_HEX}:){{0,{k}}}{_HEX})?::({_HEX}:){{0,{4 - k}}}{_HEX}:{_HEX}" for k in range(5)),
-        f"(({_HEX}:){{0,5}}{_HEX})?::{_HEX}", f"(({_HEX}:){{0,6}}{_HEX})?::",
-    ]),
-    "uuid": "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
-    "uri": (
-        rf"[a-zA-Z][a-zA-Z0-9+\-.]*:(//({_USER}*@)?(\[({_V6}|v[0-9a-fA-F]+\.[{_URI}:]+)\]|{_NAME}*)"
-        rf"(:[0-9]*)?(/{_PART}*)*|/({_PART}+(/{_PART}*)*)?|{_PART}+(/{_PART}*)*|)"
-        rf"(\?{_QUERY}*)?(#{_QUERY}*)?"
-    ),
+    rf"{_ESCAPE}|\[\^?+(?:\\.|[^\\])(?:\\.|[^\]\\])*+\]|\((?:\?:|\?P?<[A-Za-z_][0-9A-Za-z_]*>)?"
+    rf"|{_REPEAT.pattern}|.",
+    re.DOTALL,
+)  # an escape, a class, the beginning of a group, a repeat, or a character
+_IN_SET = re.compile(rf"{_ESCAPE}|{'|'.join(map(re.escape, _DOUBLES))}|.", re.DOTALL)
+_GROUP = re.compile(r"\((\?:|)(.*)\)", re.DOTALL)
+_READ = frozenset("dDwWsStnrfv0")
+"""Letters after a backslash that the engines read alike."""
+_UNREAD = {
+    "p": ("\\p{...}, a property of Unicode,", "spell the characters out, as in [A-Za-z]"),
+    "P": ("\\P{...}, a property of Unicode,", "spell the characters out, as in [^A-Za-z]"),
+    "b": ("\\b, a look-around,", "spell out what stands on both sides"),
+    "B": ("\\B, a look-around,", "spell out what stands on both sides"),
+    "k": ("\\k, a reference to a group,", "write the group again"),
 }  # fmt: skip
-"""The formats of strings, as expressions for a whole text. Each describes the language that
-llguidance enforces for it in JSON, so that a format means the same in a tool call."""
+
+
+def pieces(pattern: str) -> Iterator[str]:
+    """Escapes, classes, beginnings of groups, repeats and characters, one after another.
+
+    A class that is not closed ends them with a lone `[`.
+    """
+    at = 0
+    while at < len(pattern):
+        found = _PIECE.match(pattern, at)
+        assert found is not None, "any character is a piece"
+        yield found[0]
+        if found[0] == "[":
+            return
+        at = found.end()
 
 
 def portable(pattern: str, where: str, *, strict: bool = True) -> str:
     """The pattern in Rust's syntax; what it matches, `re.search` matches with the original too.
 
+    The names of groups are left out.
+
     Args:
         pattern: in the syntax that Python and JavaScript share.
         where: the place of the pattern, for messages.
-        strict: refuse what Python's `re` cannot read.
+        strict: refuse what Python or JavaScript cannot read, or reads in its own way.
 
     Raises:
         InvalidRequest: it is broken, or engines would disagree about it.
@@ -92,21 +80,33 @@ def portable(pattern: str, where: str, *, strict: bool = True) -> str:
     def refuse(what: str, remedy: str) -> InvalidRequest:
         return InvalidRequest(f"{where}: {what} in regular expression {pattern!r}; {remedy}")
 
-    out, quantified = [], False
-    for found in _PIECE.finditer(pattern):
-        piece, after = found[0], pattern[found.end() : found.end() + 2]
-        if piece == "+" and quantified and strict:
-            raise refuse("a possessive quantifier", "write (?:...)+ for a repeat")
-        if piece == "(" and after[:1] == "?" and after not in ("?:", "?P") and strict:
-            raise refuse("a flag or a look-around", "only (?:...) groups are supported")
+    out, plain = list[str](), list[str]()
+    quantified, before, depth = False, "", 0
+    for piece in pieces(pattern):
+        if piece == "[":
+            raise refuse("an open [", "close it")
+        depth += (piece[0] == "(") - (piece == ")")
+        GROUPS.check(depth, where)
+        if piece[0] == "(":
+            piece = piece if piece == "(?:" else "("
+        if strict:
+            if piece == "+" and quantified:
+                raise refuse("a possessive quantifier", "write (?:...)+ for a repeat")
+            if piece == "?" and before == "(":
+                raise refuse("a flag or a look-around", "only (?:...) groups are supported")
+            _check_escape(piece, refuse)
+        plain.append(piece if piece[0] != "[" else _python_set(piece))
         repeat = piece == "}" or bool(_REPEAT.fullmatch(piece))
         quantified = repeat and not (quantified and piece == "?")  # else it is a lazy one
+        before = piece
         if piece[0] == "[":
-            piece = _set(piece, refuse)
-        out.append(_escape(piece, _OUTSIDE) if piece[0] == "\\" else piece)
+            piece = _set(piece, refuse, strict)
+        elif piece[0] == "\\":
+            piece = _escape(piece, _OUTSIDE)
+        out.append(_LINE if piece == "." and strict else piece)
     if strict:
         try:
-            re.compile(pattern)
+            re.compile("".join(plain))
         except (re.error, RecursionError, OverflowError) as error:
             raise InvalidRequest(
                 f"{where}: regular expression {pattern!r} cannot be read ({error}); "
@@ -115,23 +115,47 @@ def portable(pattern: str, where: str, *, strict: bool = True) -> str:
     return "".join(out)
 
 
+def _python_set(piece: str) -> str:
+    """What stands in brackets, so that Python does not warn of sets within sets."""
+    parts = _IN_SET.findall(piece[1:-1])
+    return f"[{''.join(chr(92) + part if part == '[' else part for part in parts)}]"
+
+
+def _check_escape(piece: str, refuse: Callable[[str, str], InvalidRequest]) -> None:
+    """Raises for an escaped letter or digit that is not the same to all engines."""
+    letter = piece[1:2]
+    if piece[0] != "\\" or len(piece) > 2 or letter in _READ or not letter.isalnum():
+        return
+    if letter in "123456789":
+        raise refuse(f"{piece}, a reference to a group,", "write the group again")
+    if letter in _UNREAD:
+        what, remedy = _UNREAD[letter]
+        raise refuse(f"{what} is not supported", remedy)
+    raise refuse(f"{piece}, which not every engine reads,", "leave the backslash out")
+
+
 def _escape(piece: str, classes: dict[str, str]) -> str:
     if piece in ("\\<", "\\>"):  # a word's border in Rust
         return piece[1]
     return classes.get(piece[1:], piece)
 
 
-def _set(piece: str, refuse: Callable[[str, str], InvalidRequest]) -> str:
+def _set(piece: str, refuse: Callable[[str, str], InvalidRequest], strict: bool) -> str:
     """What stands in brackets, in Rust's syntax."""
-    if piece == "[":
-        raise refuse("an open [", "close it")
     negated = piece[1] == "^"
+    inner = piece[1 + negated : -1]
+    if strict and inner[0] == "]":
+        raise refuse("a ] that comes first in [...]", "escape it")
     out = []
-    for part in _IN_SET.findall(piece[1 + negated : -1]):
+    for part in _IN_SET.findall(inner):
         if part in _DOUBLES:
             raise refuse("a doubled mark in [...]", "escape it")
         if part in ("\\W", "\\S") or (negated and part == "\\D"):
             raise refuse(f"{part} in [...]", "spell the characters out")
+        if strict and part != "\\b":
+            _check_escape(part, refuse)
+        if part == "\\b":
+            part = "\\x08"
         if part[0] == "\\":
             part = _escape(part, _IN_NEGATED if negated else _IN_CLASS)
         out.append("\\" + part if part in ("[", "]") else part)
@@ -168,14 +192,17 @@ def _alternatives(pattern: str) -> list[list[str]]:
     """The atoms, with their repeats, of each alternative that is not within a group."""
     found: list[list[str]] = [[]]
     depth = 0
-    for piece in _PIECE.findall(pattern):
-        if piece == "|" and not depth:
-            found.append([])
-        elif depth or (found[-1] and _REPEAT.fullmatch(piece)):
-            found[-1][-1] += piece
-        else:
-            found[-1].append(piece)
-        depth += {"(": 1, ")": -1}.get(piece, 0)
+    atom: list[str] = []
+    for piece in pieces(pattern):
+        if not depth and not (atom and _REPEAT.fullmatch(piece)):
+            found[-1] += ["".join(atom)] * bool(atom)
+            atom = []
+            if piece == "|":
+                found.append([])
+                continue
+        atom.append(piece)
+        depth += (piece[0] == "(") - (piece == ")")
+    found[-1] += ["".join(atom)] * bool(atom)
     return found
 
 

@@ -13,14 +13,18 @@ import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
+from urllib.parse import unquote
 
 from dgemma.constrain.guidance import has_text
-from dgemma.constrain.regex import FORMATS, terminal, whole
+from dgemma.constrain.regex import terminal, whole
+from dgemma.constrain.schema_numbers import form
 from dgemma.errors import InvalidRequest
 
 Conjunction = tuple[Any, ...]
 EFFORT = 200_000
 """Schemas that may be looked at, or copied into branches, while one schema is read."""
+MATCH = 10
+"""Schemas that could be looked at in the time in which an expression is matched."""
 REFERRING = frozenset(("$ref", "allOf", "anyOf"))
 """Keywords that say nothing themselves."""
 COMPARED = {
@@ -36,10 +40,10 @@ COUNTED = {"string": "Length", "array": "Items", "object": "Properties"}
 
 
 def resolve(target: str, root: Any) -> Any:
-    """The part of a schema that a pointer such as `#/$defs/x` names."""
+    """The part of a schema that a pointer such as `#/$defs/x` names; percent-encoded."""
     found = root
     for part in target.split("/")[1:]:
-        key = part.replace("~1", "/").replace("~0", "~")
+        key = unquote(part).replace("~1", "/").replace("~0", "~")
         found = found[int(key) if isinstance(found, list) else key]
     return found
 
@@ -64,6 +68,7 @@ class SchemaReader:
         self._scalar = scalar
         self._left = EFFORT
         self._forms: dict[int, dict[str, Any]] = {}
+        self._listed: dict[frozenset[int], list[Any]] = {}
         self._possible: set[frozenset[int]] = set()
         self._impossible: set[frozenset[int]] = set()
         self._open: set[frozenset[int]] = set()
@@ -184,11 +189,15 @@ class SchemaReader:
 
     def listed(self, flat: Conjunction) -> list[Any]:
         """The values of a flat conjunction that lists them."""
-        first, *others = (self._values(node) for node in flat if lists((node,)))
-        return [
-            value for known, value in first.items()
-            if all(known in other for other in others) and self.allowed(value, flat)
-        ]  # fmt: skip
+        key = frozenset(map(id, flat))
+        if key not in self._listed:
+            first, *others = (self._values(node) for node in flat if lists((node,)))
+            self._spend(len(first) * (1 + len(others)))
+            self._listed[key] = [
+                value for known, value in first.items()
+                if all(known in other for other in others) and self.allowed(value, flat)
+            ]  # fmt: skip
+        return self._listed[key]
 
     def allowed(self, value: Any, flat: Conjunction) -> bool:
         """Whether a value satisfies a flat conjunction."""
@@ -202,7 +211,10 @@ class SchemaReader:
             if not least <= len(value) <= most:
                 return False
         if kind == "string":
-            return _matches(value, patterns(flat))
+            expressions = patterns(flat)
+            self._spend(MATCH * len(expressions))
+            return _matches(value, expressions)
+        self._spend(1)
         if kind == "array":
             return all(self._allows(part, item(flat, k)) for k, part in enumerate(value))
         if kind == "object":
@@ -298,23 +310,13 @@ def member(flat: Conjunction, name: str) -> Conjunction:
 
 def patterns(flat: Conjunction) -> list[str]:
     """Expressions that a whole string must match."""
-    found = [whole(node["pattern"]) for node in flat if "pattern" in node]
-    return found + [FORMATS[node["format"]] for node in flat if "format" in node]
+    return [whole(node["pattern"]) for node in flat if "pattern" in node]
 
 
 def _matches(text: str, expressions: Sequence[str]) -> bool:
     """Whether all of some expressions match a text; by automata, so none takes for ever."""
     terminals = " & ".join((json.dumps(text), *map(terminal, expressions)))
     return not expressions or has_text(f"start: T\nT: {terminals}")
-
-
-def form(value: Any) -> str:
-    """A value in one form: 1.0 is 1."""
-    return json.dumps(json.loads(json.dumps(value), parse_float=_number), sort_keys=True)
-
-
-def _number(text: str) -> float:
-    return int(float(text)) if float(text).is_integer() else float(text)
 
 
 def _kind(value: Any) -> str:

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from dgemma.constrain.guidance import llguidance, refused
-from dgemma.constrain.json_schema import checked_schema, json_grammar
-from dgemma.constrain.matcher import LONGEST, Grammar, Source
+from dgemma.constrain.json_schema import SPACING, checked_schema, json_grammar
+from dgemma.constrain.lark import check_chain, checked_lark
+from dgemma.constrain.limits import CHOICES, GRAMMAR, LITERAL, REGEX, RULES
+from dgemma.constrain.matcher import Grammar, Source
 from dgemma.constrain.regex import portable
 from dgemma.constrain.tool_calls import calls_lark
 from dgemma.errors import InvalidRequest
@@ -42,11 +44,12 @@ LINE: /`{0,2}([^`\n\r][^\n\r]*)?\n/
 
 READY_MADE = {"markdown-table": MARKDOWN_TABLE, "code-fence": CODE_FENCE}
 
-MOST_CHOICES = 1999
-"""The library has room for 2,000 things at a place, and the rule itself is one."""
 WORDS = 32
 """Most words of its source that a completion is tried with."""
-_REFUSED_LARK = re.compile(r"\b(max_tokens|temperature|stop|stop_capture)\b\s*=|%llguidance|<\[")
+_UNSPELT_OPEN = re.compile(r"\\[A-Za-z]|\{[0-9,]*\}")
+_UNSPELT = re.compile(rf"{_UNSPELT_OPEN.pattern}|\[[^\]]*\]")
+_GBNF_HEAD = "%llguidance {}"
+"""What the library's converter begins its grammars with."""
 
 
 def make_grammar(kind: str, value: Any, tokenizer: Tokenizer, end_ids: Iterable[int]) -> Grammar:
@@ -81,6 +84,7 @@ def _json_schema(schema: Any, tokenizer: Tokenizer, end_ids: Sequence[int]) -> S
 def _regex(regex: str, tokenizer: Tokenizer, end_ids: Sequence[int]) -> Source:
     """Texts that a regular expression without look-around matches from beginning to end."""
     _text(regex, "regex")
+    REGEX.check(len(regex.encode("utf-8")), "regex")
     source = llguidance().LLMatcher.grammar_from_regex(portable(regex, "regex", strict=False))
     return Source(source, token_table_of(tokenizer).text, _words(regex))
 
@@ -96,19 +100,21 @@ def _grammar(lark: str, tokenizer: Tokenizer, end_ids: Sequence[int]) -> Source:
     _text(lark, "grammar")
     if lark in READY_MADE:
         return Source(_lark(READY_MADE[lark]), token_table_of(tokenizer).text)
-    code = re.sub(r'"(\\.|[^"\\\n])*"|(?m://.*$|#.*$)', '""', lark)
-    if found := _REFUSED_LARK.search(code):
-        raise InvalidRequest(f"grammar: {found.group()!r} is not supported; leave it out")
-    for name in map(tokenizer.token_text, end_ids):
-        if name in code:
-            raise InvalidRequest(f"grammar: {name!r} ends every text by itself; leave it out")
+    GRAMMAR.check(len(lark.encode("utf-8")), "grammar")
     words = _words(lark)
     if "::=" in lark:
+        RULES.check(lark.count("::="), "grammar")
         try:
-            lark = llguidance().gbnf_to_lark.any_to_lark(lark)
+            lark = llguidance().gbnf_to_lark.gbnf_to_lark(lark).removeprefix(_GBNF_HEAD)
         except Exception as error:  # the converter's own class, and errors of its parser
             raise refused("grammar", f"it cannot be read as GBNF: {error}") from error
-    return Source(_lark(lark), None, words)
+    ends = frozenset(map(tokenizer.token_text, end_ids))
+    return Source(_lark(checked_lark(lark, ends, _inner_schema)), None, words)
+
+
+def _inner_schema(schema: Any) -> dict[str, Any]:
+    """A schema within a grammar, as the library writes it down."""
+    return {**checked_schema(schema, "grammar: %json"), "x-guidance": SPACING}
 
 
 def _choices(choices: Sequence[str], tokenizer: Tokenizer, end_ids: Sequence[int]) -> Source:
@@ -117,16 +123,9 @@ def _choices(choices: Sequence[str], tokenizer: Tokenizer, end_ids: Sequence[int
         raise InvalidRequest("choices must be a list of at least one text; name the answers")
     for number, choice in enumerate(choices):
         _text(choice, f"choices[{number}]")
-        if (size := len(choice.encode("utf-8"))) > LONGEST:
-            raise InvalidRequest(
-                f"choices[{number}] has {size} bytes, more than {LONGEST}; shorten it"
-            )
+        LITERAL.check(len(choice.encode("utf-8")), f"choices[{number}]")
     texts = list(dict.fromkeys(choices))
-    if len(texts) > MOST_CHOICES:
-        raise InvalidRequest(
-            f"choices has {len(texts)} texts, more than {MOST_CHOICES}; ask in two steps, or "
-            "say them as a regex"
-        )
+    CHOICES.check(len(texts), "choices")
     alphabet = token_table_of(tokenizer).inside([text.encode("utf-8") for text in texts])
     return Source(_lark("start: " + " | ".join(map(json.dumps, texts))), alphabet)
 
@@ -137,7 +136,9 @@ def _tools(calls: ToolUse, tokenizer: Tokenizer, end_ids: Sequence[int]) -> Sour
     marks = [tokenizer.id_of(mark) for mark in ("<|tool_call>", "<tool_call|>", '<|"|>')]
     if None in marks:
         raise InvalidRequest("tools: the vocabulary has no markers of calls; use Gemma 4's")
-    source = _lark(calls_lark(calls))
+    lark = calls_lark(calls)
+    check_chain(lark, "tools")
+    source = _lark(lark)
     if not calls.required:
         return Source(source)
     table = token_table_of(tokenizer)
@@ -171,7 +172,8 @@ def _text(text: object, where: str) -> None:
 
 def _words(source: str) -> list[str]:
     """Runs of letters and digits that a grammar's source spells out, the longest first."""
-    plain = re.sub(r"\\[A-Za-z]|\[[^\]]*\]|\{[0-9,]*\}", " ", source)
+    closed = source.rfind("]") + 1  # an open [ is looked for a ] only where there is one
+    plain = _UNSPELT.sub(" ", source[:closed]) + _UNSPELT_OPEN.sub(" ", source[closed:])
     found = dict.fromkeys(re.findall(r"\w{2,}", plain))
     return sorted(found, key=len, reverse=True)[:WORDS]
 

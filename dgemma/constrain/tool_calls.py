@@ -20,6 +20,7 @@ from typing import Any
 
 from dgemma.constrain.guidance import has_text
 from dgemma.constrain.json_schema import accepted_schema
+from dgemma.constrain.limits import TOOL_RULES
 from dgemma.constrain.regex import terminal, whole
 from dgemma.constrain.schema_proofs import (
     COMPARED,
@@ -117,6 +118,7 @@ class _Writer:
         self._rules: dict[str, str] = {}  # body -> name
         self._names: dict[frozenset[int], str] = {}  # of the rules of conjunctions
         self._recursive: set[frozenset[int]] = set()
+        self._steps = 0
         self._readers: list[SchemaReader] = []  # kept, so that no id of a schema is used again
 
     def lines(self) -> list[str]:
@@ -136,7 +138,12 @@ class _Writer:
 
     def _rule(self, body: str, kind: str = "r") -> str:
         """The name of a rule with this body; `kind` "T": of a terminal."""
+        self._step()
         return self._rules.setdefault(body, f"{kind}{len(self._rules)}")
+
+    def _step(self) -> None:
+        self._steps += 1
+        TOOL_RULES.check(self._steps, "tools")
 
     def _value(self, schemas: Conjunction) -> str:
         """The rule of the values that satisfy all these schemas, of which there are some."""
@@ -277,6 +284,7 @@ class _Writer:
         named = " & ".join(f"~{json.dumps(name)}" for name in names)
         texts = []
         for keys, schemas in (zip(*chosen, strict=True) for chosen in product(*classes)):
+            self._step()
             if not self._reader.possible(schemas):
                 continue
             for form, mark in ((BARE, ""), (f"{TEXT} & ~{BARE}", QUOTE)):

@@ -21,7 +21,7 @@ DEEPEST = 64
 """How deep lists and objects may be nested."""
 _HEAD = re.compile(r"\s*call:\s*([^\s{}\[\],]+)\s*(?=\{)")
 _NAME = re.compile(r"[^\s{}\[\],<>|\"]+")
-_LEXEME = re.compile(r"\s*([{}\[\],:]|[^\s{}\[\],:]+)")
+_LEXEME = re.compile(r"[{}\[\],:]|[^\s{}\[\],:]+")
 _BARE_KEY = re.compile(r"(?!')[^\s{}\[\],:<>|\"]+")
 _INTEGER = re.compile(r"-?[0-9]{1,4000}")
 _FLOAT = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
@@ -114,7 +114,7 @@ def _lexemes(cut: Sequence[str]) -> Iterator[tuple[bool, str]]:
         if k % 2:
             yield True, piece
         else:
-            yield from ((False, found.group(1)) for found in _LEXEME.finditer(piece.rstrip()))
+            yield from ((False, found.group()) for found in _LEXEME.finditer(piece))
 
 
 class _CallReader:

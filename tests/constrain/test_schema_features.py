@@ -12,8 +12,9 @@ import pytest
 
 from dgemma.compose.questions import Choice, Predicate, questions_of
 from dgemma.constrain.completion import BYTE_ORDER
+from dgemma.constrain.formats import FORMATS
 from dgemma.constrain.matcher import Grammar
-from dgemma.constrain.regex import FORMATS, portable, whole
+from dgemma.constrain.regex import portable, whole
 from dgemma.constrain.sources import make_grammar
 from dgemma.errors import InvalidRequest
 from dgemma.request_parts import ToolUse
@@ -106,15 +107,6 @@ def same_walks(one: Grammar, other: Grammar, name: str, count: int) -> None:
             second.push(step)
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_formats_are_those_of_the_library(name: str, nano: Tokenizer, count: Count) -> None:
-    """Catches a format that is stricter, or less strict, in a call than in JSON."""
-    (in_json, *_) = makers(nano)
-    theirs = in_json({"type": "string", "format": name})
-    ours = in_json({"type": "string", "pattern": f"^({FORMATS[name]})$"})
-    same_walks(theirs, ours, name, count(30, 1000))
-
-
 @pytest.mark.parametrize(
     "pattern",
     ["ab", "^a", "b$", "^a|b$", "(^a|b)$", "^(?:a|^b)", "(^$)|(^ab$)", "(a|^b)(a|b$)", "[|]a", "a|",
@@ -123,7 +115,7 @@ def test_formats_are_those_of_the_library(name: str, nano: Tokenizer, count: Cou
 def test_patterns_are_found_as_in_the_library(pattern: str, nano: Tokenizer, count: Count) -> None:
     """Catches an anchor within a group that binds to more than its own alternative in a call."""
     (in_json, *_) = makers(nano)
-    ours = f"^(?:{whole(portable(pattern, 'here'))})$".replace("(?s:.*)", r"(?:.|\n)*")
+    ours = f"^(?:{whole(portable(pattern, 'here'))})$".replace("(?s:.*)", "(?:[^a]|a)*")
     theirs = in_json({"type": "string", "pattern": pattern})
     same_walks(theirs, in_json({"type": "string", "pattern": ours}), pattern, count(20, 400))
 

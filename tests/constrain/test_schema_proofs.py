@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from itertools import combinations
 from typing import Any
@@ -10,8 +11,10 @@ import jsonschema
 import pytest
 
 from dgemma.compose.questions import Choice, questions_of
+from dgemma.constrain.json_schema import accepted_schema, checked_schema
 from dgemma.constrain.regex import portable, whole
-from dgemma.constrain.schema_proofs import SchemaReader, within_bounds
+from dgemma.constrain.schema_proofs import EFFORT, SchemaReader, within_bounds
+from dgemma.constrain.schema_references import References
 from dgemma.errors import InvalidRequest
 
 S = {"type": "string"}
@@ -125,8 +128,58 @@ def test_work_grows_with_the_schema_alone(
     # All ways at once is too large for the grammar library, and is refused as soon.
     spent[0] = 0
     with pytest.raises(InvalidRequest):
-        questions_of(levels(24, "allOf", "aa"))
-    assert spent[0] < 100 * 24
+        questions_of(levels(24, "allOf", "ab"))
+    assert spent[0] < 250 * 24
+
+
+@pytest.mark.fault("R C1")
+def test_a_chain_of_references_takes_linear_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches 2^48 proofs, and 2,000^2, for a schema of a few kilobytes."""
+    spent, spend = [0], SchemaReader._spend
+
+    def counted(reader: SchemaReader, steps: int) -> None:
+        spent[0] += steps
+        spend(reader, steps)
+
+    named = References._named
+
+    def counted_name(references: References, node: Any) -> Any:
+        spent[0] += 1
+        return named(references, node)
+
+    monkeypatch.setattr(SchemaReader, "_spend", counted)
+    monkeypatch.setattr(References, "_named", counted_name)
+    work = []
+    for count in (48, 500, 2000):
+        spent[0] = 0
+        schema = levels(count, "allOf", "aa")
+        assert accepted_schema(schema, "x")
+        work.append(spent[0] / count)
+        assert accepted_schema({"$ref": "#/$defs/a0", "$defs": schema["$defs"]}, "x")
+    assert max(work) <= 1.2 * min(work) and max(work) < 20
+
+
+@pytest.mark.fault("R C1")
+@pytest.mark.parametrize("leaf", [{"type": "object"}, {"enum": ["x", "y"]}, False])
+def test_two_ways_a_level_end_within_the_budget(leaf: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches 2^48 ways through two definitions a level, each of which names both of the next.
+
+    The counts are what was measured: with 48 levels each place is followed through all below it.
+    """
+    spent, spend = [0], SchemaReader._spend
+
+    def counted(reader: SchemaReader, steps: int) -> None:
+        spent[0] += steps
+        spend(reader, steps)
+
+    monkeypatch.setattr(SchemaReader, "_spend", counted)
+    for count in (48, 500, 2000):
+        spent[0] = 0
+        schema = levels(count, "allOf", "ab")
+        schema["$defs"] |= {f"{way}{count}": leaf for way in "ab"}
+        with contextlib.suppress(InvalidRequest):
+            checked_schema(schema)
+        assert spent[0] <= 3 * EFFORT
 
 
 def test_a_schema_that_is_a_part_of_itself() -> None:

@@ -24,6 +24,7 @@ from dgemma.constrain.cache import GrammarCache
 from dgemma.constrain.sources import READY_MADE, make_grammar
 from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.engine.engine import Engine
+from dgemma.engine.searches import BUDGET, SearchQueue
 from dgemma.engine.worker import Worker
 from dgemma.errors import InvalidRequest
 from dgemma.frontend import Frontend
@@ -290,6 +291,48 @@ def test_the_budget_of_a_search_changes_no_token(
         assert output.error is None, output
         assert output.token_ids == made.token_ids and output.usage.steps == len(made.trace)
         assert output.constraint is not None and output.constraint.rounds > 0
+
+
+@pytest.mark.fault("R H5")
+@pytest.mark.parametrize(
+    "language",
+    [{"regex": "(.*a.*b.*c){20}"},
+     {"json_schema": {"type": "array", "items": {"type": "string"}, "minItems": 100,
+                      "maxItems": 300}}],
+    ids=["regex", "array"],
+)  # fmt: skip
+def test_hostile_grammars_do_not_hold_a_neighbour(language: dict[str, Any]) -> None:
+    """Catches searches that run to their end within one pass, while every other row stands still.
+
+    Counted: the steps of all searches in a pass, and the passes of the neighbour beside them.
+    """
+    engine, tokenizer = nano_engine(), nano().tokenizer
+    assert tokenizer is not None
+    spent = [0]
+
+    class Counted(SearchQueue):
+        def _resume(self, *given: Any) -> int:
+            spent[-1] += (steps := super()._resume(*given))
+            return steps
+
+    engine.searches = Counted(BUDGET, clock=lambda: 0.0)  # steps alone count
+    grammars = GrammarCache(tokenizer, engine.spec.end_ids)
+    endless = SamplingParams(seed=1, max_steps=48, max_tokens=8000, min_tokens=7900)
+    neighbour = engine.submit(Request(token_ids=tuple(range(3, 40)), params=endless))
+    streams = [neighbour]  # one that is dropped ends its request
+    for seed in range(4):
+        params = SamplingParams(seed=seed, max_steps=1, max_tokens=40, **language)
+        found = grammars.matcher_for(params)
+        assert found is not None
+        held = Request(token_ids=tuple(range(3, 40)), params=params)
+        streams.append(submit_kept(engine, held, *found))
+    for _ in range(40):
+        steps, searching = engine.counters().steps, bool(engine.searches.sequences)
+        spent.append(0)
+        engine.step()
+        assert not searching or engine.counters().steps > steps, "the neighbour steps as well"
+    engine.end_all()
+    assert sum(spent) > 10 * BUDGET and max(spent) <= BUDGET + 1000  # the last piece may go beyond
 
 
 def test_no_grammar_is_compiled_in_the_engines_thread(monkeypatch: pytest.MonkeyPatch) -> None:
