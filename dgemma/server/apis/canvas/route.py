@@ -113,7 +113,7 @@ async def _answer(exchange: Exchange, body: CanvasRequest) -> CanvasAnswer[Any]:
     params = plan_params(body, service, segments=True)
     why = "steer by allowed_token_ids and choices of a segment, or by logit_bias"
     refuse(params, REFUSED_BY_EDIT, why)
-    facts, context = await service.in_thread(_following, service, body)
+    facts, context = await exchange.in_thread(_following, service, body)
     asked = body.returns
     plain = not (asked.trace or asked.logprobs or asked.alternatives or body.read_only)
     _check_lengths(body, service.settings.limits.max_tokens, bounded=not plain)
@@ -125,7 +125,7 @@ async def _answer(exchange: Exchange, body: CanvasRequest) -> CanvasAnswer[Any]:
             exchange, body, filling, numbers, lambda filled: _filled(segments, filled, filling)
         )
     seed = seed_of(params)
-    placed = await service.in_thread(place, facts, body, params, seed)
+    placed = await exchange.in_thread(place, facts, body, params, seed)
     request = _request(facts, body, replace(params, seed=seed), placed, context)
     where = [
         Place(part=n, start=at.start, stop=at.stop)

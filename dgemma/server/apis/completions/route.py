@@ -44,14 +44,14 @@ async def completions(asked: CompletionRequest, exchange: HTTPExchange) -> Respo
 
 
 async def _started(asked: CompletionRequest, exchange: Exchange) -> TextChoices:
-    requests = await exchange.service.in_thread(_requests, asked, exchange.service)
+    requests = await exchange.in_thread(_requests, asked, exchange.service)
     every = asked.denoising.stream_interval
     readers = await exchange.start(requests, every=every)
     return TextChoices(exchange, [reader.pieces() for reader in readers], asked)
 
 
 async def _best(asked: CompletionRequest, exchange: Exchange) -> dict[str, Any]:
-    requests = await exchange.service.in_thread(_requests, asked, exchange.service)
+    requests = await exchange.in_thread(_requests, asked, exchange.service)
     plan = best(exchange.service.facts, requests, asked.n or 1, asked.best_of or 1)
     run = PlanRun(exchange, plan)
     outputs = await run.result()

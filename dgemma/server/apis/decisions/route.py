@@ -39,11 +39,11 @@ async def decisions(body: DecisionsRequest, exchange: HTTPExchange) -> dict[str,
     """Decisions in OpenAI's form. A question that this model cannot answer gets a refusal."""
     asked = body.model_dump(exclude_none=True, by_alias=True)
     exchange.begin(body.model, input=body.input, questions=asked.get("questions", body.schema_))
-    questions = await exchange.service.in_thread(body.asked, exchange.service.settings.limits)
+    questions = await exchange.in_thread(body.asked, exchange.service.settings.limits)
 
     async def decided() -> dict[str, Any]:
         service = exchange.service
-        refused = await service.in_thread(_refused, service.facts, questions, body.joint)
+        refused = await exchange.in_thread(_refused, service.facts, questions, body.joint)
         left = [question for question in questions if question.name not in refused]
         found = await _decided(exchange, body, body.input, left)
         answers = {name: openai_answer(one) for name, one in found["answers"].items()} | refused
@@ -92,7 +92,7 @@ async def _decided(
     """
     check_size(len(questions), body.samples)
     service = exchange.service
-    facts, state = await service.in_thread(_about, service, given, questions, body.joint)
+    facts, state = await exchange.in_thread(_about, service, given, questions, body.joint)
     decision = Decision(answers=(), seed=body.seed)
     if questions:
         plan = decide(
