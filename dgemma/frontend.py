@@ -30,6 +30,9 @@ Messages = Sequence[Mapping[str, Any]]
 REFERENCE_SHARE = 4
 """At most one part in that many of the context goes to text that is only shown for reference."""
 
+SLACK = 64
+"""Tokens more than those that count: where a text is cut, its tokens may change."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
@@ -68,6 +71,7 @@ class ModelFacts:
         Raises:
             ContextOverflow: the message alone is too long.
         """
+        self.tokenizer.check_length((message,), self.context)
         asked = self.ask(message)
         left = self.context - room - len(asked)
         if left < 0:
@@ -82,10 +86,21 @@ class ModelFacts:
     def reference(self, text: str, *, last: bool = False) -> str:
         """As much of a text's beginning (or end) as may be shown for reference."""
         most = self.context // REFERENCE_SHARE
+        text = self.ending(text, most) if last else self.beginning(text, most)
         ids = self.tokenizer.encode(text)
         if len(ids) <= most:
             return text
         return self.tokenizer.decode(ids[-most:] if last else ids[:most]).strip("\ufffd")
+
+    def beginning(self, text: str, tokens: int) -> str:
+        """As much of a text as can matter if no more than its first tokens count."""
+        longest = self.tokenizer.longest
+        return text if longest is None else text[: (tokens + SLACK) * longest]
+
+    def ending(self, text: str, tokens: int) -> str:
+        """The same of its last tokens."""
+        longest = self.tokenizer.longest
+        return text if longest is None else text[-(tokens + SLACK) * longest :]
 
 
 class Frontend:
@@ -151,11 +166,13 @@ class Frontend:
 
         Raises:
             InvalidRequest: it is empty, or neither text nor ids.
+            ContextOverflow: by its length alone it cannot fit.
             TokenizerError: text, but no tokenizer.
         """
         if isinstance(prompt, str):
             if not prompt:
                 raise InvalidRequest("the prompt is empty; give some text", field="prompt")
+            self.tokenizer.check_length((prompt,), self._context)
             return self.tokenizer.encode(prompt, bos=True)
         ids = list(prompt) if isinstance(prompt, Iterable) else None
         if ids is None or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
@@ -176,6 +193,7 @@ class Frontend:
 
         Raises:
             InvalidRequest: no messages, or one that is malformed.
+            ContextOverflow: by its length alone the conversation cannot fit.
             TemplateError: the checkpoint has no chat template.
         """
         if isinstance(messages, str):
@@ -188,7 +206,7 @@ class Frontend:
             raise TemplateError(
                 f"{self._source} has no chat template; use generate() with plain text"
             )
-        return self._template.encode(messages, tools=tools, thinking=thinking)
+        return self._template.encode(messages, tools=tools, thinking=thinking, most=self._context)
 
     def ids(
         self,

@@ -17,6 +17,7 @@ from dgemma.server.settings import ServerLimits, Settings
 
 PER_LIMIT = {
     "body_bytes": "bytes of a request's body",
+    "messages": "messages of a conversation",
     "prompt_tokens": "tokens of a prompt",
     "max_tokens": "tokens of an answer, also if a request sets none",
     "max_steps": "denoising steps of a canvas that a request may set",

@@ -22,7 +22,7 @@ from dgemma.events import EventStream
 from dgemma.frontend import Messages, ModelFacts
 from dgemma.params import RELEASED
 from dgemma.server.errors import Refusal, busy, closing
-from dgemma.server.limits import check_schema
+from dgemma.server.limits import check_messages, check_schema
 from dgemma.server.metrics import Metrics
 from dgemma.server.model import Model
 from dgemma.server.settings import Settings
@@ -121,13 +121,16 @@ class Service:
             )
 
     def chat_ids(
-        self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None, thinking: bool
-    ) -> list[int]:
+        self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool = False,
+    ) -> list[int]:  # fmt: skip
         """The prompt of a conversation.
 
         Raises:
-            InvalidRequest, TemplateError, Refusal: it is malformed, or its tools pass a limit.
+            InvalidRequest, TemplateError, Refusal: it is malformed, or it or its tools pass a
+                limit.
         """
+        check_messages(messages, self.settings.limits)
         if tools:
             check_schema(tools, "tools", self.settings.limits)
         return self.model.frontend.chat_ids(messages, tools, thinking)

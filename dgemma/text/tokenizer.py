@@ -19,7 +19,7 @@ from typing import Any
 from tokenizers import AddedToken, decoders, models, normalizers
 from tokenizers import Tokenizer as Backend
 
-from dgemma.errors import InvalidRequest, TokenizerError
+from dgemma.errors import ContextOverflow, InvalidRequest, TokenizerError
 from dgemma.text.gguf import read_metadata
 
 SPACE = "\u2581"
@@ -38,6 +38,8 @@ class Tokenizer:
         vocab_size: number of ids, control tokens included.
         bos_id, eos_id, pad_id: ids of the three named tokens.
         special_ids: ids of all control tokens.
+        longest: most bytes of a text that one token stands for; None: there is no bound, because
+            the tokenizer leaves out or joins parts of a text first.
     """
 
     def __init__(self, backend: Backend, names: Mapping[str, str], source: str) -> None:
@@ -61,6 +63,7 @@ class Tokenizer:
         self.special_ids = frozenset(self._control)
         self._pattern = _control_pattern(self._control.values())
         self._bytes = _byte_table(backend, self.special_ids, self.vocab_size, source)
+        self.longest = max(map(len, self._bytes)) if _keeps_all(backend, self.special_ids) else None
         self.bos_id, self.eos_id, self.pad_id = (self._named(key, names) for key in _NAMES)
         for text in self._control_ids:
             if not self.special_ids.isdisjoint(self._plain(text)):
@@ -154,6 +157,43 @@ class Tokenizer:
                 ids += self._plain(piece)
         return ids
 
+    def least_tokens(self, text: str) -> int:
+        """Fewest tokens that a text can have, by its length alone."""
+        if self.longest is None:
+            return 0
+        size = len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+        return -(-(size - 2 * text.count(SPACE)) // self.longest)  # it is read as one byte, " "
+
+    def check_length(self, texts: Iterable[str], most: int, *, field: str = "prompt") -> None:
+        """Refuse texts that are too long by their length alone, before they are tokenized.
+
+        Args:
+            texts: that stand in one prompt.
+            most: tokens of the model's context.
+            field: for the error.
+
+        Raises:
+            ContextOverflow: together they have more tokens, whatever they say.
+        """
+        least = sum(map(self.least_tokens, texts))
+        if least > most and self.longest is not None:
+            raise ContextOverflow(
+                f"a text of this length has at least {least} tokens, more than the model's context "
+                f"of {most}; shorten it to {most * self.longest} bytes, better far less",
+                field=field,
+            )
+
+    def check_text(self, text: str) -> None:
+        """
+        Raises:
+            InvalidRequest: the text holds a lone surrogate, which is not Unicode text.
+        """
+        if not text.isascii() and (bad := SURROGATE.search(text)):
+            raise InvalidRequest(
+                f"the text has a lone surrogate ({bad.group()!a}) at character {bad.start()}; "
+                "send valid Unicode"
+            )
+
     def pieces(self, text: str) -> list[str | int]:
         """The text cut at the names of control tokens: ordinary texts, and ids between them."""
         out: list[str | int] = []
@@ -185,12 +225,10 @@ class Tokenizer:
         return detokenizer.push(ids) + detokenizer.flush()
 
     def _plain(self, text: str) -> list[int]:
-        if not text.isascii() and (bad := SURROGATE.search(text)):
-            raise InvalidRequest(
-                f"the text has a lone surrogate ({bad.group()!a}) at character {bad.start()}; "
-                "send valid Unicode"
-            )
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        self.check_text(text)
+        # Not `encode`, which holds the interpreter lock: a megabyte would stop all other threads.
+        (found,) = self._backend.encode_batch_fast([text], add_special_tokens=False)
+        ids: list[int] = found.ids
         return ids
 
     def _check(self, ids: Sequence[int]) -> None:
@@ -330,6 +368,22 @@ def _byte_table(backend: Backend, special: frozenset[int], size: int, source: st
     for token_id in special:
         table[token_id] = b""
     return table
+
+
+def _keeps_all(backend: Backend, special: frozenset[int]) -> bool:
+    """Whether the tokens of a text stand for all of it: nothing is left out, nothing joined."""
+    states = [
+        None if part is None else json.loads(part.__getstate__())
+        for part in (backend.normalizer, backend.pre_tokenizer)
+    ]
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    splits = states[1] is None or (
+        states[1]["type"] == "Split" and states[1]["behavior"] != "Removed"
+    )
+    others = (t for i, t in backend.get_added_tokens_decoder().items() if i not in special)
+    swallows = any(token.lstrip or token.rstrip for token in others)
+    falls_back = getattr(backend.model, "byte_fallback", False)
+    return states[0] in (None, spaces) and splits and bool(falls_back) and not swallows
 
 
 def _token_names(file: Path) -> dict[str, str]:

@@ -164,7 +164,7 @@ def _following(service: Service, body: CanvasRequest) -> tuple[ModelFacts, str |
         raise bad_field("messages", "and prompt are two ways to say one thing; drop one")
     if body.messages is None and (body.prompt is None or isinstance(body.prompt, str)):
         return facts, body.prompt
-    ids = frontend.prompt_ids(body.prompt or []) if body.messages is None else frontend.chat_ids(
+    ids = frontend.prompt_ids(body.prompt or []) if body.messages is None else service.chat_ids(
         body.messages
     )  # fmt: skip
     return replace(facts, ask=lambda message: ids), None

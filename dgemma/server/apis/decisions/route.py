@@ -26,6 +26,7 @@ from dgemma.server.apis.decisions.schema import (
 )
 from dgemma.server.errors import ERRORS
 from dgemma.server.exchange import Exchange, HTTPExchange
+from dgemma.server.limits import check_messages
 from dgemma.server.plans import PlanRun
 from dgemma.server.service import Service
 from dgemma.text.messages import clean_messages
@@ -128,17 +129,17 @@ def _about(
     """
     if isinstance(given, str):
         return service.facts, given
+    check_messages(given, service.settings.limits)
     messages = clean_messages(given)
-    frontend = service.model.frontend
     if not joint and not any(question.instructions for question in questions):
-        return service.facts, frontend.chat_ids(messages)
+        return service.facts, service.chat_ids(messages)
     last = messages[-1]
     if last["role"] != "user":
         raise bad_field("messages", "must end with a user's message, which the questions follow")
     history: Messages = messages[:-1]
 
     def ask(message: str) -> list[int]:
-        return frontend.chat_ids([*history, {"role": "user", "content": message}])
+        return service.chat_ids([*history, {"role": "user", "content": message}])
 
     content = last["content"]
     text = content if isinstance(content, str) else "".join(part["text"] for part in content)

@@ -55,8 +55,10 @@ async def _started(
 
 
 def _prompt(found: Conversation, service: Service) -> list[int]:
+    facts = service.facts
+    facts.tokenizer.check_length((found.prefill,), facts.context, field="messages")
     ids = service.chat_ids(found.messages, found.tools, found.thinking)
-    return ids + (service.facts.tokenizer.encode(found.prefill) if found.prefill else [])
+    return ids + facts.tokenizer.encode(found.prefill)
 
 
 def _request(asked: MessagesRequest, found: Conversation, exchange: Exchange) -> Request:

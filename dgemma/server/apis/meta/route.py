@@ -114,7 +114,9 @@ def _ids(asked: TokenizeRequest, service: Service) -> list[int]:
     for name in ("tools", "chat_template_kwargs"):
         if getattr(asked, name) is not None:
             raise bad_field(name, "needs messages")
-    return service.facts.tokenizer.encode(given[0], bos=bool(asked.add_special))
+    tokenizer = service.facts.tokenizer
+    tokenizer.check_length(given, service.facts.context)
+    return tokenizer.encode(given[0], bos=bool(asked.add_special))
 
 
 def _chat_ids(asked: TokenizeRequest | TemplateRequest, service: Service) -> list[int]:
