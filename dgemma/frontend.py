@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dgemma.constrain.cache import GrammarCache
+from dgemma.constrain.precompiled import Precompiled
 from dgemma.errors import ContextOverflow, InvalidRequest, TemplateError, TokenizerError, bad_field
 from dgemma.interfaces import Reader
 from dgemma.matcher import Matcher
@@ -282,6 +283,27 @@ class Frontend:
         if not (request.chat and thought and (thought.is_open or asked in request.token_ids)):
             thought = None
         return self._grammars.matcher_for(request.params, calls=request.tool_use, thought=thought)
+
+    @property
+    def source(self) -> Path:
+        """The checkpoint's directory."""
+        return self._source
+
+    def grammar(self, request: Request) -> tuple[str, Any] | None:
+        """The kind and the value of the grammar that `matcher` would have to compile now; None:
+        there is none, or it is kept from before.
+
+        Raises:
+            InvalidRequest: two are asked for at once.
+        """
+        if not request.needs_text:
+            return None
+        wanted = self._grammars.wanted(request.params, request.tool_use)
+        return None if wanted is None or self._grammars.has(*wanted) else wanted
+
+    def keep_grammar(self, kind: str, value: Any, packed: dict[str, Any]) -> None:
+        """Keep a grammar that another process has compiled; see `Precompiled.packed`."""
+        self._grammars.keep(kind, value, Precompiled.unpacked(packed))
 
     @cached_property
     def facts(self) -> ModelFacts:

@@ -21,6 +21,7 @@ from dgemma.errors import ContextOverflow, EngineError, nearest
 from dgemma.events import EventStream
 from dgemma.frontend import Messages, ModelFacts
 from dgemma.params import RELEASED
+from dgemma.server.compiler import Compiler
 from dgemma.server.errors import Refusal, busy, closing
 from dgemma.server.limits import check_messages, check_schema
 from dgemma.server.metrics import Metrics
@@ -46,7 +47,12 @@ class Service:
         ended: whether the open ones are ended, too.
     """
 
-    def __init__(self, model: Model, settings: Settings) -> None:
+    def __init__(self, model: Model, settings: Settings, compiler: Compiler | None = None) -> None:
+        """
+        Args:
+            compiler: compiles grammars aside; it is closed with the service. None: the threads
+                compile them.
+        """
         self.model = model
         self.settings = settings
         self.facts: ModelFacts = model.frontend.facts
@@ -54,6 +60,7 @@ class Service:
         self.closing = self.ended = False
         self._open: Counter[str] = Counter()
         self._streams: weakref.WeakSet[EventStream] = weakref.WeakSet()
+        self._compiler = compiler
         self._threads = FairThreads()
         self._lock = threading.Lock()  # requests are started in threads
 
@@ -169,7 +176,31 @@ class Service:
         """
         for request in requests:
             self.check_prompt(request.token_ids)
+        for request in requests:
+            await self._compile(request, owner)
         return await self._threads.run(owner, self._start, requests, owner, undo=close_all)
+
+    async def _compile(self, request: Request, owner: str) -> None:
+        """Have a request's grammar compiled aside, if it is not known yet."""
+        frontend = self.model.frontend
+        if self._compiler is None or (wanted := frontend.grammar(request)) is None:
+            return
+
+        def known() -> bool:
+            return frontend.grammar(request) is None
+
+        packed = await self._compiler.compile(owner, *wanted, known)
+        if packed is not None:
+            await self.in_thread(owner, frontend.keep_grammar, *wanted, packed)
+
+    async def check_schema_aside(self, schema: Any, owner: str) -> None:
+        """Have a schema checked aside that no answer is kept to.
+
+        Raises:
+            InvalidRequest: it cannot be kept to, or not be checked.
+        """
+        if self._compiler is not None:
+            await self._compiler.compile(owner, "schema", schema)
 
     def _start(self, requests: Sequence[Request], owner: str) -> list[EventStream]:
         streams: list[EventStream] = []
@@ -203,6 +234,8 @@ class Service:
     async def shut_down(self) -> None:
         """End all open requests and close the model."""
         self.end_all()
+        if self._compiler is not None:
+            await self._compiler.close()
         await to_thread.run_sync(self.model.close)
         self._threads.close()
 

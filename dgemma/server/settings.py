@@ -26,6 +26,7 @@ class ServerLimits:
         max_steps: denoising steps of a canvas that a request may name; None: no limit.
             A request that names none gets the model's own number.
         schema_bytes, schema_depth: of a JSON schema, a grammar, or all tool declarations.
+        compile_s, compile_mb: seconds and megabytes in which a grammar must be compiled.
         n: answers of one request.
         open_requests: requests that are worked on at a time; above: 429.
         open_per_key: the same for one API key.
@@ -39,6 +40,8 @@ class ServerLimits:
     max_steps: int | None = None
     schema_bytes: int = 256 * 1024
     schema_depth: int = 64
+    compile_s: int = 10
+    compile_mb: int = 1024
     n: int = 16
     open_requests: int = 512
     open_per_key: int = 256

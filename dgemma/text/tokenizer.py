@@ -21,9 +21,8 @@ from tokenizers import Tokenizer as Backend
 
 from dgemma.errors import ContextOverflow, InvalidRequest, TokenizerError
 from dgemma.text.gguf import read_metadata
+from dgemma.text.lossless import SPACE, keeps_all
 
-SPACE = "\u2581"
-"""How the vocabulary writes a space."""
 REMEDY = "take the tokenizer files from the model's own page"
 _CONTROL_FORM = re.compile(r"<\|[^<>]+\|?>|<[^<>|]+\|>")
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -63,7 +62,7 @@ class Tokenizer:
         self.special_ids = frozenset(self._control)
         self._pattern = _control_pattern(self._control.values())
         self._bytes = _byte_table(backend, self.special_ids, self.vocab_size, source)
-        self.longest = max(map(len, self._bytes)) if _keeps_all(backend, self.special_ids) else None
+        self.longest = max(map(len, self._bytes)) if keeps_all(backend, self.special_ids) else None
         self.bos_id, self.eos_id, self.pad_id = (self._named(key, names) for key in _NAMES)
         for text in self._control_ids:
             if not self.special_ids.isdisjoint(self._plain(text)):
@@ -368,22 +367,6 @@ def _byte_table(backend: Backend, special: frozenset[int], size: int, source: st
     for token_id in special:
         table[token_id] = b""
     return table
-
-
-def _keeps_all(backend: Backend, special: frozenset[int]) -> bool:
-    """Whether the tokens of a text stand for all of it: nothing is left out, nothing joined."""
-    states = [
-        None if part is None else json.loads(part.__getstate__())
-        for part in (backend.normalizer, backend.pre_tokenizer)
-    ]
-    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    splits = states[1] is None or (
-        states[1]["type"] == "Split" and states[1]["behavior"] != "Removed"
-    )
-    others = (t for i, t in backend.get_added_tokens_decoder().items() if i not in special)
-    swallows = any(token.lstrip or token.rstrip for token in others)
-    falls_back = getattr(backend.model, "byte_fallback", False)
-    return states[0] in (None, spaces) and splits and bool(falls_back) and not swallows
 
 
 def _token_names(file: Path) -> dict[str, str]:

@@ -26,7 +26,7 @@ from dgemma.server.apis.decisions.schema import (
 )
 from dgemma.server.errors import ERRORS
 from dgemma.server.exchange import Exchange, HTTPExchange
-from dgemma.server.limits import check_messages
+from dgemma.server.limits import check_messages, check_schema
 from dgemma.server.plans import PlanRun
 from dgemma.server.service import Service
 from dgemma.text.messages import clean_messages
@@ -40,7 +40,7 @@ async def decisions(body: DecisionsRequest, exchange: HTTPExchange) -> dict[str,
     """Decisions in OpenAI's form. A question that this model cannot answer gets a refusal."""
     asked = body.model_dump(exclude_none=True, by_alias=True)
     exchange.begin(body.model, input=body.input, questions=asked.get("questions", body.schema_))
-    questions = await exchange.in_thread(body.asked, exchange.service.settings.limits)
+    questions = await exchange.unless_gone(_questions(exchange, body))
 
     async def decided() -> dict[str, Any]:
         service = exchange.service
@@ -62,6 +62,14 @@ async def systemone(body: SystemOneRequest, exchange: HTTPExchange) -> dict[str,
     found = await exchange.unless_gone(_decided(exchange, body, body.state, body.asked()))
     answers = {name: systemone_answer(one) for name, one in found["answers"].items()}
     return found | {"answers": answers}
+
+
+async def _questions(exchange: Exchange, body: DecisionsRequest) -> Sequence[Question]:
+    limits = exchange.service.settings.limits
+    if body.schema_ is not None:
+        check_schema(body.schema_, "schema", limits)
+        await exchange.service.check_schema_aside(body.schema_, exchange.owner)
+    return await exchange.in_thread(body.asked, limits)
 
 
 def _refused(
