@@ -137,6 +137,8 @@ def run(arguments: argparse.Namespace) -> int:
             f"{error.name} is not installed; get it with: pip install 'dgemma[server]'"
         ) from error
 
+    # Else one client's long texts fill the tokenizer's own pool, which knows no turns.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     settings = settings_of(arguments)
     bound = listen(arguments.host, arguments.port)
     llm = open_model(arguments, max_running=arguments.max_running)

@@ -211,7 +211,10 @@ class GrammarCompiler:
             failed = next((one for one in results if one is not None), None)
             if failed is not None and not self._idle:
                 raise failed
-        return self._idle.pop()
+        process = self._idle.pop()
+        if not self._idle and len(self._processes) + len(self._starting) < self._most:
+            self._begin()  # the next owner finds one ready
+        return process
 
     async def _replace(self, process: _Process) -> None:
         """End a process and start another one, which the next grammar finds ready."""
@@ -240,9 +243,11 @@ class GrammarCompiler:
                 reply = await process.start(self._command)
         except BaseException as error:
             await process.kill()
-            if isinstance(error, (OSError, TimeoutError, asyncio.IncompleteReadError)):
+            early = isinstance(error, asyncio.IncompleteReadError)
+            if early or isinstance(error, (OSError, TimeoutError)):
+                why = "it ended before it was ready" if early else repr(error)
                 raise EngineError(
-                    f"the process that compiles grammars cannot be started ({error!r}); see that "
+                    f"the process that compiles grammars cannot be started ({why}); see that "
                     f"{sys.executable} can be run and that processes and memory are left"
                 ) from error
             raise

@@ -6,6 +6,7 @@ Knows owners, queues and clients that have left. Knows nothing about what the wo
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
@@ -20,8 +21,8 @@ from dgemma.server.sse import ClientGone
 
 T = TypeVar("T")
 
-THREADS = 16
-"""Threads of one server."""
+THREADS = min(16, max(4, 2 * (os.cpu_count() or 1)))
+"""Threads of one server. They compete with the engine for the processors, so there are few."""
 
 WAITING = 4096
 """Pieces of work of one owner that may wait for a thread."""

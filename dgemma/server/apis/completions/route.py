@@ -23,6 +23,7 @@ from dgemma.server.limits import check_limit, limited
 from dgemma.server.pieces import Folded
 from dgemma.server.plans import PlanRun, infill_pieces, plan_params
 from dgemma.server.service import Service
+from dgemma.server.threads import stop_if_left
 from dgemma.types import Request
 
 router = APIRouter(tags=["completions"])
@@ -95,5 +96,8 @@ def _check_answers(asked: CompletionRequest, service: Service) -> None:
 
 def _requests(asked: CompletionRequest, service: Service) -> list[Request]:
     params = asked.params(service.settings.limits)
-    prompts = [service.model.frontend.prompt_ids(prompt) for prompt in asked.prompts()]
+    prompts = []
+    for prompt in asked.prompts():
+        stop_if_left()
+        prompts.append(service.model.frontend.prompt_ids(prompt))
     return asked.requests(service.facts, prompts, params, asked.best_of or asked.n or 1)
