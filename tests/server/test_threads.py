@@ -32,13 +32,13 @@ class Gate:
     def work(self, name: str) -> str:
         self.began.append(name)
         self._entered.release()
-        assert self._open.wait(20)
+        assert self._open.wait(120)
         return name
 
     async def entered(self, count: int) -> None:
         """Wait until so many more have begun."""
         for _ in range(count):
-            assert await asyncio.to_thread(self._entered.acquire, timeout=20)
+            assert await asyncio.to_thread(self._entered.acquire, timeout=120)
 
     def let_go(self) -> None:
         self._open.set()
@@ -135,11 +135,11 @@ def test_what_runs_is_told_that_its_client_left() -> None:
 
     async def scene(threads: FairThreads, gate: Gate) -> None:
         task = asyncio.create_task(threads.run("a", long))
-        assert await asyncio.to_thread(entered.wait, 20)
+        assert await asyncio.to_thread(entered.wait, 120)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert await asyncio.to_thread(told.wait, 20)
+        assert await asyncio.to_thread(told.wait, 120)
         assert await threads.run("a", int) == 0
 
     run(scene, count=1)
