@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dgemma.constrain.cache import GrammarCache
+from dgemma.constrain.precompiled import Precompiled
 from dgemma.errors import ContextOverflow, InvalidRequest, TemplateError, TokenizerError, bad_field
 from dgemma.interfaces import Reader
 from dgemma.matcher import Matcher
@@ -30,6 +31,9 @@ Messages = Sequence[Mapping[str, Any]]
 
 REFERENCE_SHARE = 4
 """At most one part in that many of the context goes to text that is only shown for reference."""
+
+SLACK = 64
+"""Tokens more than those that count: where a text is cut, its tokens may change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +73,7 @@ class ModelFacts:
         Raises:
             ContextOverflow: the message alone is too long.
         """
+        self.tokenizer.check_length((message,), self.context)
         asked = self.ask(message)
         left = self.context - room - len(asked)
         if left < 0:
@@ -83,10 +88,21 @@ class ModelFacts:
     def reference(self, text: str, *, last: bool = False) -> str:
         """As much of a text's beginning (or end) as may be shown for reference."""
         most = self.context // REFERENCE_SHARE
+        text = self.ending(text, most) if last else self.beginning(text, most)
         ids = self.tokenizer.encode(text)
         if len(ids) <= most:
             return text
         return self.tokenizer.decode(ids[-most:] if last else ids[:most]).strip("\ufffd")
+
+    def beginning(self, text: str, tokens: int) -> str:
+        """As much of a text as can matter if no more than its first tokens count."""
+        longest = self.tokenizer.longest
+        return text if longest is None else text[: (tokens + SLACK) * longest]
+
+    def ending(self, text: str, tokens: int) -> str:
+        """The same of its last tokens."""
+        longest = self.tokenizer.longest
+        return text if longest is None else text[-(tokens + SLACK) * longest :]
 
 
 class Frontend:
@@ -152,11 +168,13 @@ class Frontend:
 
         Raises:
             InvalidRequest: it is empty, or neither text nor ids.
+            ContextOverflow: by its length alone it cannot fit.
             TokenizerError: text, but no tokenizer.
         """
         if isinstance(prompt, str):
             if not prompt:
                 raise InvalidRequest("the prompt is empty; give some text", field="prompt")
+            self.tokenizer.check_length((prompt,), self._context)
             return self.tokenizer.encode(prompt, bos=True)
         if isinstance(prompt, BYTES):
             raise InvalidRequest(
@@ -181,6 +199,7 @@ class Frontend:
 
         Raises:
             InvalidRequest: no messages, or one that is malformed.
+            ContextOverflow: by its length alone the conversation cannot fit.
             TemplateError: the checkpoint has no chat template.
         """
         if isinstance(messages, str):
@@ -193,7 +212,7 @@ class Frontend:
             raise TemplateError(
                 f"{self._source} has no chat template; use generate() with plain text"
             )
-        return self._template.encode(messages, tools=tools, thinking=thinking)
+        return self._template.encode(messages, tools=tools, thinking=thinking, most=self._context)
 
     def ids(
         self,
@@ -270,6 +289,27 @@ class Frontend:
             thought = None
         calls = request.tool_use if request.tool_use and request.tool_use.binding else None
         return self._grammars.matcher_for(request.params, calls=calls, thought=thought)
+
+    @property
+    def source(self) -> Path:
+        """The checkpoint's directory."""
+        return self._source
+
+    def grammar(self, request: Request) -> tuple[str, Any] | None:
+        """The kind and the value of the grammar that `matcher` would have to compile now; None:
+        there is none, or it is kept from before.
+
+        Raises:
+            InvalidRequest: two are asked for at once.
+        """
+        if not request.needs_text:
+            return None
+        wanted = self._grammars.wanted(request.params, request.tool_use)
+        return None if wanted is None or self._grammars.has(*wanted) else wanted
+
+    def keep_grammar(self, kind: str, value: Any, packed: dict[str, Any]) -> None:
+        """Keep a grammar that another process has compiled; see `Precompiled.packed`."""
+        self._grammars.keep(kind, value, Precompiled.unpacked(packed))
 
     @cached_property
     def facts(self) -> ModelFacts:

@@ -1,6 +1,7 @@
 """The shape of the repository, read from its syntax trees: who imports whom, sizes, names.
 
-Nothing of ours is imported to learn this. To change a rule, change the table here and docs/architecture.md in the same commit.
+Nothing of ours is imported to learn this. To change a rule, change the table here and
+docs/architecture.md in the same commit.
 """
 
 from __future__ import annotations
@@ -38,8 +39,7 @@ from tests.support.sources import (
 
 OUTSIDE = ("bench", "recipes")
 """Programs of the checkout that the wheel leaves out. They import the package, never each other."""
-CHECKED = ("dgemma", *OUTSIDE, "tests", "examples")
-"""Folders whose files and functions have a limit."""
+CHECKED = ("dgemma", *OUTSIDE, "tests", "examples")  # folders whose files have a limit
 
 VALUES = {"params", "request_parts", "types", "errors"}
 BASE = VALUES | {"device"}

@@ -17,11 +17,14 @@ from dgemma.server.settings import ServerLimits, Settings
 
 PER_LIMIT = {
     "body_bytes": "bytes of a request's body",
+    "messages": "messages of a conversation",
     "prompt_tokens": "tokens of a prompt",
     "max_tokens": "tokens of an answer, also if a request sets none",
     "max_steps": "denoising steps of a canvas that a request may set",
     "schema_bytes": "characters of a schema, a grammar, or all tools",
     "schema_depth": "levels of a schema",
+    "compile_s": "seconds to compile a grammar",
+    "compile_mb": "megabytes to compile a grammar",
     "n": "answers of one request",
     "open_requests": "open requests",
     "open_per_key": "open requests per API key",
@@ -128,15 +131,22 @@ def run(arguments: argparse.Namespace) -> int:
         import uvicorn
 
         from dgemma.server.app import create_app
+        from dgemma.server.compiler import GrammarCompiler
     except ModuleNotFoundError as error:
         raise MissingExtra(
             f"{error.name} is not installed; get it with: pip install 'dgemma[server]'"
         ) from error
 
+    # Else one client's long texts fill the tokenizer's own pool, which knows no turns.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     settings = settings_of(arguments)
     bound = listen(arguments.host, arguments.port)
     llm = open_model(arguments, max_running=arguments.max_running)
-    app = create_app(llm, settings)
+    compiler = GrammarCompiler(
+        llm.frontend.source, llm.facts.end_ids, seconds=settings.limits.compile_s,
+        megabytes=settings.limits.compile_mb,
+    )  # fmt: skip
+    app = create_app(llm, settings, compiler)
     for noisy in ("uvicorn", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
@@ -144,6 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
         """Ends open requests when the grace is over, so that each stream says so."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await compiler.start()
             await super().startup(sockets)
             host, port = bound.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host

@@ -98,13 +98,15 @@ def edit(
         params, REFUSED_BY_EDIT,
         "the text around a span is given; steer by the instruction instead",
     )  # fmt: skip
-    facts.tokenizer.encode(text)  # refuses a text that is not Unicode
+    facts.tokenizer.check_text(text)
     _check(text, instruction, spans, strength)
     spans = [(0, len(text))] if spans is None else [(int(a), int(b)) for a, b in spans]
     windows = Windows(
         facts, params, lambda rest: _message(facts, text, instruction, context, rest),
         strength=strength,
     )  # fmt: skip
+    if strength:  # a message that does not fit is refused before the work on the spans
+        facts.prompt(_message(facts, text, instruction, context, ""), (), windows.width)
     pieces = [_pieces(facts.tokenizer, text, a, b, windows.width // 3) for a, b in spans]
     flat = [piece for one in pieces for piece in one]
     borders = [0, *(at for piece in flat for at in piece), len(text)]
@@ -183,14 +185,17 @@ def _pieces(
     tokenizer: Tokenizer, text: str, start: int, end: int, most: int
 ) -> list[tuple[int, int]]:
     """A span cut into parts of at most about `most` tokens, where a reader would cut it."""
-    if start == end or len(tokenizer.encode(text[start:end])) <= most:
+    span = text[start:end]
+    if not span or (
+        tokenizer.least_tokens(span) <= most and len(tokenizer.encode(span)) <= most
+    ):  # fmt: skip
         return [(start, end)]
-    middle = (start + end) // 2
-    cut = middle
+    middle, reach = (start + end) // 2, (end - start) // 4
+    cut, low, high = middle, max(start + 1, middle - reach - 1), min(end - 1, middle + reach)
     for pattern in _BREAKS:
-        ends = [m.end() for m in pattern.finditer(text, start + 1, end - 1)]
+        ends = (found.end() for found in pattern.finditer(text, low, high))
         near = min(ends, key=lambda at: abs(at - middle), default=start)
-        if abs(near - middle) <= (end - start) // 4:
+        if abs(near - middle) <= reach:
             cut = near
             break
     if not start < cut < end:

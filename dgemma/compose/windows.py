@@ -18,7 +18,7 @@ from dgemma.compose.length import Trial
 from dgemma.compose.plan import Place, Plan, Settled, full_width, seed_of
 from dgemma.compose.write import Writer, Written
 from dgemma.errors import InvalidRequest
-from dgemma.frontend import ModelFacts
+from dgemma.frontend import REFERENCE_SHARE, ModelFacts
 from dgemma.params import WIDTH_STEP, SamplingParams
 from dgemma.text.token_table import token_table_of
 from dgemma.types import CanvasControl, Output, Request
@@ -80,6 +80,7 @@ class Windows:
         before, done = texts[0], list[Written]()
         while len(done) < len(slots):
             rest, after = slots[len(done) :], texts[len(done) + 1 :]
+            before = self.facts.ending(before, self.facts.context + TAIL)
             ids = self.facts.tokenizer.encode(before)
             window = self._open(ids, rest, after)
             alone = len(window.gaps) == 1 and rest[0].long
@@ -116,7 +117,7 @@ class Windows:
             alone: the first slot has it for itself.
         """
         width = self.width
-        ids = [self.facts.tokenizer.encode(text) for text in after]
+        ids = self._encoded(after)
         wants = [slot.want for slot in slots]
         room = width - len(before) - sum(wants)  # a healed token only changes sides
         if sum(map(len, ids)) < room and not (alone and len(slots) > 1):
@@ -126,7 +127,7 @@ class Windows:
         count, room = 1, width - tail - wants[0]
         while count < len(slots) and not alone:
             less = room - len(ids[count - 1]) - wants[count]
-            if less < min(len(ids[count]) + 1, width // 4):
+            if less < 0 or less < min(len(ids[count]) + 1, width // 4):
                 break
             count, room = count + 1, less
         behind = ids[count - 1]
@@ -138,6 +139,17 @@ class Windows:
         return self._opened(
             before, len(before) - tail, some, [*ids[: count - 1], kept], whole, reference
         )
+
+    def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of the texts, no further than a canvas and the reference after it can hold."""
+        found, size = list[list[int]](), 0
+        for text in texts:
+            most = self.width + self.facts.context // REFERENCE_SHARE
+            found.append(self.facts.tokenizer.encode(self.facts.beginning(text, most)))
+            size += len(found[-1])
+            if size > self.width:
+                break
+        return found
 
     def _opened(
         self, before: list[int], cut: int, slots: Sequence[Slot], after: Sequence[list[int]],

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from dgemma.constrain.matcher import Grammar
+from dgemma.constrain.precompiled import Precompiled
 from dgemma.constrain.sources import make_grammar
 from dgemma.constrain.wrappers import BadWordsMatcher, ThoughtPrefixMatcher
 from dgemma.errors import InvalidRequest
@@ -53,6 +54,29 @@ class GrammarCache:
             InvalidRequest: a grammar that is broken, that has no text, or two at once.
             MissingExtra: llguidance is not installed.
         """
+        wanted = self.wanted(params, calls)
+        matcher: Matcher | None = None
+        mode = "bad_words"
+        if wanted is not None:
+            mode, value = wanted
+            matcher = self._grammar(mode, value).matcher()
+            if mode == "tools" and calls is not None and not calls.required:
+                mode = "strict_tools"
+        whole = matcher is not None and mode != "strict_tools"
+        if params.bad_words:
+            matcher = BadWordsMatcher(matcher, params.bad_words, self._tokenizer, self._end_ids)
+        if matcher is None:
+            return None
+        if thought is not None and whole:
+            matcher = ThoughtPrefixMatcher(matcher, thought, self._tokenizer, self._end_ids)
+        return matcher, mode
+
+    def wanted(self, params: SamplingParams, calls: ToolUse | None) -> tuple[str, Any] | None:
+        """The kind and the value of the grammar that `matcher_for` would compile, if any.
+
+        Raises:
+            InvalidRequest: two are asked for at once.
+        """
         given = params.constraint_field
         if calls is not None and given is not None:
             if calls.required or given == "grammar":  # others have no place for a call
@@ -67,37 +91,39 @@ class GrammarCache:
                 "drop one of them",
                 field="min_tokens",
             )
-        matcher: Matcher | None = None
-        mode = given or "bad_words"
         if calls is not None:
-            mode = "tools" if calls.required else "strict_tools"
-            matcher = self._grammar("tools", calls).matcher()
-        elif given is not None:
-            matcher = self._grammar(given, getattr(params, given)).matcher()
-        whole = matcher is not None and mode != "strict_tools"
-        if params.bad_words:
-            matcher = BadWordsMatcher(matcher, params.bad_words, self._tokenizer, self._end_ids)
-        if matcher is None:
-            return None
-        if thought is not None and whole:
-            matcher = ThoughtPrefixMatcher(matcher, thought, self._tokenizer, self._end_ids)
-        return matcher, mode
+            return "tools", calls
+        return None if given is None else (given, getattr(params, given))
+
+    def has(self, kind: str, value: Any) -> bool:
+        """Whether a grammar is kept, or being made."""
+        with self._lock:
+            return _key(kind, value) in self._grammars
+
+    def keep(self, kind: str, value: Any, made: Precompiled) -> None:
+        """Keep a grammar that another process has compiled."""
+        grammar: Future[Grammar] = Future()
+        grammar.set_result(
+            Grammar(kind, made.source, self._tokenizer, self._end_ids, text=made.text)
+        )
+        with self._lock:
+            self._grammars[_key(kind, value)] = grammar
+            self._trim()
+
+    def _trim(self) -> None:
+        """Forget the oldest; the lock is held."""
+        while len(self._grammars) > KEPT:
+            self._grammars.popitem(last=False)
 
     def _grammar(self, kind: str, value: Any) -> Grammar:
         """A compiled grammar, made once; who asks for another does not wait for it."""
-        try:
-            key = json.dumps([kind, value])
-        except (TypeError, ValueError, RecursionError) as error:
-            raise InvalidRequest(
-                f"{kind} must hold plain JSON values only ({error})", field=kind
-            ) from error
+        key = _key(kind, value)
         with self._lock:
             made = self._grammars.get(key)
             mine = made is None
             made = self._grammars[key] = made or Future()
             self._grammars.move_to_end(key)
-            while len(self._grammars) > KEPT:
-                self._grammars.popitem(last=False)
+            self._trim()
         if mine:
             try:
                 made.set_result(self._make(kind, value))
@@ -112,3 +138,12 @@ class GrammarCache:
 
     def _make(self, kind: str, value: Any) -> Grammar:
         return make_grammar(kind, value, self._tokenizer, self._end_ids)
+
+
+def _key(kind: str, value: Any) -> str:
+    try:
+        return json.dumps([kind, value])
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(
+            f"{kind} must hold plain JSON values only ({error})", field=kind
+        ) from error

@@ -54,9 +54,13 @@ class Grammar:
     """
 
     def __init__(
-        self, kind: str, source: Source, tokenizer: Tokenizer, end_ids: Iterable[int]
-    ) -> None:
+        self, kind: str, source: Source, tokenizer: Tokenizer, end_ids: Iterable[int],
+        text: Sequence[int] | None = None,
+    ) -> None:  # fmt: skip
         """
+        Args:
+            text: the grammar's short text if it is known, as symbols.
+
         Raises:
             InvalidRequest: the source is broken or has no finite text.
             MissingExtra: llguidance is not installed.
@@ -72,7 +76,9 @@ class Grammar:
         self._source = source.text
         self._roots: tuple[Any, Any] | None = None
         try:
-            text = run_search(shortest(self.automaton(), LONGEST, 2 * LONGEST, self.words))
+            if text is None:
+                search = shortest(self.automaton(), LONGEST, 2 * LONGEST, self.words)
+                text = run_search(search)
         except EngineError as error:
             raise InvalidRequest(f"{kind}: {error}") from error
         if text is None:
@@ -80,7 +86,7 @@ class Grammar:
                 f"{kind}: no text of at most {LONGEST} bytes was found for it; is there a longer "
                 "text in it, a recursion without an end, or a length that cannot be reached?"
             )
-        self.text = text
+        self.text = list(text)
 
     def _copies(self, which: int) -> Any:
         roots = self._roots

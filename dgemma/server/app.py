@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from dgemma.errors import nearest
 from dgemma.server.apis import ROUTERS
+from dgemma.server.compiler import Compiler
 from dgemma.server.errors import Refusal, invalid, respond
 from dgemma.server.middleware import AccessLog, AuthAndBody
 from dgemma.server.model import Model
@@ -34,12 +35,18 @@ and named. The only exceptions change no result: `user`, `metadata`, `store`, `s
 `cache_prompt` and `id_slot` on /infill and Anthropic's `cache_control` on /v1/messages."""
 
 
-def create_app(model: Model, settings: Settings) -> FastAPI:
+def create_app(
+    model: Model, settings: Settings, compiler: Compiler | None = None
+) -> FastAPI:  # fmt: skip
     """An ASGI app that serves a loaded model.
+
+    Args:
+        compiler: compiles the grammars of requests in processes of their own. None: they are
+            compiled in this one, which is for people who trust each other.
 
     When its lifespan ends, open requests are ended and the model is closed.
     """
-    service = Service(model, settings)
+    service = Service(model, settings, compiler)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -6,7 +6,7 @@ Knows the service and the connection. Knows nothing about paths or the fields of
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import Depends
@@ -64,6 +64,10 @@ class Exchange:
         if self.service.settings.log_text:
             self.log.update(texts)
         return self.service.look_up(model)
+
+    async def in_thread(self, work: Callable[..., T], *given: Any) -> T:
+        """Do plain work in a thread; see `Service.in_thread`."""
+        return await self.service.in_thread(self.owner, work, *given)
 
     async def start(
         self, requests: Sequence[Request], *, every: int = 1, one_call: bool = False

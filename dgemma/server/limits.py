@@ -6,7 +6,7 @@ Knows the limits' errors. Knows nothing about which request has which limit.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dgemma.server.errors import Refusal
@@ -39,6 +39,20 @@ def check_schema(value: Any, name: str, limits: ServerLimits) -> None:
         raise limited(
             name, f"{name} is nested deeper than this server's {limits.schema_depth} levels"
         )
+
+
+def check_messages(messages: Sequence[Any], limits: ServerLimits) -> None:
+    """Refuse a conversation of too many messages.
+
+    Raises:
+        Refusal: 400.
+    """
+    most = limits.messages
+    if len(messages) > most:
+        raise limited(
+            "messages", f"messages has {len(messages)} members, more than this server's {most}; "
+            "send fewer, or the older ones as one text",
+        )  # fmt: skip
 
 
 def limited(name: str, message: str) -> Refusal:

@@ -62,7 +62,7 @@ class PlanRun(Generic[T]):
         Raises:
             DGemmaError: the plan cannot be carried out.
         """
-        work = self._exchange.service.in_thread(begun, self._plan)
+        work = self._exchange.in_thread(begun, self._plan)
         self._plan = await self._exchange.unless_gone(work)
 
     async def events(self) -> AsyncGenerator[PlanEvent[T], None]:
@@ -73,7 +73,7 @@ class PlanRun(Generic[T]):
         """
         service, shown = self._exchange.service, self._shown
         source = plan_events(
-            self._plan, self._start, service.in_thread, frames=shown.stream != "off",
+            self._plan, self._start, self._exchange.in_thread, frames=shown.stream != "off",
             search=shown.stream_search,
         )  # fmt: skip
         try:

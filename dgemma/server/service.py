@@ -15,23 +15,25 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from anyio import CapacityLimiter, to_thread
+from anyio import to_thread
 
 from dgemma.errors import ContextOverflow, EngineError, nearest
 from dgemma.events import EventStream
 from dgemma.frontend import Messages, ModelFacts
 from dgemma.params import RELEASED
+from dgemma.server.compiler import Compiler
 from dgemma.server.errors import Refusal, busy, closing
-from dgemma.server.limits import check_schema
+from dgemma.server.limits import check_messages, check_schema
 from dgemma.server.metrics import Metrics
 from dgemma.server.model import Model
 from dgemma.server.settings import Settings
+from dgemma.server.threads import FairThreads
 from dgemma.types import Request
 
 T = TypeVar("T")
 
-THREADS = 16
-"""Threads of `in_thread`, and for nothing else: if they are all busy, /health still answers."""
+ALIVE_S = 5.0
+"""Seconds in which a thread must be free, or the server is not healthy."""
 
 
 class Service:
@@ -45,7 +47,12 @@ class Service:
         ended: whether the open ones are ended, too.
     """
 
-    def __init__(self, model: Model, settings: Settings) -> None:
+    def __init__(self, model: Model, settings: Settings, compiler: Compiler | None = None) -> None:
+        """
+        Args:
+            compiler: compiles grammars aside; it is closed with the service. None: the threads
+                compile them.
+        """
         self.model = model
         self.settings = settings
         self.facts: ModelFacts = model.frontend.facts
@@ -53,7 +60,8 @@ class Service:
         self.closing = self.ended = False
         self._open: Counter[str] = Counter()
         self._streams: weakref.WeakSet[EventStream] = weakref.WeakSet()
-        self._threads = CapacityLimiter(THREADS)
+        self._compiler = compiler
+        self._threads = FairThreads()
         self._lock = threading.Lock()  # requests are started in threads
 
     @property
@@ -102,9 +110,9 @@ class Service:
         """Requests that are worked on."""
         return self._open.total()
 
-    async def in_thread(self, work: Callable[..., T], *given: Any) -> T:
+    async def in_thread(self, owner: str, work: Callable[..., T], *given: Any) -> T:
         """Do plain work (templates, tokenizers, grammars) in a thread, so that streams flow on."""
-        return await to_thread.run_sync(work, *given, limiter=self._threads)
+        return await self._threads.run(owner, work, *given)
 
     def check_prompt(self, ids: Sequence[int]) -> None:
         """Refuse a prompt above the server's limit.
@@ -120,13 +128,16 @@ class Service:
             )
 
     def chat_ids(
-        self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None, thinking: bool
-    ) -> list[int]:
+        self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool = False,
+    ) -> list[int]:  # fmt: skip
         """The prompt of a conversation.
 
         Raises:
-            InvalidRequest, TemplateError, Refusal: it is malformed, or its tools pass a limit.
+            InvalidRequest, TemplateError, Refusal: it is malformed, or it or its tools pass a
+                limit.
         """
+        check_messages(messages, self.settings.limits)
         if tools:
             check_schema(tools, "tools", self.settings.limits)
         return self.model.frontend.chat_ids(messages, tools, thinking)
@@ -139,6 +150,21 @@ class Service:
         assert most is not None
         return most
 
+    async def check_threads(self, owner: str) -> None:
+        """Pass a piece of work that does nothing through the threads.
+
+        Raises:
+            Refusal: 503, it does not come back within `ALIVE_S`.
+        """
+        try:
+            async with asyncio.timeout(ALIVE_S):
+                await self._threads.run(owner, int, first=True)
+        except TimeoutError as error:
+            raise Refusal(
+                503, f"the threads that prepare requests have been busy for {ALIVE_S:g} s; send "
+                "requests elsewhere, or restart the server if this lasts", code="overloaded",
+            ) from error  # fmt: skip
+
     async def submit(self, requests: Sequence[Request], owner: str) -> list[EventStream]:
         """Start requests together, or none of them.
 
@@ -150,12 +176,31 @@ class Service:
         """
         for request in requests:
             self.check_prompt(request.token_ids)
-        work = asyncio.ensure_future(self.in_thread(self._start, requests, owner))
-        try:
-            return await asyncio.shield(work)
-        except asyncio.CancelledError:  # nobody waits for the requests that the thread starts
-            work.add_done_callback(_close_started)
-            raise
+        for request in requests:
+            await self._compile(request, owner)
+        return await self._threads.run(owner, self._start, requests, owner, undo=close_all)
+
+    async def _compile(self, request: Request, owner: str) -> None:
+        """Have a request's grammar compiled aside, if it is not known yet."""
+        frontend = self.model.frontend
+        if self._compiler is None or (wanted := frontend.grammar(request)) is None:
+            return
+
+        def known() -> bool:
+            return frontend.grammar(request) is None
+
+        packed = await self._compiler.compile(owner, *wanted, known)
+        if packed is not None:
+            await self.in_thread(owner, frontend.keep_grammar, *wanted, packed)
+
+    async def check_schema_aside(self, schema: Any, owner: str) -> None:
+        """Have a schema checked aside that no answer is kept to.
+
+        Raises:
+            InvalidRequest: it cannot be kept to, or not be checked.
+        """
+        if self._compiler is not None:
+            await self._compiler.compile(owner, "schema", schema)
 
     def _start(self, requests: Sequence[Request], owner: str) -> list[EventStream]:
         streams: list[EventStream] = []
@@ -189,15 +234,13 @@ class Service:
     async def shut_down(self) -> None:
         """End all open requests and close the model."""
         self.end_all()
+        if self._compiler is not None:
+            await self._compiler.close()
         await to_thread.run_sync(self.model.close)
+        self._threads.close()
 
 
 def close_all(streams: Iterable[EventStream]) -> None:
     """End requests."""
     for stream in streams:
         stream.close()
-
-
-def _close_started(work: asyncio.Future[list[EventStream]]) -> None:
-    if not work.cancelled() and work.exception() is None:
-        close_all(work.result())

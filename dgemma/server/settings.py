@@ -20,11 +20,13 @@ class ServerLimits:
     Attributes:
         body_bytes: of a request's body; above: 413.
         json_depth: levels of objects and lists in a body.
+        messages: of a conversation. Chat templates take time that grows with the square of it.
         prompt_tokens: of a prompt; None: as many as the model's context holds.
         max_tokens: of an answer, also if a request names none; None: to the context's end.
         max_steps: denoising steps of a canvas that a request may name; None: no limit.
             A request that names none gets the model's own number.
         schema_bytes, schema_depth: of a JSON schema, a grammar, or all tool declarations.
+        compile_s, compile_mb: seconds and megabytes in which a grammar must be compiled.
         n: answers of one request.
         open_requests: requests that are worked on at a time; above: 429.
         open_per_key: the same for one API key.
@@ -32,11 +34,14 @@ class ServerLimits:
 
     body_bytes: int = 4 * MIB
     json_depth: int = 96
+    messages: int = 1000
     prompt_tokens: int | None = None
     max_tokens: int | None = None
     max_steps: int | None = None
     schema_bytes: int = 256 * 1024
     schema_depth: int = 64
+    compile_s: int = 10
+    compile_mb: int = 1024
     n: int = 16
     open_requests: int = 512
     open_per_key: int = 256

@@ -11,7 +11,6 @@ Source: `transformers` for the filters and variables that templates count on.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -154,6 +153,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         thinking: bool = False,
         add_generation_prompt: bool = True,
+        most: int | None = None,
     ) -> list[int]:
         """The prompt of a conversation.
 
@@ -165,9 +165,11 @@ class ChatTemplate:
             tools: see `dgemma.text.messages.clean_tools`.
             thinking: whether the model is asked to think before it answers.
             add_generation_prompt: whether the model's turn is opened at the end.
+            most: tokens of the model's context; None: there is no bound.
 
         Raises:
             InvalidRequest: a message or tool of another form; the message names the field.
+            ContextOverflow: by its length alone it has more tokens than `most`.
             TemplateError: the template refused the conversation.
         """
         clean = [_without_thoughts(message) for message in clean_messages(messages)]
@@ -192,12 +194,15 @@ class ChatTemplate:
                 f"the chat template refused the conversation ({str(error)[:2000]}); "
                 "change the messages or tools as it asks"
             ) from error
+        pieces = [
+            piece if isinstance(piece, int) else self._marker.unmark(piece)
+            for piece in self._tokenizer.pieces(text)
+        ]
+        if most is not None:
+            self._tokenizer.check_length((p for p in pieces if isinstance(p, str)), most)
         ids: list[int] = []
-        for piece in self._tokenizer.pieces(text):
-            if isinstance(piece, int):
-                ids.append(piece)
-            else:
-                ids += self._tokenizer.encode(self._marker.unmark(piece))
+        for piece in pieces:
+            ids += [piece] if isinstance(piece, int) else self._tokenizer.encode(piece)
         return ids
 
     def _declared(self, tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
@@ -230,19 +235,22 @@ class _Marker:
         char = next((chr(code) for code in _PRIVATE if chr(code) not in template), None)
         if char is None:
             raise TemplateError("the chat template holds every private character; use another")
-        self._mark, self._own = char + "1", char + "0"  # `_own`: the user wrote the character
-        starts = re.escape("".join(sorted({name[0] for name in names})))
-        ends = re.escape("".join(sorted({name[-1] for name in names})))
-        self._at_start = re.compile(f"([{starts}])")
-        self._at_end = re.compile(f"([{ends}])")
+        starts, ends = {name[0] for name in names}, {name[-1] for name in names}
+        no, yes = sorted(set("0123456789abcdef") - starts - ends)[:2]
+        self._mark, self._own = char + yes, char + no  # `_own`: the user wrote the character
+        self._marked = {
+            one: self._mark * (one in ends) + one + self._mark * (one in starts)
+            for one in sorted(starts | ends)
+        }
         self._char = char
 
     def mark(self, value: Any) -> Any:
         """A copy of a JSON value with all its strings marked, keys too."""
         if isinstance(value, str):
             text = value.replace(self._char, self._own)
-            text = self._at_end.sub(self._mark + r"\1", text)
-            return self._at_start.sub(r"\1" + self._mark, text)
+            for one, marked in self._marked.items():  # far faster than `re` or `translate`
+                text = text.replace(one, marked)
+            return text
         if isinstance(value, dict):
             return {self.mark(key): self.mark(inner) for key, inner in value.items()}
         if isinstance(value, list):

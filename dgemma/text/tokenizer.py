@@ -18,14 +18,13 @@ from typing import Any
 from tokenizers import AddedToken, decoders, models, normalizers
 from tokenizers import Tokenizer as Backend
 
-from dgemma.errors import InvalidRequest, TokenizerError
+from dgemma.errors import ContextOverflow, InvalidRequest, TokenizerError
 from dgemma.files.read import exists, parse_json, read_text, reason
+from dgemma.text.byte_table import REMEDY, byte_table
 from dgemma.text.gguf import read_metadata
+from dgemma.text.lossless import SPACE, keeps_all
 from dgemma.text.tokenizer_json import read_backend
 
-SPACE = "\u2581"
-"""How the vocabulary writes a space."""
-REMEDY = "take the tokenizer files from the model's own page"
 MOST_CONTROL = 100_000
 """Characters of all control tokens' names: a text is searched for each of them."""
 _CONTROL_FORM = re.compile(r"<\|[^<>]+\|?>|<[^<>|]+\|>")
@@ -41,6 +40,8 @@ class Tokenizer:
         vocab_size: number of ids, control tokens included.
         bos_id, eos_id, pad_id: ids of the three named tokens.
         special_ids: ids of all control tokens.
+        longest: most bytes of a text that one token stands for; None: there is no bound, because
+            the tokenizer leaves out or joins parts of a text first.
     """
 
     def __init__(self, backend: Backend, names: Mapping[str, str], source: str) -> None:
@@ -63,7 +64,8 @@ class Tokenizer:
         self._control_by_name = {t.content.strip(): i for i, t in self._control.items()}
         self.special_ids = frozenset(self._control)
         self._pattern = _control_pattern(self._control.values())
-        self._bytes = _byte_table(backend, self.special_ids, self.vocab_size, source)
+        self._bytes = byte_table(backend, self.special_ids, self.vocab_size, source)
+        self.longest = max(map(len, self._bytes)) if keeps_all(backend, self.special_ids) else None
         self.bos_id, self.eos_id, self.pad_id = (self._named(key, names) for key in _NAMES)
         for text in self.control_names():
             if not self.special_ids.isdisjoint(self._plain(text)):
@@ -154,6 +156,43 @@ class Tokenizer:
                 ids += self._plain(piece)
         return ids
 
+    def least_tokens(self, text: str) -> int:
+        """Fewest tokens that a text can have, by its length alone."""
+        if self.longest is None:
+            return 0
+        size = len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+        return -(-(size - 2 * text.count(SPACE)) // self.longest)  # it is read as one byte, " "
+
+    def check_length(self, texts: Iterable[str], most: int, *, field: str = "prompt") -> None:
+        """Refuse texts that are too long by their length alone, before they are tokenized.
+
+        Args:
+            texts: that stand in one prompt.
+            most: tokens of the model's context.
+            field: for the error.
+
+        Raises:
+            ContextOverflow: together they have more tokens, whatever they say.
+        """
+        least = sum(map(self.least_tokens, texts))
+        if least > most and self.longest is not None:
+            raise ContextOverflow(
+                f"a text of this length has at least {least} tokens, more than the model's context "
+                f"of {most}; shorten it to {most * self.longest} bytes, better far less",
+                field=field,
+            )
+
+    def check_text(self, text: str) -> None:
+        """
+        Raises:
+            InvalidRequest: the text holds a lone surrogate, which is not Unicode text.
+        """
+        if not text.isascii() and (bad := SURROGATE.search(text)):
+            raise InvalidRequest(
+                f"the text has a lone surrogate ({bad.group()!a}) at character {bad.start()}; "
+                "send valid Unicode"
+            )
+
     def pieces(self, text: str) -> list[str | int]:
         """The text cut at the names of control tokens: ordinary texts, and ids between them."""
         out: list[str | int] = []
@@ -191,12 +230,10 @@ class Tokenizer:
         return detokenizer.push(ids) + detokenizer.flush()
 
     def _plain(self, text: str) -> list[int]:
-        if not text.isascii() and (bad := SURROGATE.search(text)):
-            raise InvalidRequest(
-                f"the text has a lone surrogate ({bad.group()!a}) at character {bad.start()}; "
-                "send valid Unicode"
-            )
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        self.check_text(text)
+        # Not `encode`, which holds the interpreter lock: a megabyte would stop all other threads.
+        (found,) = self._backend.encode_batch_fast([text], add_special_tokens=False)
+        ids: list[int] = found.ids
         return ids
 
     def _check(self, ids: Sequence[int]) -> None:
@@ -313,39 +350,6 @@ def _control_pattern(tokens: Iterable[AddedToken]) -> re.Pattern[str]:
     """Matches any control token's name, the longest first."""
     names = sorted((token.content.strip() for token in tokens), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, names)) or r"(?!)")
-
-
-def _byte_table(backend: Backend, special: frozenset[int], size: int, source: str) -> list[bytes]:
-    """The bytes of every id."""
-    table = [b""] * size
-    vocab: dict[str, int] = backend.get_vocab(with_added_tokens=True)
-    if len(set(vocab.values())) < len(vocab):
-        first: dict[int, str] = {}
-        for token, token_id in vocab.items():
-            if first.setdefault(token_id, token) != token:
-                raise TokenizerError(
-                    f"{source}: {token[:99]!r} and {first[token_id][:99]!r} have one id, "
-                    f"{token_id}; {REMEDY}"
-                )
-    if max(vocab.values(), default=-1) >= size:
-        raise TokenizerError(f"{source}: ids have gaps; {REMEDY}")
-    for token, token_id in vocab.items():
-        table[token_id] = token.replace(SPACE, " ").encode("utf-8", "replace")
-    missing = 0
-    for byte in range(256):
-        found = vocab.get(f"<0x{byte:02X}>")
-        if found is None:
-            missing += 1
-        else:
-            table[found] = bytes((byte,))
-    if missing:
-        raise TokenizerError(
-            f"{source}: {missing} of the 256 byte tokens <0x00>..<0xFF> are missing; only "
-            "vocabularies of the Gemma family are supported"
-        )
-    for token_id in special:
-        table[token_id] = b""
-    return table
 
 
 def _token_names(file: Path) -> dict[str, str]:

@@ -166,7 +166,7 @@ def test_work_aside_leaves_threads_to_others() -> None:
 
     async def scene() -> list[int]:
         free = threading.Event()
-        jobs = [asyncio.create_task(service.in_thread(free.wait)) for _ in range(100)]
+        jobs = [asyncio.create_task(service.in_thread("a", free.wait)) for _ in range(100)]
         try:
             await asyncio.sleep(0)
             done = await asyncio.wait_for(asyncio.to_thread(quick), 20)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import threading
 from typing import Any
 
 import pytest
 
+from dgemma.server import service as service_module
+from dgemma.server.threads import THREADS
 from dgemma.text.messages import ROLES
 from tests.support.client import QUESTION, Client, numbers, serve
 from tests.support.nano import nano
@@ -42,6 +46,29 @@ def test_health_says_when_the_server_is_about_to_stop() -> None:
     assert client.get("/health").status_code == 503
     refused = client.ask()
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+
+
+@pytest.mark.fault("R L6")
+def test_health_says_when_no_thread_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a balancer that sends requests to a server of which all threads hang."""
+    client, free = serve(), threading.Event()
+    service = client.app.state.service
+    monkeypatch.setattr(service_module, "ALIVE_S", 0.01)
+
+    async def scene() -> None:
+        jobs = [asyncio.create_task(service.in_thread("", free.wait)) for _ in range(THREADS)]
+        await asyncio.sleep(0)
+        try:
+            refused = await asyncio.to_thread(client.get, "/health")
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            assert "the threads that prepare requests" in refused.json()["error"]["message"]
+        finally:
+            free.set()
+            await asyncio.gather(*jobs)
+
+    asyncio.run(scene())
+    monkeypatch.undo()
+    assert client.get("/health").json() == {"status": "ok"}
 
 
 def test_metrics_count(client: Client) -> None:

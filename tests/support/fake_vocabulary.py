@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from tokenizers import AddedToken, decoders, models, normalizers
 from tokenizers import Tokenizer as Backend
 
-from dgemma.text.tokenizer import SPACE, Tokenizer
+from dgemma.text.lossless import SPACE
+from dgemma.text.tokenizer import Tokenizer
 
 NAMES = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
 CONTROL = ("<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<turn|>", "<|channel>", "<channel|>")

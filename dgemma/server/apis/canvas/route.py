@@ -113,7 +113,7 @@ async def _answer(exchange: Exchange, body: CanvasRequest) -> CanvasAnswer[Any]:
     params = plan_params(body, service, segments=True)
     why = "steer by allowed_token_ids and choices of a segment, or by logit_bias"
     refuse(params, REFUSED_BY_EDIT, why)
-    facts, context = await service.in_thread(_following, service, body)
+    facts, context = await exchange.in_thread(_following, service, body)
     asked = body.returns
     plain = not (asked.trace or asked.logprobs or asked.alternatives or body.read_only)
     _check_lengths(body, service.settings.limits.max_tokens, bounded=not plain)
@@ -125,7 +125,7 @@ async def _answer(exchange: Exchange, body: CanvasRequest) -> CanvasAnswer[Any]:
             exchange, body, filling, numbers, lambda filled: _filled(segments, filled, filling)
         )
     seed = seed_of(params)
-    placed = await service.in_thread(place, facts, body, params, seed)
+    placed = await exchange.in_thread(place, facts, body, params, seed)
     request = _request(facts, body, replace(params, seed=seed), placed, context)
     where = [
         Place(part=n, start=at.start, stop=at.stop)
@@ -164,7 +164,7 @@ def _following(service: Service, body: CanvasRequest) -> tuple[ModelFacts, str |
         raise bad_field("messages", "and prompt are two ways to say one thing; drop one")
     if body.messages is None and (body.prompt is None or isinstance(body.prompt, str)):
         return facts, body.prompt
-    ids = frontend.prompt_ids(body.prompt or []) if body.messages is None else frontend.chat_ids(
+    ids = frontend.prompt_ids(body.prompt or []) if body.messages is None else service.chat_ids(
         body.messages
     )  # fmt: skip
     return replace(facts, ask=lambda message: ids), None

@@ -225,6 +225,7 @@ def _ids(facts: ModelFacts, one: Segment, where: str) -> list[int]:
         _inside(facts, one.tokens, f"{where}.tokens")
         return list(one.tokens)
     if one.text is not None:
+        facts.tokenizer.check_length((one.text,), facts.context, field=f"{where}.text")
         return facts.tokenizer.encode(one.text)
     if one.choices is not None:
         return [-1]

@@ -33,7 +33,7 @@ async def chat_completions(asked: ChatRequest, exchange: HTTPExchange) -> Respon
 
 
 async def _started(asked: ChatRequest, exchange: Exchange) -> ChatChoices:
-    requests = await exchange.service.in_thread(_requests, asked, exchange)
+    requests = await exchange.in_thread(_requests, asked, exchange)
     readers = await exchange.start(
         requests, every=asked.denoising.stream_interval,
         one_call=asked.parallel_tool_calls is False,

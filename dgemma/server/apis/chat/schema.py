@@ -265,7 +265,8 @@ class ChatRequest(ChoiceFields):
         if self.thinking[0]:
             raise bad_field("prediction", "needs an answer without a thought; turn thinking off")
         width = canvas_width(params, facts.canvas)
-        ids = [*facts.tokenizer.encode(self.prediction.text()), facts.end_id]
+        text = facts.beginning(self.prediction.text(), width)
+        ids = [*facts.tokenizer.encode(text), facts.end_id]
         ids += [facts.fill_id] * (width - len(ids))
         strength = self.denoising.strength
         return CanvasControl(

@@ -23,6 +23,7 @@ from dgemma.server.limits import check_limit, limited
 from dgemma.server.pieces import Folded
 from dgemma.server.plans import PlanRun, infill_pieces, plan_params
 from dgemma.server.service import Service
+from dgemma.server.threads import stop_if_left
 from dgemma.types import Request
 
 router = APIRouter(tags=["completions"])
@@ -44,14 +45,14 @@ async def completions(asked: CompletionRequest, exchange: HTTPExchange) -> Respo
 
 
 async def _started(asked: CompletionRequest, exchange: Exchange) -> TextChoices:
-    requests = await exchange.service.in_thread(_requests, asked, exchange.service)
+    requests = await exchange.in_thread(_requests, asked, exchange.service)
     every = asked.denoising.stream_interval
     readers = await exchange.start(requests, every=every)
     return TextChoices(exchange, [reader.pieces() for reader in readers], asked)
 
 
 async def _best(asked: CompletionRequest, exchange: Exchange) -> dict[str, Any]:
-    requests = await exchange.service.in_thread(_requests, asked, exchange.service)
+    requests = await exchange.in_thread(_requests, asked, exchange.service)
     plan = best(exchange.service.facts, requests, asked.n or 1, asked.best_of or 1)
     run = PlanRun(exchange, plan)
     outputs = await run.result()
@@ -95,5 +96,8 @@ def _check_answers(asked: CompletionRequest, service: Service) -> None:
 
 def _requests(asked: CompletionRequest, service: Service) -> list[Request]:
     params = asked.params(service.settings.limits)
-    prompts = [service.model.frontend.prompt_ids(prompt) for prompt in asked.prompts()]
+    prompts = []
+    for prompt in asked.prompts():
+        stop_if_left()
+        prompts.append(service.model.frontend.prompt_ids(prompt))
     return asked.requests(service.facts, prompts, params, asked.best_of or asked.n or 1)

@@ -26,6 +26,7 @@ from dgemma.server.apis.decisions.schema import (
 )
 from dgemma.server.errors import ERRORS
 from dgemma.server.exchange import Exchange, HTTPExchange
+from dgemma.server.limits import check_messages, check_schema
 from dgemma.server.plans import PlanRun
 from dgemma.server.service import Service
 from dgemma.text.messages import clean_messages
@@ -39,11 +40,11 @@ async def decisions(body: DecisionsRequest, exchange: HTTPExchange) -> dict[str,
     """Decisions in OpenAI's form. A question that this model cannot answer gets a refusal."""
     asked = body.model_dump(exclude_none=True, by_alias=True)
     exchange.begin(body.model, input=body.input, questions=asked.get("questions", body.schema_))
-    questions = await exchange.service.in_thread(body.asked, exchange.service.settings.limits)
+    questions = await exchange.unless_gone(_questions(exchange, body))
 
     async def decided() -> dict[str, Any]:
         service = exchange.service
-        refused = await service.in_thread(_refused, service.facts, questions, body.joint)
+        refused = await exchange.in_thread(_refused, service.facts, questions, body.joint)
         left = [question for question in questions if question.name not in refused]
         found = await _decided(exchange, body, body.input, left)
         answers = {name: openai_answer(one) for name, one in found["answers"].items()} | refused
@@ -61,6 +62,14 @@ async def systemone(body: SystemOneRequest, exchange: HTTPExchange) -> dict[str,
     found = await exchange.unless_gone(_decided(exchange, body, body.state, body.asked()))
     answers = {name: systemone_answer(one) for name, one in found["answers"].items()}
     return found | {"answers": answers}
+
+
+async def _questions(exchange: Exchange, body: DecisionsRequest) -> Sequence[Question]:
+    limits = exchange.service.settings.limits
+    if body.schema_ is not None:
+        check_schema(body.schema_, "schema", limits)
+        await exchange.service.check_schema_aside(body.schema_, exchange.owner)
+    return await exchange.in_thread(body.asked, limits)
 
 
 def _refused(
@@ -92,7 +101,7 @@ async def _decided(
     """
     check_size(len(questions), body.samples)
     service = exchange.service
-    facts, state = await service.in_thread(_about, service, given, questions, body.joint)
+    facts, state = await exchange.in_thread(_about, service, given, questions, body.joint)
     decision = Decision(answers=(), seed=body.seed)
     if questions:
         plan = decide(
@@ -128,17 +137,17 @@ def _about(
     """
     if isinstance(given, str):
         return service.facts, given
+    check_messages(given, service.settings.limits)
     messages = clean_messages(given)
-    frontend = service.model.frontend
     if not joint and not any(question.instructions for question in questions):
-        return service.facts, frontend.chat_ids(messages)
+        return service.facts, service.chat_ids(messages)
     last = messages[-1]
     if last["role"] != "user":
         raise bad_field("messages", "must end with a user's message, which the questions follow")
     history: Messages = messages[:-1]
 
     def ask(message: str) -> list[int]:
-        return frontend.chat_ids([*history, {"role": "user", "content": message}])
+        return service.chat_ids([*history, {"role": "user", "content": message}])
 
     content = last["content"]
     text = content if isinstance(content, str) else "".join(part["text"] for part in content)

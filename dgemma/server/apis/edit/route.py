@@ -43,7 +43,7 @@ router = APIRouter(tags=["edit"])
 async def edit_completions(body: EditRequest, exchange: HTTPExchange) -> Response:
     """The region's new text, in a code fence."""
     exchange.begin(body.model, messages=[body.text])
-    found, facts = read_next_edit(body.text), exchange.service.facts
+    found, facts = await exchange.in_thread(read_next_edit, body.text), exchange.service.facts
     params = plan_params(body, exchange.service, strength=True)
     refuse(params, REFUSED_BY_EDIT, "an edit is steered by its file alone")
     plan = edit(
@@ -63,10 +63,10 @@ async def edit_completions(body: EditRequest, exchange: HTTPExchange) -> Respons
 async def apply_completions(body: EditRequest, exchange: HTTPExchange) -> Response:
     """The whole file with the update applied."""
     exchange.begin(body.model, messages=[body.text])
-    found, service = read_update(body.text), exchange.service
+    found, service = await exchange.in_thread(read_update, body.text), exchange.service
     params = plan_params(body, service)
     prompt = await exchange.unless_gone(
-        service.in_thread(service.model.frontend.message_ids, merging(found))
+        exchange.in_thread(service.model.frontend.message_ids, merging(found))
     )
     width = canvas_width(params, service.facts.canvas)
     places = [[Place(start=0, stop=width)]]

@@ -16,7 +16,7 @@ from dgemma.server.apis.messages.schema import (
     conversation,
 )
 from dgemma.server.errors import ANTHROPIC_ERRORS
-from dgemma.server.exchange import STREAMED, Exchange, HTTPExchange, TheService
+from dgemma.server.exchange import STREAMED, Exchange, HTTPExchange
 from dgemma.server.service import Service
 from dgemma.types import Request
 
@@ -27,33 +27,38 @@ PATH = "/v1/messages"
 @router.post(PATH, response_model=MessageReply, responses={**ANTHROPIC_ERRORS, **STREAMED})
 async def messages(asked: MessagesRequest, exchange: HTTPExchange) -> Response:
     """A conversation answered."""
-    found = conversation(asked)
+    found = await exchange.in_thread(conversation, asked)
     exchange.begin(asked.model, messages=found.messages)
     events = await exchange.unless_gone(_started(asked, found, exchange))
     return await exchange.send(events, stream=asked.stream, done=False)
 
 
 @router.post(f"{PATH}/count_tokens", response_model=InputTokens, responses=ANTHROPIC_ERRORS)
-async def count_tokens(asked: CountRequest, service: TheService) -> dict[str, int]:
+async def count_tokens(asked: CountRequest, exchange: HTTPExchange) -> dict[str, int]:
     """The number of tokens in the prompt of a conversation."""
-    service.look_up(asked.model)
-    found = conversation(asked)
-    return {"input_tokens": len(await service.in_thread(_prompt, found, service))}
+    exchange.service.look_up(asked.model)
+    work = exchange.in_thread(_counted, asked, exchange.service)
+    return {"input_tokens": await exchange.unless_gone(work)}
+
+
+def _counted(asked: CountRequest, service: Service) -> int:
+    return len(_prompt(conversation(asked), service))
 
 
 async def _started(
     asked: MessagesRequest, found: Conversation, exchange: Exchange
 ) -> MessageEvents:
-    service = exchange.service
-    request = await service.in_thread(_request, asked, found, exchange)
+    request = await exchange.in_thread(_request, asked, found, exchange)
     one = asked.tool_choice is not None and asked.tool_choice.disable_parallel_tool_use
     [reader] = await exchange.start([request], one_call=bool(one))
     return MessageEvents(exchange, reader, len(request.token_ids))
 
 
 def _prompt(found: Conversation, service: Service) -> list[int]:
+    facts = service.facts
+    facts.tokenizer.check_length((found.prefill,), facts.context, field="messages")
     ids = service.chat_ids(found.messages, found.tools, found.thinking)
-    return ids + (service.facts.tokenizer.encode(found.prefill) if found.prefill else [])
+    return ids + facts.tokenizer.encode(found.prefill)
 
 
 def _request(asked: MessagesRequest, found: Conversation, exchange: Exchange) -> Request:

@@ -5,11 +5,13 @@ Knows the service and its tokenizer. Knows nothing about answers.
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from dgemma.errors import InvalidRequest, bad_field
 from dgemma.server.apis.meta.schema import (
@@ -24,12 +26,16 @@ from dgemma.server.apis.meta.schema import (
     Tokens,
 )
 from dgemma.server.errors import ERRORS, PLAIN_ERRORS, closing
-from dgemma.server.exchange import TheService
+from dgemma.server.exchange import HTTPExchange, TheService
 from dgemma.server.metrics import CONTENT_TYPE
 from dgemma.server.service import Service
+from dgemma.server.threads import stop_if_left
 
 router = APIRouter(tags=["service"])
 STARTED = int(time.time())
+
+PIECE = 10_000
+"""Ids that are written at a time; between them other threads run."""
 
 
 def card(service: Service, name: str) -> dict[str, Any]:
@@ -55,10 +61,11 @@ async def model(name: str, service: TheService) -> dict[str, Any]:
 
 
 @router.get("/health", response_model=Health, responses=PLAIN_ERRORS)
-async def health(service: TheService) -> dict[str, str]:
-    """200 while requests are taken, 503 when the server is about to stop."""
-    if service.closing:
+async def health(exchange: HTTPExchange) -> dict[str, str]:
+    """200 while requests are taken, 503 when the server is about to stop or has no thread free."""
+    if exchange.service.closing:
         raise closing()
+    await exchange.service.check_threads(exchange.owner)
     return {"status": "ok"}
 
 
@@ -73,16 +80,27 @@ async def metrics(service: TheService) -> Response:
 
 
 @router.post("/tokenize", response_model=Tokens, responses=PLAIN_ERRORS)
-async def tokenize(asked: TokenizeRequest, service: TheService) -> Response:
+async def tokenize(asked: TokenizeRequest, exchange: HTTPExchange) -> Response:
     """The ids of a text. A text never becomes a control token."""
-    service.look_up(asked.model)
-    ids = await service.in_thread(_ids, asked, service)
-    tokens: list[Any] = ids
-    if asked.with_pieces:
-        text = service.facts.tokenizer.token_text
-        tokens = [{"id": token_id, "piece": text(token_id)} for token_id in ids]
-    found = {"tokens": tokens, "count": len(ids), "max_model_len": service.facts.context}
-    return JSONResponse(found)  # as it is: to check a million ids once more would hold up streams
+    exchange.service.look_up(asked.model)
+    work = exchange.in_thread(_tokenized, asked, exchange.service)
+    return Response(await exchange.unless_gone(work), media_type="application/json")
+
+
+def _tokenized(asked: TokenizeRequest, service: Service) -> bytes:
+    """The reply as it is sent: a framework that checks a million ids once more holds up streams."""
+    ids = _ids(asked, service)
+    stop_if_left()
+    text = service.facts.tokenizer.token_text
+    parts = []
+    for low in range(0, len(ids), PIECE):
+        shown: list[Any] = ids[low : low + PIECE]
+        if asked.with_pieces:
+            shown = [{"id": token_id, "piece": text(token_id)} for token_id in shown]
+        parts.append(json.dumps(shown, separators=(",", ":"), ensure_ascii=False)[1:-1])
+        stop_if_left()
+    rest = {"count": len(ids), "max_model_len": service.facts.context}
+    return f'{{"tokens":[{",".join(parts)}],{json.dumps(rest, separators=(",", ":"))[1:]}'.encode()
 
 
 def _ids(asked: TokenizeRequest, service: Service) -> list[int]:
@@ -96,7 +114,9 @@ def _ids(asked: TokenizeRequest, service: Service) -> list[int]:
     for name in ("tools", "chat_template_kwargs"):
         if getattr(asked, name) is not None:
             raise bad_field(name, "needs messages")
-    return service.facts.tokenizer.encode(given[0], bos=bool(asked.add_special))
+    tokenizer = service.facts.tokenizer
+    tokenizer.check_length(given, service.facts.context)
+    return tokenizer.encode(given[0], bos=bool(asked.add_special))
 
 
 def _chat_ids(asked: TokenizeRequest | TemplateRequest, service: Service) -> list[int]:
@@ -106,17 +126,24 @@ def _chat_ids(asked: TokenizeRequest | TemplateRequest, service: Service) -> lis
 
 
 @router.post("/detokenize", response_model=Content, responses=PLAIN_ERRORS)
-async def detokenize(asked: DetokenizeRequest, service: TheService) -> dict[str, str]:
+async def detokenize(asked: DetokenizeRequest, exchange: HTTPExchange) -> dict[str, str]:
     """The text of ids; control tokens by their names."""
-    service.look_up(asked.model)
-    tokenizer = service.facts.tokenizer
-    text = await service.in_thread(lambda: tokenizer.decode(asked.tokens, control=True))
-    return {"content": text}
+    exchange.service.look_up(asked.model)
+    work = exchange.in_thread(_text, asked.tokens, exchange.service)
+    return {"content": await exchange.unless_gone(work)}
+
+
+def _text(ids: Sequence[int], service: Service) -> str:
+    return service.facts.tokenizer.decode(ids, control=True)
 
 
 @router.post("/apply-template", response_model=Prompt, responses=PLAIN_ERRORS)
-async def apply_template(asked: TemplateRequest, service: TheService) -> dict[str, str]:
+async def apply_template(asked: TemplateRequest, exchange: HTTPExchange) -> dict[str, str]:
     """A conversation as text, to be read: sent back as text, it is another prompt."""
-    service.look_up(asked.model)
-    ids = await service.in_thread(_chat_ids, asked, service)
-    return {"prompt": service.facts.tokenizer.decode(ids, control=True)}
+    exchange.service.look_up(asked.model)
+    work = exchange.in_thread(_rendered, asked, exchange.service)
+    return {"prompt": await exchange.unless_gone(work)}
+
+
+def _rendered(asked: TemplateRequest, service: Service) -> str:
+    return _text(_chat_ids(asked, service), service)
