@@ -23,6 +23,7 @@ PER_LIMIT = {
     "schema_bytes": "characters of a schema, a grammar, or all tools",
     "schema_depth": "levels of a schema",
     "n": "answers of one request",
+    "json_values": "values and names in a request's body",
     "open_requests": "open requests",
     "open_per_key": "open requests per API key",
 }

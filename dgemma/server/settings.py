@@ -20,6 +20,7 @@ class ServerLimits:
     Attributes:
         body_bytes: of a request's body; above: 413.
         json_depth: levels of objects and lists in a body.
+        json_values: values, and names of fields, in a body.
         prompt_tokens: of a prompt; None: as many as the model's context holds.
         max_tokens: of an answer, also if a request names none; None: to the context's end.
         max_steps: denoising steps of a canvas that a request may name; None: no limit.
@@ -32,6 +33,7 @@ class ServerLimits:
 
     body_bytes: int = 4 * MIB
     json_depth: int = 96
+    json_values: int = 300_000
     prompt_tokens: int | None = None
     max_tokens: int | None = None
     max_steps: int | None = None

@@ -17,6 +17,7 @@ from dgemma.errors import bad_field
 from dgemma.params import SamplingParams
 from dgemma.server.apis.completions.reply import TextChoices
 from dgemma.server.apis.completions.schema import CompletionRequest, TextReply
+from dgemma.server.body_route import BodyRoute
 from dgemma.server.errors import ERRORS
 from dgemma.server.exchange import STREAMED, Exchange, HTTPExchange
 from dgemma.server.limits import check_limit, limited
@@ -25,7 +26,7 @@ from dgemma.server.plans import PlanRun, infill_pieces, plan_params
 from dgemma.server.service import Service
 from dgemma.types import Request
 
-router = APIRouter(tags=["completions"])
+router = APIRouter(tags=["completions"], route_class=BodyRoute)
 
 
 @router.post("/v1/completions", response_model=TextReply, responses={**ERRORS, **STREAMED})

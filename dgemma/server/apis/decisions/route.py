@@ -24,13 +24,14 @@ from dgemma.server.apis.decisions.schema import (
     openai_answer,
     systemone_answer,
 )
+from dgemma.server.body_route import BodyRoute
 from dgemma.server.errors import ERRORS
 from dgemma.server.exchange import Exchange, HTTPExchange
 from dgemma.server.plans import PlanRun
 from dgemma.server.service import Service
 from dgemma.text.messages import clean_messages
 
-router = APIRouter(tags=["decisions"])
+router = APIRouter(tags=["decisions"], route_class=BodyRoute)
 State = str | list[dict[str, Any]]
 
 

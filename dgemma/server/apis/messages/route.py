@@ -15,12 +15,13 @@ from dgemma.server.apis.messages.schema import (
     MessagesRequest,
     conversation,
 )
+from dgemma.server.body_route import BodyRoute
 from dgemma.server.errors import ANTHROPIC_ERRORS
 from dgemma.server.exchange import STREAMED, Exchange, HTTPExchange, TheService
 from dgemma.server.service import Service
 from dgemma.types import Request
 
-router = APIRouter(tags=["messages"])
+router = APIRouter(tags=["messages"], route_class=BodyRoute)
 PATH = "/v1/messages"
 
 

@@ -16,7 +16,14 @@ from dgemma.constrain.tool_choice import tool_use
 from dgemma.errors import bad_field
 from dgemma.params import SamplingParams
 from dgemma.request_parts import ToolUse
-from dgemma.server.request_body import Body, neutral, refuse
+from dgemma.server.request_body import (
+    MOST_MESSAGES,
+    MOST_TOOLS,
+    Body,
+    at_most,
+    neutral,
+    refuse,
+)
 from dgemma.server.sampling_fields import (
     Diffusion,
     SamplingFields,
@@ -85,6 +92,8 @@ def _blocks(content: Any) -> Any:
     """A text as one block; images are refused by name."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
+    if isinstance(content, list) and len(content) > MOST_MESSAGES:
+        raise refuse("", f"holds {len(content)} blocks, more than {MOST_MESSAGES}; give fewer")
     for block in content if isinstance(content, list) else ():
         kind = block.get("type") if isinstance(block, dict) else None
         if kind in IMAGES:
@@ -131,14 +140,16 @@ class CountRequest(Body):
     """What a prompt is made of."""
 
     model: str | None = None
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[
+        list[Message], Field(fail_fast=True), at_most(MOST_MESSAGES, "messages")
+    ] = Field(min_length=1, max_length=MOST_MESSAGES)
     system: (
         Annotated[
             list[TextBlock], BeforeValidator(_blocks, json_schema_input_type=str | list[TextBlock])
         ]
         | None
     ) = None
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool] | None, Field(fail_fast=True), at_most(MOST_TOOLS, "tools")] = None
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
 

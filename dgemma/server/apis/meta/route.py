@@ -6,10 +6,11 @@ Knows the service and its tokenizer. Knows nothing about answers.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from dgemma.errors import InvalidRequest, bad_field
 from dgemma.server.apis.meta.schema import (
@@ -23,13 +24,18 @@ from dgemma.server.apis.meta.schema import (
     TokenizeRequest,
     Tokens,
 )
+from dgemma.server.body_route import BodyRoute
 from dgemma.server.errors import ERRORS, PLAIN_ERRORS, closing
-from dgemma.server.exchange import TheService
+from dgemma.server.exchange import HTTPExchange, TheService
+from dgemma.server.json_reply import json_reply
 from dgemma.server.metrics import CONTENT_TYPE
 from dgemma.server.service import Service
 
-router = APIRouter(tags=["service"])
+router = APIRouter(tags=["service"], route_class=BodyRoute)
 STARTED = int(time.time())
+
+MOST_PIECES = 65_536
+"""Tokens that a reply shows with their texts."""
 
 
 def card(service: Service, name: str) -> dict[str, Any]:
@@ -73,16 +79,26 @@ async def metrics(service: TheService) -> Response:
 
 
 @router.post("/tokenize", response_model=Tokens, responses=PLAIN_ERRORS)
-async def tokenize(asked: TokenizeRequest, service: TheService) -> Response:
+async def tokenize(asked: TokenizeRequest, exchange: HTTPExchange) -> Response:
     """The ids of a text. A text never becomes a control token."""
+    service = exchange.service
     service.look_up(asked.model)
-    ids = await service.in_thread(_ids, asked, service)
-    tokens: list[Any] = ids
-    if asked.with_pieces:
-        text = service.facts.tokenizer.token_text
-        tokens = [{"id": token_id, "piece": text(token_id)} for token_id in ids]
-    found = {"tokens": tokens, "count": len(ids), "max_model_len": service.facts.context}
-    return JSONResponse(found)  # as it is: to check a million ids once more would hold up streams
+    tokens = await service.in_thread(_tokens, asked, service)
+    found = {"tokens": tokens, "count": len(tokens), "max_model_len": service.facts.context}
+    return await json_reply(
+        exchange.aside, exchange.owner, found
+    )  # to check a million ids once more would take long
+
+
+def _tokens(asked: TokenizeRequest, service: Service) -> Sequence[Any]:
+    ids = _ids(asked, service)
+    if not asked.with_pieces:
+        return ids
+    if len(ids) > MOST_PIECES:
+        why = f"can show {MOST_PIECES} tokens, and this text has {len(ids)}; send less of it"
+        raise bad_field("with_pieces", why)
+    text = service.facts.tokenizer.token_text
+    return [{"id": token_id, "piece": text(token_id)} for token_id in ids]
 
 
 def _ids(asked: TokenizeRequest, service: Service) -> list[int]:
@@ -118,5 +134,8 @@ async def detokenize(asked: DetokenizeRequest, service: TheService) -> dict[str,
 async def apply_template(asked: TemplateRequest, service: TheService) -> dict[str, str]:
     """A conversation as text, to be read: sent back as text, it is another prompt."""
     service.look_up(asked.model)
-    ids = await service.in_thread(_chat_ids, asked, service)
-    return {"prompt": service.facts.tokenizer.decode(ids, control=True)}
+    return {"prompt": await service.in_thread(_template, asked, service)}
+
+
+def _template(asked: TemplateRequest, service: Service) -> str:
+    return service.facts.tokenizer.decode(_chat_ids(asked, service), control=True)
