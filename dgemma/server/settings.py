@@ -12,6 +12,9 @@ from dgemma.server.auth import Keys
 
 MIB = 1 << 20
 
+BACKLOG = 2048
+"""Connections that may wait to be accepted."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerLimits:
@@ -29,6 +32,9 @@ class ServerLimits:
         n: answers of one request.
         open_requests: requests that are worked on at a time; above: 429.
         open_per_key: the same for one API key.
+        connections: in all, with a request or idle; fewer if the process may not open so many
+            files. Above: an idle one is closed, and if there is none, the new one.
+        connections_per_address: the same for one client address.
     """
 
     body_bytes: int = 4 * MIB
@@ -42,6 +48,8 @@ class ServerLimits:
     n: int = 16
     open_requests: int = 512
     open_per_key: int = 256
+    connections: int = 2048
+    connections_per_address: int = 1024
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
