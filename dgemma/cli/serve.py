@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import os
 import socket
@@ -13,7 +12,8 @@ from pathlib import Path
 from dgemma.cli.options import add_model, open_model
 from dgemma.errors import InvalidRequest, MissingExtra
 from dgemma.server.auth import Keys
-from dgemma.server.settings import ServerLimits, Settings
+from dgemma.server.log import set_format
+from dgemma.server.settings import BACKLOG, ServerLimits, Settings
 
 PER_LIMIT = {
     "body_bytes": "bytes of a request's body",
@@ -26,13 +26,13 @@ PER_LIMIT = {
     "compile_s": "seconds to compile a grammar",
     "compile_mb": "megabytes to compile a grammar",
     "n": "answers of one request",
+    "json_values": "values and names in a request's body",
     "open_requests": "open requests",
     "open_per_key": "open requests per API key",
+    "connections": "connections, or as many as ulimit -n leaves room for",
+    "connections_per_address": "connections of one client address",
 }
 """Limits that have an option, `--max-...`, and their meaning."""
-
-BACKLOG = 2048
-"""Connections that may wait to be accepted."""
 
 
 def option_of(name: str) -> str:
@@ -128,10 +128,9 @@ def hello(url: str, name: str, keyed: bool) -> str:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal stops it."""
     try:
-        import uvicorn
-
         from dgemma.server.app import create_app
         from dgemma.server.compiler import GrammarCompiler
+        from dgemma.server.listener import Server
     except ModuleNotFoundError as error:
         raise MissingExtra(
             f"{error.name} is not installed; get it with: pip install 'dgemma[server]'"
@@ -146,32 +145,13 @@ def run(arguments: argparse.Namespace) -> int:
         llm.frontend.source, llm.facts.end_ids, seconds=settings.limits.compile_s,
         megabytes=settings.limits.compile_mb,
     )  # fmt: skip
-    app = create_app(llm, settings, compiler)
+    set_format(sys.stderr)
     for noisy in ("uvicorn", "uvicorn.error"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+        logging.getLogger(noisy).setLevel(logging.ERROR)  # what clients do wrong is ours to tell
 
-    class Server(uvicorn.Server):
-        """Ends open requests when the grace is over, so that each stream says so."""
+    def ready(url: str) -> None:
+        print(hello(url, settings.names[0], bool(settings.keys)), flush=True)
 
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await compiler.start()
-            await super().startup(sockets)
-            host, port = bound.getsockname()[:2]
-            shown = f"[{host}]" if ":" in host else host
-            url = f"http://{shown}:{port}"
-            print(hello(url, settings.names[0], bool(settings.keys)), flush=True)
-
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            service = app.state.service
-            service.turn_away()
-            print("stopping; open requests may finish", file=sys.stderr, flush=True)
-            asyncio.get_running_loop().call_later(settings.grace_s, service.end_all)
-            await super().shutdown(sockets)
-
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="on",
-        timeout_graceful_shutdown=int(settings.grace_s) + 5,
-    )  # fmt: skip
-    server = Server(config)
+    server = Server(create_app(llm, settings, compiler), bound, compiler.start, ready)
     server.run(sockets=[bound])
     return 0 if server.started else 1

@@ -5,7 +5,8 @@ Knows the layers and their order. Knows nothing about any route.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import difflib
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 
@@ -18,8 +19,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from dgemma.errors import nearest
 from dgemma.server.apis import ROUTERS
+from dgemma.server.aside import Aside
 from dgemma.server.compiler import Compiler
 from dgemma.server.errors import Refusal, invalid, respond
 from dgemma.server.middleware import AccessLog, AuthAndBody
@@ -35,6 +36,27 @@ and named. The only exceptions change no result: `user`, `metadata`, `store`, `s
 `cache_prompt` and `id_slot` on /infill and Anthropic's `cache_control` on /v1/messages."""
 
 
+_TEXT = "this model reads and writes text alone"
+_CHAT = "use /v1/chat/completions"
+_STATELESS = "nothing is kept between requests; send each conversation as a whole"
+ABSENT = {
+    "/v1/responses": _CHAT, "/api/chat": _CHAT, "/api/generate": "use /v1/completions",
+    "/completion": "use /v1/completions", "/v1/completion": "use /v1/completions",
+    "/v1/embeddings": "this model makes no embeddings",
+    "/embedding": "this model makes no embeddings",
+    "/v1/images": _TEXT, "/v1/audio": _TEXT, "/v1/videos": _TEXT, "/v1/realtime": _TEXT,
+    "/v1/moderations": "there is no classifier here; ask /v1/decisions",
+    "/v1/rerank": "there is no ranking here; ask /v1/decisions",
+    "/v1/files": _STATELESS, "/v1/batches": _STATELESS, "/v1/messages/batches": _STATELESS,
+    "/v1/assistants": _STATELESS, "/v1/threads": _STATELESS, "/v1/conversations": _STATELESS,
+    "/v1/fine_tuning": "the server does not train",
+}  # fmt: skip
+"""Paths of other servers, with all below them, and the reason for their absence or the remedy."""
+
+ALIKE = 0.75
+"""How alike the ends of two paths are, 0 to 1, if one may be meant for the other."""
+
+
 def create_app(
     model: Model, settings: Settings, compiler: Compiler | None = None
 ) -> FastAPI:  # fmt: skip
@@ -47,6 +69,7 @@ def create_app(
     When its lifespan ends, open requests are ended and the model is closed.
     """
     service = Service(model, settings, compiler)
+    aside = Aside(service)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -57,13 +80,13 @@ def create_app(
         title="dgemma", description=ABOUT, version="1", lifespan=lifespan,
         redirect_slashes=False,
     )  # fmt: skip
-    app.state.service = service
+    app.state.service, app.state.aside = service, aside
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     for router in ROUTERS:
         app.include_router(router)
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _unknown)
-    app.add_middleware(AuthAndBody, service=service)
+    app.add_middleware(AuthAndBody, service=service, aside=aside)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -102,6 +125,16 @@ def _document(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
+def instead_of(path: str, known: Iterable[str]) -> str:
+    """What may help whoever asks for a path that is not there: the reason, or one spelt alike."""
+    for absent, why in ABSENT.items():
+        if path == absent or path.startswith(absent + "/"):
+            return f": {why}"
+    by_end = {one.removeprefix("/v1"): one for one in known}  # the version makes all of them alike
+    found = difflib.get_close_matches(path.removeprefix("/v1"), by_end, n=1, cutoff=ALIKE)
+    return f" (did you mean {by_end[found[0]]!r}?)" if found else ""
+
+
 async def _malformed(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     return respond(invalid(error.errors()), request.scope)
@@ -112,8 +145,9 @@ async def _unknown(request: Request, error: Exception) -> NoReturn:
     assert isinstance(error, HTTPException)
     path, status, headers = request.url.path, error.status_code, dict(error.headers or {})
     if status == 404:
-        known = list(_document(request.app)["paths"])
-        message = f"there is no {path[:100]}{nearest(path[:100], known)}"
+        message = (
+            f"there is no {path[:100]}{instead_of(path[:100], _document(request.app)['paths'])}"
+        )
         raise Refusal(404, message, code="not_found")
     if status == 405:
         allowed = headers.get("Allow") or headers.get("allow") or "another method"

@@ -115,11 +115,6 @@ def shortened(text: str) -> str:
     return f"{text[:half]} ... {text[-half:]}"
 
 
-def bad_field(field: str, why: str) -> InvalidRequest:
-    """The error of a field; `why` goes on from its name."""
-    return bad_field(field, f"{why}")
-
-
 def busy(message: str) -> Refusal:
     """No room now; the same request may succeed later."""
     return Refusal(429, message, code="rate_limit_exceeded")

@@ -11,10 +11,12 @@ from typing import Annotated, Any, Protocol, TypeVar
 
 from fastapi import Depends
 from starlette.requests import Request as HTTPRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from dgemma.server import accounting, sse
+from dgemma.server.aside import Aside
 from dgemma.server.errors import body_of, dialect_of, logged
+from dgemma.server.json_reply import json_reply
 from dgemma.server.pieces import End, PieceReader
 from dgemma.server.service import Service
 from dgemma.types import Request
@@ -43,7 +45,7 @@ class Exchange:
     """A request of an API and its response.
 
     Attributes:
-        service: the service behind the app.
+        service: the service behind the app; `aside`: for work that takes long.
         owner: the key's owner; see `Request.owner`.
         log: fields of its line in the log.
     """
@@ -51,6 +53,7 @@ class Exchange:
     def __init__(self, http: HTTPRequest) -> None:
         self._http = http
         self.service: Service = http.app.state.service
+        self.aside: Aside = http.app.state.aside
         self.owner: str = http.scope["dgemma.owner"]
         self.log: dict[str, Any] = http.scope.setdefault("dgemma.log", {})
         self._readers: list[PieceReader] = []
@@ -101,7 +104,10 @@ class Exchange:
 
     async def reply(self, work: Awaitable[Mapping[str, Any]]) -> Response:
         """Send the result of some work."""
-        return JSONResponse(await self.unless_gone(work))
+        return await self.unless_gone(self._written(work))
+
+    async def _written(self, work: Awaitable[Mapping[str, Any]]) -> Response:
+        return await json_reply(self.aside, self.owner, await work)
 
     async def send(self, reply: Reply, *, stream: bool | None, done: bool = True) -> Response:
         """Send a reply as a whole or as a stream; the requests that were started end with it.

@@ -8,25 +8,25 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import re
 import secrets
 import time
-from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Any, NoReturn, get_type_hints
+from contextlib import ExitStack, suppress
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dgemma.server.aside import Aside
 from dgemma.server.auth import key_of
+from dgemma.server.body_route import SCOPE, schema_of
 from dgemma.server.errors import Refusal, dialect_of, logged, renamed, respond
-from dgemma.server.limits import walk
-from dgemma.server.request_body import Body
+from dgemma.server.json_body import ParsedBody, is_large, parse_json
+from dgemma.server.log import shown_path
+from dgemma.server.memory import Trimmer
+from dgemma.server.readers import Reader, Readers
 from dgemma.server.service import Service
 from dgemma.server.sse import ClientGone
-from dgemma.text.tokenizer import SURROGATE
 
 log = logging.getLogger("dgemma.server")
 
@@ -36,9 +36,6 @@ BODY_S = 60.0
 DRAIN_S = 1.0
 """Seconds in which the rest of a refused body is read, so that its sender can read the reply: if a
 connection is closed on unread bytes it is reset, and the reply is lost."""
-
-READERS = 256
-"""Bodies that are read at a time."""
 
 METHODS = ("GET", "HEAD", "POST", "OPTIONS")
 """Methods that are counted by their names."""
@@ -97,19 +94,21 @@ class AccessLog:
         metrics.open.set(self.service.open_requests)
         line = {
             "request_id": scope["dgemma.request_id"], "method": method, "route": route,
-            "status": status, "ms": round(1000 * seconds, 1),
+            "path": shown_path(scope["path"]), "status": status, "ms": round(1000 * seconds, 1),
             "owner": scope.get("dgemma.owner", ""), **scope.get("dgemma.log", {}),
         }  # fmt: skip
-        log.info("%s", json.dumps(line, ensure_ascii=False))
+        log.info("%s", json.dumps(line, ensure_ascii=False), extra={"fields": line})
 
 
 class AuthAndBody:
     """The inner layer: checks the key, reads the body, takes a place; answers all errors."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: Service, aside: Aside) -> None:
         self.app = app
         self.service = service
-        self._reading: dict[asyncio.Timeout, None] = {}  # in the order in which they began
+        self._aside = aside
+        self._readers = Readers()
+        self._trimmer = Trimmer()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -134,6 +133,7 @@ class AuthAndBody:
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         service, headers = self.service, Headers(scope=scope)
+        check_framing(scope, headers)
         owner = service.settings.keys.owner(key_of(headers))
         if scope["path"] in OPEN_PATHS:
             owner = owner or ""
@@ -146,32 +146,38 @@ class AuthAndBody:
         if scope["method"] != "POST":
             await self.app(scope, receive, send)
             return
-        scope["dgemma.body"] = body = await self._body(receive, headers)
-        with service.admitted(owner):
-            service.metrics.open.set(service.open_requests)
-            if body:
-                check_json(body, service.settings.limits.json_depth)
-            await self.app(scope, _again(body, receive), send)
+        with ExitStack() as place:
+            sent = await self._body(scope, receive, headers, place)
+            if sent is not None:
+                scope[SCOPE] = sent
+                if sent.large:
+                    place.callback(self._trimmer.later)
+            await self.app(scope, receive, send)
 
-    async def _body(self, receive: Receive, headers: Headers) -> bytes:
-        """A request's body. If too many are being read, the oldest of them is refused."""
-        if len(self._reading) >= READERS:
-            oldest = next(iter(self._reading))
-            del self._reading[oldest]
-            if not oldest.expired():
-                oldest.reschedule(0)
-        limit = asyncio.timeout(BODY_S)
+    async def _body(
+        self, scope: Scope, receive: Receive, headers: Headers, place: ExitStack
+    ) -> ParsedBody | None:
+        """The body; None: it is empty. When it is here, the request takes its place."""
+        service, owner = self.service, scope["dgemma.owner"]
+        limits, client = service.settings.limits, scope.get("client") or [""]
+        whose = owner or str(client[0])
         try:
-            async with limit:
-                self._reading[limit] = None
-                return await read_body(receive, headers, self.service.settings.limits.body_bytes)
+            async with self._readers.reading(whose, BODY_S) as reader:
+                body = await read_body(receive, headers, limits.body_bytes, reader)
+                reader.whole()
+                place.enter_context(service.admitted(owner))
+                service.metrics.open.set(service.open_requests)
+                if not body:
+                    return None
+                if not is_large(body):
+                    return ParsedBody(parse_json(body, limits), large=False)
+                value = await self._aside.run(whose, parse_json, body, limits)
+                return ParsedBody(value, large=True)
         except TimeoutError as error:
             raise Refusal(
                 408, f"the body must come within {BODY_S:.0f} s, sooner if many are sent at "
                 "once; send it again",
             ) from error  # fmt: skip
-        finally:
-            self._reading.pop(limit, None)
 
 
 class Cut(Exception):
@@ -180,15 +186,30 @@ class Cut(Exception):
 
 def _renamed(refused: Refusal, scope: Scope) -> Refusal:
     """An error with the name under which the request sent its field."""
-    if refused.param is None or "endpoint" not in scope:
-        return refused
-    for schema in get_type_hints(scope["endpoint"]).values():
-        if isinstance(schema, type) and issubclass(schema, Body):
-            refused = renamed(refused, schema.NAMES, json.loads(scope["dgemma.body"]))
-    return refused
+    schema = None if refused.param is None or SCOPE not in scope else schema_of(scope)
+    return refused if schema is None else renamed(refused, schema.NAMES, scope[SCOPE].value)
 
 
-async def read_body(receive: Receive, headers: Headers, most: int) -> bytes:
+def check_framing(scope: Scope, headers: Headers) -> None:
+    """Refuse a request whose end another server would see elsewhere (RFC 9112, section 6.1).
+
+    Raises:
+        Refusal: 400, and the connection is closed.
+    """
+    version, chunked = scope.get("http_version", "1.1"), "transfer-encoding" in headers
+    if chunked and version == "1.0":
+        why = "has Transfer-Encoding in HTTP/1.0; send Content-Length"
+    elif chunked and "content-length" in headers:
+        why = "has Content-Length and Transfer-Encoding; send one of them"
+    elif version[:1] not in ("1", "2", "3"):
+        why = f"is of HTTP/{version}; send HTTP/1.1"
+    else:
+        return
+    message = f"the request {why}"
+    raise Refusal(400, message, code="bad_request", headers={"Connection": "close"})
+
+
+async def read_body(receive: Receive, headers: Headers, most: int, reader: Reader) -> bytearray:
     """A whole body.
 
     Raises:
@@ -200,23 +221,24 @@ async def read_body(receive: Receive, headers: Headers, most: int) -> bytes:
         code="body_too_large", headers={"Connection": "close"},
     )  # fmt: skip
     length = headers.get("content-length", "0")
-    if not length.isdigit() or int(length[:19]) > most:
+    if not (length.isascii() and length.isdigit()) or int(length[:19]) > most:
         if "expect" not in headers:  # a client that asks first has sent nothing yet
             await _drain(receive)
         raise too_large
-    parts, size, more = [], 0, True
+    body, more = bytearray(), True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
+        part = message.get("body", b"")
+        reader.add(len(part))
+        body += part
         more = message.get("more_body", False)
-        if size > most:
+        if len(body) > most:
             if more:
                 await _drain(receive)
             raise too_large
-    return b"".join(parts)
+    return body
 
 
 async def _drain(receive: Receive) -> None:
@@ -226,63 +248,3 @@ async def _drain(receive: Receive) -> None:
         async with asyncio.timeout(DRAIN_S):
             while more:
                 more = (await receive()).get("more_body", False)
-
-
-def _again(body: bytes, receive: Receive) -> Receive:
-    """The body once more for the layers below; then further messages."""
-    sent = False
-
-    async def replay() -> Message:
-        nonlocal sent
-        if sent:
-            return await receive()
-        sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return replay
-
-
-def _broken(why: str) -> Refusal:
-    return Refusal(400, f"the body {why}", code="invalid_json")
-
-
-def _not_a_number(text: str) -> NoReturn:
-    raise _broken(f"holds {text}, which is not a JSON number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    return value if math.isfinite(value) else _not_a_number(text[:40])
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
-        raise _broken(f"has the field {twice!a} twice in one object; give it once")
-    return found
-
-
-def check_json(body: bytes, depth: int) -> None:
-    """Refuse a body that is not JSON, though Python's own reader may take it.
-
-    Raises:
-        Refusal: 400, with the reason.
-    """
-    too_deep = _broken(f"is nested deeper than this server's {depth} levels")
-    try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_not_a_number,
-                           parse_float=_finite, object_pairs_hook=_once)  # fmt: skip
-    except UnicodeDecodeError as error:
-        raise _broken(f"is not UTF-8 (byte {error.start}); send valid UTF-8") from error
-    except RecursionError as error:
-        raise too_deep from error
-    except json.JSONDecodeError as error:
-        raise _broken(f"is not JSON: {error.msg} at character {error.pos}") from error
-    except ValueError as error:  # a number of thousands of digits
-        raise _broken("holds too long a number") from error
-    for one, level in walk(value):
-        if isinstance(one, str) and not one.isascii() and SURROGATE.search(one):
-            raise _broken("holds a lone surrogate, which is not text; send valid Unicode")
-        if level > depth + 1:
-            raise too_deep

@@ -9,10 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
 from dgemma.errors import nearest
+
+MOST_MESSAGES, MOST_TOOLS = 4096, 1024
+"""Messages of a conversation, or blocks of one of them; and the tools it may call."""
+
+LARGEST = 2**1023
+"""The largest integer of a field that has no bound of its own: a larger one is no float."""
 
 
 class Body(BaseModel):
@@ -33,6 +39,9 @@ class Body(BaseModel):
     @classmethod
     def _known(cls, given: Any) -> Any:
         if isinstance(given, dict):
+            for name, value in given.items():
+                if type(value) is int and abs(value) > LARGEST and name in cls.model_fields:
+                    raise refuse(name, "is too large a number; send a smaller one")
             known = [field.alias or name for name, field in cls.model_fields.items()]
             for name in given:
                 if name not in known:
@@ -51,6 +60,21 @@ class Ignorable(Body):
     service_tier: str | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
+
+
+def at_most(most: int, things: str) -> BeforeValidator:
+    """A list, or an object, of so many members, told before any of them is looked at.
+
+    Use as `Annotated[list[int], at_most(10, "ids")]`.
+    """
+
+    def check(value: Any) -> Any:
+        if isinstance(value, (list, dict)) and len(value) > most:
+            why = f"holds {len(value)} {things}, more than {most}; give fewer"
+            raise PydanticCustomError("refused_field", "{why}", {"why": why})
+        return value
+
+    return BeforeValidator(check)
 
 
 def neutral(*values: Any, why: str, remedy: str | None = None) -> AfterValidator:

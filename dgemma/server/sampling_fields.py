@@ -18,13 +18,14 @@ from dgemma.params import (
     CONSTRAINT_FIELDS,
     HOTTEST,
     LONGEST_STRING,
+    MOST_IDS,
     MOST_STRINGS,
     SamplingParams,
     bounds,
     canvas_width,
 )
 from dgemma.server.limits import check_limit, check_schema
-from dgemma.server.request_body import Body, Ignorable, neutral, refuse
+from dgemma.server.request_body import Body, Ignorable, at_most, neutral, refuse
 from dgemma.server.settings import ServerLimits
 from dgemma.types import CanvasControl
 
@@ -42,8 +43,16 @@ OneAnswer = Annotated[
     int | None, neutral(1, why="one text is made at a time", remedy="send several requests")
 ]
 Share = Annotated[float, Field(ge=0, le=1)]
-Ids = list[int]
-SetOfIds = Annotated[list[int], AfterValidator(lambda ids: list(dict.fromkeys(ids)))]
+MOST_TOKENS = MOST_IDS["allowed_token_ids"]
+"""Ids of one list, repeats counted: as many as the largest vocabulary or context has."""
+MOST_BIASED = 16_384
+"""Ids of a `logit_bias`."""
+LONGEST_ID = 10
+"""Digits of an id that is a name, as in `logit_bias`."""
+Ids = Annotated[
+    list[int], Field(fail_fast=True, max_length=MOST_TOKENS), at_most(MOST_TOKENS, "ids")
+]
+SetOfIds = Annotated[Ids, AfterValidator(lambda ids: list(dict.fromkeys(ids)))]
 """Ids without repetition."""
 TopK = Annotated[
     int | None,
@@ -170,10 +179,17 @@ class SamplingFields(Ignorable):
     top_p: float | None = bounded("top_p")
     top_k: TopK = None
     min_p: float | None = bounded("min_p")
-    stop: str | list[str] | None = strings("stop")
+    stop: Annotated[
+        str | Annotated[list[str], Field(fail_fast=True)] | None,
+        at_most(MOST_STRINGS["stop"], "strings"),
+    ] = strings("stop")
     min_tokens: int | None = bounded("min_tokens")
-    logit_bias: dict[str, float] | None = None
-    bad_words: list[str] | None = strings("bad_words")
+    logit_bias: Annotated[
+        dict[str, float] | None, Field(max_length=MOST_BIASED), at_most(MOST_BIASED, "ids")
+    ] = None
+    bad_words: Annotated[
+        list[str] | None, Field(fail_fast=True), at_most(MOST_STRINGS["bad_words"], "strings")
+    ] = strings("bad_words")
     allowed_token_ids: SetOfIds | None = None
     logprob_token_ids: SetOfIds | None = None
     guided_json: dict[str, Any] | str | None = None
@@ -224,8 +240,8 @@ class SamplingFields(Ignorable):
             raise refuse("diffusion_pinned", "needs diffusion_seed_canvas; give both")
         if self.logit_bias is not None:
             for key in self.logit_bias:
-                if not (key.isascii() and key.isdigit()):
-                    raise refuse("logit_bias", f"{key!r} is not a token id; see /tokenize")
+                if not (key.isascii() and key.isdigit() and len(key) <= LONGEST_ID):
+                    raise refuse("logit_bias", f"{key[:100]!r} is not a token id; see /tokenize")
         return self
 
     @property

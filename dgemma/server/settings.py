@@ -12,6 +12,9 @@ from dgemma.server.auth import Keys
 
 MIB = 1 << 20
 
+BACKLOG = 2048
+"""Connections that may wait to be accepted."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerLimits:
@@ -21,6 +24,7 @@ class ServerLimits:
         body_bytes: of a request's body; above: 413.
         json_depth: levels of objects and lists in a body.
         messages: of a conversation. Chat templates take time that grows with the square of it.
+        json_values: values, and names of fields, in a body.
         prompt_tokens: of a prompt; None: as many as the model's context holds.
         max_tokens: of an answer, also if a request names none; None: to the context's end.
         max_steps: denoising steps of a canvas that a request may name; None: no limit.
@@ -30,11 +34,15 @@ class ServerLimits:
         n: answers of one request.
         open_requests: requests that are worked on at a time; above: 429.
         open_per_key: the same for one API key.
+        connections: in all, with a request or idle; fewer if the process may not open so many
+            files. Above: an idle one is closed, and if there is none, the new one.
+        connections_per_address: the same for one client address.
     """
 
     body_bytes: int = 4 * MIB
     json_depth: int = 96
     messages: int = 1000
+    json_values: int = 300_000
     prompt_tokens: int | None = None
     max_tokens: int | None = None
     max_steps: int | None = None
@@ -45,6 +53,8 @@ class ServerLimits:
     n: int = 16
     open_requests: int = 512
     open_per_key: int = 256
+    connections: int = 2048
+    connections_per_address: int = 1024
 
     def __post_init__(self) -> None:
         for name in self.__slots__:

@@ -6,13 +6,13 @@ import asyncio
 import json
 import logging
 import threading
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from dgemma.errors import EngineError
 from dgemma.events import EventStream
-from dgemma.server import middleware
+from dgemma.server import readers
 from dgemma.server.auth import Keys
 from dgemma.server.settings import ServerLimits
 from dgemma.types import Request
@@ -137,7 +137,7 @@ async def slow_body(app: Any, sent: asyncio.Event) -> int:
 
 def test_a_body_that_is_not_here_takes_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches six sockets that send one byte each and turn everyone else away."""
-    monkeypatch.setattr(middleware, "READERS", 3)
+    monkeypatch.setattr(readers, "READERS", 3)
     client = serve(limits=ServerLimits(open_requests=1))
 
     async def scene() -> list[int]:
@@ -183,6 +183,28 @@ def test_work_aside_leaves_threads_to_others() -> None:
     service.model = Recorder()
     service.model.close = lambda: closed.append(True)
     assert asyncio.run(scene()) == [200] * 3 and closed == [True]
+
+
+@pytest.mark.fault("R M4")
+@pytest.mark.parametrize(("version", "headers", "said"), [
+    ("1.1", {"transfer-encoding": "chunked", "content-length": "2"}, "send one of them"),
+    ("1.0", {"transfer-encoding": "chunked"}, "send Content-Length"),
+    ("9.9", {"content-length": "2"}, "send HTTP/1.1"),
+])  # fmt: skip
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages", "/infill", "/health"])
+def test_ambiguous_framing_is_refused(
+    path: str, version: str, headers: dict[str, str], said: str
+) -> None:
+    """Catches a body whose end a proxy in front sees elsewhere than we do: what follows would be
+    another request to one of the two."""
+    client = serve()
+
+    async def older(scope: Any, receive: Any, send: Any) -> None:
+        await client.app(scope | {"http_version": version}, receive, send)
+
+    refused = Client(cast(Any, older)).post(path, content=b"{}", headers=JSON | headers)
+    assert refused.status_code == 400 and refused.headers["connection"] == "close"
+    assert said in refused.json()["error"]["message"]
 
 
 # -- the log, HEAD, ids ----------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from dgemma.params import SamplingParams
+from dgemma.server.apis.messages.conversation import conversation
 from dgemma.server.apis.messages.reply import ContentBlocks
-from dgemma.server.apis.messages.schema import MessagesRequest, conversation
+from dgemma.server.apis.messages.schema import MessagesRequest
 from dgemma.server.auth import Keys
 from dgemma.server.settings import ServerLimits
 from dgemma.types import Output, Request, ToolCall, ToolCallDelta

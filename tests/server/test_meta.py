@@ -203,3 +203,27 @@ def test_the_log_has_no_text_of_users(client: Client, caplog: pytest.LogCaptureF
     with caplog.at_level(logging.INFO, "dgemma.server"):
         serve(log_text=True).ask(messages=secret)
     assert "my secret" in caplog.text
+
+
+@pytest.mark.fault("N 44")
+@pytest.mark.parametrize(("path", "said"), [
+    ("/v1/responses", "use /v1/chat/completions"),
+    ("/v1/responses/resp_1", "use /v1/chat/completions"),
+    ("/v1/embeddings", "no embeddings"),
+    ("/v1/images/generations", "text alone"),
+    ("/v1/chat/completion", "(did you mean '/v1/chat/completions'?)"),
+    ("/chat/completions", "(did you mean '/v1/chat/completions'?)"),
+    ("/v1/model", "(did you mean '/v1/models'?)"),
+    ("/v1/health", "(did you mean '/health'?)"),
+])  # fmt: skip
+def test_absent_paths_have_a_remedy(path: str, said: str) -> None:
+    """Catches a hint that leads to another API only because its path begins alike."""
+    message = serve().post(path, {}).json()["error"]["message"]
+    assert message.startswith(f"there is no {path}") and message.endswith(said)
+
+
+@pytest.mark.fault("N 44")
+@pytest.mark.parametrize("path", ["/v1/nothing", "/v1/edits", "/v1/compute", "/x", "/"])
+def test_unknown_paths_have_no_hint(path: str) -> None:
+    """Catches a guess that leads nowhere."""
+    assert serve().get(path).json()["error"]["message"] == f"there is no {path}"

@@ -169,6 +169,32 @@ def test_an_interrupt_stops_it_too() -> None:
         assert "Traceback" not in live.log.read_text()
 
 
+@pytest.mark.fault("N 42")
+def test_a_second_interrupt_stops_it_at_once() -> None:
+    """Catches pages of tracebacks for whoever does not want to wait, and a first message that does
+    not say how long it takes."""
+    body = {"messages": QUESTION, "stream": True} | LONG
+    with (
+        running("--grace-s", "25") as live,
+        httpx.Client(base_url=live.url, headers=HEADERS, timeout=30) as client,
+        client.stream("POST", CHAT, json=body) as first,
+        client.stream("POST", CHAT, json=body) as second,
+    ):
+        for stream in (first, second):
+            next(stream.iter_lines())
+        live.process.send_signal(signal.SIGINT)
+        until = time.monotonic() + WAIT_S
+        while "stopping" not in live.log.read_text():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        live.process.send_signal(signal.SIGINT)
+        assert live.process.wait(10) == 130
+        said = live.log.read_text()
+    line = "stopping: open requests may finish, up to 25 s; press Ctrl-C again to stop at once"
+    assert line in said.splitlines() and "Traceback" not in said
+    assert said.splitlines()[-1] == line
+
+
 @pytest.mark.full
 def test_health_after_loading(record: Callable[..., None]) -> None:
     """Catches a server that does something slow before it answers: 2 s beyond loading, at most.
@@ -235,6 +261,7 @@ def test_a_missing_extra_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches a traceback where one line with the install command would do."""
+    monkeypatch.delitem(sys.modules, "dgemma.server.listener", raising=False)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["serve"]) == 2
     assert "pip install 'dgemma[server]'" in capsys.readouterr().err

@@ -173,7 +173,9 @@ def test_an_owners_queue_is_bounded() -> None:
     """Catches a queue that grows without an end, and one owner's that is full for others."""
 
     async def scene(threads: FairThreads, gate: Gate) -> None:
-        tasks = await begin(threads, "a", gate, "123")
+        tasks = await begin(threads, "a", gate, "1")
+        await gate.entered(1)
+        tasks += await begin(threads, "a", gate, "234")
         with pytest.raises(Refusal, match="of this key wait") as refused:
             await threads.run("a", int)
         assert refused.value.status == 429

@@ -33,6 +33,7 @@ from dgemma.server.apis.canvas.schema import (
     place,
     role_of,
 )
+from dgemma.server.body_route import BodyRoute
 from dgemma.server.choices import draft, head, progress
 from dgemma.server.errors import ERRORS
 from dgemma.server.exchange import STREAMED, Exchange, HTTPExchange
@@ -44,7 +45,7 @@ from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import Output, Request, TokenScore
 
 T = TypeVar("T")
-router = APIRouter(tags=["canvas"])
+router = APIRouter(tags=["canvas"], route_class=BodyRoute)
 Written = tuple[dict[str, Any], End]
 """The fields of the reply that are its own, and the cost."""
 

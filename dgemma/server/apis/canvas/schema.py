@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,12 +17,19 @@ from dgemma.compose.fill import Hole
 from dgemma.errors import bad_field
 from dgemma.frontend import ModelFacts
 from dgemma.params import SamplingParams, canvas_width
-from dgemma.server.request_body import Body
-from dgemma.server.sampling_fields import SamplingFields, Share, StreamFields
+from dgemma.server.request_body import MOST_MESSAGES, Body, at_most
+from dgemma.server.sampling_fields import (
+    MOST_TOKENS,
+    Ids,
+    SamplingFields,
+    Share,
+    StreamFields,
+)
 from dgemma.text.token_table import token_table_of
 from dgemma.types import CanvasControl
 
-MOST_SEGMENTS = 256
+MOST_SEGMENTS, MOST_CHOICES = 256, 1024
+"""Parts of a canvas; texts that one hole may hold."""
 
 
 class Segment(Body):
@@ -39,12 +46,12 @@ class Segment(Body):
     """
 
     text: str | None = None
-    tokens: list[int] | None = None
+    tokens: Ids | None = None
     role: Literal["pinned", "seed", "hole"] | None = None
-    min_length: int | None = Field(default=None, ge=0)
-    max_length: int | None = Field(default=None, ge=1)
-    allowed_token_ids: list[int] | None = Field(default=None, min_length=1)
-    choices: list[str] | None = Field(default=None, min_length=1)
+    min_length: int | None = Field(default=None, ge=0, le=MOST_TOKENS)
+    max_length: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
+    allowed_token_ids: Ids | None = Field(default=None, min_length=1)
+    choices: list[str] | None = Field(default=None, min_length=1, max_length=MOST_CHOICES)
     noise: Share | None = None
 
 
@@ -77,8 +84,10 @@ class CanvasRequest(StreamFields):
 
     model: str | None = None
     segments: list[Segment] = Field(min_length=1, max_length=MOST_SEGMENTS)
-    messages: list[dict[str, Any]] | None = None
-    prompt: str | list[int] | None = None
+    messages: Annotated[
+        list[dict[str, Any]] | None, Field(fail_fast=True), at_most(MOST_MESSAGES, "messages")
+    ] = None
+    prompt: str | Ids | None = None
     strength: Share | None = None
     read_only: bool = False
     returns: Returned = Field(default=Returned(), alias="return")

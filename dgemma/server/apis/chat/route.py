@@ -11,12 +11,13 @@ from starlette.responses import Response
 from dgemma.errors import bad_field
 from dgemma.server.apis.chat.reply import ChatChoices
 from dgemma.server.apis.chat.schema import ChatReply, ChatRequest
+from dgemma.server.body_route import BodyRoute
 from dgemma.server.errors import ERRORS
 from dgemma.server.exchange import STREAMED, Exchange, HTTPExchange
 from dgemma.server.limits import check_limit
 from dgemma.types import Request
 
-router = APIRouter(tags=["chat"])
+router = APIRouter(tags=["chat"], route_class=BodyRoute)
 
 
 @router.post(

@@ -17,7 +17,14 @@ from dgemma.params import CONSTRAINT_FIELDS, SamplingParams, canvas_width
 from dgemma.request_parts import ToolUse
 from dgemma.server.accounting import CostedReply
 from dgemma.server.choices import ChoiceFields, InvalidCall
-from dgemma.server.request_body import Body, neutral, refuse
+from dgemma.server.request_body import (
+    MOST_MESSAGES,
+    MOST_TOOLS,
+    Body,
+    at_most,
+    neutral,
+    refuse,
+)
 from dgemma.server.sampling_fields import (
     PREDICTION_STRENGTH,
     VLLM_NAMES,
@@ -86,9 +93,17 @@ TOOL: dict[str, Any] = {
 }  # fmt: skip
 
 Messages = Annotated[
-    list[dict[str, Any]], WithJsonSchema({"type": "array", "items": MESSAGE, "minItems": 1})
+    list[dict[str, Any]],
+    Field(fail_fast=True),
+    at_most(MOST_MESSAGES, "messages"),
+    WithJsonSchema({"type": "array", "items": MESSAGE, "minItems": 1, "maxItems": MOST_MESSAGES}),
 ]
-Tools = Annotated[list[dict[str, Any]], WithJsonSchema({"type": "array", "items": TOOL})]
+Tools = Annotated[
+    list[dict[str, Any]],
+    Field(fail_fast=True),
+    at_most(MOST_TOOLS, "tools"),
+    WithJsonSchema({"type": "array", "items": TOOL, "maxItems": MOST_TOOLS}),
+]
 
 
 class JsonSchema(Body):

@@ -17,6 +17,7 @@ from dgemma.errors import bad_field
 from dgemma.params import SamplingParams
 from dgemma.server.apis.completions.reply import TextChoices
 from dgemma.server.apis.completions.schema import CompletionRequest, TextReply
+from dgemma.server.body_route import BodyRoute
 from dgemma.server.errors import ERRORS
 from dgemma.server.exchange import STREAMED, Exchange, HTTPExchange
 from dgemma.server.limits import check_limit, limited
@@ -26,7 +27,7 @@ from dgemma.server.service import Service
 from dgemma.server.threads import stop_if_left
 from dgemma.types import Request
 
-router = APIRouter(tags=["completions"])
+router = APIRouter(tags=["completions"], route_class=BodyRoute)
 
 
 @router.post("/v1/completions", response_model=TextReply, responses={**ERRORS, **STREAMED})

@@ -13,8 +13,8 @@ from pydantic import BaseModel, Field, model_validator
 from dgemma.params import MOST_ALTERNATIVES
 from dgemma.server.accounting import CostedReply
 from dgemma.server.choices import ChoiceFields
-from dgemma.server.request_body import neutral, refuse
-from dgemma.server.sampling_fields import SamplingFields
+from dgemma.server.request_body import at_most, neutral, refuse
+from dgemma.server.sampling_fields import MOST_TOKENS, SamplingFields
 
 
 class CompletionRequest(ChoiceFields):
@@ -26,9 +26,13 @@ class CompletionRequest(ChoiceFields):
         "top_logprobs": "top_logprobs belongs to /v1/chat/completions; here logprobs is a number",
     }  # fmt: skip
 
-    prompt: str | list[str] | list[int] | list[list[int]] = Field(
-        description="a text, token ids, or a list of either"
-    )
+    prompt: Annotated[
+        str
+        | Annotated[list[str], Field(fail_fast=True)]
+        | Annotated[list[int], Field(fail_fast=True)]
+        | Annotated[list[Annotated[list[int], Field(fail_fast=True)]], Field(fail_fast=True)],
+        at_most(MOST_TOKENS, "texts or ids"),
+    ] = Field(description="a text, token ids, or a list of either")
     suffix: str | None = Field(default=None, description="the text after the one that is written")
     best_of: int | None = Field(
         default=None, ge=1, description="make so many and return the n likeliest, the best first"

@@ -24,6 +24,7 @@ from dgemma.server.apis.decisions.schema import (
     openai_answer,
     systemone_answer,
 )
+from dgemma.server.body_route import BodyRoute
 from dgemma.server.errors import ERRORS
 from dgemma.server.exchange import Exchange, HTTPExchange
 from dgemma.server.limits import check_messages, check_schema
@@ -31,7 +32,7 @@ from dgemma.server.plans import PlanRun
 from dgemma.server.service import Service
 from dgemma.text.messages import clean_messages
 
-router = APIRouter(tags=["decisions"])
+router = APIRouter(tags=["decisions"], route_class=BodyRoute)
 State = str | list[dict[str, Any]]
 
 

@@ -28,6 +28,7 @@ from dgemma.server.apis.edit.schema import (
     unfenced,
 )
 from dgemma.server.apis.edit.sections import read_next_edit, read_update
+from dgemma.server.body_route import BodyRoute
 from dgemma.server.choices import ChoiceFields
 from dgemma.server.errors import ERRORS
 from dgemma.server.exchange import STREAMED, Exchange, HTTPExchange
@@ -36,7 +37,7 @@ from dgemma.server.plans import PlanRun, plan_params, whole_pieces
 from dgemma.types import Output
 
 T = TypeVar("T")
-router = APIRouter(tags=["edit"])
+router = APIRouter(tags=["edit"], route_class=BodyRoute)
 
 
 @router.post("/v1/edit/completions", response_model=EditReply, responses={**ERRORS, **STREAMED})

@@ -29,6 +29,7 @@ from dgemma.server.apis.fim.schema import (
     picked,
     reference,
 )
+from dgemma.server.body_route import BodyRoute
 from dgemma.server.choices import ChoiceFields, draft, progress
 from dgemma.server.errors import ERRORS, PLAIN_ERRORS
 from dgemma.server.exchange import STREAMED, Exchange, HTTPExchange
@@ -36,7 +37,7 @@ from dgemma.server.pieces import End, Folded, Frame, Piece, Progress, fold
 from dgemma.server.plans import PlanRun, infill_pieces, plan_params
 from dgemma.types import TextDelta
 
-router = APIRouter(tags=["infill"])
+router = APIRouter(tags=["infill"], route_class=BodyRoute)
 
 
 @router.post("/v1/fim/completions", response_model=TextReply, responses={**ERRORS, **STREAMED})

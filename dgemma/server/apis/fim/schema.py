@@ -100,13 +100,13 @@ class InfillRequest(Body):
     top_k: TopK = None
     top_p: float | None = bounded("top_p")
     min_p: float | None = bounded("min_p")
-    samplers: list[Sampler] | None = None
+    samplers: list[Sampler] | None = Field(default=None, max_length=MOST_EXTRAS)
     repeat_penalty: RepetitionPenalty = None
     presence_penalty: Penalty = None
     frequency_penalty: Penalty = None
     t_max_prompt_ms: int | None = Field(default=None, ge=0)
     t_max_predict_ms: int | None = Field(default=None, ge=0)
-    response_fields: list[str] | None = None
+    response_fields: list[str] | None = Field(default=None, max_length=MOST_EXTRAS)
     cache_prompt: bool | None = None
     id_slot: int | None = None
     diffusion: Diffusion | None = None

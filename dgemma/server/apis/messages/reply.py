@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from dgemma.server import sse
 from dgemma.server.accounting import DiffusionUsage, Timings, costs_beside
-from dgemma.server.apis.messages.schema import input_json
+from dgemma.server.apis.messages.conversation import input_json
 from dgemma.server.choices import InvalidCall, invalid_tool_call
 from dgemma.server.exchange import Exchange
 from dgemma.server.pieces import End, Piece, PieceReader

@@ -8,19 +8,16 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from dgemma.server.apis.messages.conversation import Conversation, conversation
 from dgemma.server.apis.messages.reply import InputTokens, MessageEvents, MessageReply
-from dgemma.server.apis.messages.schema import (
-    Conversation,
-    CountRequest,
-    MessagesRequest,
-    conversation,
-)
+from dgemma.server.apis.messages.schema import CountRequest, MessagesRequest
+from dgemma.server.body_route import BodyRoute
 from dgemma.server.errors import ANTHROPIC_ERRORS
 from dgemma.server.exchange import STREAMED, Exchange, HTTPExchange
 from dgemma.server.service import Service
 from dgemma.types import Request
 
-router = APIRouter(tags=["messages"])
+router = APIRouter(tags=["messages"], route_class=BodyRoute)
 PATH = "/v1/messages"
 
 

@@ -5,7 +5,6 @@ Knows the service and its tokenizer. Knows nothing about answers.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -25,17 +24,21 @@ from dgemma.server.apis.meta.schema import (
     TokenizeRequest,
     Tokens,
 )
+from dgemma.server.body_route import BodyRoute
 from dgemma.server.errors import ERRORS, PLAIN_ERRORS, closing
 from dgemma.server.exchange import HTTPExchange, TheService
+from dgemma.server.json_reply import json_reply
 from dgemma.server.metrics import CONTENT_TYPE
 from dgemma.server.service import Service
 from dgemma.server.threads import stop_if_left
 
-router = APIRouter(tags=["service"])
+router = APIRouter(tags=["service"], route_class=BodyRoute)
 STARTED = int(time.time())
 
+MOST_PIECES = 65_536
+"""Tokens that a reply shows with their texts."""
 PIECE = 10_000
-"""Ids that are written at a time; between them other threads run."""
+"""Ids that are read at a time; between them other threads run."""
 
 
 def card(service: Service, name: str) -> dict[str, Any]:
@@ -83,24 +86,24 @@ async def metrics(service: TheService) -> Response:
 async def tokenize(asked: TokenizeRequest, exchange: HTTPExchange) -> Response:
     """The ids of a text. A text never becomes a control token."""
     exchange.service.look_up(asked.model)
-    work = exchange.in_thread(_tokenized, asked, exchange.service)
-    return Response(await exchange.unless_gone(work), media_type="application/json")
+    work = exchange.in_thread(_tokens, asked, exchange.service)
+    tokens = await exchange.unless_gone(work)
+    most = exchange.service.facts.context
+    found = {"tokens": tokens, "count": len(tokens), "max_model_len": most}
+    # Written as it is: a framework that checks a million ids once more takes long.
+    return await json_reply(exchange.aside, exchange.owner, found)
 
 
-def _tokenized(asked: TokenizeRequest, service: Service) -> bytes:
-    """The reply as it is sent: a framework that checks a million ids once more holds up streams."""
+def _tokens(asked: TokenizeRequest, service: Service) -> Sequence[Any]:
     ids = _ids(asked, service)
     stop_if_left()
+    if not asked.with_pieces:
+        return ids
+    if len(ids) > MOST_PIECES:
+        why = f"can show {MOST_PIECES} tokens, and this text has {len(ids)}; send less of it"
+        raise bad_field("with_pieces", why)
     text = service.facts.tokenizer.token_text
-    parts = []
-    for low in range(0, len(ids), PIECE):
-        shown: list[Any] = ids[low : low + PIECE]
-        if asked.with_pieces:
-            shown = [{"id": token_id, "piece": text(token_id)} for token_id in shown]
-        parts.append(json.dumps(shown, separators=(",", ":"), ensure_ascii=False)[1:-1])
-        stop_if_left()
-    rest = {"count": len(ids), "max_model_len": service.facts.context}
-    return f'{{"tokens":[{",".join(parts)}],{json.dumps(rest, separators=(",", ":"))[1:]}'.encode()
+    return [{"id": token_id, "piece": text(token_id)} for token_id in ids]
 
 
 def _ids(asked: TokenizeRequest, service: Service) -> list[int]:
