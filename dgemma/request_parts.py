@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple
 
 from dgemma.errors import InvalidRequest, bad_field
@@ -19,10 +20,11 @@ def checked_ids(name: str, value: object) -> tuple[int, ...]:
     if isinstance(value, (str, *BYTES)) or not isinstance(value, Sequence):
         raise refused(name, "be a sequence of integers", value)
     ids = value if isinstance(value, tuple) else tuple(value)
-    for kind in set(map(type, ids)):
-        if kind is bool or not issubclass(kind, int):
+    kinds = set(map(type, ids)) - {int}
+    for kind in kinds:
+        if kind is bool or not issubclass(kind, Integral):
             raise refused(name, f"hold integers alone, not {kind.__name__}")
-    return ids
+    return tuple(map(int, ids)) if kinds else ids
 
 
 def check_types(value: object, kinds: Mapping[str, tuple[type | tuple[type, ...], str]]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dgemma.engine.request import ModelLimits, resolve_request
@@ -112,6 +113,8 @@ def test_forms_that_are_taken() -> None:
     assert CanvasControl(ids=[1, -1], pinned=[0]).pinned == (0,)  # type: ignore[arg-type]
     assert Request(token_ids=(1, 2), contents=(PromptContent(start=0, length=1, key="k"),))
     assert checked_ids("x", ()) == ()
+    taken = CanvasControl(ids=(1,), allowed=((np.int64(7),),)).allowed  # type: ignore[arg-type]
+    assert taken == ((7,),) and type(taken[0][0]) is int
     assert {field.name for field in fields(Request)} >= {"token_ids", "tool_use", "owner"}
 
 

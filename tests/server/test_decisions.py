@@ -122,7 +122,7 @@ def test_a_schema_asks() -> None:
         {"value": str(n)} for n in range(256)]}]}, "choices"),
     ({"questions": [{"type": "span", "name": "x"}]}, "questions"),
     ({"canvas_length": 500}, "canvas_length"), ({"seed": -1}, "seed"),
-    ({"input": [{"role": "user", "content": [{"type": "image_url"}]}]}, "images"),
+    ({"input": [{"role": "user", "content": [{"type": "image_url"}]}]}, "image_url"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused(more: dict[str, Any], field: str) -> None:
     """Catches bounds that end as a 500, or as thousands of readings."""
