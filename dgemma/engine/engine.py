@@ -30,8 +30,9 @@ from dgemma.diffusion.schedule import Schedule
 from dgemma.engine.batch import ModelRunner, out_of_memory
 from dgemma.engine.counters import Counters
 from dgemma.engine.pages import Pages
+from dgemma.engine.plan import Scheduled
 from dgemma.engine.request import ModelLimits, resolve_request
-from dgemma.engine.scheduler import Scheduled, Scheduler
+from dgemma.engine.scheduler import Scheduler
 from dgemma.engine.searches import BUDGET, SearchQueue
 from dgemma.engine.sequence import Sequence
 from dgemma.engine.step import NOT_FINITE, CanvasState, StepResult, apply, first_canvas, go_on
@@ -49,6 +50,14 @@ CHUNK = 1024
 
 SHARE = {"cpu": 0.25, "cuda": 0.8}
 """Part of a device's free memory that keys and values may take."""
+
+MOST_TOKENS = {"cpu": 1024, "cuda": 8192}
+"""Most tokens of a pass on a device. On a CPU larger passes are no faster per token, and a request
+that comes waits for the end of one."""
+
+SHARED_CANVASES = 4
+"""Canvases of a pass that owners divide evenly, see `Scheduler`: a pass of so many is hardly slower
+than a pass of one."""
 
 TRIES = 3
 """How often a request that runs out of memory alone is tried before it ends."""
@@ -74,7 +83,7 @@ class Engine:
         chunk: int = CHUNK,
         cache_bytes: int | None = None,
         max_running: int = 32,
-        max_tokens: int = 8192,
+        max_tokens: int | None = None,
         max_waiting: int = 1024,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -85,12 +94,15 @@ class Engine:
             defaults: the checkpoint's own sampler.
             chunk: most prompt tokens of one request that a step encodes.
             cache_bytes: memory for keys and values; None: a share of the free memory.
-            max_running, max_tokens, max_waiting: see `Scheduler`.
+            max_running, max_tokens, max_waiting: see `Scheduler`; `max_tokens` None: what suits
+                the device.
             clock: seconds, for deadlines and ageing.
 
         Raises:
             InvalidRequest: `cache_bytes` does not suffice for one request, or a bound below 1.
         """
+        if max_tokens is None:
+            max_tokens = MOST_TOKENS[model.device.type]
         for name, value in (("chunk", chunk), ("max_running", max_running),
                             ("max_tokens", max_tokens), ("max_waiting", max_waiting)):  # fmt: skip
             if value < 1:
@@ -117,7 +129,7 @@ class Engine:
         self.page_bytes = page_bytes(config, model.dtype)
         self._scheduler = partial(
             Scheduler, chunk=chunk, max_running=max_running, max_tokens=max_tokens,
-            max_waiting=max_waiting,
+            max_waiting=max_waiting, shared=SHARED_CANVASES * config.canvas_length,
         )  # fmt: skip
         self._pages = partial(Pages, full, sliding, config.sliding_window)
         self.scheduler = self._scheduler(self._pages())
@@ -132,7 +144,6 @@ class Engine:
         self.searches = SearchQueue(BUDGET)
         self._counted = Counters()
         self.batch = ModelRunner(model, self.memory, self._counted)
-        self.added = 0  # sequences ever added
         self._cancels: deque[Sequence] = deque()
         self._lock = threading.RLock()
         self._busy = False
@@ -148,7 +159,7 @@ class Engine:
             InvalidRequest, ContextOverflow: it cannot be honoured.
             MissingExtra, TokenizerError: something is missing that its text needs.
         """
-        frontend = self.frontend
+        frontend, arrived = self.frontend, self._clock()
         if frontend is None and request.needs_text:
             raise InvalidRequest("an engine without a frontend knows only ids; set Engine.frontend")
         thought = None if frontend is None else frontend.thought(request)
@@ -171,6 +182,7 @@ class Engine:
             state=CanvasState(
                 spec, Schedule.of(resolved.params), self.model.head, constrained
             ),
+            arrived=arrived,
         )  # fmt: skip
         if diffusion:
             if resolved.canvas is not None:
@@ -183,7 +195,6 @@ class Engine:
     def add(self, seq: Sequence) -> None:
         """Queue a prepared sequence."""
         with self._alone():
-            self.added += 1
             older = self.scheduler.add(seq, self._clock())
             self._live.add(seq)
             seq.report_status("queued")
@@ -202,7 +213,7 @@ class Engine:
             Overloaded: too many requests wait.
         """
         seq = self.prepare(request)
-        self.scheduler.check_waiting()
+        self.scheduler.check_waiting(seq.owner)
         self.add(seq)
         return EventStream(seq.events, partial(self.cancel, seq), self.step)
 

@@ -55,8 +55,10 @@ class Sequence:
         search: decides on its finished canvas; until it has ended, no pass takes the sequence.
         done: the last event, once the request has ended.
         number: order of arrival, from 0.
-        since: when it began to wait, in seconds on the engine's clock.
+        arrived: when it was submitted, in seconds on the engine's clock; None: when it was queued.
+        since: when it began to wait.
         level: its priority, raised by the time it had waited when it was admitted.
+        begun: length of its context when it was admitted last.
         block_table: its pages while it runs, else None.
         last: number of the pass in which it last took part.
         ticket: which of its places in the queue is the valid one.
@@ -85,8 +87,10 @@ class Sequence:
     done: Event | None = None
 
     number: int = 0
+    arrived: float | None = None
     since: float = 0.0
     level: int = 0
+    begun: int = 0
     block_table: BlockTable | None = None
     last: int = -1
     ticket: int = 0

@@ -276,7 +276,7 @@ def test_grammars_are_made_in_the_thread_that_asks() -> None:
     worker.engine.frontend = frontend = Noting()
     with pytest.raises(InvalidRequest, match="it is broken"):
         worker.submit(request(regex="("))
-    assert worker.engine.running == 0 and worker.engine.added == 0
+    assert worker.engine.running == 0 and worker._coming.of("") == 0
     run(worker.submit(request()))
     worker.close()
     assert frontend.matchers == [threading.current_thread().name] * 2
