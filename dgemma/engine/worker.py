@@ -130,8 +130,6 @@ def _serve(engine: Engine, inbox: Inbox, coming: Coming) -> None:
 
 
 def _pass_on(engine: Engine, coming: Coming, kind: str, seq: Sequence) -> None:
-    if kind == "add":
-        coming.add(seq.owner, -1)
     try:
         if kind == "cancel":
             engine.cancel(seq)
@@ -143,6 +141,8 @@ def _pass_on(engine: Engine, coming: Coming, kind: str, seq: Sequence) -> None:
             engine.fail(seq, why)
         except Exception:
             engine.end_all(f"the engine failed: {why}")
+    if kind == "add":
+        coming.add(seq.owner, -1)
 
 
 def _step(engine: Engine) -> None:

@@ -179,6 +179,27 @@ def test_preemption_resumes_the_canvas() -> None:
     assert output.trace == expected.trace
 
 
+@pytest.mark.fault("R H1")
+def test_answers_that_give_way_to_other_owners(count: Callable[[int, int], int]) -> None:
+    """An answer that gives way at every canvas goes on with another belief, or from the start."""
+    one = Engine(TINY, end_ids=(), max_running=2, cache_bytes=2 * LEAST)
+    made = [
+        replace(tiny_request(seed, max_tokens=64), owner="abcde"[seed % 5], frames=False)
+        for seed in range(count(10, 60))
+    ]
+    streams = [one.submit(request) for request in made]
+    while one.running:
+        one.step()
+        check(one)
+    canvases = 0
+    for stream, request in zip(streams, made, strict=True):
+        output, expected = stream.result(), by_reference(one, request)
+        assert_same(output, expected)
+        assert output.trace == expected.trace
+        canvases += output.usage.canvases
+    assert canvases / 2 < one.counters().preemptions <= canvases
+
+
 def test_a_cached_prompt_is_not_encoded_again() -> None:
     """The counts that acceptance 6 stands on: what is encoded is what was not there."""
     engine = nano_engine()

@@ -40,7 +40,7 @@ class Simulation:
         self.sizes: list[int] = []
 
     def add(self, new: Sequence) -> Sequence:
-        self.scheduler.check_waiting()
+        self.scheduler.check_waiting(new.owner)
         older = self.scheduler.add(new, self.now)
         if older is not None:
             self.end(older, "cancelled")
