@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from dgemma.text.answer import AnswerReader
 from dgemma.text.chat import ChatTemplate
 from dgemma.text.parse import MarkerIds, thought_is_open
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import Request
+from dgemma.types import PAGE, Request
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
@@ -224,6 +225,17 @@ class Frontend:
 
     # -- requests ------------------------------------------------------------------------------
 
+    @cached_property
+    def _beginnings(self) -> list[tuple[int, ...]]:
+        """What the template begins with, where that fills a page."""
+        found = [] if self._template is None else self._template.beginnings()
+        return [ids for ids in found if len(ids) >= PAGE]
+
+    def common(self, request: Request) -> int:
+        """See `TextSide`; 0 without an owner, since then there is nobody else."""
+        ids, own = request.token_ids, self._beginnings if request.owner else []
+        return max((len(commonprefix([ids, beginning])) for beginning in own), default=0)
+
     def thought(self, request: Request) -> ThoughtIds | None:
         """See `TextSide`.
 
@@ -263,7 +275,9 @@ class Frontend:
         thought, asked = request.thought, self.tokenizer.id_of("<|think|>")
         if not (request.chat and thought and (thought.is_open or asked in request.token_ids)):
             thought = None
-        return self._grammars.matcher_for(request.params, calls=request.tool_use, thought=thought)
+        return self._grammars.matcher_for(
+            request.params, calls=request.tool_use, thought=thought, owner=request.owner
+        )
 
     @cached_property
     def facts(self) -> ModelFacts:

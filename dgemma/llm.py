@@ -68,6 +68,7 @@ class LLM:
         *,
         cache_bytes: int | None = None,
         max_running: int = 32,
+        share_prefix_cache: bool = False,
     ) -> None:
         self.model = model
         self.config: ModelConfig = checkpoint.config
@@ -79,7 +80,7 @@ class LLM:
         end_ids = checkpoint.generation.eos_token_ids or checkpoint.config.eos_token_ids
         self.engine = Engine(
             model, end_ids=end_ids, defaults=self.defaults, cache_bytes=cache_bytes,
-            max_running=max_running,
+            max_running=max_running, share_prefix_cache=share_prefix_cache,
         )  # fmt: skip
         self.worker = Worker(self.engine)
         spec = self.engine.spec
@@ -347,6 +348,7 @@ class LLM:
 def load(
     name: str | Path = "nano", *, device: str = "auto", dtype: str = "auto", strict: bool = True,
     cache_bytes: int | None = None, max_running: int = 32, attention: str = "auto",
+    share_prefix_cache: bool = False,
 ) -> LLM:  # fmt: skip
     """Load a model.
 
@@ -361,6 +363,8 @@ def load(
         max_running: most requests that are worked on at a time; more wait.
         attention: "reference" (each request by itself, so its tokens never depend on the others),
             "paged" (all requests at once) or "auto": reference on a CPU, paged on CUDA.
+        share_prefix_cache: share the cached keys and values of prompts among all owners of
+            requests (`Request.owner`); else each owner has its own.
 
     Raises:
         ModelNotFound, ConfigError, CheckpointError, TokenizerError, TemplateError, DeviceError:
@@ -369,7 +373,7 @@ def load(
     found = load_model(name, device=device, dtype=dtype, strict=strict, attention=attention)
     return LLM(
         found.model, found.checkpoint, found.choice, found.tokenizer, found.template,
-        cache_bytes=cache_bytes, max_running=max_running,
+        cache_bytes=cache_bytes, max_running=max_running, share_prefix_cache=share_prefix_cache,
     )  # fmt: skip
 
 

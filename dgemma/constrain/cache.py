@@ -41,6 +41,7 @@ class GrammarCache:
         *,
         calls: ToolUse | None = None,
         thought: ThoughtIds | None = None,
+        owner: str = "",
     ) -> tuple[Matcher, str] | None:
         """A fresh matcher of an answer, and the name of its constraint; None: any text will do.
 
@@ -48,6 +49,8 @@ class GrammarCache:
             params: `json_schema`, `regex`, `grammar`, `choices` and `bad_words` count.
             calls: that must be made, or kept to.
             thought: a thought may come first (or is open), and stays free.
+            owner: whose answer it is. Another owner's grammar is not used, so that none can time
+                whether it has been compiled.
 
         Raises:
             InvalidRequest: a grammar that is broken, that has no text, or two at once.
@@ -71,9 +74,9 @@ class GrammarCache:
         mode = given or "bad_words"
         if calls is not None:
             mode = "tools" if calls.required else "strict_tools"
-            matcher = self._grammar("tools", calls).matcher()
+            matcher = self._grammar(owner, "tools", calls).matcher()
         elif given is not None:
-            matcher = self._grammar(given, getattr(params, given)).matcher()
+            matcher = self._grammar(owner, given, getattr(params, given)).matcher()
         whole = matcher is not None and mode != "strict_tools"
         if params.bad_words:
             matcher = BadWordsMatcher(matcher, params.bad_words, self._tokenizer, self._end_ids)
@@ -83,10 +86,10 @@ class GrammarCache:
             matcher = ThoughtPrefixMatcher(matcher, thought, self._tokenizer, self._end_ids)
         return matcher, mode
 
-    def _grammar(self, kind: str, value: Any) -> Grammar:
+    def _grammar(self, owner: str, kind: str, value: Any) -> Grammar:
         """A compiled grammar, made once; who asks for another does not wait for it."""
         try:
-            key = json.dumps([kind, value])
+            key = json.dumps([owner, kind, value])
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidRequest(
                 f"{kind} must hold plain JSON values only ({error})", field=kind

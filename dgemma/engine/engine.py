@@ -52,12 +52,10 @@ SHARE = {"cpu": 0.25, "cuda": 0.8}
 """Part of a device's free memory that keys and values may take."""
 
 MOST_TOKENS = {"cpu": 1024, "cuda": 8192}
-"""Most tokens of a pass on a device. On a CPU larger passes are no faster per token, and a request
-that comes waits for the end of one."""
+"""Most tokens of a pass. On a CPU more are no faster per token, and newcomers wait for its end."""
 
 SHARED_CANVASES = 4
-"""Canvases of a pass that owners divide evenly, see `Scheduler`: a pass of so many is hardly slower
-than a pass of one."""
+"""Canvases of a pass that owners divide evenly, see `shared` of `Scheduler`."""
 
 TRIES = 3
 """How often a request that runs out of memory alone is tried before it ends."""
@@ -85,6 +83,7 @@ class Engine:
         max_running: int = 32,
         max_tokens: int | None = None,
         max_waiting: int = 1024,
+        share_prefix_cache: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
@@ -94,15 +93,15 @@ class Engine:
             defaults: the checkpoint's own sampler.
             chunk: most prompt tokens of one request that a step encodes.
             cache_bytes: memory for keys and values; None: a share of the free memory.
-            max_running, max_tokens, max_waiting: see `Scheduler`; `max_tokens` None: what suits
-                the device.
+            max_running, max_tokens, max_waiting: see `Scheduler`; None: `MOST_TOKENS`.
+            share_prefix_cache: whether all owners share cached keys and values; else only those of
+                what the chat template itself begins with.
             clock: seconds, for deadlines and ageing.
 
         Raises:
             InvalidRequest: `cache_bytes` does not suffice for one request, or a bound below 1.
         """
-        if max_tokens is None:
-            max_tokens = MOST_TOKENS[model.device.type]
+        max_tokens = MOST_TOKENS[model.device.type] if max_tokens is None else max_tokens
         for name, value in (("chunk", chunk), ("max_running", max_running),
                             ("max_tokens", max_tokens), ("max_waiting", max_waiting)):  # fmt: skip
             if value < 1:
@@ -140,6 +139,7 @@ class Engine:
             bounded=self.scheduler.pages.capacity < self.spec.context_length,
         )
         self._clock = clock
+        self._share = share_prefix_cache
         self._live: set[Sequence] = set()
         self.searches = SearchQueue(BUDGET)
         self._counted = Counters()
@@ -174,6 +174,7 @@ class Engine:
                 "emitted early could not be repaired; drop one of them"
             )
         diffusion = resolved.mode == "diffusion"
+        common = 0 if frontend is None else frontend.common(resolved)
         seq = Sequence(
             resolved,
             width=spec.length if diffusion else 1,
@@ -182,6 +183,7 @@ class Engine:
             state=CanvasState(
                 spec, Schedule.of(resolved.params), self.model.head, constrained
             ),
+            common=self.limits.context if self._share else common,
             arrived=arrived,
         )  # fmt: skip
         if diffusion:

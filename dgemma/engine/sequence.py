@@ -43,6 +43,7 @@ class Sequence:
         context_length: most positions.
         reader: of the answer's text; it may end the request.
         state: the sampler's part, a `CanvasState`.
+        common: how many tokens of the context, from its first, share their keys with all owners.
         context: ids to encode before the next canvas (or the next token) can begin: the prompt,
             then all that was committed.
         encoded: how many of them are encoded.
@@ -71,6 +72,7 @@ class Sequence:
     context_length: int
     reader: Reader = field(default_factory=Reader)
     state: Any = None
+    common: int = 0
     events: EventQueue = field(default_factory=EventQueue)
 
     context: list[int] = field(default_factory=list)
@@ -126,7 +128,7 @@ class Sequence:
     @property
     def prefix(self) -> Prefix:
         """The context and all that its keys and values depend on."""
-        return Prefix(self.context, self.owner, self.request.contents)
+        return Prefix(self.context, self.owner, self.request.contents, self.common)
 
     @property
     def reuse(self) -> int:

@@ -43,8 +43,8 @@ READERS = 256
 METHODS = ("GET", "HEAD", "POST", "OPTIONS")
 """Methods that are counted by their names."""
 
-OPEN_PATHS = frozenset({"/health"})
-"""Paths that need no key."""
+OPEN_PATHS = frozenset({"/health", "/metrics"})
+"""Paths that are read without an API key; the route of /metrics asks for an admin key."""
 
 _ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 
@@ -135,7 +135,7 @@ class AuthAndBody:
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         service, headers = self.service, Headers(scope=scope)
         owner = service.settings.keys.owner(key_of(headers))
-        if scope["path"] in OPEN_PATHS:
+        if scope["path"] in OPEN_PATHS and scope["method"] != "POST":
             owner = owner or ""
         if owner is None:
             raise Refusal(

@@ -14,19 +14,24 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import product
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
 import jinja2.sandbox
 
-from dgemma.errors import TemplateError, TokenizerError
+from dgemma.errors import InvalidRequest, TemplateError, TokenizerError
 from dgemma.text.gguf import read_metadata
 from dgemma.text.messages import clean_messages, clean_tools
 from dgemma.text.tokenizer import Tokenizer
 
 THOUGHT_OPEN = "<|channel>"
 THOUGHT_CLOSE = "<channel|>"
+SAMPLES = ("a", "Zebra", "_7")
+"""Texts of which no two begin alike."""
 _PRIVATE = range(0xE000, 0xF900)
 """Characters for private use, of which the first that the template does not hold is the mark."""
 _FAULTS = (
@@ -109,6 +114,22 @@ class ChatTemplate:
             raise TemplateError(f"{path} has no chat template; prompt with plain text")
         return cls(source, tokenizer)
 
+    def beginnings(self) -> list[tuple[int, ...]]:
+        """What prompts begin with before any text of a caller, for each kind of conversation:
+        with and without a system message, tools and thinking."""
+        found = dict[tuple[int, ...], None]()
+        for system, tools, thinking in product((False, True), repeat=3):
+            with suppress(TemplateError, InvalidRequest):  # it takes no such conversation
+                prompts = [
+                    self.encode(
+                        _sample(text, system), tools=[_sample_tool(text)] if tools else None,
+                        thinking=thinking,
+                    )
+                    for text in SAMPLES
+                ]  # fmt: skip
+                found[tuple(commonprefix(prompts))] = None
+        return list(found)
+
     def encode(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -155,6 +176,19 @@ class ChatTemplate:
             else:
                 ids += self._tokenizer.encode(self._marker.unmark(piece))
         return ids
+
+
+def _sample(text: str, system: bool) -> list[dict[str, Any]]:
+    """A conversation of one text."""
+    user = {"role": "user", "content": text}
+    return [{"role": "system", "content": text}, user] if system else [user]
+
+
+def _sample_tool(text: str) -> dict[str, Any]:
+    """A tool of one text."""
+    parameters = {"type": "object", "properties": {text: {"type": "string"}}}
+    function = {"name": text, "description": text, "parameters": parameters}
+    return {"type": "function", "function": function}
 
 
 class _Marker:

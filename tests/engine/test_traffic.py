@@ -20,7 +20,7 @@ from dgemma.params import SamplingParams
 from dgemma.request_parts import PromptContent
 from dgemma.types import PAGE, Output, Request
 from tests.support.engine_checks import check_scheduler
-from tests.support.engines import assert_same, run, tiny
+from tests.support.engines import EndingFrontend, assert_same, run, tiny
 from tests.support.engines import request as tiny_request
 from tests.support.nano import by_reference, nano_engine, random_request
 
@@ -233,6 +233,25 @@ def test_cached_prompts_of_others_are_encoded_again() -> None:
         _, output = run(engine.submit(request))
         assert engine.counters().encoded_tokens - before == fresh
         assert_same(output, by_reference(engine, request))
+
+
+@pytest.mark.fault("R H2")
+@pytest.mark.parametrize("share", [False, True])
+def test_what_owners_share(share: bool) -> None:
+    """An owner's prompt is answered from the keys of another, or the template's never are."""
+    engine = nano_engine(share_prefix_cache=share)
+    frontend = engine.frontend = EndingFrontend(lambda ids: False)
+    frontend.common = lambda request: 2 * PAGE + 5  # type: ignore[method-assign]
+    params = SamplingParams(seed=1, max_tokens=4, max_steps=4)
+    asked = Request(token_ids=tuple(range(3, 3 + 5 * PAGE + 9)), params=params, owner="a")
+    length = len(asked.token_ids)
+    for owner, hits in (("a", 0), ("b", 5 * PAGE if share else 2 * PAGE), ("b", 5 * PAGE)):
+        before = engine.counters()
+        request = replace(asked, owner=owner)
+        assert_same(run(engine.submit(request))[1], by_reference(engine, request))
+        after = engine.counters()
+        assert after.prefix_hit_tokens - before.prefix_hit_tokens == hits
+        assert after.encoded_tokens - before.encoded_tokens == length - hits
 
 
 def test_the_next_turn_of_a_chat(record: Callable[..., None]) -> None:
