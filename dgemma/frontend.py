@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from dgemma.errors import ContextOverflow, InvalidRequest, TemplateError, Tokeni
 from dgemma.interfaces import Reader
 from dgemma.matcher import Matcher
 from dgemma.params import BYTES, SamplingParams
-from dgemma.request_parts import ThoughtIds
+from dgemma.request_parts import ThoughtIds, ToolUse
 from dgemma.text.answer import AnswerReader
 from dgemma.text.chat import ChatTemplate
 from dgemma.text.parse import MarkerIds, thought_is_open
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import Request
+from dgemma.types import PAGE, Request
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
@@ -248,6 +249,17 @@ class Frontend:
 
     # -- requests ------------------------------------------------------------------------------
 
+    @cached_property
+    def _beginnings(self) -> list[tuple[int, ...]]:
+        """What the template begins with, where that fills a page."""
+        found = [] if self._template is None else self._template.beginnings()
+        return [ids for ids in found if len(ids) >= PAGE]
+
+    def common(self, request: Request) -> int:
+        """See `TextSide`; 0 without an owner, since then there is nobody else."""
+        ids, own = request.token_ids, self._beginnings if request.owner else []
+        return max((len(commonprefix([ids, beginning])) for beginning in own), default=0)
+
     def thought(self, request: Request) -> ThoughtIds | None:
         """See `TextSide`.
 
@@ -287,8 +299,9 @@ class Frontend:
         thought, asked = request.thought, self.tokenizer.id_of("<|think|>")
         if not (request.chat and thought and (thought.is_open or asked in request.token_ids)):
             thought = None
-        calls = request.tool_use if request.tool_use and request.tool_use.binding else None
-        return self._grammars.matcher_for(request.params, calls=calls, thought=thought)
+        return self._grammars.matcher_for(
+            request.params, calls=_binding(request), thought=thought, owner=request.owner
+        )
 
     @property
     def source(self) -> Path:
@@ -304,12 +317,12 @@ class Frontend:
         """
         if not request.needs_text:
             return None
-        wanted = self._grammars.wanted(request.params, request.tool_use)
-        return None if wanted is None or self._grammars.has(*wanted) else wanted
+        wanted = self._grammars.wanted(request.params, _binding(request))
+        return None if wanted is None or self._grammars.has(request.owner, *wanted) else wanted
 
-    def keep_grammar(self, kind: str, value: Any, packed: dict[str, Any]) -> None:
+    def keep_grammar(self, owner: str, kind: str, value: Any, packed: dict[str, Any]) -> None:
         """Keep a grammar that another process has compiled; see `Precompiled.packed`."""
-        self._grammars.keep(kind, value, Precompiled.unpacked(packed))
+        self._grammars.keep(owner, kind, value, Precompiled.unpacked(packed))
 
     @cached_property
     def facts(self) -> ModelFacts:
@@ -325,6 +338,11 @@ class Frontend:
             end_id=turn if turn in end_ids else end_ids[0], end_ids=end_ids,
             fill_id=tokenizer.eos_id, ask=self.message_ids, constraint=self._grammars.matcher_for,
         )  # fmt: skip
+
+
+def _binding(request: Request) -> ToolUse | None:
+    """The tools of a request, if a grammar keeps the answer to them."""
+    return request.tool_use if request.tool_use and request.tool_use.binding else None
 
 
 def read_text_files(directory: Path) -> tuple[Tokenizer | None, ChatTemplate | None]:

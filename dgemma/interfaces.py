@@ -52,6 +52,10 @@ class TextSide(Protocol):
     Every method may raise InvalidRequest, MissingExtra or TokenizerError.
     """
 
+    def common(self, request: Request) -> int:
+        """How many of the prompt's first ids the chat template itself writes, whoever asks."""
+        ...
+
     def thought(self, request: Request) -> ThoughtIds | None:
         """The markers of thoughts; None: it is no chat."""
         ...

@@ -70,6 +70,7 @@ class LLM:
         *,
         cache_bytes: int | None = None,
         max_running: int = 32,
+        share_prefix_cache: bool = False,
     ) -> None:
         self.model = model
         self.config: ModelConfig = checkpoint.config
@@ -82,7 +83,7 @@ class LLM:
         end_ids = checkpoint.generation.eos_token_ids or checkpoint.config.eos_token_ids
         self.engine = Engine(
             model, end_ids=end_ids, defaults=self.defaults, cache_bytes=cache_bytes,
-            max_running=max_running,
+            max_running=max_running, share_prefix_cache=share_prefix_cache,
         )  # fmt: skip
         self.worker = Worker(self.engine)
         spec = self.engine.spec
@@ -355,6 +356,7 @@ def load(
     dtype: str | torch.dtype = "auto", strict: bool = True,
     cache_bytes: int | None = None, max_running: int = 32, attention: str = "auto",
     progress: Callable[[int, int], None] = lambda done, total: None,
+    share_prefix_cache: bool = False,
 ) -> LLM:  # fmt: skip
     """Load a model.
 
@@ -370,6 +372,7 @@ def load(
         attention: "reference" (each request by itself, so its tokens never depend on the others),
             "paged" (all requests at once) or "auto": reference on a CPU, paged on CUDA.
         progress: called while the weights load, with the bytes that are loaded, and all of them.
+        share_prefix_cache: owners of requests share the cached keys and values of prompts.
 
     Raises:
         ModelNotFound, ConfigError, CheckpointError, TokenizerError, TemplateError, DeviceError:
@@ -380,7 +383,7 @@ def load(
     )
     return LLM(
         found.model, found.checkpoint, found.choice, found.tokenizer, found.template,
-        cache_bytes=cache_bytes, max_running=max_running,
+        cache_bytes=cache_bytes, max_running=max_running, share_prefix_cache=share_prefix_cache,
     )  # fmt: skip
 
 

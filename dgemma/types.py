@@ -110,10 +110,10 @@ class Request:
         contents: parts of the prompt that stand for other content, in order. Cached keys and values
             are shared up to the first that differs; the network itself reads `token_ids` alone.
         score_from: first scored position of a "score" request, at least 1.
-        priority: the highest goes first; 0 is a person who waits, less is for work in the
-            background. Neither it nor any field below changes the tokens.
-        owner: whose request it is. Owners alternate, however many requests one has, and share no
-            cached keys and values, so that none can time another's prompts.
+        priority: of the owner's requests, the highest goes first; 0 is a person who waits, less is
+            for work in the background. Neither it nor any field below changes the tokens.
+        owner: whose request it is. Owners have equal shares, however many requests one has, and
+            share no cached keys and values of callers, so that none can time another's prompts.
         replaces: a label; a newer request of the same owner and label cancels this one (an editor's
             completion).
         deadline_s: seconds after which the request ends with an error, whatever it has.

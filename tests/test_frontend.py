@@ -12,6 +12,7 @@ from dgemma.errors import TokenizerError
 from dgemma.frontend import Frontend
 from dgemma.interfaces import Reader
 from dgemma.params import SamplingParams
+from dgemma.text.chat import ChatTemplate
 from dgemma.types import Event, Output, Request, TextDelta, ThoughtDelta
 from dgemma.weights.find import bundled_models
 from tests.support.client import Written
@@ -78,6 +79,38 @@ def test_without_a_tokenizer() -> None:
     ):
         with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
             call()
+
+
+OWN = "You are a careful assistant. " * 40
+
+
+@pytest.mark.fault("R H2")
+@pytest.mark.parametrize("system", [None, "Be brief.", "You are a careful assistant."])
+def test_what_the_template_itself_begins_with(system: str | None) -> None:
+    """A caller's text that counts as everyone's, or a template's own text that each key encodes."""
+    source = (
+        "{{ bos_token }}<|turn>system\n{% if tools %}Tools: {{ tools | tojson }}\n{% endif %}"
+        + OWN + "{{ messages[0].content if messages[0].role == 'system' else '' }}<turn|>\n"
+        "{% for m in messages if m.role == 'user' %}<|turn>user\n{{ m.content }}<turn|>\n"
+        "{% endfor %}<|turn>model\n"
+    )  # fmt: skip
+    tokenizer = nano().frontend.tokenizer
+    template = ChatTemplate(source, tokenizer)
+    made = Frontend(bundled_models()["nano"], tokenizer, template, end_ids=(1,), canvas=8,
+                    context=4096)  # fmt: skip
+    messages = [{"role": "system", "content": system}] if system else []
+    ids = made.chat_ids([*messages, {"role": "user", "content": "My secret"}])
+    request = Request(token_ids=tuple(ids), chat=True, owner="a")
+    own = tokenizer.decode(ids[: made.common(request)], control=True)
+    assert own.startswith("<bos><|turn>system\nYou are") and len(own) > 0.9 * len(OWN)
+    assert ("<bos><|turn>system\n" + OWN + "<turn|>\n<|turn>user\n").startswith(own)
+    assert made.common(replace(request, owner="")) == 0, "there is nobody else"
+    # A tool's text comes before all of it.
+    tool = {"type": "function", "function": {"name": "find", "parameters": {"type": "object"}}}
+    ids = made.chat_ids([{"role": "user", "content": "My secret"}], [tool])
+    assert made.common(Request(token_ids=tuple(ids), chat=True, owner="a")) < 10
+    nano_ids = tuple(nano().chat_ids(HELLO))
+    assert nano().frontend.common(Request(token_ids=nano_ids, owner="a")) == 0, "under a page"
 
 
 def test_a_stream_gives_its_result_again() -> None:

@@ -86,9 +86,9 @@ MAY_DEFER = {"cli", "dgemma", "__main__"}
 
 NO_TORCH = ("params", "types", "errors", "files", "request_parts", "matcher", "interfaces",
             "events", "text", "constrain", "frontend", "tasks", "compose", "server",
-            "engine.counters", "engine.page_allocator", "engine.pages", "engine.request",
-            "engine.scheduler", "engine.searches", "engine.sequence",
-            "weights.find")  # fmt: skip
+            "engine.counters", "engine.deadlines", "engine.owners", "engine.page_allocator",
+            "engine.pages", "engine.places", "engine.plan", "engine.request", "engine.scheduler",
+            "engine.searches", "engine.sequence", "weights.find")  # fmt: skip
 TORCH = {"torch", "triton", "transformers"}
 
 FILE_LINES, FUNCTION_LINES = 400, 60

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dgemma.cli.options import add_model, open_model
 from dgemma.errors import InvalidRequest, MissingExtra
-from dgemma.server.auth import Keys
+from dgemma.server.auth import ADMIN_VARIABLE, Keys
 from dgemma.server.log import set_format
 from dgemma.server.settings import BACKLOG, ServerLimits, Settings
 
@@ -50,6 +50,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--served-name", action="append", metavar="NAME", help=name)
     keys = "API keys, one a line; keys in DGEMMA_API_KEYS are accepted too"
     add("--api-key-file", type=Path, metavar="FILE", help=keys)
+    admin = "keys that open /metrics, one a line; also in DGEMMA_ADMIN_KEYS"
+    add("--admin-key-file", type=Path, metavar="FILE", help=admin)
     origin = "web pages from here may call the server; repeatable"
     add("--cors-origin", action="append", metavar="URL", help=origin)
     add("--log-text", action="store_true", help="log the text of users, too")
@@ -58,6 +60,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default = getattr(ServerLimits(), name) or "the model's"
         add(option_of(name), dest=name, type=int, metavar="N", help=f"maximum {about} ({default})")
     add("--max-running", type=int, metavar="N", default=32, help="answers denoised at a time (32)")
+    share = "share cached prompts among API keys; faster, but each key can time those of others"
+    add("--share-prefix-cache", action="store_true", help=share)
     heartbeat = "seconds of silence before a stream sends a comment (10)"
     add("--heartbeat-s", type=float, metavar="X", default=10.0, help=heartbeat)
     grace = "seconds that open requests get to finish when the server stops (10)"
@@ -79,6 +83,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
     return Settings(
         names=tuple(dict.fromkeys(names)),
         keys=Keys.load(arguments.api_key_file, os.environ),
+        admin_keys=Keys.load(arguments.admin_key_file, os.environ, ADMIN_VARIABLE),
         limits=limits,
         cors_origins=tuple(arguments.cors_origin or ()),
         log_text=arguments.log_text,
@@ -140,7 +145,10 @@ def run(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     settings = settings_of(arguments)
     bound = listen(arguments.host, arguments.port)
-    llm = open_model(arguments, max_running=arguments.max_running)
+    llm = open_model(
+        arguments, max_running=arguments.max_running,
+        share_prefix_cache=arguments.share_prefix_cache,
+    )  # fmt: skip
     compiler = GrammarCompiler(
         llm.frontend.source, llm.facts.end_ids, seconds=settings.limits.compile_s,
         megabytes=settings.limits.compile_mb,

@@ -42,6 +42,7 @@ class GrammarCache:
         *,
         calls: ToolUse | None = None,
         thought: ThoughtIds | None = None,
+        owner: str = "",
     ) -> tuple[Matcher, str] | None:
         """A fresh matcher of an answer, and the name of its constraint; None: any text will do.
 
@@ -49,6 +50,8 @@ class GrammarCache:
             params: `json_schema`, `regex`, `grammar`, `choices` and `bad_words` count.
             calls: that must be made, or kept to.
             thought: a thought may come first (or is open), and stays free.
+            owner: whose answer it is. Another owner's grammar is not used, so that none can time
+                whether it has been compiled.
 
         Raises:
             InvalidRequest: a grammar that is broken, that has no text, or two at once.
@@ -59,7 +62,7 @@ class GrammarCache:
         mode = "bad_words"
         if wanted is not None:
             mode, value = wanted
-            matcher = self._grammar(mode, value).matcher()
+            matcher = self._grammar(owner, mode, value).matcher()
             if mode == "tools" and calls is not None and not calls.required:
                 mode = "strict_tools"
         whole = matcher is not None and mode != "strict_tools"
@@ -95,19 +98,19 @@ class GrammarCache:
             return "tools", calls
         return None if given is None else (given, getattr(params, given))
 
-    def has(self, kind: str, value: Any) -> bool:
-        """Whether a grammar is kept, or being made."""
+    def has(self, owner: str, kind: str, value: Any) -> bool:
+        """Whether a grammar of an owner is kept, or being made."""
         with self._lock:
-            return _key(kind, value) in self._grammars
+            return _key(owner, kind, value) in self._grammars
 
-    def keep(self, kind: str, value: Any, made: Precompiled) -> None:
-        """Keep a grammar that another process has compiled."""
+    def keep(self, owner: str, kind: str, value: Any, made: Precompiled) -> None:
+        """Keep a grammar of an owner that another process has compiled."""
         grammar: Future[Grammar] = Future()
         grammar.set_result(
             Grammar(kind, made.source, self._tokenizer, self._end_ids, text=made.text)
         )
         with self._lock:
-            self._grammars[_key(kind, value)] = grammar
+            self._grammars[_key(owner, kind, value)] = grammar
             self._trim()
 
     def _trim(self) -> None:
@@ -115,9 +118,9 @@ class GrammarCache:
         while len(self._grammars) > KEPT:
             self._grammars.popitem(last=False)
 
-    def _grammar(self, kind: str, value: Any) -> Grammar:
+    def _grammar(self, owner: str, kind: str, value: Any) -> Grammar:
         """A compiled grammar, made once; who asks for another does not wait for it."""
-        key = _key(kind, value)
+        key = _key(owner, kind, value)
         with self._lock:
             made = self._grammars.get(key)
             mine = made is None
@@ -140,9 +143,9 @@ class GrammarCache:
         return make_grammar(kind, value, self._tokenizer, self._end_ids)
 
 
-def _key(kind: str, value: Any) -> str:
+def _key(owner: str, kind: str, value: Any) -> str:
     try:
-        return json.dumps([kind, value])
+        return json.dumps([owner, kind, value])
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRequest(
             f"{kind} must hold plain JSON values only ({error})", field=kind

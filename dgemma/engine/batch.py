@@ -16,7 +16,7 @@ from dgemma.diffusion.canvas import Canvas, CanvasSpec
 from dgemma.diffusion.sampler import decide, propose, sampling_inputs
 from dgemma.diffusion.stable import pin_prefix
 from dgemma.engine.counters import Counters
-from dgemma.engine.scheduler import Scheduled
+from dgemma.engine.plan import Scheduled
 from dgemma.engine.sequence import Sequence
 from dgemma.engine.step import CanvasState, StepResult, segments
 from dgemma.kernels.controls import Controls

@@ -22,7 +22,7 @@ class Counters:
         pages_sliding, pages_sliding_free: pages of the sliding layers.
         prefix_hit_tokens: tokens that were not encoded, since their keys were there.
         encoded_tokens: those that were, prompts and committed canvases alike.
-        preemptions: how often a request was preempted for want of pages.
+        preemptions: how often a request was preempted, for want of pages or for another owner.
         passes: forwards, those that failed too; `steps`: denoising steps of all requests.
         committed_tokens: of all answers.
         schedule_s, forward_s, vocabulary_s, apply_s: seconds spent in the parts of a step, as

@@ -30,8 +30,9 @@ from dgemma.diffusion.schedule import Schedule
 from dgemma.engine.batch import ModelRunner, out_of_memory
 from dgemma.engine.counters import Counters
 from dgemma.engine.pages import Pages
+from dgemma.engine.plan import Scheduled
 from dgemma.engine.request import ModelLimits, resolve_request
-from dgemma.engine.scheduler import Scheduled, Scheduler
+from dgemma.engine.scheduler import Scheduler
 from dgemma.engine.searches import BUDGET, SearchQueue
 from dgemma.engine.sequence import Sequence
 from dgemma.engine.step import NOT_FINITE, CanvasState, StepResult, apply, first_canvas, go_on
@@ -49,6 +50,12 @@ CHUNK = 1024
 
 SHARE = {"cpu": 0.25, "cuda": 0.8}
 """Part of a device's free memory that keys and values may take."""
+
+MOST_TOKENS = {"cpu": 1024, "cuda": 8192}
+"""Most tokens of a pass. On a CPU more are no faster per token, and newcomers wait for its end."""
+
+SHARED_CANVASES = 4
+"""Canvases of a pass that owners divide evenly, see `shared` of `Scheduler`."""
 
 TRIES = 3
 """How often a request that runs out of memory alone is tried before it ends."""
@@ -74,8 +81,9 @@ class Engine:
         chunk: int = CHUNK,
         cache_bytes: int | None = None,
         max_running: int = 32,
-        max_tokens: int = 8192,
+        max_tokens: int | None = None,
         max_waiting: int = 1024,
+        share_prefix_cache: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
@@ -85,12 +93,15 @@ class Engine:
             defaults: the checkpoint's own sampler.
             chunk: most prompt tokens of one request that a step encodes.
             cache_bytes: memory for keys and values; None: a share of the free memory.
-            max_running, max_tokens, max_waiting: see `Scheduler`.
+            max_running, max_tokens, max_waiting: see `Scheduler`; None: `MOST_TOKENS`.
+            share_prefix_cache: whether all owners share cached keys and values; else only those of
+                what the chat template itself begins with.
             clock: seconds, for deadlines and ageing.
 
         Raises:
             InvalidRequest: `cache_bytes` does not suffice for one request, or a bound below 1.
         """
+        max_tokens = MOST_TOKENS[model.device.type] if max_tokens is None else max_tokens
         for name, value in (("chunk", chunk), ("max_running", max_running),
                             ("max_tokens", max_tokens), ("max_waiting", max_waiting)):  # fmt: skip
             if value < 1:
@@ -117,7 +128,7 @@ class Engine:
         self.page_bytes = page_bytes(config, model.dtype)
         self._scheduler = partial(
             Scheduler, chunk=chunk, max_running=max_running, max_tokens=max_tokens,
-            max_waiting=max_waiting,
+            max_waiting=max_waiting, shared=SHARED_CANVASES * config.canvas_length,
         )  # fmt: skip
         self._pages = partial(Pages, full, sliding, config.sliding_window)
         self.scheduler = self._scheduler(self._pages())
@@ -128,11 +139,11 @@ class Engine:
             bounded=self.scheduler.pages.capacity < self.spec.context_length,
         )
         self._clock = clock
+        self._share = share_prefix_cache
         self._live: set[Sequence] = set()
         self.searches = SearchQueue(BUDGET)
         self._counted = Counters()
         self.batch = ModelRunner(model, self.memory, self._counted)
-        self.added = 0  # sequences ever added
         self._cancels: deque[Sequence] = deque()
         self._lock = threading.RLock()
         self._busy = False
@@ -148,7 +159,7 @@ class Engine:
             InvalidRequest, ContextOverflow: it cannot be honoured.
             MissingExtra, TokenizerError: something is missing that its text needs.
         """
-        frontend = self.frontend
+        frontend, arrived = self.frontend, self._clock()
         if frontend is None and request.needs_text:
             raise InvalidRequest("an engine without a frontend knows only ids; set Engine.frontend")
         thought = None if frontend is None else frontend.thought(request)
@@ -163,6 +174,7 @@ class Engine:
                 "emitted early could not be repaired; drop one of them"
             )
         diffusion = resolved.mode == "diffusion"
+        common = 0 if frontend is None else frontend.common(resolved)
         seq = Sequence(
             resolved,
             width=spec.length if diffusion else 1,
@@ -171,6 +183,8 @@ class Engine:
             state=CanvasState(
                 spec, Schedule.of(resolved.params), self.model.head, constrained
             ),
+            common=self.limits.context if self._share else common,
+            arrived=arrived,
         )  # fmt: skip
         if diffusion:
             if resolved.canvas is not None:
@@ -183,7 +197,6 @@ class Engine:
     def add(self, seq: Sequence) -> None:
         """Queue a prepared sequence."""
         with self._alone():
-            self.added += 1
             older = self.scheduler.add(seq, self._clock())
             self._live.add(seq)
             seq.report_status("queued")
@@ -202,7 +215,7 @@ class Engine:
             Overloaded: too many requests wait.
         """
         seq = self.prepare(request)
-        self.scheduler.check_waiting()
+        self.scheduler.check_waiting(seq.owner)
         self.add(seq)
         return EventStream(seq.events, partial(self.cancel, seq), self.step)
 

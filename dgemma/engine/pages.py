@@ -28,7 +28,7 @@ class BlockKey(NamedTuple):
 
     Attributes:
         ids: its tokens.
-        owner: whose they are; others may not use them.
+        owner: whose they are; others may not use them. "": everyone's.
         contents: those that some of its ids stand for, wherever they begin and end.
     """
 
@@ -44,11 +44,13 @@ class Prefix:
     Attributes:
         ids: all tokens to encode; the list may grow.
         owner, contents: of the request.
+        common: how many of the first tokens are no owner's, but everyone's.
     """
 
     ids: Sequence[int]
     owner: str = ""
     contents: tuple[PromptContent, ...] = ()
+    common: int = 0
 
     def key(self, number: int) -> BlockKey | None:
         """The key of a block; None if it is not complete."""
@@ -56,7 +58,8 @@ class Prefix:
         if len(self.ids) < high:
             return None
         inside = (c for c in self.contents if c.start < high and c.start + c.length > low)
-        return BlockKey(tuple(self.ids[low:high]), self.owner, tuple(inside))
+        owner = "" if high <= self.common else self.owner
+        return BlockKey(tuple(self.ids[low:high]), owner, tuple(inside))
 
 
 Place = tuple[int, BlockKey]

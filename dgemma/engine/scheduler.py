@@ -1,12 +1,23 @@
-"""Which sequences take part in the next pass: order, fairness, deadlines, preemption.
+"""Which sequences take part in the next pass: order, shares, deadlines, preemption.
 
 A waiting sequence is admitted when there is room in the batch and there are pages for its context
-and a canvas. The highest priority goes first; a priority rises by one level every `age_s` seconds
-that its oldest sequence has waited, so nothing waits for ever. Within a priority owners alternate
-by the tokens they have had, within an owner sequences go in order of arrival.
+and a canvas. Within an owner the highest priority goes first; a priority rises by one level every
+`age_s` seconds that its oldest sequence has waited, so nothing waits for ever; within a priority
+sequences go in order of arrival. Priorities of different owners are not compared.
 
-When pages run out, the scheduler preempts the running sequence of the lowest priority, the latest
-of them: it keeps its canvas and loses its pages, which stay cached as long as nobody needs them.
+Owners share places, pages and passes:
+
+    places   An owner without a place gets one at once from an owner with several. If no owner has
+             several, it gets the place of a sequence that has finished a canvas since it was
+             admitted, of an owner that has had as much. Owners that run even out their places in
+             the same way.
+    pages    When pages run out, the owner that has most of them gives some back.
+    passes   Each owner may put as many tokens into a pass as the one that has fewest to run, or
+             its part of `shared` tokens.
+
+A sequence that gives way is preempted: it keeps its canvas and loses its pages, which stay cached
+as long as nobody needs them. Of an owner's sequences the lowest priority goes first, the latest of
+them.
 
 It must not know tensors (no torch), threads or clocks; the time is handed in.
 """
@@ -14,10 +25,14 @@ It must not know tensors (no torch), threads or clocks; the time is handed in.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import math
+from collections import deque
 
+from dgemma.engine.deadlines import Deadlines
+from dgemma.engine.owners import Owner, Owners
 from dgemma.engine.pages import Pages
+from dgemma.engine.places import giving_way, pages_of
+from dgemma.engine.plan import Scheduled, StepPlan
 from dgemma.engine.sequence import Sequence
 from dgemma.errors import Overloaded
 from dgemma.types import PAGE
@@ -31,38 +46,8 @@ PREFERENCE = 4
 PATIENCE = 8
 """After so many passes a sequence that waits for its search may lose its place to any other."""
 
-SPARE = 64
-"""Deadlines and places of ended sequences that are kept before they are cleared away."""
-
 RECOVERY = 64
 """After this many passes without trouble the most tokens of a pass are doubled again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scheduled:
-    """A sequence's part of a pass.
-
-    Attributes:
-        count: tokens of its context that are encoded.
-        denoise: whether its canvas makes a step; with `count`, right after the last of them.
-    """
-
-    sequence: Sequence
-    count: int
-    denoise: bool
-
-    @property
-    def size(self) -> int:
-        """Tokens of the pass."""
-        return self.count + (self.sequence.width if self.denoise else 0)
-
-
-@dataclass(slots=True)
-class StepPlan:
-    """A pass, and the sequences that end before it with the reason why."""
-
-    scheduled: list[Scheduled] = field(default_factory=list)
-    failed: dict[Sequence, str] = field(default_factory=dict)
 
 
 class Scheduler:
@@ -77,6 +62,7 @@ class Scheduler:
         max_tokens: int = 8192,
         max_waiting: int = 1024,
         age_s: float = 30.0,
+        shared: int = 4 * PAGE,
     ) -> None:
         """
         Args:
@@ -84,8 +70,12 @@ class Scheduler:
             chunk: most prompt tokens of one sequence in a pass.
             max_running: most sequences that hold pages at a time.
             max_tokens: most tokens of a pass (one sequence may always run).
-            max_waiting: most sequences that wait; beyond it requests are refused.
-            age_s: seconds of waiting that count as one level of priority.
+            max_waiting: most sequences that wait; beyond it requests are refused, but for those of
+                an owner with less than its part of them.
+            age_s: seconds of waiting that count as one level of priority, and after which an owner
+                without a place goes before those that have had less.
+            shared: tokens of a pass that owners divide evenly, though one has fewer to run. The
+                most at which a pass is hardly slower than one of a single sequence.
         """
         self.pages = pages
         self.chunk = chunk
@@ -93,6 +83,7 @@ class Scheduler:
         self.max_tokens = max_tokens
         self.max_waiting = max_waiting
         self.age_s = age_s
+        self.shared = shared
         self.running: list[Sequence] = []
         self.waiting = 0
         self.preemptions = 0
@@ -103,11 +94,9 @@ class Scheduler:
         self._express = 0  # passes in a row that left someone out
         self._numbers = 0
         self._now = 0.0  # of the last pass
-        self._queues: dict[tuple[int, str], list[tuple[int, int, Sequence]]] = {}
-        self._owned: dict[str, int] = {}  # live sequences of each owner
-        self._usage: dict[str, float] = {}  # tokens that each live owner's sequences have had
+        self.owners = Owners()
         self._replaceable: dict[tuple[str, str], Sequence] = {}
-        self._due: list[tuple[float, int, Sequence, bool, str]] = []  # True: only until it starts
+        self._deadlines = Deadlines()
 
     def __len__(self) -> int:
         return len(self.running) + self.waiting
@@ -121,79 +110,79 @@ class Scheduler:
             The older sequence that this one replaces, which the caller must cancel, or None.
         """
         request = seq.request
-        seq.number, seq.since = self._numbers, now
+        seq.number, seq.since = self._numbers, now if seq.arrived is None else seq.arrived
         self._numbers += 1
         older = None
         if request.replaces:
             older = self._replaceable.get((seq.owner, request.replaces))
             self._replaceable[seq.owner, request.replaces] = seq
-        if seq.owner not in self._owned:
-            # An owner that was away must not have saved up work.
-            self._usage[seq.owner] = min(self._usage.values(), default=0.0)
-        self._owned[seq.owner] = self._owned.get(seq.owner, 0) + 1
-        if request.deadline_s is not None:
-            why = f"the deadline of {request.deadline_s} s has passed"
-            heapq.heappush(self._due, (now + request.deadline_s, 2 * seq.number, seq, False, why))
-        if request.queue_timeout_s is not None:
-            why = f"it has waited longer than {request.queue_timeout_s} s (queue_timeout_s)"
-            late = now + request.queue_timeout_s, 2 * seq.number + 1, seq, True, why
-            heapq.heappush(self._due, late)
-        self._enqueue(seq)
+        self._deadlines.add(seq)
+        self._enqueue(seq, self.owners.enter(seq.owner, now))
         return older
 
-    def check_waiting(self, coming: int = 0) -> None:
-        """Refuse one more request if too many wait; `coming` are on their way.
+    def check_waiting(self, owner: str = "", coming: int = 0) -> None:
+        """Refuse one more request of an owner if too many wait.
+
+        When the queue is full, an owner may still have its part of it waiting.
+
+        Args:
+            coming: requests of this owner that are on their way and wait soon.
 
         Raises:
             Overloaded: too many wait.
         """
-        if self.waiting + coming >= self.max_waiting:
+        mine = self.owners.waiting(owner) + coming
+        if self.waiting + coming < self.max_waiting:
+            return
+        waiting = sum(one.waiting > 0 and one.name != owner for one in list(self.owners)) + 1
+        if mine * waiting >= self.max_waiting:
             raise Overloaded(
                 f"{self.max_waiting} requests wait already, which is the most; try again later"
             )
 
-    def _enqueue(self, seq: Sequence) -> None:
+    def _enqueue(self, seq: Sequence, owner: Owner) -> None:
         seq.waiting = True
-        seq.ticket += 1
         self.waiting += 1
-        queue = self._queues.setdefault((seq.priority, seq.owner), [])
-        heapq.heappush(queue, (seq.number, seq.ticket, seq))
+        owner.waiting += 1
+        owner.push(seq)
 
     def remove(self, seq: Sequence) -> None:
         """Take out a sequence that has ended, and give its pages back."""
+        owner = self.owners[seq.owner]
         if seq.waiting:
             seq.waiting = False
             self.waiting -= 1
-            queue = self._queues.get((seq.priority, seq.owner), [])
-            if len(queue) > 2 * self.waiting + SPARE:  # most have ended
-                queue[:] = [place for place in queue if _valid(place)]
-                heapq.heapify(queue)
+            owner.waiting -= 1
+            owner.tidy(seq.priority)
         else:
-            self.running.remove(seq)
-        if seq.block_table is not None:
-            self.pages.close(seq.block_table)
-            seq.block_table = None
+            self._stop(seq, owner)
             self._crowded = False
-        if len(self._due) > 2 * len(self) + SPARE:  # most have ended
-            self._due = [due for due in self._due if _is_live(due[2])]
-            heapq.heapify(self._due)
+        self._deadlines.tidy(len(self))
         request = seq.request
         if self._replaceable.get((seq.owner, request.replaces)) is seq:
             del self._replaceable[seq.owner, request.replaces]
-        self._owned[seq.owner] -= 1
-        if not self._owned[seq.owner]:
-            del self._owned[seq.owner], self._usage[seq.owner]
+        self.owners.leave(owner)
+
+    def _stop(self, seq: Sequence, owner: Owner) -> None:
+        """Take a running sequence's pages and its place."""
+        assert seq.block_table is not None
+        self.pages.close(seq.block_table)
+        seq.block_table = None
+        self.running.remove(seq)
+        owner.running.remove(seq)
+        owner.since = self._now
 
     # -- a pass --------------------------------------------------------------------------------
 
     def plan(self, now: float) -> StepPlan:
         """The next pass. The caller must remove the sequences that it names as failed."""
         plan, self._now = StepPlan(), now
-        self._expire(now, plan)
+        for seq, why in self._deadlines.passed(now):
+            plan.failed.setdefault(seq, why)
         for seq in sorted(self.running, key=lambda seq: seq.rank):
             if seq not in plan.failed and seq.block_table is not None and seq.search is None:
                 self._secure(seq, plan)
-        self._admit(now, plan)
+        self._admit(plan)
         self._choose(plan)
         self.passes += 1
         self._calm += 1
@@ -201,17 +190,8 @@ class Scheduler:
             self.limit, self._calm = min(2 * self.limit, self.max_tokens), 0
         return plan
 
-    def _expire(self, now: float, plan: StepPlan) -> None:
-        while self._due and self._due[0][0] <= now:
-            _, _, seq, until_start, why = heapq.heappop(self._due)
-            started = seq.last >= 0 or not seq.waiting
-            if _is_live(seq) and not (started and until_start):
-                plan.failed.setdefault(
-                    seq, f"{why}; ask again with more time, or when less is running"
-                )
-
-    def _next_for(self, seq: Sequence) -> Scheduled:
-        """The next part of a sequence.
+    def _next_for(self, seq: Sequence, portion: float = math.inf) -> Scheduled:
+        """The next part of a sequence, its piece of a prompt at most `portion` or a page.
 
         A piece of a prompt ends at the end of a page, see `ReferenceAttention`. The last piece runs
         together with the first step of the canvas: its keys are there, layer by layer, when the
@@ -219,6 +199,8 @@ class Scheduler:
         """
         done, context = seq.encoded, len(seq.context)
         most = min(self.chunk, self.limit)
+        if portion < most:
+            most = max(PAGE, int(portion))
         whole = (done + most) // PAGE * PAGE - done
         count = min(whole if whole > 0 else most, context - done)
         last = done + count == context and seq.request.mode == "diffusion"
@@ -226,13 +208,17 @@ class Scheduler:
         return Scheduled(seq, count, denoise=last and fits)
 
     def _secure(self, seq: Sequence, plan: StepPlan) -> None:
-        """Give a running sequence the pages of its next part; it may preempt others, or itself."""
+        """Give a running sequence the pages of its next part.
+
+        If there are none, the owner that holds most preempts one of its sequences, perhaps this.
+        """
         table = seq.block_table
         assert table is not None
         end = seq.encoded + self._next_for(seq).size
         try:
             while not self.pages.reserve(table, seq.positions, end):
-                victim = max(self.running, key=lambda other: other.rank)
+                largest = max(self.owners, key=pages_of)
+                victim = max(largest.running, key=lambda other: other.rank)
                 self.preempt(victim)
                 self._crowded = True
                 if victim is seq:
@@ -242,98 +228,99 @@ class Scheduler:
 
     def preempt(self, seq: Sequence) -> None:
         """Put a running sequence back into the queue. It loses its pages, not its canvas."""
-        assert seq.block_table is not None
-        self.pages.close(seq.block_table)
-        seq.block_table = None
+        owner = self.owners[seq.owner]
+        self._stop(seq, owner)
         seq.encoded = 0
-        self.running.remove(seq)
         self.preemptions += 1
         seq.since = self._now
-        self._enqueue(seq)
+        self._enqueue(seq, owner)
 
-    def _admit(self, now: float, plan: StepPlan) -> None:
+    def _admit(self, plan: StepPlan) -> None:
         """Admit waiting sequences while there is room.
 
-        If one finds none, those after it wait too, unless they have a higher priority.
+        If one finds none, those of its owner after it wait too, unless they have a higher priority.
         """
-        aside: list[Sequence] = []
-        floor: list[int] = []
-        for seq in self._waiting_in_order(now, floor):
-            aside.append(seq)
+        floors: dict[Owner, int] = {}
+        aside: list[tuple[Sequence, Owner]] = []
+        ready = [owner for owner in self.owners if owner.waiting]
+        while ready:
+            owner = min(ready, key=self._turn)
+            seq = owner.pop(self._now, self.age_s, floors.get(owner))
+            if seq is None:
+                ready.remove(owner)
+                continue
+            aside.append((seq, owner))
             if seq in plan.failed or seq.search is not None or self._is_computed(seq):
                 continue
             try:
-                if self._try_admit(seq):
+                if self._try_admit(seq, owner):
                     aside.pop()
                 else:
-                    floor.append(seq.priority)
+                    floors[owner] = max(seq.priority, floors.get(owner, seq.priority))
             except Exception as error:  # of this sequence alone
                 plan.failed[seq] = f"{type(error).__name__}: {error}"
-        for seq in aside:
-            self.waiting -= 1
-            self._enqueue(seq)
+        for seq, owner in aside:
+            owner.push(seq)
 
-    def _waiting_in_order(self, now: float, floor: list[int]) -> Iterator[Sequence]:
-        """Take sequences out of the queues, the most urgent first; `waiting` still counts them.
+    def _turn(self, owner: Owner) -> tuple[int, bool, float]:
+        """The owner with the least is the next to get a place that is free."""
+        return len(owner.running), not self._is_late(owner), owner.usage
 
-        Only priorities above all of `floor`, which may grow on the way.
-        """
-        while True:
-            heads: dict[int, list[tuple[float, int, str]]] = {}
-            oldest: dict[int, float] = {}
-            for (priority, owner), queue in list(self._queues.items()):
-                while queue and not _valid(queue[0]):
-                    heapq.heappop(queue)
-                if not queue:
-                    del self._queues[priority, owner]
-                    continue
-                if floor and priority <= max(floor):
-                    continue
-                number, _, seq = queue[0]
-                heads.setdefault(priority, []).append((self._usage[owner], number, owner))
-                oldest[priority] = min(oldest.get(priority, now), seq.since)
-            if not heads:
-                return
-            level = {p: p + (now - oldest[p]) // self.age_s for p in heads}
-            priority = max(heads, key=lambda p: (level[p], p))
-            _, _, owner = min(heads[priority])
-            yield heapq.heappop(self._queues[priority, owner])[2]
+    def _is_late(self, owner: Owner) -> bool:
+        """Whether an owner has gone without a place for long."""
+        return not owner.running and self._now - owner.since > self.age_s
 
     def _is_computed(self, seq: Sequence) -> bool:
-        """Whether a running sequence of no lower priority computes the pages it needs next."""
+        """Whether another of its owner, of no lower priority, computes the pages it needs next."""
         if len(self.running) >= self.max_running:
             return False  # no place for it anyway; looking would cost a walk through its prompt
         table = self.pages.computing(seq.prefix)
         return table is not None and any(
-            other.block_table is table and other.priority >= seq.priority for other in self.running
+            other.block_table is table and other.priority >= seq.priority
+            for other in self.owners[seq.owner].running
         )
 
-    def _try_admit(self, seq: Sequence) -> bool:
-        """Admit a sequence, if need be in the place of idle ones, or of lower priority."""
+    def _try_admit(self, seq: Sequence, owner: Owner) -> bool:
+        """Admit a sequence, if need be in the place of others that must give way."""
         first = min(self.chunk, len(seq.context)) + seq.width  # at most
+        full = len(self.running) >= self.max_running
         table = None
-        if not self.running or (len(self.running) < self.max_running and not self._crowded):
+        if not full and not (self._crowded and owner.running):
             table = self.pages.open(seq.prefix, seq.positions, first, seq.reuse)
         if table is None:
-            lower = [other for other in self.running
-                     if seq.priority > other.level or self._is_idle(other)]  # fmt: skip
-            tables = [other.block_table for other in lower if other.block_table is not None]
-            if not lower or not self.pages.could(seq.prefix, seq.positions, first, tables):
+            going = [other for other in self.running if self._is_below(other, seq)]
+            going.sort(key=lambda other: other.rank, reverse=True)
+            late = self._is_late(owner)
+            going += [
+                other for other in giving_way(seq, owner, self.owners, full=full, late=late)
+                if other not in going
+            ]  # fmt: skip
+            tables = [other.block_table for other in going if other.block_table is not None]
+            if not going or not self.pages.could(seq.prefix, seq.positions, first, tables):
                 assert self.running, "a sequence that fits alone was not admitted alone"
                 return False
-            lower.sort(key=lambda other: other.rank)
-            while table is None and lower:
-                self.preempt(lower.pop())
+            for other in going:
+                self.preempt(other)
                 table = self.pages.open(seq.prefix, seq.positions, first, seq.reuse)
-            if table is None:
+                if table is not None:
+                    break
+            else:
                 return False
         seq.waiting = False
         self.waiting -= 1
+        owner.waiting -= 1
         seq.level = seq.priority + int((self._now - seq.since) // self.age_s)
         seq.block_table = table
         seq.encoded = len(table.ids)
+        seq.begun = len(seq.context)
         self.running.append(seq)
+        owner.running.append(seq)
         return True
+
+    def _is_below(self, running: Sequence, seq: Sequence) -> bool:
+        """Whether a running sequence gives way to one that waits, whatever their owners have."""
+        own = running.owner == seq.owner and seq.priority > running.level
+        return own or self._is_idle(running)
 
     def _is_idle(self, seq: Sequence) -> bool:
         """Whether a running sequence has long taken part in no pass, for the sake of its search."""
@@ -341,24 +328,59 @@ class Scheduler:
 
     def _choose(self, plan: StepPlan) -> None:
         """Fill the pass. A sequence whose canvas is being decided on waits, with its pages."""
+        rows = self._by_owner(plan)
+        portion = self._portion(rows)
+        low = min((owner.usage for owner in rows), default=0.0)
+        order = [(owner.usage, number, owner) for number, owner in enumerate(rows)]
+        heapq.heapify(order)
+        hindered = {owner for owner in self.owners if owner.waiting}
+        tokens = 0
+        while order:
+            usage, number, owner = heapq.heappop(order)
+            if usage >= low + portion:
+                hindered.add(owner)
+                continue
+            seq = rows[owner].popleft()
+            scheduled = self._next_for(seq, portion)
+            if plan.scheduled and tokens + scheduled.size > self.limit:
+                hindered.add(owner)
+            else:
+                tokens += scheduled.size
+                seq.last = self.passes
+                owner.usage += scheduled.size
+                plan.scheduled.append(scheduled)
+            if rows[owner]:
+                heapq.heappush(order, (owner.usage, number, owner))
+        self.owners.settle(hindered)
+
+    def _by_owner(self, plan: StepPlan) -> dict[Owner, deque[Sequence]]:
+        """The sequences that may take part, those of each owner in their order.
+
+        Until the first frame of one, those of the same owner and a lower priority are left out.
+        """
         sequences = [s for s in self.running if s not in plan.failed and s.search is None]
-        fresh = [seq.priority for seq in sequences if seq.steps == 0]
-        chosen = [seq for seq in sequences if seq.priority >= max(fresh, default=0)]
-        if fresh and len(chosen) < len(sequences) and self._express < EXPRESS:
+        fresh: dict[str, int] = {}
+        for seq in sequences:
+            if seq.steps == 0:
+                fresh[seq.owner] = max(seq.priority, fresh.get(seq.owner, seq.priority))
+        chosen = [s for s in sequences if s.priority >= fresh.get(s.owner, s.priority)]
+        if len(chosen) < len(sequences) and self._express < EXPRESS:
             self._express += 1
             sequences = chosen
         else:
             self._express = 0
-        tokens = 0
         sequences.sort(key=lambda seq: (seq.last - PREFERENCE * seq.priority, seq.number))
+        rows: dict[Owner, deque[Sequence]] = {}
         for seq in sequences:
-            scheduled = self._next_for(seq)
-            if plan.scheduled and tokens + scheduled.size > self.limit:
-                continue
-            tokens += scheduled.size
-            seq.last = self.passes
-            self._usage[seq.owner] += scheduled.size
-            plan.scheduled.append(scheduled)
+            rows.setdefault(self.owners[seq.owner], deque()).append(seq)
+        return rows
+
+    def _portion(self, rows: dict[Owner, deque[Sequence]]) -> float:
+        """How many tokens an owner may be ahead of the others in a pass."""
+        if len(rows) < 2:
+            return math.inf
+        fewest = min(sum(self._next_for(seq).size for seq in own) for own in rows.values())
+        return max(fewest, self.shared / len(rows))
 
     def encoded(self, seq: Sequence, count: int) -> None:
         """Record that the next `count` tokens of a sequence are in its pages."""
@@ -370,14 +392,3 @@ class Scheduler:
     def shrink(self, tokens: int) -> None:
         """After a pass of so many tokens ran out of memory: allow at most half as many."""
         self.limit, self._calm = max(1, min(self.limit, tokens) // 2), 0
-
-
-def _is_live(seq: Sequence) -> bool:
-    """Whether a sequence waits or runs."""
-    return seq.waiting or seq.block_table is not None
-
-
-def _valid(place: tuple[int, int, Sequence]) -> bool:
-    """Whether a place in a queue is the newest of a sequence that waits."""
-    _, ticket, seq = place
-    return seq.waiting and ticket == seq.ticket

@@ -43,6 +43,7 @@ class Sequence:
         context_length: most positions.
         reader: of the answer's text; it may end the request.
         state: the sampler's part, a `CanvasState`.
+        common: how many tokens of the context, from its first, share their keys with all owners.
         context: ids to encode before the next canvas (or the next token) can begin: the prompt,
             then all that was committed.
         encoded: how many of them are encoded.
@@ -55,8 +56,10 @@ class Sequence:
         search: decides on its finished canvas; until it has ended, no pass takes the sequence.
         done: the last event, once the request has ended.
         number: order of arrival, from 0.
-        since: when it began to wait, in seconds on the engine's clock.
+        arrived: when it was submitted, in seconds on the engine's clock; None: when it was queued.
+        since: when it began to wait.
         level: its priority, raised by the time it had waited when it was admitted.
+        begun: length of its context when it was admitted last.
         block_table: its pages while it runs, else None.
         last: number of the pass in which it last took part.
         ticket: which of its places in the queue is the valid one.
@@ -69,6 +72,7 @@ class Sequence:
     context_length: int
     reader: Reader = field(default_factory=Reader)
     state: Any = None
+    common: int = 0
     events: EventQueue = field(default_factory=EventQueue)
 
     context: list[int] = field(default_factory=list)
@@ -85,8 +89,10 @@ class Sequence:
     done: Event | None = None
 
     number: int = 0
+    arrived: float | None = None
     since: float = 0.0
     level: int = 0
+    begun: int = 0
     block_table: BlockTable | None = None
     last: int = -1
     ticket: int = 0
@@ -122,7 +128,7 @@ class Sequence:
     @property
     def prefix(self) -> Prefix:
         """The context and all that its keys and values depend on."""
-        return Prefix(self.context, self.owner, self.request.contents)
+        return Prefix(self.context, self.owner, self.request.contents, self.common)
 
     @property
     def reuse(self) -> int:

@@ -17,7 +17,7 @@ from dgemma.diffusion.sampler import finish
 from dgemma.diffusion.schedule import Schedule
 from dgemma.diffusion.scores import token_scores
 from dgemma.diffusion.thought import budget_exceeded
-from dgemma.engine.scheduler import Scheduled
+from dgemma.engine.plan import Scheduled
 from dgemma.engine.sequence import Sequence
 from dgemma.kernels.head import Head
 from dgemma.matcher import Search

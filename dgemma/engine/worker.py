@@ -10,6 +10,7 @@ import os
 import queue
 import threading
 import weakref
+from collections import Counter
 from functools import partial
 from typing import Literal
 
@@ -23,6 +24,25 @@ Message = tuple[Literal["add", "cancel"], Sequence] | tuple[Literal["close"], bo
 Inbox = queue.SimpleQueue[Message]  # its `put` may be called while garbage is collected
 
 
+class Coming:
+    """How many sequences of each owner are on their way to the thread."""
+
+    def __init__(self) -> None:
+        self._counts = Counter[str]()
+        self._lock = threading.Lock()
+
+    def of(self, owner: str) -> int:
+        """Those of one owner."""
+        return self._counts[owner]
+
+    def add(self, owner: str, number: int) -> None:
+        """That many more; below 0: less."""
+        with self._lock:
+            self._counts[owner] += number
+            if not self._counts[owner]:
+                del self._counts[owner]
+
+
 class Worker:
     """Runs requests of any thread or event loop on one engine."""
 
@@ -32,7 +52,7 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
         self._closed = False
-        self._sent = engine.added  # sequences ever sent to the engine
+        self._coming = Coming()
         self._process = os.getpid()
 
     def submit(self, request: Request) -> EventStream:
@@ -49,17 +69,18 @@ class Worker:
         with self._starting:
             if self._closed:
                 raise EngineError("this model was closed; load it again")
-            self.engine.scheduler.check_waiting(self._sent - self.engine.added)
+            self.engine.scheduler.check_waiting(seq.owner, self._coming.of(seq.owner))
             if self._thread is None:
                 self._thread = self._start()
+            self._coming.add(seq.owner, 1)
             self._inbox.put(("add", seq))
-            self._sent += 1
         return EventStream(seq.events, partial(self.cancel, seq))
 
     def _start(self) -> threading.Thread:
         thread = threading.Thread(
-            target=_serve, args=(self.engine, self._inbox), name="dgemma-engine", daemon=True
-        )
+            target=_serve, args=(self.engine, self._inbox, self._coming),
+            name="dgemma-engine", daemon=True,
+        )  # fmt: skip
         thread.start()
         # Not bound to self: the thread must not keep the worker alive. Runs at exit, too.
         weakref.finalize(self, _end, self._inbox, thread)
@@ -87,7 +108,7 @@ def _end(inbox: Inbox, thread: threading.Thread) -> None:
         thread.join()
 
 
-def _serve(engine: Engine, inbox: Inbox) -> None:
+def _serve(engine: Engine, inbox: Inbox, coming: Coming) -> None:
     """The thread: messages first, then a step, until the worker closes."""
     closing, finish = False, False
     while not (closing and (not finish or not engine.running)):
@@ -96,7 +117,7 @@ def _serve(engine: Engine, inbox: Inbox) -> None:
             wait = False
             kind, subject = inbox.get()
             if isinstance(subject, Sequence):
-                _pass_on(engine, kind, subject)
+                _pass_on(engine, coming, kind, subject)
             else:
                 closing, finish = True, subject
         if engine.running and not (closing and not finish):
@@ -104,11 +125,11 @@ def _serve(engine: Engine, inbox: Inbox) -> None:
     while not inbox.empty():  # sent while the last step ran
         kind, subject = inbox.get()
         if isinstance(subject, Sequence):
-            _pass_on(engine, kind, subject)
+            _pass_on(engine, coming, kind, subject)
     engine.end_all()
 
 
-def _pass_on(engine: Engine, kind: str, seq: Sequence) -> None:
+def _pass_on(engine: Engine, coming: Coming, kind: str, seq: Sequence) -> None:
     try:
         if kind == "cancel":
             engine.cancel(seq)
@@ -120,6 +141,8 @@ def _pass_on(engine: Engine, kind: str, seq: Sequence) -> None:
             engine.fail(seq, why)
         except Exception:
             engine.end_all(f"the engine failed: {why}")
+    if kind == "add":
+        coming.add(seq.owner, -1)
 
 
 def _step(engine: Engine) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from dgemma.errors import InvalidRequest, unreadable
 from dgemma.files.read import MIB, read_bytes
 
-VARIABLE = "DGEMMA_API_KEYS"
-"""Environment variable with keys, separated by commas or blanks."""
+VARIABLE, ADMIN_VARIABLE = "DGEMMA_API_KEYS", "DGEMMA_ADMIN_KEYS"
+"""Environment variables with keys, separated by commas or blanks."""
 
 LEAST = 8
 """Fewest characters of a key."""
@@ -51,15 +51,17 @@ class Keys:
         return cls(tuple(dict.fromkeys(_hash(text) for text in texts)))
 
     @classmethod
-    def load(cls, file: Path | None, environment: Mapping[str, str]) -> Keys:
+    def load(
+        cls, file: Path | None, environment: Mapping[str, str], variable: str = VARIABLE
+    ) -> Keys:
         """The keys of a file, one a line (# begins a comment), and of the environment.
 
         Raises:
             InvalidRequest: the file cannot be read, or it, or the variable, holds no key.
         """
-        found = environment.get(VARIABLE, "").replace(",", " ").split()
-        if VARIABLE in environment and not found:
-            raise InvalidRequest(f"{VARIABLE} is set but holds no key; give one, or unset it")
+        found = environment.get(variable, "").replace(",", " ").split()
+        if variable in environment and not found:
+            raise InvalidRequest(f"{variable} is set but holds no key; give one, or unset it")
         if file is not None:
             try:
                 lines = read_bytes(file, MIB, streams=True).decode("utf-8-sig").splitlines()

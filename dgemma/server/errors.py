@@ -64,7 +64,8 @@ _TYPES: dict[Dialect, dict[int, str]] = {
         500: "api_error", 503: "overloaded_error",
     },
     "plain": {
-        401: "authentication_error", 404: "not_found_error", 503: "unavailable_error",
+        401: "authentication_error", 403: "permission_error", 404: "not_found_error",
+        503: "unavailable_error",
     },
 }  # fmt: skip
 """Status -> the error's type in the words of one API alone; all others are the same in all."""

@@ -40,8 +40,8 @@ connection is closed on unread bytes it is reset, and the reply is lost."""
 METHODS = ("GET", "HEAD", "POST", "OPTIONS")
 """Methods that are counted by their names."""
 
-OPEN_PATHS = frozenset({"/health"})
-"""Paths that need no key."""
+OPEN_PATHS = frozenset({"/health", "/metrics"})
+"""Paths that are read without an API key; the route of /metrics asks for an admin key."""
 
 _ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 
@@ -135,7 +135,7 @@ class AuthAndBody:
         service, headers = self.service, Headers(scope=scope)
         check_framing(scope, headers)
         owner = service.settings.keys.owner(key_of(headers))
-        if scope["path"] in OPEN_PATHS:
+        if scope["path"] in OPEN_PATHS and scope["method"] != "POST":
             owner = owner or ""
         if owner is None:
             raise Refusal(

@@ -176,11 +176,12 @@ class Service:
         """
         for request in requests:
             self.check_prompt(request.token_ids)
-        for request in requests:
-            await self._compile(request, owner)
-        return await self._threads.run(owner, self._start, requests, owner, undo=close_all)
+        asked = [r if r.owner == owner else replace(r, owner=owner) for r in requests]
+        for request in asked:
+            await self._compile(request)
+        return await self._threads.run(owner, self._start, asked, undo=close_all)
 
-    async def _compile(self, request: Request, owner: str) -> None:
+    async def _compile(self, request: Request) -> None:
         """Have a request's grammar compiled aside, if it is not known yet."""
         frontend = self.model.frontend
         if self._compiler is None or (wanted := frontend.grammar(request)) is None:
@@ -189,9 +190,10 @@ class Service:
         def known() -> bool:
             return frontend.grammar(request) is None
 
+        owner = request.owner
         packed = await self._compiler.compile(owner, *wanted, known)
         if packed is not None:
-            await self.in_thread(owner, frontend.keep_grammar, *wanted, packed)
+            await self.in_thread(owner, frontend.keep_grammar, owner, *wanted, packed)
 
     async def check_schema_aside(self, schema: Any, owner: str) -> None:
         """Have a schema checked aside that no answer is kept to.
@@ -202,13 +204,11 @@ class Service:
         if self._compiler is not None:
             await self._compiler.compile(owner, "schema", schema)
 
-    def _start(self, requests: Sequence[Request], owner: str) -> list[EventStream]:
+    def _start(self, requests: Sequence[Request]) -> list[EventStream]:
         streams: list[EventStream] = []
         try:
             for request in requests:
-                mine = request.owner == owner
-                asked = request if mine else replace(request, owner=owner)
-                streams.append(self.model.submit(asked))
+                streams.append(self.model.submit(request))
                 with self._lock:
                     self._streams.add(streams[-1])
             if self.ended:

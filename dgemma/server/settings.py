@@ -70,6 +70,8 @@ class Settings:
     Attributes:
         names: the model's names in requests; the first is the one that replies carry.
         keys: the API keys; none: requests need no key.
+        admin_keys: the keys that open /metrics, and nothing else. None: without API keys it is
+            open to everyone, with them to nobody.
         limits: see `ServerLimits`.
         cors_origins: origins of web pages that may call; none: no CORS headers at all.
         log_text: whether the log may hold what users write.
@@ -79,6 +81,7 @@ class Settings:
 
     names: tuple[str, ...] = ("nano",)
     keys: Keys = field(default_factory=Keys)
+    admin_keys: Keys = field(default_factory=Keys)
     limits: ServerLimits = field(default_factory=ServerLimits)
     cors_origins: tuple[str, ...] = ()
     log_text: bool = False

@@ -12,13 +12,16 @@ Source: `transformers` for the filters and variables that templates count on.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
+from itertools import product
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
 
-from dgemma.errors import TemplateError, TokenizerError
+from dgemma.errors import InvalidRequest, TemplateError, TokenizerError
 from dgemma.files.read import exists, read_json, read_text, reason
 from dgemma.text.gguf import read_metadata
 from dgemma.text.messages import clean_messages, clean_tools
@@ -31,6 +34,8 @@ MOST_CHARACTERS = 1 << 18
 """Of a template; Gemma's has 17,000."""
 THOUGHT_OPEN = "<|channel>"
 THOUGHT_CLOSE = "<channel|>"
+SAMPLES = ("a", "Zebra", "_7")
+"""Texts of which no two begin alike."""
 _PRIVATE = range(0xE000, 0xF900)
 """Characters for private use, of which the first that the template does not hold is the mark."""
 _PROBE = "probe-of-the-template"
@@ -146,6 +151,22 @@ class ChatTemplate:
             raise TemplateError(f"{path} has no chat template; prompt with plain text")
         return cls(source, tokenizer, f"the chat template in {path}")
 
+    def beginnings(self) -> list[tuple[int, ...]]:
+        """What prompts begin with before any text of a caller, for each kind of conversation:
+        with and without a system message, tools and thinking."""
+        found = dict[tuple[int, ...], None]()
+        for system, tools, thinking in product((False, True), repeat=3):
+            with suppress(TemplateError, InvalidRequest):  # it takes no such conversation
+                prompts = [
+                    self.encode(
+                        _sample(text, system), tools=[_sample_tool(text)] if tools else None,
+                        thinking=thinking,
+                    )
+                    for text in SAMPLES
+                ]  # fmt: skip
+                found[tuple(commonprefix(prompts))] = None
+        return list(found)
+
     def encode(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -226,6 +247,19 @@ class ChatTemplate:
         except (TooMuchWork, *_FAULTS):
             return False
         return _PROBE in text
+
+
+def _sample(text: str, system: bool) -> list[dict[str, Any]]:
+    """A conversation of one text."""
+    user = {"role": "user", "content": text}
+    return [{"role": "system", "content": text}, user] if system else [user]
+
+
+def _sample_tool(text: str) -> dict[str, Any]:
+    """A tool of one text."""
+    parameters = {"type": "object", "properties": {text: {"type": "string"}}}
+    function = {"name": text, "description": text, "parameters": parameters}
+    return {"type": "function", "function": function}
 
 
 class _Marker:

@@ -49,6 +49,15 @@ def pool() -> Iterator[ThreadPoolExecutor]:
         yield threads
 
 
+@pytest.mark.fault("R H2")
+def test_another_owners_grammar_is_not_used(nano: Tokenizer) -> None:
+    """Catches a key that times a schema to learn whether another key has sent it."""
+    grammars = Held(nano)
+    for owner in "abab":
+        assert grammars.matcher_for(SamplingParams(regex="secret"), owner=owner) is not None
+    assert grammars.made == ["secret", "secret"]
+
+
 def test_another_language_does_not_wait(nano: Tokenizer, pool: ThreadPoolExecutor) -> None:
     """Catches one lock around all compiling: a slow schema would stop every other request."""
     grammars = Held(nano)

@@ -16,7 +16,7 @@ from dgemma.engine.engine import Engine
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import SamplingParams
 from dgemma.types import Event, Output, Request
-from tests.support.engines import engine, request, run, tiny
+from tests.support.engines import EndingFrontend, engine, request, run, tiny
 
 
 def test_ends_with_length() -> None:
@@ -261,3 +261,24 @@ def test_cancel_while_encoding(chunks: Callable[[int], Engine]) -> None:
     stream.close()
     _, output = run(stream)
     assert output.finish_reason == "cancelled" and output.token_ids == ()
+
+
+@pytest.mark.parametrize("field", ["deadline_s", "queue_timeout_s"])
+def test_deadlines_count_from_arrival(field: str) -> None:
+    """A grammar that takes long, or a busy thread, gives a request more time than it has."""
+    now = [0.0]
+
+    class Slow(EndingFrontend):
+        def matcher(self, request: Request) -> None:
+            now[0] += 4.0
+
+    one = Engine(tiny(), end_ids=(), clock=lambda: now[0])
+    one.frontend = Slow(lambda ids: False)
+    seq = one.prepare(replace(request(), **{field: 9.0}))
+    early = one.prepare(replace(request(), **{field: 9.0}))
+    now[0] = 9.5  # until the thread took them
+    one.add(seq)
+    one.add(early)
+    one.step()
+    assert seq.output is not None and "9.0 s" in str(seq.output.error)
+    assert early.output is None

@@ -110,6 +110,20 @@ def test_owners_share_no_page() -> None:
     assert pages.cached == 6
 
 
+@pytest.mark.fault("R H2")
+def test_what_is_common_is_everyones() -> None:
+    """Each owner encodes the template's own beginning, or a page beyond it is shared."""
+    pages = Pages(60, 60, WINDOW)
+    common = 2 * PAGE + 5
+    first = opened(pages, ids(4), owner="a", common=common)
+    assert reusable(pages, ids(4), owner="b", common=common) == 2 * PAGE
+    assert reusable(pages, ids(4), owner="b") == reusable(pages, [7], owner="b", common=1) == 0
+    second = opened(pages, ids(4), owner="b", common=common)
+    assert second.full[:2] == first.full[:2] and not set(second.full[2:]) & set(first.full[2:])
+    assert reusable(pages, ids(4), owner="a", common=common) == 4 * PAGE
+    assert pages.computing(Prefix(ids(5), "a", common=common)) is None
+
+
 def test_two_images_of_equal_ids_share_no_page_from_there_on() -> None:
     """256 of an answer's 304 tokens come from the keys of another image."""
     pages = Pages(60, 60, WINDOW)

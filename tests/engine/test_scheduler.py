@@ -8,84 +8,12 @@ from typing import Any
 
 import pytest
 
-from dgemma.engine.pages import Pages
-from dgemma.engine.request import ModelLimits, resolve_request
-from dgemma.engine.scheduler import EXPRESS, Scheduler
+from dgemma.engine.scheduler import EXPRESS
 from dgemma.engine.sequence import Sequence
 from dgemma.errors import InvalidRequest, Overloaded
-from dgemma.params import SamplingParams
-from dgemma.types import PAGE, Request
+from dgemma.types import PAGE
 from tests.support.engine_checks import check_scheduler
-
-LIMITS = ModelLimits(context=4096, canvas=PAGE, vocab_size=1000)
-
-
-def scheduler(full: int = 400, sliding: int = 200, **values: Any) -> Scheduler:
-    """A window of two pages."""
-    options = {"chunk": 2 * PAGE} | values
-    return Scheduler(Pages(full, sliding, 2 * PAGE + 1), **options)
-
-
-def sequence(prompt: int = 10, first: int = 3, **values: Any) -> Sequence:
-    """A request of that many prompt tokens, all of them `first`."""
-    request = Request(token_ids=(first,) * prompt, params=SamplingParams(seed=1), **values)
-    return Sequence(resolve_request(request, SamplingParams(), LIMITS, 9), PAGE, LIMITS.context)
-
-
-class Simulation:
-    """Carries out what the scheduler plans: three denoising steps a canvas, no model."""
-
-    def __init__(
-        self, scheduler: Scheduler, canvases: Callable[[Sequence], int] = lambda _: 1
-    ) -> None:
-        self.scheduler = scheduler
-        self.canvases = canvases
-        self.now = 0.0
-        self.ended: dict[Sequence, str] = {}
-        self.sizes: list[int] = []
-
-    def add(self, new: Sequence) -> Sequence:
-        self.scheduler.check_waiting()
-        older = self.scheduler.add(new, self.now)
-        if older is not None:
-            self.end(older, "cancelled")
-        return new
-
-    def end(self, seq: Sequence, reason: str) -> None:
-        assert seq not in self.ended
-        self.ended[seq] = reason
-        self.scheduler.remove(seq)
-
-    def step(self, seconds: float = 1.0) -> list[Sequence]:
-        """One pass; the sequences that took part."""
-        plan = self.scheduler.plan(self.now)
-        for seq, why in plan.failed.items():
-            self.end(seq, why)
-        for scheduled in plan.scheduled:
-            if scheduled.count:
-                self.scheduler.encoded(scheduled.sequence, scheduled.count)
-            if scheduled.denoise:
-                self.denoise(scheduled.sequence)
-        self.sizes = [scheduled.size for scheduled in plan.scheduled]
-        self.now += seconds
-        return [scheduled.sequence for scheduled in plan.scheduled]
-
-    def denoise(self, seq: Sequence) -> None:
-        assert seq.encoded == len(seq.context), "a canvas before its context"
-        seq.steps += 1
-        if seq.steps % 3 == 0:
-            if seq.steps // 3 >= self.canvases(seq):
-                self.end(seq, "done")
-            else:
-                seq.context += [7] * seq.width
-
-    def run(self, most: int = 10_000) -> None:
-        """To the end of all sequences."""
-        for _ in range(most):
-            if not len(self.scheduler):
-                return
-            self.step()
-        raise AssertionError("it does not end")
+from tests.support.simulation import Simulation, scheduler, sequence
 
 
 def test_first_come_first_served_and_side_by_side() -> None:
@@ -170,7 +98,7 @@ def test_deadlines_of_the_ended_are_forgotten() -> None:
         sim.add(sequence(first=number % 60, deadline_s=3600))
         sim.step()
     sim.run()
-    assert len(sim.ended) == 400 and len(sim.scheduler._due) < 100
+    assert len(sim.ended) == 400 and len(sim.scheduler._deadlines) < 100
 
 
 def test_too_many_wait() -> None:
@@ -265,7 +193,8 @@ def test_the_ended_leave_no_place_behind() -> None:
     sim.step()
     for number in range(500):
         sim.add(sequence(first=number % 60, replaces="editor"))
-    assert sum(map(len, sim.scheduler._queues.values())) < 100
+    [owner] = sim.scheduler.owners
+    assert sum(map(len, owner.queues.values())) < 100
     check_scheduler(sim.scheduler)
 
 

@@ -20,7 +20,7 @@ from dgemma.params import SamplingParams
 from dgemma.request_parts import PromptContent
 from dgemma.types import PAGE, Output, Request
 from tests.support.engine_checks import check_scheduler
-from tests.support.engines import assert_same, run, tiny
+from tests.support.engines import EndingFrontend, assert_same, run, tiny
 from tests.support.engines import request as tiny_request
 from tests.support.nano import by_reference, nano_engine, random_request
 
@@ -179,6 +179,27 @@ def test_preemption_resumes_the_canvas() -> None:
     assert output.trace == expected.trace
 
 
+@pytest.mark.fault("R H1")
+def test_answers_that_give_way_to_other_owners(count: Callable[[int, int], int]) -> None:
+    """An answer that gives way at every canvas goes on with another belief, or from the start."""
+    one = Engine(TINY, end_ids=(), max_running=2, cache_bytes=2 * LEAST)
+    made = [
+        replace(tiny_request(seed, max_tokens=64), owner="abcde"[seed % 5], frames=False)
+        for seed in range(count(10, 60))
+    ]
+    streams = [one.submit(request) for request in made]
+    while one.running:
+        one.step()
+        check(one)
+    canvases = 0
+    for stream, request in zip(streams, made, strict=True):
+        output, expected = stream.result(), by_reference(one, request)
+        assert_same(output, expected)
+        assert output.trace == expected.trace
+        canvases += output.usage.canvases
+    assert canvases / 2 < one.counters().preemptions <= canvases
+
+
 def test_a_cached_prompt_is_not_encoded_again() -> None:
     """The counts that acceptance 6 stands on: what is encoded is what was not there."""
     engine = nano_engine()
@@ -212,6 +233,25 @@ def test_cached_prompts_of_others_are_encoded_again() -> None:
         _, output = run(engine.submit(request))
         assert engine.counters().encoded_tokens - before == fresh
         assert_same(output, by_reference(engine, request))
+
+
+@pytest.mark.fault("R H2")
+@pytest.mark.parametrize("share", [False, True])
+def test_what_owners_share(share: bool) -> None:
+    """An owner's prompt is answered from the keys of another, or the template's never are."""
+    engine = nano_engine(share_prefix_cache=share)
+    frontend = engine.frontend = EndingFrontend(lambda ids: False)
+    frontend.common = lambda request: 2 * PAGE + 5  # type: ignore[method-assign]
+    params = SamplingParams(seed=1, max_tokens=4, max_steps=4)
+    asked = Request(token_ids=tuple(range(3, 3 + 5 * PAGE + 9)), params=params, owner="a")
+    length = len(asked.token_ids)
+    for owner, hits in (("a", 0), ("b", 5 * PAGE if share else 2 * PAGE), ("b", 5 * PAGE)):
+        before = engine.counters()
+        request = replace(asked, owner=owner)
+        assert_same(run(engine.submit(request))[1], by_reference(engine, request))
+        after = engine.counters()
+        assert after.prefix_hit_tokens - before.prefix_hit_tokens == hits
+        assert after.encoded_tokens - before.encoded_tokens == length - hits
 
 
 def test_the_next_turn_of_a_chat(record: Callable[..., None]) -> None:
@@ -264,7 +304,7 @@ def test_soak(count: Callable[[int, int], int], record: Callable[..., None]) -> 
     assert set(done) <= {"stop", "length", "cancelled"} and sum(done.values()) > 0
     assert threading.active_count() == threads - 1
     assert counters.running == counters.waiting == counters.pages_full_used == 0
-    assert not worker.engine.scheduler._replaceable and not worker.engine.scheduler._owned
+    assert not worker.engine.scheduler._replaceable and not len(worker.engine.scheduler.owners)
     assert peak <= warm * 1.05
     record("seconds of random traffic", seconds)
     record("requests ended", sum(done.values()))

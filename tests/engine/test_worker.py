@@ -9,15 +9,17 @@ import sys
 import threading
 import time
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from dgemma.engine.engine import Engine
 from dgemma.engine.worker import Worker
 from dgemma.errors import EngineError, InvalidRequest, Overloaded
 from dgemma.interfaces import Matcher
 from dgemma.types import Event, Output, Request
-from tests.support.engines import EndingFrontend, engine, request, run
+from tests.support.engines import EndingFrontend, engine, request, run, tiny
 
 ENDLESS = {"max_tokens": 230, "max_steps": 48, "confidence_threshold": 0.0}
 
@@ -276,8 +278,23 @@ def test_grammars_are_made_in_the_thread_that_asks() -> None:
     worker.engine.frontend = frontend = Noting()
     with pytest.raises(InvalidRequest, match="it is broken"):
         worker.submit(request(regex="("))
-    assert worker.engine.running == 0 and worker.engine.added == 0
+    assert worker.engine.running == 0 and worker._coming.of("") == 0
     run(worker.submit(request()))
     worker.close()
     assert frontend.matchers == [threading.current_thread().name] * 2
     assert set(frontend.readers) == {"dgemma-engine"}
+
+
+def test_an_owner_on_its_way_does_not_shut_out_another() -> None:
+    """One owner's requests that the thread has not yet taken fill the queue for all."""
+    one = Engine(tiny(), end_ids=(), max_waiting=4)
+    worker = Worker(one)
+    with one._alone():  # the thread is in a long pass
+        streams = [worker.submit(replace(request(), owner="a")) for _ in range(4)]
+        with pytest.raises(Overloaded):
+            worker.submit(replace(request(), owner="a"))
+        streams += [worker.submit(replace(request(), owner="b")) for _ in range(2)]
+    for stream in streams:
+        assert run(stream)[1].finish_reason == "length"
+    assert not worker._coming.of("a") and not worker._coming.of("b")
+    worker.close()

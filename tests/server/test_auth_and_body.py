@@ -212,7 +212,8 @@ def test_ambiguous_framing_is_refused(
 
 def test_a_refused_request_counts_for_its_route(caplog: pytest.LogCaptureFixture) -> None:
     """Catches a 429 of which nobody knows the route."""
-    client = serve(keys=Keys.of([KEY]), limits=ServerLimits(body_bytes=100, open_per_key=1))
+    keys, limits = Keys.of([KEY]), ServerLimits(body_bytes=100, open_per_key=1)
+    client = serve(keys=keys, admin_keys=keys, limits=limits)
     owner = client.app.state.service.settings.keys.owner(KEY)
     key = {"x-api-key": KEY}
     with caplog.at_level(logging.INFO, "dgemma.server"):

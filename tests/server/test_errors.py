@@ -192,6 +192,33 @@ def test_keys_open_the_door() -> None:
         assert client.get("/v1/models", headers=headers).status_code == 200
 
 
+@pytest.mark.fault("R H2")
+def test_counters_of_all_keys_are_for_an_admin_key() -> None:
+    """Catches a key that reads in the counters what another key sends, and an admin key that may
+    ask the model; a server without keys that shuts its counters."""
+    admin = "sk-admin-key"
+    statuses = {
+        (): (200, 200, 200),
+        ("keys",): (401, 403, 401),
+        ("admin_keys",): (401, 401, 200),
+        ("keys", "admin_keys"): (401, 403, 200),
+    }
+    for given, expected in statuses.items():
+        sets = {"keys": Keys.of([KEY]), "admin_keys": Keys.of([admin])}
+        client = serve(**{name: sets[name] for name in given})
+        for key, status in zip(("", KEY, admin), expected, strict=True):
+            for method in ("GET", "HEAD"):
+                reply = client.call(method, "/metrics", headers={"x-api-key": key})
+                assert reply.status_code == status, (given, key)
+                assert ("dgemma_" in reply.text) == (status == 200 and method == "GET")
+            assert client.post("/metrics", {}, headers={"x-api-key": key}).status_code in (401, 405)
+        if "keys" in given:
+            assert client.get("/v1/models", headers={"x-api-key": admin}).status_code == 401
+            assert client.post("/health", {}).status_code == 401, "a place without a key"
+    refused = serve(keys=Keys.of([KEY])).get("/metrics", headers={"x-api-key": KEY})
+    assert refused.status_code == 403 and "--admin-key-file" in refused.json()["error"]["message"]
+
+
 def test_a_key_is_its_requests_owner() -> None:
     """Catches keys that share a queue, or a key that stands in plain text where requests do."""
     recorder = Recorder()

@@ -279,13 +279,14 @@ def test_options_become_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     limits = [text for name in command.PER_LIMIT for text in (command.option_of(name), "7")]
     given = parser.parse_args([
         "org/model", "--served-name", "a", "--served-name", "b", "--api-key-file", str(file),
-        "--cors-origin", "https://page.example", "--log-text", "--heartbeat-s", "3",
-        "--grace-s", "4", *limits,
+        "--admin-key-file", str(file), "--cors-origin", "https://page.example", "--log-text",
+        "--heartbeat-s", "3", "--grace-s", "4", *limits,
     ])  # fmt: skip
     monkeypatch.setenv("DGEMMA_API_KEYS", "sk-second-key")
     found = command.settings_of(given)
     assert found.names == ("a", "b") and found.cors_origins == ("https://page.example",)
     assert len(found.keys.hashes) == 2 and found.log_text
+    assert [len(one.admin_keys.hashes) for one in (plain, found)] == [0, 1]
     assert (found.heartbeat_s, found.grace_s) == (3, 4)
     assert {getattr(found.limits, name) for name in command.PER_LIMIT} == {7}
     both = command.settings_of(parser.parse_args(["org/model"]))

@@ -160,6 +160,9 @@ ACCEPTANCE: dict[str, tuple[str, ...]] = {
         "tests/test_values.py",
         "tests/server/test_event_loop.py",
     ),
+    "faults: keys share the engine": ("tests/engine/test_fairness.py", "tests/server/test_keys.py"),
+    "faults: keys keep their prompts": ("tests/engine/test_pages.py", "tests/server/test_keys.py"),
+    "faults: hostile bodies": ("tests/server/test_mutated_bodies.py",),
     "engine 5 soak": ("tests/engine/test_traffic.py::test_soak", "tests/engine/test_worker.py"),
 }
 """Acceptance line -> its tests: files, or single tests. Line 9 is `IN_A_CLONE`."""

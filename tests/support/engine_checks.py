@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dgemma.engine.owners import is_valid
 from dgemma.engine.page_allocator import NONE
 from dgemma.engine.pages import Pages, PrefixNode
-from dgemma.engine.scheduler import Scheduler, _valid
+from dgemma.engine.scheduler import Scheduler
 from dgemma.types import PAGE
 
 
@@ -46,7 +47,8 @@ def check_pages(pages: Pages) -> None:
 def check_scheduler(scheduler: Scheduler) -> None:
     """Every sequence is in one place and every count is right; so are the pages."""
     check_pages(scheduler.pages)
-    queued = [place[2] for queue in scheduler._queues.values() for place in queue if _valid(place)]
+    queues = [queue for owner in scheduler.owners for queue in owner.queues.values()]
+    queued = [place[2] for queue in queues for place in queue if is_valid(place)]
     assert len(queued) == scheduler.waiting == len(set(queued))
     assert all(seq.block_table is None for seq in queued)
     assert all(not seq.waiting and seq.block_table is not None for seq in scheduler.running)
@@ -54,5 +56,9 @@ def check_scheduler(scheduler: Scheduler) -> None:
     assert len(scheduler.running) <= scheduler.max_running
     for seq in scheduler.running:
         assert seq.block_table is not None and len(seq.block_table.ids) == seq.encoded
-    assert sum(scheduler._owned.values()) == len(scheduler)
-    assert set(scheduler._usage) == set(scheduler._owned)
+    for owner in scheduler.owners:
+        own = [seq for seq in (*queued, *scheduler.running) if seq.owner == owner.name]
+        assert owner.live == len(own) > 0, "an owner without a live sequence"
+        assert owner.waiting == sum(seq.waiting for seq in own)
+        assert set(owner.running) == {seq for seq in own if not seq.waiting}
+    assert sum(owner.live for owner in scheduler.owners) == len(scheduler)

@@ -97,6 +97,10 @@ class EndingFrontend:
     chosen: Callable[[Request], bool] = lambda request: True
     found: tuple[Matcher, str] | None = None
 
+    def common(self, request: Request) -> int:
+        """See `TextSide`."""
+        return 0
+
     def thought(self, request: Request) -> ThoughtIds | None:
         """See `TextSide`."""
         return None

@@ -40,14 +40,15 @@ def hear_interrupts() -> None:
 
 @contextmanager
 def running(*options: str) -> Iterator[Live]:
-    """`dgemma serve nano` with some options and one API key, killed in the end."""
+    """`dgemma serve nano` with some options and one key for all, killed in the end."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with log.open("w") as errors:
             process = subprocess.Popen(
                 [sys.executable, "-m", "dgemma.cli.main", "serve", "nano", "--port", "0", *options],
                 stdout=subprocess.PIPE, stderr=errors, text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "DGEMMA_API_KEYS": KEY},
+                env={**os.environ, "OMP_NUM_THREADS": "1", "DGEMMA_API_KEYS": KEY,
+                     "DGEMMA_ADMIN_KEYS": KEY},
                 preexec_fn=hear_interrupts,
             )  # fmt: skip
         try:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter
+from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 
 from dgemma.errors import InvalidRequest, bad_field
@@ -24,12 +25,14 @@ from dgemma.server.apis.meta.schema import (
     TokenizeRequest,
     Tokens,
 )
+from dgemma.server.auth import key_of
 from dgemma.server.body_route import BodyRoute
-from dgemma.server.errors import ERRORS, PLAIN_ERRORS, closing
+from dgemma.server.errors import ERRORS, PLAIN_ERRORS, PlainError, Refusal, closing
 from dgemma.server.exchange import HTTPExchange, TheService
 from dgemma.server.json_reply import json_reply
 from dgemma.server.metrics import CONTENT_TYPE
 from dgemma.server.service import Service
+from dgemma.server.settings import Settings
 from dgemma.server.threads import stop_if_left
 
 router = APIRouter(tags=["service"], route_class=BodyRoute)
@@ -74,12 +77,37 @@ async def health(exchange: HTTPExchange) -> dict[str, str]:
 
 @router.get(
     "/metrics",
-    responses={**PLAIN_ERRORS, 200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+    responses={
+        **PLAIN_ERRORS,
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+        403: {"model": PlainError, "description": "the key is no admin key"},
+    },
     response_class=Response,
 )
-async def metrics(service: TheService) -> Response:
-    """Numbers for Prometheus."""
+async def metrics(http: HTTPRequest, service: TheService) -> Response:
+    """Numbers for Prometheus. If the server has keys, they are for its admin keys alone."""
+    _check_admin(service.settings, key_of(http.headers))
     return Response(service.metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+
+def _check_admin(settings: Settings, key: str | None) -> None:
+    """Refuse a key that may not see the counters of all keys.
+
+    Raises:
+        Refusal: 401, no key, or a wrong one; 403, an API key.
+    """
+    keys, admins = settings.keys, settings.admin_keys
+    if not (keys or admins) or (admins and admins.owner(key) is not None):
+        return
+    if keys and keys.owner(key) is not None:
+        raise Refusal(
+            403, "/metrics counts the requests of all keys and takes an admin key; start the "
+            "server with --admin-key-file", code="admin_key_needed",
+        )  # fmt: skip
+    raise Refusal(
+        401, "a valid admin key is needed; send Authorization: Bearer KEY, or x-api-key: KEY",
+        code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"},
+    )  # fmt: skip
 
 
 @router.post("/tokenize", response_model=Tokens, responses=PLAIN_ERRORS)

@@ -1,0 +1,34 @@
+"""A pass, as the scheduler plans it. It must not know tensors (no torch)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dgemma.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """A sequence's part of a pass.
+
+    Attributes:
+        count: tokens of its context that are encoded.
+        denoise: whether its canvas makes a step; with `count`, right after the last of them.
+    """
+
+    sequence: Sequence
+    count: int
+    denoise: bool
+
+    @property
+    def size(self) -> int:
+        """Tokens of the pass."""
+        return self.count + (self.sequence.width if self.denoise else 0)
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """A pass, and the sequences that end before it with the reason why."""
+
+    scheduled: list[Scheduled] = field(default_factory=list)
+    failed: dict[Sequence, str] = field(default_factory=dict)
