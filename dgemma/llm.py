@@ -49,7 +49,7 @@ class LLM:
         frontend: makes ids from prompts and text from ids.
         tokenizer, template: None if the checkpoint has none.
         defaults: the checkpoint's own sampler.
-        single_turn: its generation_config.json says that the model answers a message well only if
+        single_turn: its dgemma.json says that the model answers a message well only if
             no other turns come before it. `chat` sends what it is given, all the same.
     """
 

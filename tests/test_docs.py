@@ -130,8 +130,8 @@ def test_console_of_the_page_prints_what_it_shows(page: Path, tmp_path: Path) ->
 COMMAND = re.compile(r"(\.venv/bin/)?(dgemma|make|pip|python3?) ")
 WRITTEN = ("docs/performance.md", "docs/gpu.md", "docs/log.md", "docs/verification.md")
 """Pages that programs write, and dated notes."""
-ELSEWHERE = {"released-weights.md": "  layers "}
-"""Output that another test compares: in tests/cli/test_main.py."""
+ELSEWHERE = {"released-weights.md": "  layers ", "README.md": "$ dgemma demo"}
+"""Output that another test compares: in tests/cli/test_main.py and test_demo.py."""
 
 
 @pytest.mark.fault("N 9", "N 45")

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from dgemma.cli.cells import clean
+from dgemma.text.calls import QUOTE
 from dgemma.text.parse import MarkerIds, StreamParser, thought_is_open
 from dgemma.types import (
     ENTROPY_PER_NAT,
@@ -48,7 +49,8 @@ def style(accepted: int, entropy: int) -> str:
 def call_text(call: ToolCall | InvalidToolCall) -> str:
     """A tool call in one line."""
     if isinstance(call, InvalidToolCall):
-        return f"[invalid call] {call.text} ({call.error})"
+        text = call.text.removeprefix("call:").replace(QUOTE, '"')
+        return f"[invalid call] {text} ({call.error})"
     return f"[call] {call.name}({json.dumps(dict(call.arguments), ensure_ascii=False)})"
 
 

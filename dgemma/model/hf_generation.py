@@ -28,13 +28,10 @@ NEUTRAL_GENERATION = frozenset({
     "transformers_version",
 })  # fmt: skip
 """`max_new_tokens` (256 in the release) would silently cut every answer: ignored on purpose."""
-OURS = "dgemma"
-"""A key of this project's own, an object: `"turns"` is "single" for a model that was trained on
-single turns. Released checkpoints do not have it; `transformers` ignores it."""
 
 
 class GenerationDefaults(NamedTuple):
-    """The content of generation_config.json.
+    """The content of generation_config.json, and of this project's own dgemma.json.
 
     Attributes:
         params: the checkpoint's sampler; None if the file is silent.
@@ -53,8 +50,7 @@ def read_generation_config(values: Mapping[str, Any]) -> GenerationDefaults:
     """The content of a parsed generation_config.json.
 
     Raises:
-        ConfigError: another sampler than the entropy-bound one, a value out of range, or an unknown
-            key in the object of this project.
+        ConfigError: another sampler than the entropy-bound one, or a value out of range.
     """
     section = Section("generation_config.json", values)
     sampler_values = section.take("sampler_config", dict)
@@ -69,11 +65,8 @@ def read_generation_config(values: Mapping[str, Any]) -> GenerationDefaults:
         params = SamplingParams(entropy_bound=entropy_bound, **given)
     except InvalidRequest as error:
         raise ConfigError(f"generation_config.json: {error}") from error
-    own = Section(f"generation_config.json: {OURS}", section.take(OURS, dict) or {})
-    single_turn = own.fixed({"turns": ("single",)}).get("turns") == "single"
-    own.close((), strict=True)
     eos_token_ids, pad = section.ids("eos_token_id", ()), section.take("pad_token_id", int)
-    defaults = GenerationDefaults(params, eos_token_ids, pad, single_turn)
+    defaults = GenerationDefaults(params, eos_token_ids, pad)
     section.close(NEUTRAL_GENERATION, strict=False)
     return defaults
 
@@ -85,9 +78,23 @@ def write_generation_config(defaults: GenerationDefaults) -> dict[str, Any]:
         **{key: getattr(params, field) for key, (field, _) in PARAMS.items()},
         "eos_token_id": list(defaults.eos_token_ids) or None,
         "pad_token_id": defaults.pad_token_id,
-        OURS: {"turns": "single"} if defaults.single_turn else None,
     }
     if params.entropy_bound is not None:
         bound = float(params.entropy_bound)
         values["sampler_config"] = {"_cls_name": SAMPLER, "entropy_bound": bound}
     return {key: value for key, value in values.items() if value is not None}
+
+
+def read_single_turn(values: Mapping[str, Any]) -> bool:
+    """`GenerationDefaults.single_turn` from a parsed dgemma.json: `"turns"` is "single".
+
+    A file of its own, for `transformers` refuses keys of generation_config.json that it does not
+    know. Released checkpoints have none.
+
+    Raises:
+        ConfigError: an unknown key or value.
+    """
+    section = Section("dgemma.json", values)
+    single = section.fixed({"turns": ("single",)}).get("turns") == "single"
+    section.close((), strict=True)
+    return single

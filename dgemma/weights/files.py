@@ -14,12 +14,17 @@ from dgemma.errors import ConfigError
 from dgemma.files import read
 from dgemma.model.config import ModelConfig
 from dgemma.model.hf_config import read_config
-from dgemma.model.hf_generation import GenerationDefaults, read_generation_config
+from dgemma.model.hf_generation import (
+    GenerationDefaults,
+    read_generation_config,
+    read_single_turn,
+)
 from dgemma.weights.find import CONFIG
 from dgemma.weights.safetensors import INDEX, Safetensors
 from dgemma.weights.source import DTYPES, TensorSource
 
 GENERATION_CONFIG = "generation_config.json"
+OWN = "dgemma.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,15 +90,15 @@ def load_config(directory: Path, strict: bool = True) -> ModelConfig:
 
 
 def load_generation(directory: Path) -> GenerationDefaults:
-    """The sampler's defaults of a model; all None if the file is absent.
+    """The sampler's defaults of a model; all None if the files are absent.
 
     Raises:
-        ConfigError: generation_config.json is broken or asks for something unsupported.
+        ConfigError: generation_config.json or dgemma.json is broken or asks for something
+            unsupported.
     """
-    path = directory / GENERATION_CONFIG
-    if not read.exists(path):
-        return GenerationDefaults()
-    return read_generation_config(read_json(path))
+    path, own = directory / GENERATION_CONFIG, directory / OWN
+    found = read_generation_config(read_json(path)) if read.exists(path) else GenerationDefaults()
+    return found._replace(single_turn=read.exists(own) and read_single_turn(read_json(own)))
 
 
 def open_checkpoint(directory: Path, strict: bool = True) -> Checkpoint:

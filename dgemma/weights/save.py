@@ -28,7 +28,7 @@ from dgemma.files.read import read_bytes
 from dgemma.model.config import ModelConfig
 from dgemma.model.hf_config import MODEL_TYPE, write_config
 from dgemma.model.hf_generation import GenerationDefaults, write_generation_config
-from dgemma.weights.files import GENERATION_CONFIG, Checkpoint, read_json
+from dgemma.weights.files import GENERATION_CONFIG, OWN, Checkpoint, read_json
 from dgemma.weights.find import CONFIG
 from dgemma.weights.load import aside_names
 from dgemma.weights.names import to_checkpoint
@@ -132,6 +132,8 @@ def write_checkpoint(
     documents = {CONFIG: _json(write_config(dataclasses.replace(config, dtype=name)))}
     if generation is not None:
         documents[GENERATION_CONFIG] = _json(write_generation_config(generation))
+        if generation.single_turn:
+            documents[OWN] = _json({"turns": "single"})
     with replacing(target) as fresh:
         for file, content in {**(files or {}), **documents}.items():
             _write_file(fresh / file, content)

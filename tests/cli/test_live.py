@@ -15,7 +15,16 @@ from dgemma.cli.paint import Painter, Transcript, colour
 from dgemma.compose.fill import Hole, fill
 from dgemma.params import SamplingParams
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import Event, Output, TextDelta, ThoughtDelta, ToolCall, ToolCallDelta
+from dgemma.types import (
+    Event,
+    InvalidToolCall,
+    InvalidToolCallDelta,
+    Output,
+    TextDelta,
+    ThoughtDelta,
+    ToolCall,
+    ToolCallDelta,
+)
 from dgemma.weights.find import bundled_models
 from tests.support import terminal as emulator
 from tests.support.nano import nano
@@ -243,9 +252,13 @@ def test_thought_calls_and_text_are_apart(
     told = (
         ThoughtDelta("1<2"), TextDelta("yes"),
         ToolCallDelta(0, ToolCall(name="f", arguments={"a": "x"})),
-        TextDelta('<|tool_call>call:f{a:<|"|>x<tool_call|>no'),
+        InvalidToolCallDelta(0, InvalidToolCall('call:f{a:<|"|>x', "a string is not closed")),
+        TextDelta("no"),
     )  # fmt: skip
-    seen = ["[thought] 1<2", "", "yes", '[call] f({"a": "x"})', '[invalid call] f{a:"xno']
+    seen = [
+        "[thought] 1<2", "", "yes", '[call] f({"a": "x"})',
+        '[invalid call] f{a:"x (a string is not closed)', "no",
+    ]  # fmt: skip
     terminal = make()
     Screen(terminal).draw(painter.draft(frame([*answer, *broken])))
     assert terminal.lines() == seen

@@ -26,6 +26,7 @@ ONLY_IN_PYTHON = {
     'use dgemma.load("nano")', 'dgemma.load("nano")',
     "it is an argument of generate()",  # of keywords in Python; the parser refuses such options
     "{'role': ...",
+    "pass overwrite=True",  # of save(), which no command calls
 }  # fmt: skip
 """Messages that no command can cause, or that mean the command line already."""
 RAISING = {"refused", "bad_field"}

@@ -45,14 +45,14 @@ def test_the_same_walk(
     usual = expected.matcher_for(params, calls=calls)
     cache = GrammarCache(TOKENIZER, ENDS)
     wanted = cache.wanted(params, calls)
-    assert wanted is not None and not cache.has(*wanted)
+    assert wanted is not None and not cache.has("", *wanted)
     kind, value = wanted
     sent = json.loads(json.dumps(value))
     packed = json.loads(json.dumps(precompile(kind, sent, TOKENIZER, ENDS).packed()))
     monkeypatch.setattr(cache_module, "make_grammar", None)
     monkeypatch.setattr(matcher_module, "shortest", None)
-    cache.keep(kind, value, Precompiled.unpacked(packed))
-    assert cache.has(*wanted)
+    cache.keep("", kind, value, Precompiled.unpacked(packed))
+    assert cache.has("", *wanted)
     found = cache.matcher_for(params, calls=calls)
     monkeypatch.undo()
     assert usual is not None and found is not None and usual[1] == found[1]
@@ -65,8 +65,8 @@ def test_the_same_walk(
         assert first is None or second is None or np.array_equal(first, second)
         ids = one.forced() or TOKENIZER.encode("a")[:1]
         assert one.accept(ids) == two.accept(ids)
-    assert expected._grammar(kind, value).text == cache._grammar(kind, value).text
-    assert expected._grammar(kind, value).words == cache._grammar(kind, value).words
+    assert expected._grammar("", kind, value).text == cache._grammar("", kind, value).text
+    assert expected._grammar("", kind, value).words == cache._grammar("", kind, value).words
 
 
 def test_no_more_are_kept_than_of_ones_own() -> None:
@@ -74,6 +74,6 @@ def test_no_more_are_kept_than_of_ones_own() -> None:
     cache = GrammarCache(TOKENIZER, ENDS)
     made = precompile("choices", ["a"], TOKENIZER, ENDS)
     for number in range(KEPT + 3):
-        cache.keep("choices", [str(number)], made)
-    kept = [cache.has("choices", [str(number)]) for number in range(KEPT + 3)]
+        cache.keep("", "choices", [str(number)], made)
+    kept = [cache.has("", "choices", [str(number)]) for number in range(KEPT + 3)]
     assert kept == [False] * 3 + [True] * KEPT

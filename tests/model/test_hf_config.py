@@ -20,6 +20,7 @@ from dgemma.model.hf_generation import (
     NEUTRAL_GENERATION,
     GenerationDefaults,
     read_generation_config,
+    read_single_turn,
     write_generation_config,
 )
 from dgemma.params import RELEASED, SamplingParams
@@ -360,9 +361,6 @@ def test_silent_generation_config() -> None:
         ({"t_min": 0.9}, "t_min"),
         ({"max_denoising_steps": 0}, "max_steps"),
         ({"entropy_bound": "0.1", "t_max": "hot"}, "t_max"),
-        ({"dgemma": {"turns": "one"}}, "'single'"),
-        ({"dgemma": {"turn": "single"}}, "did you mean 'turns'"),
-        ({"dgemma": "single"}, "dgemma must be of type dict"),
     ],
 )
 def test_generation_config_refuses(changes: dict[str, Any], message: str) -> None:
@@ -372,12 +370,15 @@ def test_generation_config_refuses(changes: dict[str, Any], message: str) -> Non
 
 
 @pytest.mark.fault("N 4")
-def test_single_turns_are_written_and_read() -> None:
+def test_single_turns_are_read() -> None:
     """A model that was trained on single turns gets the history of a chat all the same."""
-    marked = GenerationDefaults(single_turn=True)
-    assert write_generation_config(marked) == {"dgemma": {"turns": "single"}}
-    assert read_generation_config(write_generation_config(marked)) == marked
-    assert not read_generation_config({"dgemma": {}}).single_turn
+    assert read_single_turn({"turns": "single"}) and not read_single_turn({})
+    for values, message in (
+        ({"turns": "one"}, "'single'"),
+        ({"turn": "x"}, "did you mean 'turns'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            read_single_turn(values)
 
 
 def test_generation_config_unknown_and_neutral_keys(caplog: pytest.LogCaptureFixture) -> None:

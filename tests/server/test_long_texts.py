@@ -110,7 +110,7 @@ def test_no_more_is_read_than_counts(
 def test_too_many_messages_are_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a template that runs for minutes, since its time grows with the square."""
     rendered: list[int] = []
-    monkeypatch.setattr(ChatTemplate, "_rendered", lambda *_, **more: rendered.append(1) or "")
+    monkeypatch.setattr(ChatTemplate, "encode", lambda *_, **more: rendered.append(1) or [])
     client = serve(limits=ServerLimits(messages=3))
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     for path, more in (

@@ -183,8 +183,8 @@ def logged(live: Live) -> dict[str, list[int]]:
     """By request id, the statuses that the server's log tells."""
     found: dict[str, list[int]] = {}
     for line in live.log.read_text().splitlines():
-        if line.startswith('{"request_id"'):
-            entry = json.loads(line)
+        entry = json.loads(line)
+        if "request_id" in entry:
             found.setdefault(entry["request_id"], []).append(entry["status"])
     return found
 
