@@ -52,8 +52,7 @@ SHARE = {"cpu": 0.25, "cuda": 0.8}
 """Part of a device's free memory that keys and values may take."""
 
 MOST_TOKENS = {"cpu": CHUNK, "cuda": 8 * CHUNK}
-"""Most tokens of a pass, beside one canvas. On a CPU more are no faster per token, and newcomers
-wait for its end."""
+"""Most tokens of a pass, beside a canvas. On a CPU more are no faster, and newcomers wait for it."""
 
 SHARED_CANVASES = 4
 """Canvases of a pass that owners divide evenly, see `shared` of `Scheduler`."""
