@@ -31,8 +31,15 @@ PER_LIMIT = {
     "open_per_key": "open requests per API key",
     "connections": "connections, or as many as ulimit -n leaves room for",
     "connections_per_address": "connections of one client address",
+    "connections_per_second": "new connections of one client address read in a second",
 }
 """Limits that have an option, `--max-...`, and their meaning."""
+
+
+SWITCH_S = 1e-4
+"""Seconds that a thread may keep Python's lock while others want it. The engine gives it away at
+each operation of torch, a thousand times a step; with Python's own 5 ms it would wait as often for
+threads that read strangers' texts."""
 
 
 def option_of(name: str) -> str:
@@ -143,6 +150,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     # Else one client's long texts fill the tokenizer's own pool, which knows no turns.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.setswitchinterval(SWITCH_S)
     settings = settings_of(arguments)
     bound = listen(arguments.host, arguments.port)
     llm = open_model(

@@ -52,7 +52,7 @@ SHARE = {"cpu": 0.25, "cuda": 0.8}
 """Part of a device's free memory that keys and values may take."""
 
 MOST_TOKENS = {"cpu": CHUNK, "cuda": 8 * CHUNK}
-"""Most tokens of a pass, beside a canvas. On a CPU more are no faster, and newcomers wait for it."""
+"""Most tokens of a pass, beside a canvas. On a CPU more are no faster, and newcomers wait."""
 
 SHARED_CANVASES = 4
 """Canvases of a pass that owners divide evenly, see `shared` of `Scheduler`."""
@@ -101,8 +101,8 @@ class Engine:
         Raises:
             InvalidRequest: `cache_bytes` does not suffice for one request, or a bound below 1.
         """
-        if max_tokens is None:  # the last piece of a prompt goes with the first step
-            max_tokens = MOST_TOKENS[model.device.type] + model.config.canvas_length
+        most = MOST_TOKENS[model.device.type] + model.config.canvas_length
+        max_tokens = most if max_tokens is None else max_tokens
         for name, value in (("chunk", chunk), ("max_running", max_running),
                             ("max_tokens", max_tokens), ("max_waiting", max_waiting)):  # fmt: skip
             if value < 1:

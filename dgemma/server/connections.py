@@ -10,7 +10,9 @@ import asyncio
 import ipaddress
 import json
 import socket
+import time
 from collections import Counter
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -49,17 +51,30 @@ class Evictable(Protocol):
         """Close it now."""
         ...
 
+    def begin(self) -> None:
+        """Read it now."""
+        ...
+
 
 class Connections:
     """The open connections. If there are too many, one without a request makes room."""
 
-    def __init__(self, most: int, per_address: int) -> None:
+    def __init__(
+        self, most: int, per_address: int, per_second: int = 100,
+        clock: Callable[[], float] = time.monotonic,
+        later: Callable[..., object] = lambda *given: asyncio.get_running_loop().call_later(*given),
+    ) -> None:  # fmt: skip
         """
         Args:
             most: connections in all.
             per_address: connections of one address.
+            per_second: new connections of one address that are read in a second, and at once.
+            clock: seconds; `later` calls a function after so many.
         """
-        self.most, self.per_address = most, per_address
+        self.most, self.per_address, self.per_second = most, per_address, per_second
+        self._clock, self._later = clock, later
+        self._level: dict[str, tuple[float, float]] = {}  # of each address: begun lately, and when
+        self._paused: dict[str, dict[Evictable, None]] = {}  # of each address, in their order
         self.seldom = Seldom()
         self._count: Counter[str] = Counter()
         self._address: dict[Evictable, str] = {}
@@ -67,6 +82,36 @@ class Connections:
 
     def __len__(self) -> int:
         return len(self._address)
+
+    def may_begin(self, connection: Evictable, address: str) -> bool:
+        """Whether a new connection may be read now; else its `begin` is called at its turn.
+
+        New connections of all addresses wait in one line of the system. Each is taken from it at
+        once, but to read a request takes long, and an address that opens many would hold up all.
+        """
+        now = self._clock()
+        level, then = self._level.get(address, (0.0, now))
+        level = max(0.0, level - (now - then) * self.per_second)
+        if address not in self._paused and level < self.per_second:
+            self._level[address] = level + 1, now
+            return True
+        if address not in self._paused:
+            self._paused[address] = {}
+            self._later(1 / self.per_second, self._next, address)
+        self._paused[address][connection] = None
+        return False
+
+    def _next(self, address: str) -> None:
+        """Let the next connection of an address begin, if one is left."""
+        waiting = self._paused[address]
+        if not waiting:
+            del self._paused[address]
+            return
+        connection = next(iter(waiting))
+        del waiting[connection]
+        self._level[address] = float(self.per_second), self._clock()
+        self._later(1 / self.per_second, self._next, address)
+        connection.begin()
 
     def admit(self, connection: Evictable, address: str) -> bool:
         """Take a new connection; False: there are too many, and each is at work."""
@@ -87,9 +132,12 @@ class Connections:
         self.busy(connection)
         address = self._address.pop(connection, None)
         if address is not None:
+            self._paused.get(address, {}).pop(connection, None)
             self._count[address] -= 1
             if not self._count[address]:
                 del self._count[address]
+        if not self._address:
+            self._level.clear()
 
     def idle(self, connection: Evictable) -> None:
         """A connection has no request any more: it is the last one to make room."""
@@ -169,11 +217,16 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
         super().connection_made(transport)
+        address = origin(self.client[0] if self.client else "")
         own: socket.socket | None = transport.get_extra_info("socket")
         if own is not None:
             own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
-        if self._shared.admit(self, origin(self.client[0] if self.client else "")):
-            self._wait()
+        if self._shared.admit(self, address):
+            self._shared.idle(self)
+            if self._shared.may_begin(self, address):
+                self._wait()
+            else:
+                transport.pause_reading()
             return
         message = "too many connections are open; close some, or try again soon"
         self.refuse(Refusal(503, message, code="too_many_connections"))
@@ -189,6 +242,12 @@ class Connection(H11Protocol):
         """See `asyncio.Protocol`."""
         if not self.transport.is_closing():
             super().data_received(data)
+
+    def begin(self) -> None:
+        """See `Evictable`."""
+        if not self.transport.is_closing():
+            self._wait()
+            self.transport.resume_reading()
 
     def give_way(self) -> None:
         """See `Evictable`."""

@@ -55,8 +55,9 @@ def connections_of(limits: ServerLimits, files: int | None) -> Connections:
     most, each = limits.connections, limits.connections_per_address
     room = most if files is None else max(files - RESERVED, files // 2)
     if room >= most:
-        return Connections(most, each)
-    return Connections(room, max(1, min(each, most) * room // most))
+        return Connections(most, each, limits.connections_per_second)
+    each = max(1, min(each, most) * room // most)
+    return Connections(room, each, limits.connections_per_second)
 
 
 class Server(uvicorn.Server):

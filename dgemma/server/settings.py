@@ -37,6 +37,8 @@ class ServerLimits:
         connections: in all, with a request or idle; fewer if the process may not open so many
             files. Above: an idle one is closed, and if there is none, the new one.
         connections_per_address: the same for one client address.
+        connections_per_second: new ones of one client address that are read in a second; above:
+            they wait.
     """
 
     body_bytes: int = 4 * MIB
@@ -55,6 +57,7 @@ class ServerLimits:
     open_per_key: int = 256
     connections: int = 2048
     connections_per_address: int = 1024
+    connections_per_second: int = 100
 
     def __post_init__(self) -> None:
         for name in self.__slots__:

@@ -252,7 +252,9 @@ def test_thought_calls_and_text_are_apart(
     told = (
         ThoughtDelta("1<2"), TextDelta("yes"),
         ToolCallDelta(0, ToolCall(name="f", arguments={"a": "x"})),
-        InvalidToolCallDelta(0, InvalidToolCall(text='call:f{a:<|"|>x', error="a string is not closed")),
+        InvalidToolCallDelta(
+            0, InvalidToolCall(text='call:f{a:<|"|>x', error="a string is not closed")
+        ),
         TextDelta("no"),
     )  # fmt: skip
     seen = [

@@ -28,7 +28,11 @@ class Visitor:
     """A connection that keeps whether it had to go."""
 
     def __init__(self) -> None:
-        self.gone = False
+        self.gone, self.begun = False, 0
+
+    def begin(self) -> None:
+        """See `Evictable`."""
+        self.begun += 1
 
     def give_way(self) -> None:
         """See `Evictable`."""
@@ -43,6 +47,36 @@ def arrive(shared: Connections, address: str, *, idle: bool = True) -> Visitor |
     if idle:
         shared.idle(one)
     return one
+
+
+def test_an_address_that_hurries_waits() -> None:
+    """Catches a flood of connections that hang up at once: those of others wait behind them."""
+    now, timers = [7.0], list[tuple[float, Callable[[], None]]]()
+
+    def later(delay: float, call: Callable[[str], None], address: str) -> None:
+        timers.append((now[0] + delay, partial(call, address)))
+
+    def pass_time(until: float) -> None:
+        while timers and timers[0][0] <= until + 1e-9:
+            now[0], call = timers.pop(0)
+            call()
+        now[0] = until
+
+    shared = Connections(100, 100, 2, clock=lambda: now[0], later=later)
+    crowd = [arrive(shared, "a") for _ in range(6)]
+    assert all(crowd)
+    assert [shared.may_begin(one, "a") for one in crowd if one] == [True, True, *[False] * 4]
+    other = arrive(shared, "b")
+    assert other and shared.may_begin(other, "b")
+    assert crowd[3] is not None
+    shared.drop(crowd[3])
+    pass_time(8.0)
+    assert [one.begun for one in crowd if one] == [0, 0, 1, 0, 1, 0]
+    pass_time(9.0)
+    assert [one.begun for one in crowd if one] == [0, 0, 1, 0, 1, 1]
+    pass_time(12.0)
+    late = arrive(shared, "a")
+    assert late and shared.may_begin(late, "a") and not timers
 
 
 @pytest.mark.fault("R C4")
