@@ -271,7 +271,7 @@ def _unread(caller: Caller, body: Any, streams: int, read: bool, until: float) -
     return found
 
 
-@attack("requests whose client hangs up at once, 32 at a time")
+@attack("requests whose client hangs up at once, hundreds a second")
 def hanging_up(caller: Caller) -> Run:
     body = json.dumps(ASK | {"max_tokens": 2_000, "min_tokens": 2_000, "n": 4}).encode()
     data = caller.head(CHAT, f"Content-Length: {len(body)}") + b"\r\n" + body
@@ -280,12 +280,12 @@ def hanging_up(caller: Caller) -> Run:
         try:
             with caller.socket() as sock:
                 sock.sendall(data)
-                time.sleep(0.002 * (number % 8))
+                time.sleep(0.01 * (1 + number % 4))
             return "left"
         except OSError as error:
             return failure(error)
 
-    return partial(at_once, 32, one)
+    return partial(at_once, 16, one)
 
 
 @attack("bodies of every route with random faults")

@@ -69,7 +69,7 @@ def test_bodies_pass_the_limit_of_size() -> None:
 
 @pytest.mark.process
 @pytest.mark.model
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_run_of_two_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a run that measures or prints nothing. The verdict depends on the machine."""
     path = tmp_path / "found.json"
