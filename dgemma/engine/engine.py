@@ -121,9 +121,8 @@ class Engine:
             suppress_ids=config.suppress_ids,
             device=model.device,
         )
-        budget = cache_bytes
-        if budget is None:
-            budget = int(free_bytes(model.device) * SHARE[model.device.type])
+        share = int(free_bytes(model.device) * SHARE[model.device.type])
+        budget = share if cache_bytes is None else cache_bytes
         full, sliding = page_counts(config, model.dtype, budget, max_running, chunk)
         self.memory = PagedMemory(config, full, sliding, model.dtype, model.device)
         self.page_bytes = page_bytes(config, model.dtype)
