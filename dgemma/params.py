@@ -206,7 +206,7 @@ class SamplingParams:
     max_tokens: int | None = _option(
         _integer, "maximum tokens of the answer (to the context's end)", 1, _WORD, refused_by=()
     )
-    seed: int | None = _option(_integer, "seed of the answer (drawn, and reported)", 0, 2**64 - 1)
+    seed: int | None = _option(_integer, "seed of the answer (drawn; see --json)", 0, 2**64 - 1)
     max_steps: int | None = _option(_integer, "maximum denoising steps of a canvas", 1, 10_000)
     entropy_bound: float | None = _option(_number, "nats of summed entropy that a step may accept")
     t_min: float | None = _option(_number, "temperature at the last step", COLDEST, HOTTEST)

@@ -139,5 +139,9 @@ class Chat:
             print(STOPPED)
         if output.error:
             say(f"dgemma: error: {output.error}")
+        elif not (output.text or output.tool_calls or output.invalid_tool_calls) and (
+            output.finish_reason == "stop"
+        ):
+            say("(no answer)")
         elif output.text or output.tool_calls or output.finish_reason != "cancelled":
             self._messages = [*messages, {"role": "assistant", "content": output.text}]

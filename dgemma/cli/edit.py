@@ -17,12 +17,15 @@ MARK = "\ufeff"
 """A byte order mark, which some editors put at a file's beginning."""
 
 
+NANO = "nano never learned to edit: it shows how the command works, and writes nonsense."
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     add_model(parser, then="FILE")
     add = parser.add_argument
     add("file", type=Path, metavar="FILE", help="UTF-8 text")
-    span = "lines that may change, counted from 1; repeatable (all lines)"
+    span = "lines that may change, counted from 1; repeatable (with --instruction: all)"
     add("--span", action="append", metavar="FIRST:LAST", default=[], help=span)
     add("--instruction", metavar="TEXT", help="the change to make")
     strength = "how much of a span may change, 0 to 1 (0.6)"
@@ -32,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--diff", action="store_true", help="print the changes, write nothing")
     add("--output", type=Path, metavar="FILE", help="write here, leave the file as it is")
     add_sampling(parser, (*REFUSED_BY_EDIT, *NOT_THE_ANSWER))
-    parser.epilog = f"example:\n  dgemma edit letter.txt --span 2:3 --diff\n\n{LEGEND}"
+    parser.epilog = f"example:\n  dgemma edit letter.txt --span 2:3 --diff\n\n{NANO}\n\n{LEGEND}"
 
 
 def _count(text: str) -> int:

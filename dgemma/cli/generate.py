@@ -55,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     text = _prompt(arguments)
     llm = open_model(arguments)
     chat = llm.template is not None and not arguments.raw
+    if not (chat or arguments.raw):
+        say("the model has no chat template: it continues the prompt as raw text, as with --raw")
     messages = [{"role": "user", "content": text}]
     ids = llm.chat_ids(messages, None, arguments.thinking) if chat else llm.prompt_ids(text)
     events = llm.submit(

@@ -81,7 +81,7 @@ def portable(pattern: str, where: str, *, strict: bool = True) -> str:
         return InvalidRequest(f"{where}: {what} in regular expression {pattern!r}; {remedy}")
 
     out, plain = list[str](), list[str]()
-    quantified, before, depth = False, "", 0
+    quantified, flags, before, depth = False, False, "", 0
     for piece in pieces(pattern):
         if piece == "[":
             raise refuse("an open [", "close it")
@@ -89,9 +89,12 @@ def portable(pattern: str, where: str, *, strict: bool = True) -> str:
         GROUPS.check(depth, where)
         if piece[0] == "(":
             piece = piece if piece == "(?:" else "("
+        if piece == "+" and quantified:
+            raise refuse("a possessive quantifier", "write (?:...)+ for a repeat")
+        flags = (piece == "?" and before == "(") or (flags and piece not in (":", ")"))
+        if flags and piece in ("x", "U", "R"):
+            raise refuse(f"the flag {piece}, which not every engine reads,", "leave it out")
         if strict:
-            if piece == "+" and quantified:
-                raise refuse("a possessive quantifier", "write (?:...)+ for a repeat")
             if piece == "?" and before == "(":
                 raise refuse("a flag or a look-around", "only (?:...) groups are supported")
             _check_escape(piece, refuse)

@@ -5,6 +5,7 @@ Knows OpenAI's, vLLM's and our own names for them. Knows nothing about prompts o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Annotated, Any, ClassVar, Literal
@@ -47,6 +48,7 @@ MOST_TOKENS = MOST_IDS["allowed_token_ids"]
 """Ids of one list, repeats counted: as many as the largest vocabulary or context has."""
 MOST_BIASED = 16_384
 """Ids of a `logit_bias`."""
+_ID = re.compile(r"0|[1-9][0-9]*", re.ASCII)
 LONGEST_ID = 10
 """Digits of an id that is a name, as in `logit_bias`."""
 Ids = Annotated[
@@ -240,7 +242,7 @@ class SamplingFields(Ignorable):
             raise refuse("diffusion_pinned", "needs diffusion_seed_canvas; give both")
         if self.logit_bias is not None:
             for key in self.logit_bias:
-                if not (key.isascii() and key.isdigit() and len(key) <= LONGEST_ID):
+                if not (_ID.fullmatch(key) and len(key) <= LONGEST_ID):
                     raise refuse("logit_bias", f"{key[:100]!r} is not a token id; see /tokenize")
         return self
 

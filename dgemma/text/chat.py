@@ -207,8 +207,8 @@ class ChatTemplate:
             text = limited(lambda: self._template.render(values))
         except TooMuchWork as error:
             raise TemplateError(
-                f"{self._file} was stopped: {error}; shorten the conversation, or take the "
-                "checkpoint's own template"
+                f"{Path(self._file).name} was stopped: {error}; shorten the conversation, or take "
+                "the checkpoint's own template"
             ) from error
         except _FAULTS as error:
             raise TemplateError(

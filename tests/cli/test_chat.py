@@ -182,7 +182,7 @@ def test_in_a_terminal() -> None:
         talk.send("half a line")
         talk.expect("half a line")
         talk.send(INTERRUPT)
-        talk.expect("> ")
+        talk.expect("> ", again=INTERRUPT)
         talk.send(INTERRUPT)
         talk.expect(f"{chat.AGAIN}\n> ")
         talk.send(f"Parity: 3182{ENTER}")

@@ -117,7 +117,7 @@ def test_common_options_come_first(run: Callable[..., Ran]) -> None:
     assert heads == sorted(heads) and out.index("\noptions:") < heads[0]
     assert heads[0] < out.index("  --max-tokens N") < heads[-1] < out.index("  --entropy-bound X")
     text = " ".join(out.split())
-    assert "may accept (0.1)" in text and "(drawn, and reported)" in text
+    assert "may accept (0.1)" in text and "(drawn; see --json)" in text
     _, out, _ = run("serve", "--help")
     assert "(127.0.0.1)" in out and "open requests (512)" in out
 

@@ -121,6 +121,14 @@ def test_pieces_of_a_pattern_are_read_once(text: str) -> None:
     assert work[1] <= 4 * work[0] + 4
 
 
+@pytest.mark.parametrize("regex", ["(?x)a\nb", "(?ix:a b)", "(?U)a+b", "(?R)a$", "a++b", "a*+b"])
+def test_what_engines_read_in_their_own_way_is_refused(regex: str) -> None:
+    """Catches an answer that the library takes and Python's `re` does not."""
+    with pytest.raises(InvalidRequest, match="regex: "):
+        portable(regex, "regex", strict=False)
+    assert portable("(?i)x(?:U|R)+?", "regex", strict=False)
+
+
 def test_groups_are_bounded() -> None:
     """Catches a reader that goes down into each group, for each group around it."""
     most = GROUPS.most

@@ -179,7 +179,7 @@ def bounded() -> Client:
 @pytest.mark.parametrize(("path", "fields"), [
     (CHAT, {"logit_bias": {"9" * 5000: 1}}),
     (CHAT, {"logit_bias": {"9" * 4000: 1}}),
-    (CHAT, {"logit_bias": {"\u0663": 1}}),
+    (CHAT, {"logit_bias": {"\u0663": 1}}), (CHAT, {"logit_bias": {"5": 1, "05": 2}}),
     (CHAT, {"guided_json": '{"type": "integer", "minimum": ' + "9" * 5000 + "}"}),
     (CHAT, {"temperature": 10**400}), (CHAT, {"guided_json": {"minimum": 10**4000}}),
     (COMPLETIONS, {"prompt": [10**400]}), (COMPLETIONS, {"prompt": "Hi", "best_of": 10**400}),
