@@ -6,16 +6,15 @@ import os
 import re
 import secrets
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tests.attack.wire import ATTACKER, Caller
-from tests.support.live import hear_interrupts
+from tests.support.live import running
 
 GAUGES = ("dgemma_http_open_requests ", "dgemma_running ", "dgemma_waiting ")
 
@@ -113,25 +112,8 @@ def ticks(pid: int) -> int:
 def serving(*options: str) -> Iterator[Target]:
     """`dgemma serve nano` on the loopback address."""
     keys = (secrets.token_hex(16), secrets.token_hex(16), secrets.token_hex(16))
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "log"
-        with log.open("w") as errors:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "dgemma", "serve", "nano", "--port", "0", *options],
-                stdout=subprocess.PIPE, stderr=errors, text=True,
-                env={
-                    **os.environ, "DGEMMA_API_KEYS": ",".join(keys), "DGEMMA_ADMIN_KEYS": keys[2],
-                },
-                preexec_fn=hear_interrupts,
-            )  # fmt: skip
-        try:
-            assert process.stdout is not None
-            said = ""
-            while not (found := re.search(r"http://\S+:(\d+)", said)):
-                line = process.stdout.readline()
-                assert line, said + log.read_text()
-                said += line
-            yield Target(process, int(found[1]), keys, log)
-        finally:
-            process.kill()
-            process.communicate()
+    given = {"DGEMMA_API_KEYS": ",".join(keys), "DGEMMA_ADMIN_KEYS": keys[2]}
+    with running(*options, threads=0, **given) as live:
+        port = urlsplit(live.url).port
+        assert port is not None
+        yield Target(live.process, port, keys, live.log)

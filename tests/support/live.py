@@ -39,16 +39,22 @@ def hear_interrupts() -> None:
 
 
 @contextmanager
-def running(*options: str) -> Iterator[Live]:
-    """`dgemma serve nano` with some options and one key for all, killed in the end."""
+def running(*options: str, threads: int = 1, **keys: str) -> Iterator[Live]:
+    """`dgemma serve nano` with some options, killed in the end.
+
+    Args:
+        threads: of torch; 0: as many as it takes by itself.
+        keys: DGEMMA_API_KEYS and DGEMMA_ADMIN_KEYS; none: one key for all.
+    """
+    given = {"DGEMMA_API_KEYS": KEY, "DGEMMA_ADMIN_KEYS": KEY} | keys
+    given |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
         with log.open("w") as errors:
             process = subprocess.Popen(
                 [sys.executable, "-m", "dgemma.cli.main", "serve", "nano", "--port", "0", *options],
                 stdout=subprocess.PIPE, stderr=errors, text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "DGEMMA_API_KEYS": KEY,
-                     "DGEMMA_ADMIN_KEYS": KEY},
+                env={**os.environ, **given},
                 preexec_fn=hear_interrupts,
             )  # fmt: skip
         try:
