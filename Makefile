@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@case "$(TORCH)" in default|cpu) ;; *) echo "TORCH=$(TORCH) is not known; use TORCH=cpu, or leave it out" >&2; exit 1; esac
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@echo "Installing into .venv: $(SIZE), 2 to 5 minutes. pip shows its progress below."
+	@echo "Installing into .venv: $(SIZE), 1 to 4 minutes. pip shows its progress below."
 	$(PYTHON) -m venv .venv
 	$(if $(filter cpu,$(TORCH)),$(INSTALL) "$$(grep ^torch== constraints.txt)" --index-url $(CPU_INDEX))
 	$(INSTALL) -c constraints.txt -e '.[dev]'

@@ -30,7 +30,7 @@ def test_the_build_of_torch(target: str, words: tuple[str, ...]) -> None:
     """Five gigabytes for a demo on a laptop, and minutes of silence while they come."""
     done = make("-n", target, *words)
     assert done.returncode == 0, done.stderr
-    size = done.stdout.index("2.3 GB, 2 to 5 minutes" if words else "5.1 GB on Linux (2.3 GB with")
+    size = done.stdout.index("2.3 GB, 1 to 4 minutes" if words else "5.1 GB on Linux (2.3 GB with")
     installs = [m.start() for m in re.finditer("pip install", done.stdout)]
     cpu = [
         at for at in installs if "download.pytorch.org/whl/cpu" in done.stdout[at:].split("\n")[0]

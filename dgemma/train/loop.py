@@ -148,7 +148,7 @@ def train(
     beginning = f"going on with {path}" if path.exists() else "training"
     report(f"{beginning} from step {first} to {last} of {plan.steps}")
     if plan.compile and first < last:
-        report("compiling before the first step: about 4 minutes on two cores")
+        report("compiling before the first step: about 4 minutes on two idle cores")
     smooth: dict[str, float] = {}
     started, prompts = time.monotonic(), 0
     for step, parts in zip(range(first, last), batches(make, first, last), strict=True):
