@@ -97,10 +97,10 @@ def test_what_a_run_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         train(tiny(), copying, plan, tmp_path, report, until, lambda *told: steps.append(told))
     assert [line for line in lines if "canvas0" not in line] == [
         "training from step 0 to 1 of 4",
-        "compiling before the first step: about 4 minutes on two cores",
+        "compiling before the first step: about 4 minutes on two idle cores",
         f"step 1 saved in {path}",
         f"going on with {path} from step 1 to 3 of 4",
-        "compiling before the first step: about 4 minutes on two cores",
+        "compiling before the first step: about 4 minutes on two idle cores",
         f"step 3 saved in {path}",
     ]
     assert steps == [(1, 1), (1, 2), (2, 2)]
