@@ -90,6 +90,8 @@ class Connections:
         once, but to read a request takes long, and an address that opens many would hold up all.
         """
         now = self._clock()
+        if len(self._level) > self.most:  # after a second nothing is left of a level
+            self._level = {one: at for one, at in self._level.items() if now - at[1] < 1}
         level, then = self._level.get(address, (0.0, now))
         level = max(0.0, level - (now - then) * self.per_second)
         if address not in self._paused and level < self.per_second:
@@ -136,8 +138,6 @@ class Connections:
             self._count[address] -= 1
             if not self._count[address]:
                 del self._count[address]
-        if not self._address:
-            self._level.clear()
 
     def idle(self, connection: Evictable) -> None:
         """A connection has no request any more: it is the last one to make room."""

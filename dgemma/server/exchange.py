@@ -15,7 +15,6 @@ from starlette.responses import Response
 
 from dgemma.server import accounting, sse
 from dgemma.server.aside import Aside
-from dgemma.server.body_route import SCOPE
 from dgemma.server.errors import body_of, dialect_of, logged
 from dgemma.server.json_reply import json_reply
 from dgemma.server.pieces import End, PieceReader
@@ -70,11 +69,7 @@ class Exchange:
         return self.service.look_up(model)
 
     async def in_thread(self, work: Callable[..., T], *given: Any) -> T:
-        """Do plain work in a thread; see `Service.in_thread`. If the body is large, one at a time:
-        the tokens of long texts would keep all processors from the engine."""
-        body = self._http.scope.get(SCOPE)
-        if body is not None and body.large:
-            return await self.aside.run(self.owner, work, *given)
+        """Do plain work in a thread; see `Service.in_thread`."""
         return await self.service.in_thread(self.owner, work, *given)
 
     async def start(

@@ -77,6 +77,10 @@ def test_an_address_that_hurries_waits() -> None:
     pass_time(12.0)
     late = arrive(shared, "a")
     assert late and shared.may_begin(late, "a") and not timers
+    for number in range(1000):
+        now[0] += 0.1
+        shared.may_begin(late, str(number))
+    assert len(shared._level) <= 101
 
 
 @pytest.mark.fault("R C4")
