@@ -87,6 +87,13 @@ def test_the_second_question(pipe: Callable[..., Ran]) -> None:
 
 
 @pytest.mark.model
+def test_an_empty_answer_is_said(pipe: Callable[..., Ran]) -> None:
+    """A blank line, of which nobody can tell whether it is an answer."""
+    ran = pipe("Parity: 3182\nParity: 3181\n", "--seed", "0", "--stop", "even")
+    assert ran == (0, "\nodd\n", "(no answer)\n")
+
+
+@pytest.mark.model
 def test_what_the_model_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other models forget what was said, or `/new` does not make them forget."""
     sent: list[list[tuple[str, str]]] = []

@@ -330,6 +330,21 @@ def test_chat_goes_on_after_a_refusal(
     assert code == 0 and err.count("shorten") == 1 and out.endswith("\n")
 
 
+@pytest.mark.model
+def test_generate_without_a_template(run: Callable[..., Ran], copy: Path) -> None:
+    """A question that is silently continued as raw text."""
+    (copy / "chat_template.jinja").unlink()
+    words = ("generate", str(copy), "--max-tokens", "3", "--max-steps", "1", "Hello there")
+    code, _, err = run(*words)
+    assert code == 0 and "no chat template" in err and "--raw" in err
+    assert "no chat template" not in run(*words, "--raw")[2]
+
+
+def test_the_help_of_edit_says_what_nano_cannot(run: Callable[..., Ran]) -> None:
+    """A newcomer's file that is replaced by nonsense, without a word before it."""
+    assert "nano never learned to edit" in run("edit", "--help")[1]
+
+
 @pytest.mark.parametrize("command", ["", *cli.COMMANDS])
 def test_help(command: str, run: Callable[..., Ran]) -> None:
     """A help text with a stray percent sign raises."""

@@ -29,7 +29,7 @@ def tokenizer() -> Tokenizer:
 def refusal(source: str, tokenizer: Tokenizer) -> str:
     """The error of a template, at load or on the first conversation."""
     with pytest.raises(TemplateError) as found:
-        ChatTemplate(source, tokenizer, "a.jinja").encode(HELLO)
+        ChatTemplate(source, tokenizer, "/secret/a.jinja").encode(HELLO)
     return str(found.value)
 
 
@@ -38,10 +38,13 @@ def refusal(source: str, tokenizer: Tokenizer) -> str:
 def test_work_is_bounded(
     source: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A template that holds a thread, and Python's lock, until the process is killed."""
+    """A template that holds a thread, and Python's lock, until the process is killed.
+
+    A client of a server is shown the error, but not where the server keeps its files.
+    """
     monkeypatch.setattr(template_costs, "WORK", 1 << 25)
     message = refusal(source, tokenizer)
-    assert len(message) < 600 and "\n" not in message
+    assert len(message) < 600 and "\n" not in message and "secret" not in message
 
 
 @pytest.mark.fault("R K11")
