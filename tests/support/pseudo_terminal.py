@@ -13,12 +13,13 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator, Sequence
 
 from tests.support.terminal import CONTROL, Terminal
 
 LIMIT_S = 120
-AGAIN_S = 20.0
+PAUSE_S = 0.5
 """A program that writes nothing for so long hangs."""
 LEFT_OUT = {"NO_COLOR", "PYTHONUNBUFFERED"}
 """Python without buffers loses what a write that is interrupted leaves over."""
@@ -43,23 +44,21 @@ class Session:
         self._text = codecs.getincrementaldecoder("utf-8")()
         self._seen = ""  # written since the last text that was expected
 
-    def expect(self, text: str, again: str = "") -> str:
-        """Wait until the program has written a text; returns what came before it.
-
-        Args:
-            again: is typed once more after `AGAIN_S` of silence: Python's own reading of a line may
-                miss an interrupt that comes just before it waits.
-        """
+    def expect(self, text: str) -> str:
+        """Wait until the program has written a text; returns what came before it."""
         while text not in (plain := CONTROL.sub("", self._seen)):
-            if again and not select.select([self._keys], [], [], AGAIN_S)[0]:
-                self.send(again)
-                again = ""
             assert self._read(), f"the program ended without {text!r}: {self.screen.everything()}"
         before, _, self._seen = plain.partition(text)
         return before
 
     def send(self, keys: str) -> None:
-        """Type."""
+        """Type; an interrupt a moment later, as a person does.
+
+        Python's `input` looks for signals, then waits for a key. An interrupt that comes between
+        the two is noticed at the next key.
+        """
+        if keys == INTERRUPT:
+            time.sleep(PAUSE_S)
         os.write(self._keys, keys.encode())
 
     def ended(self) -> int:
