@@ -19,8 +19,9 @@ from collections.abc import Iterator, Sequence
 from tests.support.terminal import CONTROL, Terminal
 
 LIMIT_S = 120
-PAUSE_S = 0.5
 """A program that writes nothing for so long hangs."""
+PAUSE_S = 0.5
+"""Before an interrupt is typed."""
 LEFT_OUT = {"NO_COLOR", "PYTHONUNBUFFERED"}
 """Python without buffers loses what a write that is interrupted leaves over."""
 INTERRUPT, END, UP, LEFT, ENTER = "\x03", "\x04", "\x1b[A", "\x1b[D", "\r"
