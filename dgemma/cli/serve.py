@@ -36,7 +36,7 @@ PER_LIMIT = {
 """Limits that have an option, `--max-...`, and their meaning."""
 
 
-SWITCH_S = 1e-4
+SWITCH_S = 1e-5
 """Seconds that a thread may keep Python's lock while others want it. The engine gives it away at
 each operation of torch, a thousand times a step; with Python's own 5 ms it would wait as often for
 threads that read strangers' texts."""

@@ -13,7 +13,7 @@ Owners share places, pages and passes:
              the same way.
     pages    When pages run out, the owner that has most of them gives some back.
     passes   Each owner may put as many tokens into a pass as the one that has fewest to run, or
-             its part of `shared` tokens.
+             its part of `shared` tokens. Prompts stay in small pieces for a while after.
 
 A sequence that gives way is preempted: it keeps its canvas and loses its pages, which stay cached
 as long as nobody needs them. Of an owner's sequences the lowest priority goes first, the latest of
@@ -45,6 +45,9 @@ PREFERENCE = 4
 
 PATIENCE = 8
 """After so many passes a sequence that waits for its search may lose its place to any other."""
+
+SOON = 16
+"""For so many passes after two owners shared one, the other is expected back."""
 
 RECOVERY = 64
 """After this many passes without trouble the most tokens of a pass are doubled again."""
@@ -92,6 +95,7 @@ class Scheduler:
         self._calm = 0  # passes since the last trouble
         self._crowded = False  # pages ran out and nobody has left since
         self._express = 0  # passes in a row that left someone out
+        self._together = -SOON - 1  # the last pass with several owners
         self._numbers = 0
         self._now = 0.0  # of the last pass
         self.owners = Owners()
@@ -330,6 +334,7 @@ class Scheduler:
         """Fill the pass. A sequence whose canvas is being decided on waits, with its pages."""
         rows = self._by_owner(plan)
         portion = self._portion(rows)
+        piece = min(portion, self.shared if self.passes - self._together <= SOON else math.inf)
         low = min((owner.usage for owner in rows), default=0.0)
         order = [(owner.usage, number, owner) for number, owner in enumerate(rows)]
         heapq.heapify(order)
@@ -341,7 +346,7 @@ class Scheduler:
                 hindered.add(owner)
                 continue
             seq = rows[owner].popleft()
-            scheduled = self._next_for(seq, portion)
+            scheduled = self._next_for(seq, piece)
             if plan.scheduled and tokens + scheduled.size > self.limit:
                 hindered.add(owner)
             else:
@@ -379,6 +384,7 @@ class Scheduler:
         """How many tokens an owner may be ahead of the others in a pass."""
         if len(rows) < 2:
             return math.inf
+        self._together = self.passes
         fewest = min(sum(self._next_for(seq).size for seq in own) for own in rows.values())
         return max(fewest, self.shared / len(rows))
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dgemma.engine.places import is_over, pages_of
+from dgemma.engine.scheduler import SOON
 from dgemma.engine.sequence import Sequence as Live
 from dgemma.errors import Overloaded
 from dgemma.types import PAGE
@@ -101,6 +102,31 @@ def test_another_owner_is_served_at_once(places: int) -> None:
             assert sum(sim.sizes) <= sim.scheduler.shared + 2 * PAGE, "a long pass is a long wait"
         assert sim.ended[person] == "done"
     assert len(sim.ended) == before + 5 and sim.scheduler.preemptions <= 5
+
+
+@pytest.mark.fault("R H3")
+def test_prompts_stay_in_small_pieces_while_another_owner_may_be_back() -> None:
+    """Between two calls of a person who chats, a pass takes a thousand tokens of someone's prompt:
+    the next call waits for it."""
+    sim = Shared(chunk=16 * PAGE)
+    sim.come("a", Load(1, prompts=(60 * PAGE,)))
+    sim.step()
+    assert sim.sizes == [16 * PAGE]
+    person = sim.come("b", Load(1))
+    assert person in sim.step()
+    for _ in range(3):  # three calls, with a pause before each
+        sim.end(person, "left")
+        for _ in range(2):
+            sim.step()
+            assert sim.sizes == [sim.scheduler.shared]
+        person = sim.come("b", Load(1))
+        assert person in sim.step()
+    sim.end(person, "left")
+    for _ in range(SOON + 1):
+        sim.step()
+    sim.come("a", Load(1, prompts=(30 * PAGE,)))
+    sim.step()
+    assert max(sim.sizes) == 16 * PAGE, "nobody comes any more"
 
 
 @pytest.mark.fault("R H1")

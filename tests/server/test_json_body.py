@@ -59,16 +59,15 @@ def test_too_many_values_are_refused_unread(body: bytes, monkeypatch: pytest.Mon
 
 
 @pytest.mark.fault("R H3")
-def test_a_string_without_an_end_is_scanned_once() -> None:
-    """Catches a scan that begins again at each escaped quote of a string that never ends."""
-    for body in (
-        b'{"a": "' + b'\\"' * 200_000,
-        b'"' + b"\\" * 400_001,
-        b",," * 600 + b'"' * 99_999,
-    ):
-        pieces = list(json_body._PIECE.finditer(body))
-        assert sum(len(piece.group()) for piece in pieces) == len(body)
-        assert [piece.start() for piece in pieces[1:]] == [piece.end() for piece in pieces[:-1]]
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_values_are_counted_chunk_by_chunk(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a string over the border of two chunks whose marks count, or a quote that is lost."""
+    monkeypatch.setattr(json_body, "_CHUNK", chunk)
+    body = b'{"a": "x, [{:", "b\\\\": [1, "\\",[", 2]}'
+    assert json.loads(body) == {"a": "x, [{:", "b\\": [1, '",[', 2]}
+    check_values(body, 8)  # {, :, a comma, :, [, two commas, and one more
+    with pytest.raises(Refusal, match="values and names"):
+        check_values(body, 7)
 
 
 def test_texts_are_no_values() -> None:
