@@ -19,7 +19,8 @@ from dgemma.constrain.precompiled import Precompiled
 from dgemma.errors import ContextOverflow, InvalidRequest, TemplateError, TokenizerError, bad_field
 from dgemma.interfaces import Reader
 from dgemma.matcher import Matcher
-from dgemma.params import BYTES, SamplingParams
+from dgemma.param_rules import BYTES
+from dgemma.params import SamplingParams
 from dgemma.request_parts import ThoughtIds, ToolUse
 from dgemma.text.answer import AnswerReader
 from dgemma.text.chat import ChatTemplate

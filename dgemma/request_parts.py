@@ -8,7 +8,8 @@ from numbers import Integral
 from typing import Any, NamedTuple
 
 from dgemma.errors import InvalidRequest, bad_field
-from dgemma.params import BYTES, MOST_BIAS, refused
+from dgemma.param_rules import BYTES, MOST_BIAS
+from dgemma.params import refused
 
 
 def checked_ids(name: str, value: object) -> tuple[int, ...]:

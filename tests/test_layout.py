@@ -41,15 +41,16 @@ OUTSIDE = ("bench", "recipes")
 """Programs of the checkout that the wheel leaves out. They import the package, never each other."""
 CHECKED = ("dgemma", *OUTSIDE, "tests", "examples")  # folders whose files have a limit
 
-VALUES = {"params", "request_parts", "types", "errors"}
+VALUES = {"params", "param_rules", "request_parts", "types", "errors"}
 BASE = VALUES | {"device"}
 JOINED = {"engine", "compose", "diffusion", "weights", "quant", "text", "constrain", "frontend"}
 TRAINING = {"model", "weights", "quant", "diffusion", "text", "tasks"} | BASE
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
-    "params": {"errors"},
-    "request_parts": {"errors", "params"},
+    "param_rules": {"errors"},
+    "params": {"errors", "param_rules"},
+    "request_parts": {"errors", "params", "param_rules"},
     "types": {"request_parts", "params", "errors"},
     "matcher": set(),
     "interfaces": {"matcher", "request_parts", "types"},
@@ -84,7 +85,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_DEFER = {"cli", "dgemma", "__main__"}
 """Parts that may import inside functions; elsewhere that is for optional extras alone."""
 
-NO_TORCH = ("params", "types", "errors", "files", "request_parts", "matcher", "interfaces",
+NO_TORCH = ("params", "param_rules", "types", "errors", "files", "request_parts", "matcher", "interfaces",
             "events", "text", "constrain", "frontend", "tasks", "compose", "server",
             "engine.counters", "engine.deadlines", "engine.owners", "engine.page_allocator",
             "engine.pages", "engine.places", "engine.plan", "engine.request", "engine.scheduler",

@@ -14,17 +14,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from dgemma.errors import InvalidRequest, bad_field
 from dgemma.frontend import ModelFacts
-from dgemma.params import (
-    COLDEST,
-    CONSTRAINT_FIELDS,
-    HOTTEST,
-    LONGEST_STRING,
-    MOST_IDS,
-    MOST_STRINGS,
-    SamplingParams,
-    bounds,
-    canvas_width,
-)
+from dgemma.param_rules import COLDEST, HOTTEST, LONGEST_STRING, MOST_IDS, MOST_STRINGS
+from dgemma.params import CONSTRAINT_FIELDS, SamplingParams, bounds, canvas_width
 from dgemma.server.limits import check_limit, check_schema
 from dgemma.server.request_body import Body, Ignorable, at_most, neutral, refuse
 from dgemma.server.settings import ServerLimits

@@ -22,8 +22,8 @@ from dgemma.server.sse import ClientGone
 T = TypeVar("T")
 
 THREADS = min(16, max(2, os.cpu_count() or 1))
-"""Threads of one server. They compete with the engine for the processors and the interpreter's lock,
-so there are few."""
+"""Threads of one server. They compete with the engine for the processors and the interpreter's
+lock, so there are few."""
 
 WAITING = 4096
 """Pieces of work of one owner that may wait for a thread."""

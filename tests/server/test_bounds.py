@@ -6,15 +6,8 @@ from typing import Any
 
 import pytest
 
-from dgemma.params import (
-    COLDEST,
-    HOTTEST,
-    LONGEST_STRING,
-    MOST_IDS,
-    MOST_STRINGS,
-    SamplingParams,
-    bounds,
-)
+from dgemma.param_rules import COLDEST, HOTTEST, LONGEST_STRING, MOST_IDS, MOST_STRINGS
+from dgemma.params import SamplingParams, bounds
 from dgemma.server.apis.fim.schema import InfillRequest
 from dgemma.server.apis.messages.schema import MessagesRequest
 from dgemma.server.sampling_fields import Diffusion, SamplingFields

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from dgemma.params import MOST_ALTERNATIVES
+from dgemma.param_rules import MOST_ALTERNATIVES
 from dgemma.server.accounting import CostedReply
 from dgemma.server.choices import ChoiceFields
 from dgemma.server.request_body import at_most, neutral, refuse
