@@ -41,7 +41,7 @@ OUTSIDE = ("bench", "recipes")
 """Programs of the checkout that the wheel leaves out. They import the package, never each other."""
 CHECKED = ("dgemma", *OUTSIDE, "tests", "examples")  # folders whose files have a limit
 
-VALUES = {"params", "param_rules", "request_parts", "types", "errors"}
+VALUES = {"params", "request_parts", "types", "errors"}
 BASE = VALUES | {"device"}
 JOINED = {"engine", "compose", "diffusion", "weights", "quant", "text", "constrain", "frontend"}
 TRAINING = {"model", "weights", "quant", "diffusion", "text", "tasks"} | BASE
@@ -58,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "device": {"errors"},
     "text": {"files", "interfaces"} | VALUES,
     "constrain": {"matcher", "text"} | VALUES,
-    "frontend": {"constrain", "interfaces", "matcher", "text"} | VALUES,
+    "frontend": {"constrain", "interfaces", "matcher", "param_rules", "text"} | VALUES,
     "tasks": {"text", "types", "errors"},
     "kernels": BASE,
     "model": {"kernels"} | BASE,
@@ -68,7 +68,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "loading": {"frontend", "model", "weights", "quant", "text"} | BASE,
     "engine": {"events", "interfaces", "matcher", "model", "kernels", "diffusion"} | BASE,
     "compose": {"constrain", "events", "files", "frontend", "text"} | VALUES,
-    "server": {"compose", "constrain", "events", "files", "frontend", "text"} | VALUES,
+    "server": {
+        "param_rules",
+        "compose",
+        "constrain",
+        "events",
+        "files",
+        "frontend",
+        "text",
+        *VALUES,
+    },
     "llm": JOINED | {"events", "loading", "model.config", "model.transformer"} | BASE,
     "train": {"files", "loading", "model", "tasks", "text"} | BASE,
     "evaluate": TRAINING | {"llm", "compose"},
@@ -76,8 +85,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"dgemma", "files", "llm", "train", "evaluate", "bench", "server", "loading"}
     | JOINED
     | TRAINING,
-    # dgemma/__init__.py: the public names
-    "dgemma": {"llm", "compose", "events"} | VALUES,
+    "dgemma": {"llm", "compose", "events"} | VALUES,  # dgemma/__init__.py: the public names
     "__main__": {"cli"},
 }
 """Part -> what it may import; a name with a dot opens one module of a part."""
@@ -85,8 +93,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_DEFER = {"cli", "dgemma", "__main__"}
 """Parts that may import inside functions; elsewhere that is for optional extras alone."""
 
-NO_TORCH = ("params", "param_rules", "types", "errors", "files", "request_parts", "matcher", "interfaces",
-            "events", "text", "constrain", "frontend", "tasks", "compose", "server",
+NO_TORCH = ("params", "param_rules", "types", "errors", "files", "request_parts", "matcher",
+            "interfaces", "events", "text", "constrain", "frontend", "tasks", "compose", "server",
             "engine.counters", "engine.deadlines", "engine.owners", "engine.page_allocator",
             "engine.pages", "engine.places", "engine.plan", "engine.request", "engine.scheduler",
             "engine.searches", "engine.sequence", "weights.find")  # fmt: skip
