@@ -43,16 +43,15 @@ CHECKED = ("dgemma", *OUTSIDE, "tests", "examples")  # folders whose files have 
 
 VALUES = {"params", "request_parts", "types", "errors"}
 BASE = VALUES | {"device"}
+PLAIN = VALUES | {"constrain", "events", "files", "frontend", "text"}
 JOINED = {"engine", "compose", "diffusion", "weights", "quant", "text", "constrain", "frontend"}
 TRAINING = {"model", "weights", "quant", "diffusion", "text", "tasks"} | BASE
 MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(),
-    "files": set(),
+    **dict.fromkeys(("errors", "files", "matcher"), set[str]()),
     "param_rules": {"errors"},
     "params": {"errors", "param_rules"},
     "request_parts": {"errors", "params", "param_rules"},
     "types": {"request_parts", "params", "errors"},
-    "matcher": set(),
     "interfaces": {"matcher", "request_parts", "types"},
     "events": {"types"},
     "device": {"errors"},
@@ -67,17 +66,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quant": {"model", "kernels"} | BASE,
     "loading": {"frontend", "model", "weights", "quant", "text"} | BASE,
     "engine": {"events", "interfaces", "matcher", "model", "kernels", "diffusion"} | BASE,
-    "compose": {"constrain", "events", "files", "frontend", "text"} | VALUES,
-    "server": {
-        "param_rules",
-        "compose",
-        "constrain",
-        "events",
-        "files",
-        "frontend",
-        "text",
-        *VALUES,
-    },
+    "compose": PLAIN,
+    "server": {"compose", "param_rules"} | PLAIN,
     "llm": JOINED | {"events", "loading", "model.config", "model.transformer"} | BASE,
     "train": {"files", "loading", "model", "tasks", "text"} | BASE,
     "evaluate": TRAINING | {"llm", "compose"},
