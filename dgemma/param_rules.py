@@ -134,7 +134,7 @@ def bias_map(name: str, value: Any, option: SamplingOption) -> object:
     return bias
 
 
-def one_of(said: str, *types: type, echo: bool = True) -> Any:
+def of_type(said: str, *types: type, echo: bool = True) -> Any:
     """A value of one of these types; `said` completes "must be"."""
 
     def check(name: str, value: Any, option: SamplingOption) -> object:
@@ -145,6 +145,17 @@ def one_of(said: str, *types: type, echo: bool = True) -> Any:
     return check
 
 
-flag = one_of("true or false", bool)
-text = one_of("a string", str)
-schema = one_of("a JSON object, its text, or true", Mapping, str, bool, echo=False)
+def one_word(*words: str) -> Any:
+    """One of some words."""
+
+    def check(name: str, value: Any, rule: SamplingOption) -> object:
+        if value in words:
+            return value
+        raise refused(name, f"be {' or '.join(map(repr, words))}", value)
+
+    return check
+
+
+flag = of_type("true or false", bool)
+text = of_type("a string", str)
+schema = of_type("a JSON object, its text, or true", Mapping, str, bool, echo=False)

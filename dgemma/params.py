@@ -25,6 +25,7 @@ from dgemma.param_rules import (
     id_list,
     integer,
     number,
+    one_word,
     option,
     schema,
     strings,
@@ -60,6 +61,11 @@ class SamplingKeywords(TypedDict, total=False):
     stability_threshold: int | None
     ignore_tail: bool | None
     stable_prefix: bool | None
+    restart_after: int | Literal["auto"] | None
+    tries: int | None
+    race: int | None
+    verdict: bool | None
+    quality: Literal["careful"] | None
     canvas_length: int | Literal["auto"] | None
     stop: Sequence[str] | None
     thinking_budget: int | None
@@ -110,6 +116,20 @@ class SamplingParams:
         flag, "emit text as soon as it is final, before its canvas is finished",
         refused_by=_WHOLE,
     )  # fmt: skip
+    restart_after: int | Literal["auto"] | None = option(
+        integer, "steps after which a canvas that has not converged is begun anew; 0: never (0)",
+        0, 10_000, words=("auto",),
+    )  # fmt: skip
+    tries: int | None = option(integer, "most times that a canvas is begun (4)", 1, 64)
+    race: int | None = option(
+        integer, "canvases side by side; the first to converge counts (1)", 1, 16
+    )
+    verdict: bool | None = option(
+        flag, "report the encoder's log-probabilities of the answer", refused_by=_DRAW
+    )
+    quality: Literal["careful"] | None = option(
+        one_word("careful"), "careful: begin a canvas anew that the encoder finds unlikely"
+    )
     canvas_length: int | Literal["auto"] | None = option(
         integer, "tokens of a canvas, or auto: as max_tokens needs (full)", 1, WORD, words=("auto",)
     )
@@ -187,6 +207,14 @@ class SamplingParams:
         if self.choices == ():
             raise bad_field("choices", "is empty; name at least one")
         self._check_constraint()
+        self._check_restarts()
+
+    def _check_restarts(self) -> None:
+        for name, on in (("restart_after", self.restart_after), ("race", (self.race or 1) > 1),
+                         ("quality", self.quality)):  # fmt: skip
+            if on and self.stable_prefix:
+                why = "what is emitted early could not be written anew; drop one of them"
+                raise bad_field(name, f"and stable_prefix cannot be combined: {why}")
 
     def _check_constraint(self) -> None:
         given = [name for name in CONSTRAINT_FIELDS if getattr(self, name) is not None]

@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dgemma.answer_parts import Constraint as Constraint
+from dgemma.answer_parts import TokenScore as TokenScore
+from dgemma.answer_parts import Verdict as Verdict
 from dgemma.errors import bad_field
 from dgemma.params import SamplingParams, refused
 from dgemma.request_parts import CanvasControl as CanvasControl
@@ -17,7 +20,7 @@ from dgemma.request_parts import PromptContent, ThoughtIds, ToolUse, check_types
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 EventType = Literal["status", "frame", "commit", "done"]
-Mode = Literal["diffusion", "autoregressive", "score"]
+Mode = Literal["diffusion", "autoregressive", "exact", "score"]
 Field = Literal["text", "thinking", "tool_call", ""]
 """The field of an answer that an id belongs to; "": none (a marker, an id after the end)."""
 StopReason = Literal["", "converged", "step_cap"]
@@ -39,46 +42,6 @@ SHOWN = 60
 """Most characters of an answer in its `repr`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenScore:
-    """Natural logarithms of probabilities at one position, temperature 1, controls included.
-
-    Attributes:
-        token_id, logprob: of the token at this position.
-        top: the likeliest ids with their values, as many as `logprobs` asked for.
-        asked: values of `logprob_token_ids`, in their order.
-        entropy: nats of the distribution that the last step drew from.
-    """
-
-    token_id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
-    asked: tuple[float, ...] = ()
-    entropy: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Constraint:
-    """How an answer was kept in its grammar.
-
-    Attributes:
-        mode: "json_schema", "regex", "grammar", "choices", "tools", "strict_tools"
-            or "bad_words".
-        complete: whether the text is a whole text of the grammar; never true of a cut one.
-        rounds: how often a finished canvas was denoised again to repair it.
-        repaired: positions that then came out right.
-        fallbacks: positions whose token was chosen at the commit against the model's first choice.
-        closed: tokens that were put in because the room ran short.
-    """
-
-    mode: str
-    complete: bool = False
-    rounds: int = 0
-    repaired: int = 0
-    fallbacks: int = 0
-    closed: int = 0
-
-
 _NONE = type(None)
 _REQUEST_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "params": (SamplingParams, "SamplingParams"), "mode": (str, "a string"),
@@ -97,7 +60,8 @@ class Request:
     Attributes:
         token_ids: the prompt; never empty.
         params: how to draw; None fields are filled by the engine.
-        mode: "diffusion"; "autoregressive" for token after token; "score" for the log-probabilities
+        mode: "diffusion"; "autoregressive" for token after token; "exact" for the same answer, of
+            which drafts on a canvas save passes; "score" for the log-probabilities
             that the encoder gives to the prompt's own ids from `score_from` on, and no answer.
         chat: whether thought, tool calls and text of the answer come apart; else all is text.
         tool_use: the tools that an answer may call, and whether it must; None: it may call none.
@@ -175,7 +139,8 @@ class Usage:
     """The cost of an answer.
 
     `thought_tokens` are those of the completion that are in thoughts of a chat; `steps` counts
-    denoising steps (or autoregressive passes).
+    denoising steps (or autoregressive passes), and `discarded_steps` those of them whose canvas was
+    begun anew. Canvases that race beside another take no further step.
     """
 
     prompt_tokens: int = 0
@@ -183,6 +148,7 @@ class Usage:
     thought_tokens: int = 0
     canvases: int = 0
     steps: int = 0
+    discarded_steps: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -200,7 +166,7 @@ class TraceStep:
     """One denoising step as it happened.
 
     Attributes:
-        canvas, step: counted from 0.
+        canvas, attempt, step: counted from 0; see `SamplingParams.tries` and `race`.
         temperature: of this step.
         ids: the canvas the network read.
         argmax: the most likely id of each position.
@@ -217,6 +183,7 @@ class TraceStep:
     accepted: bytes
     entropy: tuple[float, ...]
     reason: StopReason = ""
+    attempt: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,6 +262,7 @@ class Output:
         trace: every step, if the request asks for it.
         scores: of every token in `token_ids`, if the request asks for them.
         constraint: how the answer was kept in its grammar, if it has one.
+        verdict: the encoder's opinion of the answer, if the request asks for it.
         prompt_ids: the prompt, so that an answer can be worked on further.
         index: the request's label.
     """
@@ -312,6 +280,7 @@ class Output:
     trace: tuple[TraceStep, ...] = ()
     scores: tuple[TokenScore, ...] = ()
     constraint: Constraint | None = None
+    verdict: Verdict | None = None
     prompt_ids: tuple[int, ...] = ()
     index: int = 0
 
@@ -332,11 +301,13 @@ class Event:
         index: the request's label.
         canvas, step: counted from 0; a commit's step is the number of steps it took, a status's
             the number of prompt tokens that are encoded.
+        attempt: number of the try that a frame shows, or that was committed, from 0.
         ids: a frame's argmax draft, or committed ids, cut at the first end id; those of all
             commits together are the answer's.
         whole: false on a commit that is not its canvas's last.
         reason: why a committed canvas ended, on its last commit.
         scores: of a commit's ids, if the request asks for them.
+        verdict: of a commit's ids, if the request asks for it.
         state: on "status".
         deltas: of a commit and of the end: what they add to the answer for certain. Text that may
             yet turn out to be part of a stop string, of a character or of a call comes later.
@@ -351,6 +322,7 @@ class Event:
     type: EventType
     index: int = 0
     canvas: int = 0
+    attempt: int = 0
     step: int = 0
     ids: tuple[int, ...] = ()
     deltas: tuple[Delta, ...] = ()
@@ -360,6 +332,7 @@ class Event:
     whole: bool = True
     reason: StopReason = ""
     scores: tuple[TokenScore, ...] = ()
+    verdict: Verdict | None = None
     state: Literal["", "queued", "encoding"] = ""
     output: Output | None = None
 

@@ -47,11 +47,11 @@ PLAIN = VALUES | {"constrain", "events", "files", "frontend", "text"}
 JOINED = {"engine", "compose", "diffusion", "weights", "quant", "text", "constrain", "frontend"}
 TRAINING = {"model", "weights", "quant", "diffusion", "text", "tasks"} | BASE
 MAY_IMPORT: dict[str, set[str]] = {
-    **dict.fromkeys(("errors", "files", "matcher"), set[str]()),
+    **dict.fromkeys(("answer_parts", "errors", "files", "matcher"), set[str]()),
     "param_rules": {"errors"},
     "params": {"errors", "param_rules"},
     "request_parts": {"errors", "params", "param_rules"},
-    "types": {"request_parts", "params", "errors"},
+    "types": {"answer_parts", "request_parts", "params", "errors"},
     "interfaces": {"matcher", "request_parts", "types"},
     "events": {"types"},
     "device": {"errors"},
@@ -83,11 +83,12 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_DEFER = {"cli", "dgemma", "__main__"}
 """Parts that may import inside functions; elsewhere that is for optional extras alone."""
 
-NO_TORCH = ("params", "param_rules", "types", "errors", "files", "request_parts", "matcher",
-            "interfaces", "events", "text", "constrain", "frontend", "tasks", "compose", "server",
-            "engine.counters", "engine.deadlines", "engine.owners", "engine.page_allocator",
-            "engine.pages", "engine.places", "engine.plan", "engine.request", "engine.scheduler",
-            "engine.searches", "engine.sequence", "weights.find")  # fmt: skip
+NO_TORCH = ("answer_parts", "params", "param_rules", "types", "errors", "files", "matcher",
+            "request_parts", "interfaces", "events", "text", "constrain", "frontend", "tasks",
+            "compose", "server", "weights.find",
+            *("engine." + name for name in (
+                "counters", "deadlines", "owners", "page_allocator", "pages", "places", "plan",
+                "request", "scheduler", "searches", "sequence")))  # fmt: skip
 TORCH = {"torch", "triton", "transformers"}
 
 FILE_LINES, FUNCTION_LINES = 400, 60
