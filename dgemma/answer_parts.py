@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +65,22 @@ class Verdict:
     steps: int = 0
     converged: bool = True
     below: int = 0
+
+    @classmethod
+    def joined(cls, parts: Sequence[Verdict]) -> Verdict:
+        """The verdict on consecutive parts of an answer, each of which but the last has no end."""
+        starts = accumulate((len(part.logprobs) for part in parts), initial=0)
+        return cls(
+            logprobs=tuple(value for part in parts for value in part.logprobs),
+            disagreements=tuple(
+                start + place
+                for start, part in zip(starts, parts, strict=False)
+                for place in part.disagreements
+            ),
+            steps=sum(part.steps for part in parts),
+            converged=all(part.converged for part in parts),
+            below=sum(part.below for part in parts),
+        )
 
     @property
     def mean(self) -> float:

@@ -15,10 +15,11 @@ from torch import Tensor
 from dgemma.diffusion.canvas import Canvas, CanvasSpec
 from dgemma.diffusion.sampler import decide, propose, sampling_inputs
 from dgemma.diffusion.stable import pin_prefix
+from dgemma.engine.commit import CanvasState, Reading
 from dgemma.engine.counters import Counters
 from dgemma.engine.plan import Scheduled
 from dgemma.engine.sequence import Sequence
-from dgemma.engine.step import CanvasState, StepResult, segments
+from dgemma.engine.step import StepResult, segments
 from dgemma.kernels.controls import Controls
 from dgemma.model.cache import PagedMemory
 from dgemma.model.transformer import DiffusionGemma
@@ -52,6 +53,9 @@ class ModelRunner:
         tokens = self._encoded(encoded, spec, read)
         scores = {s.sequence: read.put(self._scored(s, states)) for s, states in encoded
                   if s.sequence.request.mode == "score"}  # fmt: skip
+        readings = {s.sequence: self._reading(s.sequence, states, spec, read)
+                    for s, states in encoded if s.reading}  # fmt: skip
+        tails = {s.sequence: states[-1].clone() for s, states in encoded if s.sequence.read_first}
         read.fetch()
         after = canvases()
         finite, chosen = tokens()
@@ -59,7 +63,8 @@ class ModelRunner:
         return [
             StepResult(
                 after.get(seq), last.get(seq), chosen.get(seq), finite.get(seq, True),
-                tuple(scores[seq]()) if seq in scores else (),
+                tuple(scores[seq]()) if seq in scores else (), tails.get(seq),
+                readings[seq]() if seq in readings else None,
             )
             for seq in (scheduled.sequence for scheduled in work)
         ]  # fmt: skip
@@ -73,6 +78,19 @@ class ModelRunner:
             return hidden.new_zeros(0)
         wanted = torch.tensor(ids, device=hidden.device)
         return self.head.scores(hidden[skip : skip + len(ids)], wanted)
+
+    def _reading(
+        self, seq: Sequence, hidden: Tensor, spec: CanvasSpec, read: Readback
+    ) -> Callable[[], Reading]:
+        """The encoder's opinion of proposed ids; to be called after the fetch."""
+        state: CanvasState = seq.state
+        assert state.tail is not None
+        rows, count = torch.cat((state.tail[None], hidden)), len(hidden)
+        ids = torch.tensor([*seq.proposed, 0], device=rows.device)
+        made = self.head.judge(rows, ids, Controls(suppress_ids=spec.suppress_ids))
+        choices, logprobs = (read.put(part) for part in made)
+        kept = hidden.clone()  # they must not keep the hidden states of all others
+        return lambda: Reading(tuple(map(int, choices())), tuple(logprobs()[:count]), kept)
 
     def _denoised(
         self, hidden: dict[Sequence, Tensor], spec: CanvasSpec, read: Readback

@@ -28,6 +28,7 @@ from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.diffusion.control import check_control
 from dgemma.diffusion.schedule import Schedule
 from dgemma.engine.batch import ModelRunner, out_of_memory
+from dgemma.engine.commit import CanvasState, go_on
 from dgemma.engine.counters import Counters
 from dgemma.engine.pages import Pages
 from dgemma.engine.plan import Scheduled
@@ -35,7 +36,7 @@ from dgemma.engine.request import ModelLimits, resolve_request
 from dgemma.engine.scheduler import Scheduler
 from dgemma.engine.searches import BUDGET, SearchQueue
 from dgemma.engine.sequence import Sequence
-from dgemma.engine.step import NOT_FINITE, CanvasState, StepResult, apply, first_canvas, go_on
+from dgemma.engine.step import NOT_FINITE, StepResult, apply, first_canvas
 from dgemma.errors import InvalidRequest
 from dgemma.events import EventStream
 from dgemma.interfaces import Reader, TextSide
@@ -331,10 +332,9 @@ class Engine:
             if not result.finite:
                 seq.finish("error", f"while encoding, {NOT_FINITE}")
             else:
-                if scheduled.count:
-                    self.scheduler.encoded(seq, scheduled.count)
-                    self._counted.encoded_tokens += scheduled.count
-                apply(scheduled, result)
+                if not scheduled.reading:
+                    self._encoded(seq, scheduled.count)
+                self._encoded(seq, apply(scheduled, result))
                 self._counted.steps += scheduled.denoise
                 self._counted.committed_tokens += len(seq.committed) - before
         except Exception as error:
@@ -343,6 +343,12 @@ class Engine:
             self._retire(seq)
         elif seq.search is not None:
             self.searches.add(seq)
+
+    def _encoded(self, seq: Sequence, count: int) -> None:
+        """Record the next tokens of a context as encoded."""
+        if count:
+            self.scheduler.encoded(seq, count)
+            self._counted.encoded_tokens += count
 
     def _search(self) -> None:
         """Go on with the searches for as many steps as their budget allows."""

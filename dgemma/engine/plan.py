@@ -14,11 +14,14 @@ class Scheduled:
     Attributes:
         count: tokens of its context that are encoded.
         denoise: whether its canvas makes a step; with `count`, right after the last of them.
+        reading: whether these tokens are only proposed: the encoder reads them, and those that
+            are not accepted then are encoded again or never.
     """
 
     sequence: Sequence
     count: int
     denoise: bool
+    reading: bool = False
 
     @property
     def size(self) -> int:

@@ -202,12 +202,14 @@ class Scheduler:
         canvas reads them, and the weights are read once for both.
         """
         done, context = seq.encoded, len(seq.context)
+        if seq.proposed and done == context:
+            return Scheduled(seq, len(seq.proposed), denoise=False, reading=True)
         most = min(self.chunk, self.limit)
         if portion < most:
             most = max(PAGE, int(portion))
         whole = (done + most) // PAGE * PAGE - done
         count = min(whole if whole > 0 else most, context - done)
-        last = done + count == context and seq.request.mode == "diffusion"
+        last = done + count == context and seq.denoises
         fits = count == 0 or count + seq.width <= self.limit
         return Scheduled(seq, count, denoise=last and fits)
 

@@ -30,6 +30,7 @@ from dgemma.types import (
     TokenScore,
     TraceStep,
     Usage,
+    Verdict,
 )
 
 
@@ -47,12 +48,14 @@ class Sequence:
         context: ids to encode before the next canvas (or the next token) can begin: the prompt,
             then all that was committed.
         encoded: how many of them are encoded.
+        proposed: ids after them that the encoder reads next, before they are committed.
         borders: lengths at which an encoding ended; a later encoding of the same ids is cut there.
         committed: the answer's ids so far, without end ids.
         emitted: how many of them are on the canvas that runs.
         canvases, steps: finished canvases, denoising steps (or autoregressive passes) so far.
         scores: of the committed tokens, if the request asks for them.
         constraint: how the answer was kept in its grammar.
+        verdicts: of the committed canvases, if the request asks for them.
         search: decides on its finished canvas; until it has ended, no pass takes the sequence.
         done: the last event, once the request has ended.
         number: order of arrival, from 0.
@@ -77,6 +80,7 @@ class Sequence:
 
     context: list[int] = field(default_factory=list)
     encoded: int = 0
+    proposed: list[int] = field(default_factory=list)
     borders: list[int] = field(default_factory=list)
     committed: list[int] = field(default_factory=list)
     emitted: int = 0
@@ -85,6 +89,7 @@ class Sequence:
     trace: list[TraceStep] = field(default_factory=list)
     scores: list[TokenScore] = field(default_factory=list)
     constraint: Constraint | None = None
+    verdicts: list[Verdict] = field(default_factory=list)
     search: Search[None] | None = None
     done: Event | None = None
 
@@ -136,6 +141,16 @@ class Sequence:
         return self.request.score_from - 1 if self.request.mode == "score" else len(self.context)
 
     @property
+    def denoises(self) -> bool:
+        """Whether a canvas makes a step once the context is encoded."""
+        return self.request.mode == "diffusion" and not self.proposed
+
+    @property
+    def read_first(self) -> bool:
+        """Whether the encoder reads what is to be committed."""
+        return bool(self.request.params.verdict) or self.request.mode == "exact"
+
+    @property
     def output(self) -> Output | None:
         """The finished answer, once the request has ended."""
         return None if self.done is None else self.done.output
@@ -173,7 +188,10 @@ class Sequence:
         own = takewhile(lambda token_id: token_id not in end_ids, ids[self.emitted :])
         return self.reader.draft([*own])
 
-    def commit(self, ids: list[int], ended: bool, steps: int, reason: StopReason = "") -> Event:
+    def commit(
+        self, ids: list[int], ended: bool, steps: int, reason: StopReason = "",
+        verdict: Verdict | None = None,
+    ) -> Event:  # fmt: skip
         """Add a finished canvas: its ids before the first end id, whether one was there, its steps.
 
         Without an end the answer goes on, unless `max_tokens` or the context is used up. Scores of
@@ -184,7 +202,7 @@ class Sequence:
         beyond = self.emitted + len(cut) < len(ids)
         self.emitted = 0
         self.canvases += 1
-        event = self._commit(cut, steps, self.canvases - 1, reason=reason)
+        event = self._commit(cut, steps, self.canvases - 1, reason=reason, verdict=verdict)
         full = most is not None and len(self.committed) >= most
         if beyond or (full and not ended):
             self.finish("length")
@@ -199,9 +217,11 @@ class Sequence:
 
     def _commit(
         self, ids: list[int], steps: int, canvas: int, *, whole: bool = True,
-        reason: StopReason = "",
+        reason: StopReason = "", verdict: Verdict | None = None,
     ) -> Event:  # fmt: skip
         first = len(self.committed)
+        if verdict is not None:
+            self.verdicts.append(verdict)
         self.committed += ids
         deltas, fault = tuple[Delta, ...](), ""
         try:
@@ -211,7 +231,7 @@ class Sequence:
         event = Event(
             type="commit", index=self.request.index, canvas=canvas, step=steps, ids=tuple(ids),
             deltas=deltas, fields=self._new_fields(), whole=whole, reason=reason,
-            scores=tuple(self.scores[first : len(self.committed)]),
+            scores=tuple(self.scores[first : len(self.committed)]), verdict=verdict,
         )  # fmt: skip
         if fault:
             self.finish("error", fault)
@@ -272,6 +292,7 @@ class Sequence:
             trace=tuple(self.trace),
             scores=tuple(self.scores[:kept] if diffusion else self.scores),
             constraint=self.constraint,
+            verdict=Verdict.joined(self.verdicts) if self.verdicts else None,
             prompt_ids=self.request.token_ids,
             index=self.request.index,
         )

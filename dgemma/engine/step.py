@@ -10,16 +10,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dgemma.diffusion.canvas import Canvas, CanvasSpec, Commit, states, trace_step
+from dgemma.diffusion.canvas import Canvas, states, trace_step
 from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.diffusion.control import EMPTY_PREFIX, begin, controls_for
 from dgemma.diffusion.sampler import finish
-from dgemma.diffusion.schedule import Schedule
-from dgemma.diffusion.scores import token_scores
-from dgemma.diffusion.thought import budget_exceeded
+from dgemma.engine.commit import (
+    CanvasState,
+    Reading,
+    commit_prefix,
+    end_canvas,
+    go_on,
+    scores_of,
+    take_reading,
+)
 from dgemma.engine.plan import Scheduled
 from dgemma.engine.sequence import Sequence
-from dgemma.kernels.head import Head
 from dgemma.matcher import Search
 from dgemma.model.cache import Segment
 from dgemma.types import ENTROPY_PER_NAT, CanvasControl, Event, TokenScore
@@ -28,24 +33,6 @@ NOT_FINITE = (
     "the network gave numbers that are not finite; try another dtype, or check the weights with "
     "`dgemma check`"
 )
-
-
-@dataclass(slots=True, eq=False)
-class CanvasState:
-    """The sampler's part of a sequence: `Sequence.state`.
-
-    Attributes:
-        spec: of the canvases.
-        head: for decisions on single positions.
-        constrained: keeps the answer in its grammar.
-        canvas: the one being denoised, None between two.
-    """
-
-    spec: CanvasSpec
-    schedule: Schedule
-    head: Head
-    constrained: ConstrainedAnswer | None = None
-    canvas: Canvas | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +45,8 @@ class StepResult:
         token: the next token of an autoregressive answer; None: nothing to choose.
         finite: whether the encoded keys and values are.
         scores: of the tokens after the encoded ones, if the request asks for them.
+        tail: [D] of the last encoded token, where the sequence needs it.
+        reading: of the proposed ids, if these were encoded.
     """
 
     canvas: Canvas | None = None
@@ -65,6 +54,8 @@ class StepResult:
     token: int | None = None
     finite: bool = True
     scores: tuple[float, ...] = ()
+    tail: Tensor | None = None
+    reading: Reading | None = None
 
 
 def segments(scheduled: Scheduled) -> list[Segment]:
@@ -77,7 +68,9 @@ def segments(scheduled: Scheduled) -> list[Segment]:
     table, done, out = seq.block_table, seq.encoded, list[Segment]()
     assert table is not None
     end = done + scheduled.count
-    if scheduled.count:
+    if scheduled.reading:
+        out.append(Segment(seq.proposed, done, done, table.full, table.sliding))
+    elif scheduled.count:
         ids, borders = seq.context[done:end], seq.borders
         out.append(Segment(ids, done, done, table.full, table.sliding, borders=borders))
     if scheduled.denoise:
@@ -107,14 +100,21 @@ def _control(seq: Sequence) -> CanvasControl | None:
     return None if seq.canvases else seq.request.canvas
 
 
-def apply(scheduled: Scheduled, result: StepResult) -> None:
-    """Take in the result of a pass; the scheduler has recorded the encoded tokens already."""
+def apply(scheduled: Scheduled, result: StepResult) -> int:
+    """Take in the result of a pass; the scheduler has recorded the encoded tokens already.
+
+    Returns:
+        How many of the ids that were only proposed are now the context's, encoded.
+    """
     seq = scheduled.sequence
+    if result.reading is not None:
+        return take_reading(seq, result.reading)
     if scheduled.count:
         _take_encoded(seq, result, scheduled.count)
     if result.canvas is not None:
         assert result.hidden is not None
         _take_step(seq, result.canvas, result.hidden)
+    return 0
 
 
 def _take_encoded(seq: Sequence, result: StepResult, count: int) -> None:
@@ -124,6 +124,8 @@ def _take_encoded(seq: Sequence, result: StepResult, count: int) -> None:
         at = max(0, seq.encoded - count + 1 - first)
         scores = zip(seq.context[first + at :], result.scores, strict=False)
         seq.scores[at:] = [TokenScore(token_id=i, logprob=v) for i, v in scores]
+    if result.tail is not None:
+        seq.state.tail = result.tail
     if seq.encoded == len(seq.context):
         if not seq.borders or seq.borders[-1] < seq.encoded:
             seq.borders.append(seq.encoded)
@@ -160,7 +162,7 @@ def _take_step(seq: Sequence, after: Canvas, hidden: Tensor) -> None:
     if after.reason:
         resolve_canvas(seq, after, hidden)
     elif after.stable:
-        _commit_prefix(seq, after, hidden)
+        commit_prefix(seq, after, hidden)
 
 
 def _frame(seq: Sequence, before: Canvas, after: Canvas) -> Event:
@@ -186,11 +188,11 @@ def resolve_canvas(seq: Sequence, canvas: Canvas, hidden: Tensor) -> None:
     if control is not None and control.read_only:
         assert canvas.argmax is not None
         seq.committed = canvas.argmax.tolist()
-        seq.scores = _scores(seq, canvas, seq.committed, hidden)
+        seq.scores = scores_of(seq, canvas, seq.committed, hidden)
         seq.finish("stop")
         return
     if state.constrained is None:
-        _commit_canvas(seq, canvas, hidden, finish(canvas, state.spec))
+        end_canvas(seq, canvas, hidden, finish(canvas, state.spec))
     else:  # a clone: it must not keep the hidden states of all others
         seq.search = _resolve(seq, canvas, hidden.clone(), state.constrained)
 
@@ -205,51 +207,4 @@ def _resolve(
     if isinstance(resolved, Canvas):
         state.canvas = resolved
     else:
-        _commit_canvas(seq, canvas, hidden, resolved)
-
-
-def _commit_canvas(seq: Sequence, canvas: Canvas, hidden: Tensor, commit: Commit) -> None:
-    seq.state.canvas = None
-    ids = list(commit.token_ids)
-    seq.scores += _scores(seq, canvas, ids[seq.emitted :], hidden)
-    seq.events.put(seq.commit(ids, commit.ended, canvas.step - canvas.begun, canvas.reason))
-    go_on(seq, ids)
-
-
-def _commit_prefix(seq: Sequence, canvas: Canvas, hidden: Tensor) -> None:
-    """Commit the first ids of a canvas that goes on, which can no longer change.
-
-    There is no end id among them: a canvas that is settled up to an end id is finished.
-    """
-    assert canvas.argmax is not None
-    fresh = seq.pending_ids(canvas.argmax[: canvas.stable].tolist())
-    if fresh:
-        seq.scores += _scores(seq, canvas, fresh, hidden)
-        seq.events.put(seq.commit_prefix(fresh, canvas.step - canvas.begun))
-
-
-def _scores(seq: Sequence, canvas: Canvas, ids: list[int], hidden: Tensor) -> list[TokenScore]:
-    """Scores of the ids after the emitted ones, if the request asks for them."""
-    if canvas.logprobs is None:
-        return []
-    state: CanvasState = seq.state
-    asked = len(seq.request.params.logprob_token_ids or ())
-    return token_scores(canvas, ids, asked, hidden, state.head, seq.emitted)
-
-
-def go_on(seq: Sequence, ids: list[int]) -> None:
-    """Close a thought that has outgrown its budget, and queue the ids to encode next.
-
-    Called without ids before the first canvas: a budget of no thought at all closes the prompt's
-    own thought.
-    """
-    if seq.output is not None:
-        return
-    state: CanvasState = seq.state
-    thought, budget = seq.request.thought, seq.request.params.thinking_budget
-    if thought is not None and budget_exceeded(seq.committed, thought, budget):
-        if state.constrained is not None:
-            state.constrained.force([thought.close_id])
-        seq.events.put(seq.close_thought(thought.close_id))
-        ids = [*ids, thought.close_id]
-    seq.extend(ids)
+        end_canvas(seq, canvas, hidden, resolved)

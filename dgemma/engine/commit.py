@@ -1,0 +1,163 @@
+"""The end of a canvas: it is committed, or first proposed to the encoder, which reads it.
+
+Works on one sequence at a time. It must not know passes, the other sequences, or threads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from dgemma.diffusion.canvas import Canvas, CanvasSpec, Commit
+from dgemma.diffusion.constrained import ConstrainedAnswer
+from dgemma.diffusion.schedule import Schedule
+from dgemma.diffusion.scores import token_scores
+from dgemma.diffusion.thought import budget_exceeded
+from dgemma.engine.sequence import Sequence
+from dgemma.kernels.head import Head
+from dgemma.types import TokenScore, Verdict
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FinishedCanvas:
+    """A canvas that waits for its verdict.
+
+    Attributes:
+        hidden: [C, D] of its last step.
+    """
+
+    canvas: Canvas
+    hidden: Tensor
+    commit: Commit
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """The encoder's opinion of n proposed ids.
+
+    Attributes:
+        choices: its own ids at their places and at the one after them, n + 1.
+        logprobs: of the proposed ids, n.
+        hidden: [n, D], after each of them.
+    """
+
+    choices: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    hidden: Tensor
+
+
+@dataclass(slots=True, eq=False)
+class CanvasState:
+    """The sampler's part of a sequence: `Sequence.state`.
+
+    Attributes:
+        spec: of the canvases.
+        head: for decisions on single positions.
+        constrained: keeps the answer in its grammar.
+        canvas: the one being denoised, None between two.
+        tail: [D], of the encoder after the last token of the context, if readings need it.
+        finished: the canvas that the encoder reads before it is committed.
+    """
+
+    spec: CanvasSpec
+    schedule: Schedule
+    head: Head
+    constrained: ConstrainedAnswer | None = None
+    canvas: Canvas | None = None
+    tail: Tensor | None = None
+    finished: FinishedCanvas | None = None
+
+
+def commit_canvas(
+    seq: Sequence, canvas: Canvas, hidden: Tensor, commit: Commit, verdict: Verdict | None = None
+) -> None:
+    """Commit a finished canvas."""
+    seq.state.canvas = None
+    ids = list(commit.token_ids)
+    seq.scores += scores_of(seq, canvas, ids[seq.emitted :], hidden)
+    steps = canvas.step - canvas.begun
+    seq.events.put(seq.commit(ids, commit.ended, steps, canvas.reason, verdict))
+    go_on(seq, ids)
+
+
+def end_canvas(seq: Sequence, canvas: Canvas, hidden: Tensor, commit: Commit) -> None:
+    """Commit a finished canvas, at once or when the encoder has read it."""
+    if not seq.read_first:
+        commit_canvas(seq, canvas, hidden, commit)
+        return
+    seq.state.canvas = None
+    seq.state.finished = FinishedCanvas(canvas, hidden.clone(), commit)
+    count = len(commit.token_ids)
+    seq.proposed = list(commit.canvas_ids[: count + commit.ended])
+
+
+def take_reading(seq: Sequence, reading: Reading) -> int:
+    """Commit the canvas that the encoder has read.
+
+    Returns:
+        How many of its ids are encoded for good.
+    """
+    state: CanvasState = seq.state
+    done = state.finished
+    assert done is not None
+    state.finished, ids = None, list(done.commit.token_ids)
+    asked = seq.emitted + len(seq.pending_ids(ids))
+    whole = asked == len(ids)
+    count = len(seq.proposed) if whole else asked
+    verdict = Verdict(
+        logprobs=reading.logprobs[:count],
+        disagreements=tuple(
+            place for place in range(count) if reading.choices[place] != seq.proposed[place]
+        ),
+        steps=done.canvas.step - done.canvas.begun,
+        converged=done.canvas.reason == "converged",
+    )
+    seq.proposed = []
+    if ids:
+        state.tail = reading.hidden[len(ids) - 1].clone()
+    before = len(seq.context)
+    commit_canvas(seq, done.canvas, done.hidden, done.commit, verdict)
+    kept = min(len(ids), len(seq.context) - before)
+    if kept:
+        seq.borders.append(seq.encoded + kept)
+    return kept
+
+
+def commit_prefix(seq: Sequence, canvas: Canvas, hidden: Tensor) -> None:
+    """Commit the first ids of a canvas that goes on, which can no longer change.
+
+    There is no end id among them: a canvas that is settled up to an end id is finished.
+    """
+    assert canvas.argmax is not None
+    fresh = seq.pending_ids(canvas.argmax[: canvas.stable].tolist())
+    if fresh:
+        seq.scores += scores_of(seq, canvas, fresh, hidden)
+        seq.events.put(seq.commit_prefix(fresh, canvas.step - canvas.begun))
+
+
+def scores_of(seq: Sequence, canvas: Canvas, ids: list[int], hidden: Tensor) -> list[TokenScore]:
+    """Scores of the ids after the emitted ones, if the request asks for them."""
+    if canvas.logprobs is None:
+        return []
+    state: CanvasState = seq.state
+    asked = len(seq.request.params.logprob_token_ids or ())
+    return token_scores(canvas, ids, asked, hidden, state.head, seq.emitted)
+
+
+def go_on(seq: Sequence, ids: list[int]) -> None:
+    """Close a thought that has outgrown its budget, and queue the ids to encode next.
+
+    Called without ids before the first canvas: a budget of no thought at all closes the prompt's
+    own thought.
+    """
+    if seq.output is not None:
+        return
+    state: CanvasState = seq.state
+    thought, budget = seq.request.thought, seq.request.params.thinking_budget
+    if thought is not None and budget_exceeded(seq.committed, thought, budget):
+        if state.constrained is not None:
+            state.constrained.force([thought.close_id])
+        seq.events.put(seq.close_thought(thought.close_id))
+        ids = [*ids, thought.close_id]
+    seq.extend(ids)
