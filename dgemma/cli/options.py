@@ -90,6 +90,8 @@ for name in OPTIONS:
     SAMPLING[title].append(name)
 KINDS: dict[str, Callable[[str], object]] = {
     "canvas_length": _width,
+    "restart_after": _width,
+    "quality": str,
     "logit_bias": _pair,
     "json_schema": _from_file,
     "grammar": _from_file,
@@ -172,7 +174,7 @@ def add_sampling(parser: argparse.ArgumentParser, without: Collection[str] = ())
                 how = {"action": "store_true", "default": None}
             elif name == "choices":
                 how["nargs"] = "+"
-            elif items and name not in CONSTRAINT_FIELDS:
+            elif items and kind is items[0] and name not in CONSTRAINT_FIELDS:
                 how["action"] = "append"
             released = getattr(RELEASED, name)
             about += "" if released is None else f" ({released})"
