@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from dgemma.cli.options import add_model, open_model, positive, say
 from dgemma.cli.progress import Progress
-from dgemma.errors import InvalidRequest, nearest
+from dgemma.errors import InvalidRequest
 from dgemma.types import Mode
 
 if TYPE_CHECKING:
@@ -54,12 +54,9 @@ def _compare(llm: LLM, tasks: list[str], arguments: argparse.Namespace, bar: Pro
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table; progress goes to standard error."""
-    from dgemma.tasks import TASKS
+    from dgemma.tasks import tasks_named
 
-    tasks = list(TASKS) if arguments.tasks == "all" else arguments.tasks.split(",")
-    for task in tasks:
-        if task not in TASKS:
-            raise InvalidRequest(f"unknown task {task!r}{nearest(task, TASKS)}")
+    tasks = tasks_named(arguments.tasks)
     if arguments.canvas and (arguments.json or arguments.against):
         raise InvalidRequest("--canvas prints tables alone; leave out --json and --against")
     both: list[Mode] = ["diffusion", "autoregressive"]
