@@ -379,6 +379,7 @@ class Engine:
     def _report(self, seq: Sequence) -> None:
         assert seq.done is not None and seq.done.output is not None
         self._counted.add_end(seq.done.output.finish_reason)
+        self.limits.learnt.learn(seq.request.params, seq.converged, self.defaults)
         seq.events.put(seq.done)
 
     def forget(self) -> None:
@@ -394,6 +395,7 @@ class Engine:
         return replace(
             counted,
             waiting=scheduler.waiting,
+            restart_after=self.limits.learnt.restart_after or 0,
             running=len(scheduler.running),
             pages_full=pages.full.count,
             pages_full_used=pages.full.count - pages.available,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
+from dgemma.diffusion.learnt import LearntLimits
 from dgemma.errors import ContextOverflow, InvalidRequest, bad_field, short
 from dgemma.params import (
     END_ROOM,
@@ -19,6 +20,8 @@ from dgemma.params import (
 from dgemma.request_parts import ThoughtIds
 from dgemma.types import Mode, Request
 
+EARLY = ("restart_after", "race", "quality")
+"""Defaults of a checkpoint that a request leaves out if it wants text before its canvas is done."""
 READ_ONLY = SamplingParams(max_steps=1, stable_prefix=False)
 """How a canvas is read that is not committed."""
 
@@ -32,12 +35,14 @@ class ModelLimits:
         canvas: canvas length.
         vocab_size: ids are below it.
         bounded: whether the memory for keys and values bounds the context, not the model.
+        learnt: from the answers of this model.
     """
 
     context: int
     canvas: int
     vocab_size: int
     bounded: bool = False
+    learnt: LearntLimits = field(default_factory=LearntLimits)
 
 
 def resolve_request(
@@ -54,7 +59,7 @@ def resolve_request(
     Raises:
         InvalidRequest: an empty prompt, an id outside the vocabulary, an unknown mode, a field
             that has no meaning in this mode, tools without a chat, a thinking budget without
-            thoughts, a canvas wider than the model's.
+            thoughts, a canvas wider than the model's, a learnt limit that nobody has learnt.
         ContextOverflow: no room for an answer.
     """
     if request.mode not in get_args(Mode):
@@ -77,10 +82,17 @@ def resolve_request(
                     "and read_only cannot be combined: nothing is committed; drop one of them",
                 )
             merged.append(READ_ONLY)
+        if params.stable_prefix:
+            defaults = replace(defaults, **dict.fromkeys(EARLY))
         merged += [defaults, RELEASED]
     if params.thinking_budget is not None and thought is None:
         raise bad_field("thinking_budget", "needs a chat (Request.chat, or Request.thought)")
-    return replace(request, params=params.merged(*merged, seed=seed), thought=thought)
+    params = params.merged(*merged, seed=seed)
+    if params.restart_after == "auto":
+        params = replace(params, restart_after=limits.learnt.resolve())
+    if params.quality is not None:
+        limits.learnt.check_careful()
+    return replace(request, params=params, thought=thought)
 
 
 def _check_prompt(request: Request, limits: ModelLimits) -> None:
