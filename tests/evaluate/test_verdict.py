@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from dgemma.errors import InvalidRequest
-from dgemma.evaluate.verdict import Judged, as_markdown, auroc, encoder_logprobs, judge, signs_of
+from dgemma.evaluate.verdict import (
+    SIGNS,
+    Judged,
+    as_markdown,
+    auroc,
+    encoder_logprobs,
+    judge,
+    signs_of,
+)
 from dgemma.types import Output, TokenScore, Usage, Verdict
 from tests.support.nano import nano
+
+FULL = 1000
 
 
 def test_auroc() -> None:
@@ -69,3 +81,19 @@ def test_judge_counts_each_example_once() -> None:
     made = judge(nano(), ["labels", "sudoku-hard"], 3, report=lines.append)
     assert [len(one.right) for one in made] == [len(one.signs) for one in made] == [3, 3]
     assert len(lines) == 2 and all(row[3] <= -1 for one in made for row in one.signs)
+
+
+@pytest.mark.model
+@pytest.mark.full
+def test_a_verdict_parts_right_from_wrong(record: Callable[..., Any]) -> None:
+    """Catches a reading of other tokens, or a model whose figures say nothing.
+
+    The encoder's mean is told and not asserted: it cannot solve a Sudoku from left to right, and
+    finds right ones unlikely, too. Its least log-probability is good on both.
+    """
+    for one in judge(nano(), ["json", "sudoku"], FULL):
+        areas = dict(zip(SIGNS, one.areas(), strict=True))
+        for sign, area in areas.items():
+            limit = ">= 0.98" if sign == SIGNS[1] else ""
+            record(f"nano: {FULL} {one.task}, AUROC of the {sign}", area or 0.0, limit)
+        assert (areas[SIGNS[1]] or 0.0) >= 0.98

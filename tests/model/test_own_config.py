@@ -9,6 +9,7 @@ import pytest
 
 from dgemma.errors import ConfigError
 from dgemma.model.hf_generation import (
+    SAMPLING,
     GenerationDefaults,
     read_generation_config,
     read_own,
@@ -16,7 +17,10 @@ from dgemma.model.hf_generation import (
     write_own,
 )
 from dgemma.params import RELEASED
+from dgemma.weights.files import load_generation
+from dgemma.weights.find import bundled_models
 from tests.model.test_hf_config import RELEASED_GENERATION
+from tests.support.sources import ROOT
 
 
 @pytest.mark.fault("N 4")
@@ -58,3 +62,12 @@ def test_own_sampling_refuses(sampling: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=f"dgemma.json.*{message}") as caught:
         read_own({"sampling": sampling}, read_generation_config(RELEASED_GENERATION))
     assert len(str(caught.value)) < 600
+
+
+def test_the_readme_says_what_nano_sets() -> None:
+    """Figures of the README under settings that it does not name."""
+    own = load_generation(bundled_models()["nano"]).own
+    given = {name: getattr(own, name) for name in SAMPLING}
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, value in given.items():
+        assert value is None or f"`{name}={value}`" in page, f"say {name} in README.md"
