@@ -25,7 +25,7 @@ SEED = HELD_OUT_SEED + 1
 """Of the examples and of their answers: none of them is in the evaluation."""
 FEWEST = 20
 """Canvases, and right answers, from which a limit is fitted."""
-ONCE = SamplingParams(restart_after=0, race=1)
+ONCE = SamplingParams(restart_after=0, race=1, verdict=True)
 """No canvas is begun anew: its steps would be cut off at the limit that is to be found."""
 
 

@@ -50,29 +50,24 @@ def auroc(values: Sequence[float], right: Sequence[bool]) -> float | None:
 
 
 def encoder_logprobs(llm: LLM, outputs: Sequence[Output]) -> list[tuple[float, ...]]:
-    """The encoder's log-probabilities of each answer's ids and of the end id after them.
+    """The encoder's log-probabilities of each answer's ids, and of the end id after them.
 
     The one place that knows their source: the verdict of an output that has one, else a reading of
-    prompt and answer by a request of mode "score".
+    prompt and answer by a request of mode "score". The reading has no end id: an answer may end by
+    one of several, and an output does not say which.
     """
-    found = [None if output.verdict is None else output.verdict.logprobs for output in outputs]
-    missing = [i for i, one in enumerate(found) if one is None]
-    end = llm.engine.spec.end_ids
-    requests = []
-    for i in missing:
-        output = outputs[i]
-        ended = output.finish_reason == "stop" and output.stopped_by is None
-        ids = (*output.prompt_ids, *output.token_ids, *(_end(llm, end) if ended else ()))
-        begin = min(len(output.prompt_ids), len(ids) - 1)  # an empty answer that was cut
-        requests.append(Request(token_ids=ids, mode="score", score_from=begin))
+    found = [() if output.verdict is None else output.verdict.logprobs for output in outputs]
+    missing = [i for i, one in enumerate(outputs) if one.verdict is None and one.token_ids]
+    requests = [
+        Request(
+            token_ids=outputs[i].prompt_ids + outputs[i].token_ids, mode="score",
+            score_from=len(outputs[i].prompt_ids),
+        )
+        for i in missing
+    ]  # fmt: skip
     for i, scored in zip(missing, llm.run(requests), strict=True):
         found[i] = tuple(one.logprob for one in scored.scores)
-    return [one or () for one in found]
-
-
-def _end(llm: LLM, end_ids: Sequence[int]) -> tuple[int, ...]:
-    """The id that ends a turn."""
-    return (llm.facts.end_id,) if llm.tokenizer is not None else tuple(end_ids[:1])
+    return found
 
 
 @dataclass(slots=True)
@@ -100,7 +95,7 @@ def judge(
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> list[Judged]:  # fmt: skip
     """Grades and figures of `n` held-out examples of each task; see `evaluate`."""
-    asked = (setting or SamplingParams()).merged(SamplingParams(logprobs=0))
+    asked = (setting or SamplingParams()).merged(SamplingParams(logprobs=0, verdict=True))
     made = []
     for task in tasks:
         examples = [make_example(task, "heldout", seed, i) for i in range(n)]

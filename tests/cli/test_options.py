@@ -162,7 +162,10 @@ def test_where_and_how_much_is_served(
 
     monkeypatch.setattr(serve, "open_model", stop)
     assert run("serve", "--host", "::1", "--port", "81", "--max-running", "3")[0] == 2
-    assert seen == [("::1", 81), {"max_running": 3, "share_prefix_cache": False}]
+    assert seen == [
+        ("::1", 81),
+        {"max_running": 3, "share_prefix_cache": False, "learn_restart": False},
+    ]
 
 
 def test_what_is_pulled(run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:

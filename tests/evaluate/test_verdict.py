@@ -62,14 +62,14 @@ def test_figures_of_an_answer() -> None:
 
 
 @pytest.mark.model
-def test_the_encoder_reads_answer_and_end() -> None:
-    """Catches a reading that scores the prompt, leaves out the end, or skips a given verdict."""
+def test_the_encoder_reads_the_answer() -> None:
+    """Catches a reading that scores the prompt, or skips a given verdict, or an empty answer."""
     llm = nano()
     output = llm.chat([{"role": "user", "content": "What is your name?"}], seed=0)
     given = Output(verdict=Verdict(logprobs=(-1.0,)), prompt_ids=(2,))
-    found, own = encoder_logprobs(llm, [output, given])
-    assert own == (-1.0,)
-    assert len(found) == len(output.token_ids) + 1
+    found, own, none = encoder_logprobs(llm, [output, given, Output(prompt_ids=(2,))])
+    assert own == (-1.0,) and none == ()
+    assert len(found) == len(output.token_ids)
     greedy = llm.autoregress([{"role": "user", "content": "What is your name?"}])
     assert greedy.token_ids == output.token_ids and min(found) > -0.7
 
