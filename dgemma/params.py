@@ -281,6 +281,10 @@ REFUSED_BY_FILL, REFUSED_BY_EDIT, REFUSED_BY_AUTOREGRESSIVE = (
     tuple(name for name, rule in OPTIONS.items() if mode in rule.refused_by)
     for mode in ("fill", "edit", "autoregressive")
 )
+REFUSED_BY_EXACT = tuple(
+    name for name in REFUSED_BY_AUTOREGRESSIVE if name not in ("seed", "temperature")
+)
+"""Token by token on drafts: the answer of the autoregressive mode, which may also be drawn."""
 
 
 def bounds(name: str) -> tuple[float, float | None]:

@@ -32,6 +32,7 @@ class Purpose(IntEnum):
     NOISE = 2
     START = 3
     SEED = 5
+    TOKEN = 6
 
 
 def _signed(value: int) -> int:

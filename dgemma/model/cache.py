@@ -125,6 +125,16 @@ class CacheRow:
             raise InvalidRequest(f"{end} tokens do not fit a cache of {self.max_length}")
         return Segment(ids, self.length, self.stored, self.full, self.sliding, denoise, soft)
 
+    def truncate(self, count: int) -> None:
+        """Take the last tokens back; the next ones are written over them.
+
+        Args:
+            count: of the tokens, all of which came with the last forward. The pages of sliding
+                layers have room for that: no token before them has been written over.
+        """
+        self.length -= count
+        self.stored -= count
+
 
 class Cache:
     """The keys and values of a batch of requests without an engine; lengths may differ.
