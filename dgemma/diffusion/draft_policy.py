@@ -85,3 +85,7 @@ class DraftPolicy:
         pause = min(FIRST_PAUSE << self.pauses, LONGEST_PAUSE)
         # The draft after a pause is a try: one that is poor leads to the next pause.
         return DraftPolicy(poor=POOR_DRAFTS - 1, pause=pause, pauses=self.pauses + 1)
+
+
+FIRST_DRAFT = DraftPolicy()
+"""Of an answer that has begun."""

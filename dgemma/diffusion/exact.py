@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from dgemma.diffusion.canvas import Canvas, CanvasSpec, Generation
-from dgemma.diffusion.draft_policy import DraftPolicy
-from dgemma.diffusion.generate import Encode, Predict, Read, denoise
+from dgemma.diffusion.draft_policy import FIRST_DRAFT, DraftPolicy
+from dgemma.diffusion.generate import Encode, Predict, denoise
 from dgemma.diffusion.random import Purpose, stream_keys, uniforms
 from dgemma.diffusion.sampler import start
 from dgemma.diffusion.schedule import Schedule
@@ -156,7 +156,7 @@ def speculate(
     predict: Predict,
     head: Head,
     schedule: Schedule,
-    policy: DraftPolicy = DraftPolicy(),
+    policy: DraftPolicy = FIRST_DRAFT,
 ) -> Generation:
     """The reference of the exact mode: `autoregress` with drafts.
 
@@ -192,7 +192,7 @@ def speculate(
     def read(ids: Sequence[int], proposed: Sequence[int]) -> Acceptance:
         """Encode ids; what the encode mode says to those proposed, which are the last ones."""
         hidden = encode(torch.tensor([ids], device=spec.device))[0, -len(proposed) - 1 :]
-        choices = choose(head, hidden, seed, len(answer), temperature, spec)
+        choices = choose(head, hidden, seed, len(answer), temperature, spec).tolist()
         found = accepted(proposed, choices, spec.end_ids)
         if found.token < 0:
             raise EngineError(f"token {len(answer) + found.count}: not finite")
@@ -233,7 +233,7 @@ def speculate(
 
 def choose(
     head: Head, hidden: Tensor, seed: int, first: int, temperature: float, spec: CanvasSpec
-) -> list[int]:
+) -> Tensor:
     """The choices of the encode mode for consecutive tokens of an answer.
 
     Args:
@@ -242,14 +242,11 @@ def choose(
         temperature: of the draw; 0: the likeliest id.
 
     Returns:
-        N ids; -1: not finite.
+        int64 [N] ids; -1: not finite.
     """
     controls = Controls(suppress_ids=spec.suppress_ids)
     if not temperature:
-        chosen = head.greedy(hidden, controls)
-    else:
-        count, device = len(hidden), hidden.device
-        keys = token_uniforms([seed] * count, range(first, first + count), device)
-        chosen = head.draw(hidden, torch.full_like(keys, temperature), keys, controls)
-    ids: list[int] = chosen.tolist()
-    return ids
+        return head.greedy(hidden, controls)
+    count = len(hidden)
+    keys = token_uniforms([seed] * count, range(first, first + count), hidden.device)
+    return head.draw(hidden, torch.full_like(keys, temperature), keys, controls)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dgemma.diffusion.canvas import Canvas, CanvasSpec
+from dgemma.diffusion.exact import choose
 from dgemma.diffusion.sampler import decide, propose, sampling_inputs
 from dgemma.diffusion.stable import pin_prefix
 from dgemma.engine.commit import CanvasState, Reading
@@ -83,6 +84,9 @@ class ModelRunner:
         self, seq: Sequence, hidden: Tensor, spec: CanvasSpec, read: Readback
     ) -> Callable[[], Reading]:
         """The encoder's opinion of proposed ids; to be called after the fetch."""
+        if seq.request.mode == "exact":
+            chosen = read.put(self._chosen(seq, hidden, spec))
+            return lambda: Reading(tuple(map(int, chosen())), (), hidden)
         state: CanvasState = seq.state
         assert state.tail is not None
         rows, count = torch.cat((state.tail[None], hidden)), len(hidden)
@@ -92,6 +96,11 @@ class ModelRunner:
         kept = hidden.clone()  # they must not keep the hidden states of all others
         return lambda: Reading(tuple(map(int, choices())), tuple(logprobs()[:count]), kept)
 
+    def _chosen(self, seq: Sequence, hidden: Tensor, spec: CanvasSpec) -> Tensor:
+        """The encoder's next tokens in the exact mode: [N, D] -> int64 [N]."""
+        temperature = seq.request.params.temperature or 0.0
+        return choose(self.head, hidden, seq.seed, len(seq.committed), temperature, spec)
+
     def _denoised(
         self, hidden: dict[Sequence, Tensor], spec: CanvasSpec, read: Readback
     ) -> Callable[[], dict[Sequence, Canvas]]:
@@ -100,7 +109,7 @@ class ModelRunner:
         for seq in hidden:
             state: CanvasState = seq.state
             assert state.canvas is not None
-            alike.setdefault((state.spec.length, state.canvas.controls.kind), []).append(seq)
+            alike.setdefault((len(state.canvas.ids), state.canvas.controls.kind), []).append(seq)
         groups = [
             (
                 sequences,
@@ -152,20 +161,21 @@ class ModelRunner:
         last = {
             s.sequence: states[-1:]
             for s, states in encoded
-            if s.sequence.request.mode == "autoregressive"
+            if s.sequence.request.mode in ("autoregressive", "exact")
             and s.sequence.encoded + s.count == len(s.sequence.context)
         }
-        tokens: Callable[[], list[float]] = list
-        if last:
-            rows, controls = (
-                torch.cat(list(last.values())),
-                Controls(suppress_ids=spec.suppress_ids),
-            )
-            tokens = read.put(self.head.greedy(rows, controls))
+        drawn = [seq for seq in last if seq.request.params.temperature]
+        greedy = [seq for seq in last if not seq.request.params.temperature]
+        tokens = {seq: read.put(self._chosen(seq, last[seq], spec)) for seq in drawn}
+        together: Callable[[], list[float]] = list
+        if greedy:
+            rows = torch.cat([last[seq] for seq in greedy])
+            together = read.put(self.head.greedy(rows, Controls(suppress_ids=spec.suppress_ids)))
 
         def known() -> tuple[dict[Sequence, bool], dict[Sequence, int]]:
             finite = {s.sequence: bool(ok) for (s, _), ok in zip(encoded, checked(), strict=True)}
-            chosen = {seq: int(token) for seq, token in zip(last, tokens(), strict=True)}
+            chosen = {seq: int(token) for seq, token in zip(greedy, together(), strict=True)}
+            chosen |= {seq: int(token()[0]) for seq, token in tokens.items()}
             return finite | {seq: finite[seq] and t >= 0 for seq, t in chosen.items()}, chosen
 
         return known

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dgemma.diffusion.canvas import Canvas, CanvasSpec, Commit
 from dgemma.diffusion.constrained import ConstrainedAnswer
+from dgemma.diffusion.draft_policy import FIRST_DRAFT, DraftPolicy
 from dgemma.diffusion.schedule import Schedule
 from dgemma.diffusion.scores import token_scores
 from dgemma.diffusion.thought import budget_exceeded
@@ -37,8 +38,9 @@ class Reading:
     """The encoder's opinion of n proposed ids.
 
     Attributes:
-        choices: its own ids at their places and at the one after them, n + 1.
-        logprobs: of the proposed ids, n.
+        choices: its own ids at their places and at the one after them, n + 1; in the exact mode
+            without that at the first place.
+        logprobs: of the proposed ids, n, for a verdict.
         hidden: [n, D], after each of them.
     """
 
@@ -58,6 +60,8 @@ class CanvasState:
         canvas: the one being denoised, None between two.
         tail: [D], of the encoder after the last token of the context, if readings need it.
         finished: the canvas that the encoder reads before it is committed.
+        policy, drafts, known: of the exact mode: the shape of the next draft, how many there were,
+            and the token that the present one begins with.
     """
 
     spec: CanvasSpec
@@ -67,6 +71,9 @@ class CanvasState:
     canvas: Canvas | None = None
     tail: Tensor | None = None
     finished: FinishedCanvas | None = None
+    policy: DraftPolicy = FIRST_DRAFT
+    drafts: int = 0
+    known: int | None = None
 
 
 def commit_canvas(

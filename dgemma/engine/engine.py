@@ -30,6 +30,7 @@ from dgemma.diffusion.schedule import Schedule
 from dgemma.engine.batch import ModelRunner, out_of_memory
 from dgemma.engine.commit import CanvasState, go_on
 from dgemma.engine.counters import Counters
+from dgemma.engine.drafting import plan_draft
 from dgemma.engine.pages import Pages
 from dgemma.engine.plan import Scheduled
 from dgemma.engine.request import ModelLimits, resolve_request
@@ -182,7 +183,8 @@ class Engine:
             context_length=self.limits.context,
             reader=Reader() if frontend is None else frontend.reader(resolved),
             state=CanvasState(
-                spec, Schedule.of(resolved.params), self.model.head, constrained
+                spec, Schedule.of(resolved.params if diffusion else self.defaults),
+                self.model.head, constrained,
             ),
             common=self.limits.context if self._share else common,
             arrived=arrived,
@@ -193,6 +195,8 @@ class Engine:
                 if constrained is not None:
                     constrained.check(resolved.canvas)
             first_canvas(seq)  # contradictions show now
+        elif resolved.mode == "exact":
+            plan_draft(seq)
         return seq
 
     def add(self, seq: Sequence) -> None:

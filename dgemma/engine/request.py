@@ -10,6 +10,7 @@ from dgemma.errors import ContextOverflow, InvalidRequest, bad_field, short
 from dgemma.params import (
     END_ROOM,
     REFUSED_BY_AUTOREGRESSIVE,
+    REFUSED_BY_EXACT,
     RELEASED,
     WIDTH_STEP,
     SamplingParams,
@@ -68,7 +69,7 @@ def resolve_request(
     params, merged = request.params, list[SamplingParams]()
     if request.mode != "diffusion":
         _check_mode(request)
-        seed = 0
+        seed = seed if request.mode == "exact" and params.temperature else 0
     else:
         if request.canvas is not None and request.canvas.read_only:
             if params.stable_prefix:
@@ -129,13 +130,15 @@ def _check_ids(name: str, ids: Iterable[int], limits: ModelLimits) -> None:
 
 def _check_mode(request: Request) -> None:
     """Refuse fields that only steer denoising."""
-    autoregressive, params = request.mode == "autoregressive", request.params
-    kind = "autoregressive decoding, which is greedy" if autoregressive else "scoring"
-    if request.tool_use is not None and (request.tool_use.binding or not autoregressive):
-        why = "; leave out strict tools and required calls" if autoregressive else "; leave it out"
+    scoring, params = request.mode == "score", request.params
+    kind = {"autoregressive": "autoregressive decoding, which is greedy", "score": "scoring",
+            "exact": "the exact mode"}[request.mode]  # fmt: skip
+    if request.tool_use is not None and (request.tool_use.binding or scoring):
+        why = "; leave it out" if scoring else "; leave out strict tools and required calls"
         raise bad_field("tool_use", f"has no meaning for {kind}{why}")
-    for name in REFUSED_BY_AUTOREGRESSIVE + (() if autoregressive else ("stop", "max_tokens")):
-        if not autoregressive and name == "logprobs" and params.logprobs == 0:
+    refused_names = REFUSED_BY_EXACT if request.mode == "exact" else REFUSED_BY_AUTOREGRESSIVE
+    for name in refused_names + (("stop", "max_tokens") if scoring else ()):
+        if scoring and name == "logprobs" and params.logprobs == 0:
             continue  # scoring reports them anyway
         if getattr(params, name) is not None:
             raise bad_field(name, f"has no meaning for {kind}; leave it out")

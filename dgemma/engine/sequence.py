@@ -4,6 +4,7 @@ It must not know tensors (no torch): the canvas is an opaque `state`, see `dgemm
 
     encode -> denoise -> (commit) encode -> denoise -> ... -> done      diffusion
     encode -> encode  -> ...                               -> done      autoregressive
+    encode -> denoise -> read -> encode -> denoise -> ...  -> done      exact
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Sequence:
         request: resolved, see `resolve_request`.
         width: positions that the next canvas takes (or the next token).
         context_length: most positions.
+        drafting: whether the exact mode makes a draft.
         reader: of the answer's text; it may end the request.
         state: the sampler's part, a `CanvasState`.
         common: how many tokens of the context, from its first, share their keys with all owners.
@@ -81,6 +83,7 @@ class Sequence:
     context: list[int] = field(default_factory=list)
     encoded: int = 0
     proposed: list[int] = field(default_factory=list)
+    drafting: bool = False
     borders: list[int] = field(default_factory=list)
     committed: list[int] = field(default_factory=list)
     emitted: int = 0
@@ -143,12 +146,12 @@ class Sequence:
     @property
     def denoises(self) -> bool:
         """Whether a canvas makes a step once the context is encoded."""
-        return self.request.mode == "diffusion" and not self.proposed
+        return (self.request.mode == "diffusion" or self.drafting) and not self.proposed
 
     @property
     def read_first(self) -> bool:
         """Whether the encoder reads what is to be committed."""
-        return bool(self.request.params.verdict) or self.request.mode == "exact"
+        return bool(self.request.params.verdict)
 
     @property
     def output(self) -> Output | None:

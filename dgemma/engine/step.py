@@ -23,6 +23,7 @@ from dgemma.engine.commit import (
     scores_of,
     take_reading,
 )
+from dgemma.engine.drafting import first_draft, take_draft, take_draft_reading, take_token
 from dgemma.engine.plan import Scheduled
 from dgemma.engine.sequence import Sequence
 from dgemma.matcher import Search
@@ -75,7 +76,8 @@ def segments(scheduled: Scheduled) -> list[Segment]:
         out.append(Segment(ids, done, done, table.full, table.sliding, borders=borders))
     if scheduled.denoise:
         if state.canvas is None:
-            state.canvas = first_canvas(seq)
+            exact = seq.request.mode == "exact"
+            state.canvas = first_draft(seq) if exact else first_canvas(seq)
         canvas = state.canvas
         out.append(Segment(canvas.ids, end, end, table.full, table.sliding, True, canvas.soft))
     return out
@@ -107,13 +109,18 @@ def apply(scheduled: Scheduled, result: StepResult) -> int:
         How many of the ids that were only proposed are now the context's, encoded.
     """
     seq = scheduled.sequence
+    exact = seq.request.mode == "exact"
     if result.reading is not None:
-        return take_reading(seq, result.reading)
+        seq.steps += exact
+        return (take_draft_reading if exact else take_reading)(seq, result.reading)
+    steps = seq.steps
     if scheduled.count:
         _take_encoded(seq, result, scheduled.count)
-    if result.canvas is not None:
+    if result.canvas is not None and seq.output is None:
         assert result.hidden is not None
         _take_step(seq, result.canvas, result.hidden)
+    if exact and seq.steps > steps:
+        seq.steps = steps + 1  # one pass may give a token and the first step of a draft
     return 0
 
 
@@ -136,9 +143,14 @@ def _take_encoded(seq: Sequence, result: StepResult, count: int) -> None:
 
 
 def _take_token(seq: Sequence, token: int) -> None:
-    """Commit the next token of an autoregressive answer."""
+    """Commit the next token of an answer that is written token by token."""
     state: CanvasState = seq.state
+    if state.known is not None:
+        return  # encoded again, after a preemption
     seq.steps += 1
+    if seq.request.mode == "exact":
+        take_token(seq, token)
+        return
     ended = token in state.spec.end_ids
     ids = [] if ended else [token]
     seq.events.put(seq.commit(ids, ended, 1))
@@ -159,7 +171,9 @@ def _take_step(seq: Sequence, after: Canvas, hidden: Tensor) -> None:
         seq.trace.append(trace_step(before, after, state.schedule))
     if seq.request.frames:
         seq.events.put(_frame(seq, before, after))
-    if after.reason:
+    if seq.request.mode == "exact":
+        take_draft(seq, after)
+    elif after.reason:
         resolve_canvas(seq, after, hidden)
     elif after.stable:
         commit_prefix(seq, after, hidden)

@@ -199,6 +199,25 @@ class Head:
             parts.append(torch.where(finite, chosen, -1))
         return torch.cat(parts)
 
+    @torch.no_grad()
+    def judge(self, hidden: Tensor, ids: Tensor, controls: Controls) -> tuple[Tensor, Tensor]:
+        """The argmax of each row and the score of one id, by one look at the logits.
+
+        Returns:
+            int64 [N] as `greedy` gives them, and fp32 [N] as `scores` does, without the controls.
+        """
+        controls.check(self.table.size)
+        tops, scores = list[Tensor](), list[Tensor]()
+        rows = torch.arange(len(hidden), device=hidden.device)
+        for r in torch.split(rows, self.rows_at_a_time):
+            logits = self.logits(hidden[r])
+            picked = logits.gather(1, ids[r][:, None])[:, 0]
+            scores.append(picked - logits.logsumexp(-1))
+            logits = controls.rows(r).adjust(logits)
+            finite = hidden[r].isfinite().all(-1) & ~logits.isnan().any(-1)
+            tops.append(torch.where(finite, logits.argmax(-1), -1))
+        return torch.cat(tops), torch.cat(scores)
+
     def logits(self, hidden: Tensor, controls: Controls | None = None) -> Tensor:
         """Soft-capped logits of a few rows under the controls: [..., D] -> fp32 [..., V].
 
