@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from dgemma.diffusion.canvas import Canvas, CanvasSpec, Generation
-from dgemma.diffusion.draft_policy import DraftPolicy
-from dgemma.diffusion.generate import Encode, Predict, Read, denoise
+from dgemma.diffusion.draft_policy import FIRST_DRAFT, DraftPolicy
+from dgemma.diffusion.generate import Encode, Predict, denoise
 from dgemma.diffusion.random import Purpose, stream_keys, uniforms
 from dgemma.diffusion.sampler import start
 from dgemma.diffusion.schedule import Schedule
@@ -156,7 +156,7 @@ def speculate(
     predict: Predict,
     head: Head,
     schedule: Schedule,
-    policy: DraftPolicy = DraftPolicy(),
+    policy: DraftPolicy = FIRST_DRAFT,
 ) -> Generation:
     """The reference of the exact mode: `autoregress` with drafts.
 

@@ -10,6 +10,7 @@ from dgemma.errors import ContextOverflow, InvalidRequest, bad_field, short
 from dgemma.params import (
     END_ROOM,
     REFUSED_BY_AUTOREGRESSIVE,
+    REFUSED_BY_EXACT,
     RELEASED,
     WIDTH_STEP,
     SamplingParams,
@@ -68,7 +69,8 @@ def resolve_request(
     params, merged = request.params, list[SamplingParams]()
     if request.mode != "diffusion":
         _check_mode(request)
-        seed = 0
+        if not (request.mode == "exact" and params.temperature):
+            seed = 0  # nothing of the answer is drawn
     else:
         if request.canvas is not None and request.canvas.read_only:
             if params.stable_prefix:
@@ -127,15 +129,27 @@ def _check_ids(name: str, ids: Iterable[int], limits: ModelLimits) -> None:
         raise bad_field(name, f"id {short(wrong)} is outside the vocabulary of {limits.vocab_size}")
 
 
+KINDS = {
+    "autoregressive": "autoregressive decoding, which is greedy",
+    "exact": "the exact mode",
+    "score": "scoring",
+}
+REFUSED = {
+    "autoregressive": REFUSED_BY_AUTOREGRESSIVE,
+    "exact": REFUSED_BY_EXACT,
+    "score": (*REFUSED_BY_AUTOREGRESSIVE, "stop", "max_tokens"),
+}
+
+
 def _check_mode(request: Request) -> None:
     """Refuse fields that only steer denoising."""
-    autoregressive, params = request.mode == "autoregressive", request.params
-    kind = "autoregressive decoding, which is greedy" if autoregressive else "scoring"
-    if request.tool_use is not None and (request.tool_use.binding or not autoregressive):
-        why = "; leave out strict tools and required calls" if autoregressive else "; leave it out"
+    mode, params = request.mode, request.params
+    kind = KINDS[mode]
+    if request.tool_use is not None and (request.tool_use.binding or mode == "score"):
+        why = "; leave it out" if mode == "score" else "; leave out strict tools and required calls"
         raise bad_field("tool_use", f"has no meaning for {kind}{why}")
-    for name in REFUSED_BY_AUTOREGRESSIVE + (() if autoregressive else ("stop", "max_tokens")):
-        if not autoregressive and name == "logprobs" and params.logprobs == 0:
-            continue  # scoring reports them anyway
+    for name in REFUSED[mode]:
+        if mode == "score" and name == "logprobs" and params.logprobs == 0:
+            continue  # it reports them anyway
         if getattr(params, name) is not None:
             raise bad_field(name, f"has no meaning for {kind}; leave it out")
