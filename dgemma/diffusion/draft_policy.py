@@ -22,7 +22,7 @@ NARROWEST = 8
 POOR_DRAFTS = 2
 """Poor drafts in a row before drafts are left out for a while."""
 
-FIRST_PAUSE, LONGEST_PAUSE = 8, 128
+FIRST_PAUSE, LONGEST_PAUSE = 16, 128
 """Tokens without drafts: after the first failure, and at most. Each failure doubles them."""
 
 
@@ -62,7 +62,8 @@ class DraftPolicy:
 
         A draft that is accepted as a whole asks for fewer steps and twice the width. One of which
         less than half is accepted asks for one step more. The width follows what was accepted, with
-        room for twice as much.
+        room for twice as much. The try after a pause has a step more than the one before: a text of
+        which one step makes nothing may need more of them.
 
         Args:
             proposed: tokens that were proposed.
@@ -72,20 +73,21 @@ class DraftPolicy:
         if accepted == proposed > 0:
             steps, width = max(1, self.steps - 1), 2 * self.width
         else:
-            short = 2 * accepted < proposed
-            steps, width = min(self.steps + short, MOST_STEPS), 2 * accepted
-        after = replace(
-            self, steps=steps, width=min(max(width, NARROWEST), WIDEST), poor=0, pauses=0
-        )
+            more = 1 if 2 * accepted < proposed else 0
+            steps, width = min(self.steps + more, MOST_STEPS), 2 * accepted
+        width = min(max(width, NARROWEST), WIDEST)
         if accepted >= passes:
-            return after
-        after = replace(after, poor=self.poor + 1, pauses=self.pauses)
-        if after.poor < POOR_DRAFTS:
-            return after
-        pause = min(FIRST_PAUSE << self.pauses, LONGEST_PAUSE)
-        # The draft after a pause is a try: one that is poor leads to the next pause.
-        return DraftPolicy(poor=POOR_DRAFTS - 1, pause=pause, pauses=self.pauses + 1)
+            return DraftPolicy(steps=steps, width=width)
+        if self.poor + 1 < POOR_DRAFTS:
+            return replace(self, steps=steps, width=width, poor=self.poor + 1)
+        pauses = self.pauses + 1
+        return DraftPolicy(
+            steps=min(1 + pauses, MOST_STEPS),
+            poor=POOR_DRAFTS - 1,  # a try that is poor leads to the next pause
+            pause=min(FIRST_PAUSE << self.pauses, LONGEST_PAUSE),
+            pauses=pauses,
+        )
 
 
 FIRST_DRAFT = DraftPolicy()
-"""Of an answer that has begun."""
+"""The policy of a request that has no draft yet."""

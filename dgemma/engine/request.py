@@ -69,7 +69,8 @@ def resolve_request(
     params, merged = request.params, list[SamplingParams]()
     if request.mode != "diffusion":
         _check_mode(request)
-        seed = seed if request.mode == "exact" and params.temperature else 0
+        if not (request.mode == "exact" and params.temperature):
+            seed = 0  # nothing of the answer is drawn
     else:
         if request.canvas is not None and request.canvas.read_only:
             if params.stable_prefix:
@@ -128,17 +129,27 @@ def _check_ids(name: str, ids: Iterable[int], limits: ModelLimits) -> None:
         raise bad_field(name, f"id {short(wrong)} is outside the vocabulary of {limits.vocab_size}")
 
 
+KINDS = {
+    "autoregressive": "autoregressive decoding, which is greedy",
+    "exact": "the exact mode",
+    "score": "scoring",
+}
+REFUSED = {
+    "autoregressive": REFUSED_BY_AUTOREGRESSIVE,
+    "exact": REFUSED_BY_EXACT,
+    "score": (*REFUSED_BY_AUTOREGRESSIVE, "stop", "max_tokens"),
+}
+
+
 def _check_mode(request: Request) -> None:
     """Refuse fields that only steer denoising."""
-    scoring, params = request.mode == "score", request.params
-    kind = {"autoregressive": "autoregressive decoding, which is greedy", "score": "scoring",
-            "exact": "the exact mode"}[request.mode]  # fmt: skip
-    if request.tool_use is not None and (request.tool_use.binding or scoring):
-        why = "; leave it out" if scoring else "; leave out strict tools and required calls"
+    mode, params = request.mode, request.params
+    kind = KINDS[mode]
+    if request.tool_use is not None and (request.tool_use.binding or mode == "score"):
+        why = "; leave it out" if mode == "score" else "; leave out strict tools and required calls"
         raise bad_field("tool_use", f"has no meaning for {kind}{why}")
-    refused_names = REFUSED_BY_EXACT if request.mode == "exact" else REFUSED_BY_AUTOREGRESSIVE
-    for name in refused_names + (("stop", "max_tokens") if scoring else ()):
-        if scoring and name == "logprobs" and params.logprobs == 0:
-            continue  # scoring reports them anyway
+    for name in REFUSED[mode]:
+        if mode == "score" and name == "logprobs" and params.logprobs == 0:
+            continue  # it reports them anyway
         if getattr(params, name) is not None:
             raise bad_field(name, f"has no meaning for {kind}; leave it out")
