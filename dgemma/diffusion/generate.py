@@ -80,25 +80,18 @@ def generate(
         fresh = partial(begin, params.seed, len(commits), spec, schedule, controls, control)
         tries, commit = first_tries(schedule, fresh), None
         while commit is None:
-            before = {canvas.attempt: canvas for canvas in tries.running}
-            after = [denoise(canvas, schedule, spec, predict, read) for canvas in tries.running]
-            if head:
-                after = [
-                    replace(one, canvas=pin_prefix(old, one.canvas, schedule, spec, head.embed))
-                    for old, one in zip(tries.running, after, strict=True)
-                ]
+            after = [denoise(c, schedule, spec, predict, read, head) for c in tries.running]
             tries = advance(tries, after, schedule, spec, fresh)
-            assert tries.shown is not None
-            trace.append(trace_step(before[tries.shown.attempt], tries.shown, schedule))
+            before, shown = tries.shown
+            trace.append(trace_step(before, shown, schedule))
             if tries.finished is None:
                 continue
             discarded += tries.discarded
             canvas, hidden = tries.finished.canvas, tries.finished.hidden
-            if constrained is None or head is None:
-                commit = finish(canvas, spec)
-                continue
             room = min(limit - len(answer), left // spec.length * spec.length)
-            resolved = run_search(constrained.resolve(canvas, hidden, head, spec, room))
+            resolved: Canvas | Commit = finish(canvas, spec)
+            if constrained and head:
+                resolved = run_search(constrained.resolve(canvas, hidden, head, spec, room))
             if isinstance(resolved, Canvas):
                 tries = alone(resolved)  # to be repaired
             else:
@@ -118,8 +111,9 @@ def generate(
 
 
 def denoise(
-    canvas: Canvas, schedule: Schedule, spec: CanvasSpec, predict: Predict, read: Read
-) -> Try:
+    canvas: Canvas, schedule: Schedule, spec: CanvasSpec, predict: Predict, read: Read,
+    head: Head | None = None,
+) -> Try:  # fmt: skip
     """One step: the network looks at the canvas, the vocabulary is read, the sampler decides."""
     controls = replace(canvas.controls, suppress_ids=spec.suppress_ids)
     soft = None if canvas.soft is None else canvas.soft[None]
@@ -128,4 +122,6 @@ def denoise(
     after = step(canvas, head_output, schedule, spec)
     if after.failed:
         raise EngineError(f"canvas {canvas.index}, step {canvas.step}: not finite")
+    if head:
+        after = pin_prefix(canvas, after, schedule, spec, head.embed)
     return Try(after, hidden)

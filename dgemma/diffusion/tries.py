@@ -48,7 +48,8 @@ class Tries:
         best: of those set aside.
         seen: the argmax canvases of those set aside.
         finished: the one that counts, with its reason.
-        shown: the one that leads after the last step, with a reason if it is the finished one.
+        shown: the one that leads after the last step, as it was before and after it; with a reason
+            if it is the finished one.
     """
 
     running: tuple[Canvas, ...]
@@ -57,7 +58,7 @@ class Tries:
     best: Try | None = None
     seen: frozenset[tuple[int, ...]] = frozenset()
     finished: Try | None = None
-    shown: Canvas | None = None
+    shown: tuple[Canvas, ...] = ()
 
     @property
     def discarded(self) -> int:
@@ -89,7 +90,9 @@ def advance(
     won = [one for one in after if one.canvas.reason == "converged" and one not in poor]
     if won:
         first = min(won, key=_rank)
-        return Tries(running=(), steps=steps, finished=first, shown=first.canvas)
+        return replace(
+            tries, running=(), steps=steps, finished=first, shown=_shown(tries, first.canvas)
+        )
     aside = [one for one in after if one.canvas.reason or one in poor]
     best, seen, twins = tries.best, tries.seen, False
     for one in aside:
@@ -105,7 +108,7 @@ def advance(
         steps=steps,
         best=best,
         seen=seen,
-        shown=replace(min(after, key=_rank).canvas, reason=""),
+        shown=_shown(tries, replace(min(after, key=_rank).canvas, reason="")),
     )
     if tries.running:
         return tries
@@ -123,9 +126,14 @@ def _resume(tries: Tries, best: Try, schedule: Schedule) -> Tries:
     if not canvas.reason and room > 0:
         return replace(tries, running=(replace(canvas, until=canvas.step + room),), best=None)
     done = replace(canvas, reason=canvas.reason or "step_cap")
-    assert tries.shown is not None
-    shown = done if tries.shown.attempt == done.attempt else tries.shown
-    return replace(tries, best=None, finished=replace(best, canvas=done), shown=shown)
+    before, shown = tries.shown
+    shown = done if shown.attempt == done.attempt else shown
+    return replace(tries, best=None, finished=replace(best, canvas=done), shown=(before, shown))
+
+
+def _shown(tries: Tries, after: Canvas) -> tuple[Canvas, Canvas]:
+    """A canvas before and after the step."""
+    return next(c for c in tries.running if c.attempt == after.attempt), after
 
 
 def _rank(one: Try) -> tuple[bool, float, int]:
