@@ -205,7 +205,7 @@ def speculate(
         passes += 1
         if policy.drafts and room >= spec.length:
             draft = begin_draft(seed, drafts, policy, spec)
-            draft, _ = denoise(draft, schedule, spec, predict, head.read)
+            draft = denoise(draft, schedule, spec, predict, head.read).canvas
             drafts += 1
         ended, pending = found.token in spec.end_ids, [found.token]
         answer += [] if ended else pending
@@ -216,7 +216,7 @@ def speculate(
             continue
         draft = hold_token(draft, found.token, policy, spec, head.embed)
         while not draft.reason:
-            draft, _ = denoise(draft, schedule, spec, predict, head.read)
+            draft = denoise(draft, schedule, spec, predict, head.read).canvas
             draft = hold_token(draft, found.token, policy, spec, head.embed)
             passes += 1
         proposed = proposal(draft, policy, spec)[: limit - len(answer) - 1]

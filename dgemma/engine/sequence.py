@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, Literal
 
-from dgemma.engine.pages import BlockTable, Prefix
+from dgemma.engine.block_table import BlockTable, Prefix
 from dgemma.errors import DGemmaError
 from dgemma.events import EventQueue
 from dgemma.interfaces import Reader
@@ -45,7 +45,7 @@ class Sequence:
         context_length: most positions.
         drafting: whether the exact mode makes a draft.
         reader: of the answer's text; it may end the request.
-        state: the sampler's part, a `CanvasState`.
+        state: the sampler's part, a `CanvasState`; its `rows` alone is looked at here.
         common: how many tokens of the context, from its first, share their keys with all owners.
         context: ids to encode before the next canvas (or the next token) can begin: the prompt,
             then all that was committed.
@@ -55,6 +55,7 @@ class Sequence:
         committed: the answer's ids so far, without end ids.
         emitted: how many of them are on the canvas that runs.
         canvases, steps: finished canvases, denoising steps (or autoregressive passes) so far.
+        discarded_steps: those of tries that were thrown away.
         scores: of the committed tokens, if the request asks for them.
         constraint: how the answer was kept in its grammar.
         verdicts: of the committed canvases, if the request asks for them.
@@ -89,6 +90,7 @@ class Sequence:
     emitted: int = 0
     canvases: int = 0
     steps: int = 0
+    discarded_steps: int = 0
     trace: list[TraceStep] = field(default_factory=list)
     scores: list[TokenScore] = field(default_factory=list)
     constraint: Constraint | None = None
@@ -132,6 +134,11 @@ class Sequence:
     def positions(self) -> int:
         """Positions that the context and the canvas after it take."""
         return len(self.context) + self.width
+
+    @property
+    def rows(self) -> int:
+        """Canvases of the next step: several in a race."""
+        return 1 if self.state is None or not self.denoises else int(self.state.rows)
 
     @property
     def prefix(self) -> Prefix:
@@ -193,7 +200,7 @@ class Sequence:
 
     def commit(
         self, ids: list[int], ended: bool, steps: int, reason: StopReason = "",
-        verdict: Verdict | None = None,
+        verdict: Verdict | None = None, attempt: int = 0,
     ) -> Event:  # fmt: skip
         """Add a finished canvas: its ids before the first end id, whether one was there, its steps.
 
@@ -205,7 +212,9 @@ class Sequence:
         beyond = self.emitted + len(cut) < len(ids)
         self.emitted = 0
         self.canvases += 1
-        event = self._commit(cut, steps, self.canvases - 1, reason=reason, verdict=verdict)
+        event = self._commit(
+            cut, steps, self.canvases - 1, reason=reason, verdict=verdict, attempt=attempt
+        )
         full = most is not None and len(self.committed) >= most
         if beyond or (full and not ended):
             self.finish("length")
@@ -220,7 +229,7 @@ class Sequence:
 
     def _commit(
         self, ids: list[int], steps: int, canvas: int, *, whole: bool = True,
-        reason: StopReason = "", verdict: Verdict | None = None,
+        reason: StopReason = "", verdict: Verdict | None = None, attempt: int = 0,
     ) -> Event:  # fmt: skip
         first = len(self.committed)
         if verdict is not None:
@@ -232,8 +241,8 @@ class Sequence:
         except Exception as error:  # this request's alone
             fault = _message(error)
         event = Event(
-            type="commit", index=self.request.index, canvas=canvas, step=steps, ids=tuple(ids),
-            deltas=deltas, fields=self._new_fields(), whole=whole, reason=reason,
+            type="commit", index=self.request.index, canvas=canvas, attempt=attempt, step=steps,
+            ids=tuple(ids), deltas=deltas, fields=self._new_fields(), whole=whole, reason=reason,
             scores=tuple(self.scores[first : len(self.committed)]), verdict=verdict,
         )  # fmt: skip
         if fault:
@@ -287,6 +296,7 @@ class Sequence:
                 thought_tokens=reader.fields[:kept].count("thinking"),
                 canvases=self.canvases if diffusion else 0,
                 steps=self.steps,
+                discarded_steps=self.discarded_steps,
             ),
             thinking=reader.thinking or None,
             tool_calls=tuple(reader.tool_calls),
