@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dgemma.diffusion.canvas import Canvas, CanvasSpec
-from dgemma.diffusion.sampler import decide, propose, sampling_inputs
+from dgemma.diffusion.sampler import decide, likely_ids, propose, sampling_inputs
 from dgemma.diffusion.stable import pin_prefix
 from dgemma.engine.counters import Counters
 from dgemma.engine.plan import Scheduled
@@ -105,7 +105,8 @@ class ModelRunner:
         schedules = [state.schedule for state in states]
         sizes = [(canvas.controls, len(canvas.ids)) for canvas in canvases]
         controls = Controls.join(sizes, spec.suppress_ids)
-        head_output = self.head.read(hidden, *sampling_inputs(canvases, schedules), controls)
+        temperature, uniforms = sampling_inputs(canvases, schedules)
+        head_output = self.head.read(hidden, temperature, uniforms, controls, likely_ids(canvases))
         proposal = propose(canvases, head_output, schedules, spec)
         verdicts = read.put(proposal.verdicts)
 

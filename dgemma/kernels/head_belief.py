@@ -26,6 +26,10 @@ LEFT_OUT = 2.0**-12
 FEW = 1 / 4
 """A row that needs more of a tile's blocks than this share takes all of them."""
 
+SPREAD = 1 / 2
+"""Where the other rows need more of a tile's blocks than this share, they take all of them too:
+products of few rows cost nearly as much as products of many."""
+
 MANY = 3 / 4
 """Where more rows than this share take all blocks of a tile, all rows do."""
 
@@ -56,36 +60,49 @@ def add_whole(weights: Tensor, table: Tensor, soft: Tensor) -> None:
     soft.add_(_product(weights[:, : len(table)], table))
 
 
-def add_needed(need: Tensor, weights: Tensor, table: Tensor, soft: Tensor) -> int:
+def add_needed(need: Tensor | None, e: Tensor, scale: Tensor, table: Tensor, soft: Tensor) -> None:
     """Add the embeddings of the needed blocks alone; see `add_whole`.
 
     Args:
-        need: bool [N, T / 256], of `needed`.
-
-    Returns:
-        How many pairs of a row and an id were multiplied.
+        need: bool [N, T / 256], of `needed`; None: every block of every row.
+        e, scale: fp32 [N, T / 256, 256] and [N, T / 256]; their product are the weights. `e` is
+            overwritten.
     """
-    rows, blocks = need.shape
-    if bool(need.all()):
-        add_whole(weights, table, soft)
-        return rows * len(table)
-    each = need.sum(-1)
-    takes_all = each > blocks * FEW
-    dense = takes_all.nonzero()[:, 0]
-    if len(dense) > rows * MANY:
-        add_whole(weights, table, soft)
-        return rows * len(table)
-    done = len(dense) * len(table)
+    split = None if need is None or bool(need.all()) else _split(need)
+    if split is None:
+        add_whole(_weights(e.mul_(scale[:, :, None]), table), table, soft)
+        return
+    dense, sparse = split
     if len(dense):
-        soft.index_add_(0, dense, _product(weights[dense, : len(table)], table).float())
-    sparse = need & ~takes_all[:, None]
+        weights = _weights(e[dense].mul_(scale[dense, :, None]), table)
+        soft.index_add_(0, dense, _product(weights[:, : len(table)], table).float())
     for block in sparse.any(0).nonzero()[:, 0].tolist():
         chosen = sparse[:, block].nonzero()[:, 0]
-        ids = slice(block * BLOCK, min((block + 1) * BLOCK, len(table)))
-        part = _product(weights[chosen, ids], table[ids])
-        soft.index_add_(0, chosen, part.float())
-        done += len(chosen) * (ids.stop - ids.start)
-    return done
+        weights = (e[chosen, block] * scale[chosen, block, None]).to(table.dtype)
+        part = table[block * BLOCK : (block + 1) * BLOCK]
+        soft.index_add_(0, chosen, _product(weights[:, : len(part)], part).float())
+
+
+def _split(need: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Rows that take a whole tile, and the pairs of row and block that others take.
+
+    Returns:
+        int64 [at most N] and bool [N, T / 256]; None: all rows take all.
+    """
+    rows, blocks = need.shape
+    dense = need.sum(-1) > blocks * FEW
+    sparse = need & ~dense[:, None]
+    if int(sparse.any(0).sum()) > blocks * SPREAD:
+        dense = need.any(-1)
+        sparse = torch.zeros_like(need)
+    chosen = dense.nonzero()[:, 0]
+    return None if len(chosen) > rows * MANY else (chosen, sparse)
+
+
+def _weights(e: Tensor, table: Tensor) -> Tensor:
+    """The same numbers in the dtype of the table, [n, T], in kept memory."""
+    rows, width = len(e), e[0].numel()
+    return WORKSPACE.take("weights", rows, width, table).copy_(e.view(rows, width))
 
 
 def _product(weights: Tensor, table: Tensor) -> Tensor:

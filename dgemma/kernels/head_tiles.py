@@ -63,18 +63,18 @@ class Running:
     soft: Tensor
 
 
-def epilogue(x: Tensor, low: int, running: Running, like: Tensor) -> tuple[Tensor, Tensor]:
+def epilogue(x: Tensor, low: int, running: Running) -> tuple[Tensor, Tensor]:
     """Take the tempered logits of a tile into account.
 
     Args:
         x: fp32 [N, T], T a multiple of 256; -inf where barred; overwritten.
         low: the first id.
-        running: sums, peak and best are brought up to date.
-        like: a tensor with the dtype of the weights.
+        running: sums, peak, best and soft are brought up to date, but for the tile's own share of
+            soft: what was summed so far shrinks where the peak has risen.
 
     Returns:
-        The weights exp(logit - peak) [N, T] in the dtype of `like`, and fp32 [N, 1] by which what
-        was summed so far must shrink because the peak has risen.
+        exp(logit - largest of its block), fp32 [N, T / 256, 256], and fp32 [N, T / 256] that turns
+        a block's into the weights exp(logit - peak).
     """
     rows = x.shape[0]
     blocks = as_blocks(x)  # [N, T/256, 256]
@@ -85,16 +85,14 @@ def epilogue(x: Tensor, low: int, running: Running, like: Tensor) -> tuple[Tenso
     inside = blocks[torch.arange(rows, device=x.device), where].argmax(-1)
     running.best = torch.where(highest > running.peak, low + where * BLOCK + inside, running.best)
     peak = torch.maximum(running.peak, highest)
-    shrink = (running.peak - peak).exp_()[:, None]
+    running.soft.mul_((running.peak - peak).exp_()[:, None])
     running.peak = peak
     blocks.sub_(top[:, :, None])
     e = torch.exp(blocks, out=WORKSPACE.take("e", rows, x.shape[1], x).view_as(blocks))
     running.sums.top[:, here] = top
     running.sums.mass[:, here] = e.sum(-1)
     running.sums.moment[:, here] = blocks.clamp_(min=LOWEST).mul_(e).sum(-1)
-    e.mul_((top - peak[:, None]).exp_()[:, :, None])
-    weights = WORKSPACE.take("weights", rows, x.shape[1], like)
-    return weights.copy_(e.view(rows, -1)), shrink
+    return e, (top - peak[:, None]).exp_()
 
 
 class TiledReader:
@@ -104,6 +102,10 @@ class TiledReader:
         table, softcap: see `Head`.
         device: the device of the run.
         triton: use the kernels of `head_triton`; they read the table as it lies in memory.
+
+    Attributes:
+        leaves_out: whether beliefs in 16 bit leave out blocks that weigh nothing; see
+            `head_belief`. True on a CPU.
     """
 
     def __init__(
@@ -112,6 +114,8 @@ class TiledReader:
         self.table = table
         self.softcap = softcap
         self.cuda = cuda_kernels() if triton else None
+        # To choose blocks on a CUDA device the host would have to wait for it at every tile.
+        self.leaves_out = device.type == "cpu"
         self.tile_elements = CUDA_TILE_ELEMENTS if device.type == "cuda" else TILE_ELEMENTS
 
     def read(
@@ -149,14 +153,12 @@ class TiledReader:
                     whole[:, here] = part
             if controls.alternatives:
                 best = [_best(x, low, best, controls.alternatives)]
-            weights, shrink = epilogue(x.div_(temperature[:, None]), low, running, hidden)
-            running.soft.mul_(shrink)
-            if floor is None:
-                add_whole(weights, table, running.soft)
-                continue
-            here = slice(low // BLOCK, low // BLOCK + weights.shape[1] // BLOCK)
-            need = needed(running.sums, here, torch.maximum(running.peak, floor))
-            add_needed(need, weights, table, running.soft)
+            e, scale = epilogue(x.div_(temperature[:, None]), low, running)
+            need = None
+            if floor is not None:
+                here = slice(low // BLOCK, low // BLOCK + scale.shape[1])
+                need = needed(running.sums, here, torch.maximum(running.peak, floor))
+            add_needed(need, e, scale, table, running.soft)
         # The cap hides an infinite product, so the hidden state itself is looked at.
         nats = torch.where(hidden.isfinite().all(-1), entropy(running.sums), torch.nan)
         sample = self._sample(hidden, temperature, uniforms, controls, running.sums)
@@ -180,8 +182,8 @@ class TiledReader:
 
         A likely id's own logit, less what its product may be rounded by elsewhere.
         """
-        if hidden.dtype == torch.float32 or hidden.device.type != "cpu":
-            return None  # to choose on a CUDA device the host would have to wait for every tile
+        if hidden.dtype == torch.float32 or not self.leaves_out:
+            return None
         if likely is None:
             return torch.full_like(temperature, LOWEST)
         logits = self._chosen(hidden, likely[:, None], controls)[:, 0]
