@@ -18,7 +18,7 @@ from torch import Tensor
 from bench.chart import Lines
 from bench.run import Say, main
 from dgemma.bench.drive import Where
-from dgemma.bench.report import Report, Table, plain
+from dgemma.bench.report import Cell, Report, Table, plain
 from dgemma.bench.stats import median, ratio
 from dgemma.cli.options import positive
 from dgemma.errors import InvalidRequest
@@ -69,7 +69,8 @@ def hidden_states(table: EmbeddingTable, logits: Tensor, generator: torch.Genera
     noise = torch.randn(rows.shape, generator=generator)
     # Without the cap's share the chosen id would get `logits` plus noise; that is near enough.
     pointed = logits[:, None] * rows / rows.square().sum(-1, keepdim=True)
-    return (noise / rows.norm(dim=-1).mean() + pointed).to(table.dtype)
+    hidden: Tensor = (noise / rows.norm(dim=-1).mean() + pointed).to(table.dtype)
+    return hidden
 
 
 def measure_kind(
@@ -117,7 +118,7 @@ def _cpu_ms(work: Callable[[], object]) -> float:
 def table_of(found: Sequence[HeadTimes], rows: int) -> Table:
     """The result for people."""
     head = ("logits", "mean entropy, nats", "all ids, ms", "needed, ms", "ratio", "difference")
-    cells = [
+    cells: list[list[Cell]] = [
         [one.kind, one.mean_entropy, median(one.all_ms), median(one.needed_ms), one.ratio,
          f"{one.difference:.0e}"]
         for one in found
@@ -145,9 +146,10 @@ def measure(where: Where, options: argparse.Namespace, say: Say) -> tuple[Report
     found = []
     with torch.inference_mode():
         for kind in KINDS:
-            say(f"{kind} logits")
             head = llm.model.head
-            found.append(measure_kind(head.table, head.softcap, kind, options.rows, options.runs))
+            one = measure_kind(head.table, head.softcap, kind, options.rows, options.runs)
+            say(f"{kind} logits: needed / all ids {one.ratio:.3f}")
+            found.append(one)
     tables = [table_of(found, options.rows)]
     return where.report("The vocabulary", llm, tables, plain(found), NOTES), ()
 
