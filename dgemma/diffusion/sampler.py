@@ -75,6 +75,11 @@ def sampling_inputs(
     return temperature, uniforms(_keys(canvases, Purpose.SAMPLE), count).flatten()
 
 
+def likely_ids(canvases: Sequence[Canvas]) -> Tensor:
+    """The ids that the next step of B canvases may well find again: int64 [B*C]."""
+    return torch.cat([c.ids if c.argmax is None else c.argmax for c in canvases])
+
+
 def step(canvas: Canvas, head_output: HeadOutput, schedule: Schedule, spec: CanvasSpec) -> Canvas:
     """One denoising step of one canvas; `head_output` has its C rows."""
     return step_all([canvas], head_output, [schedule], spec)[0]

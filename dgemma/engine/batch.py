@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dgemma.diffusion.canvas import Canvas, CanvasSpec
 from dgemma.diffusion.exact import choose
-from dgemma.diffusion.sampler import decide, propose, sampling_inputs
+from dgemma.diffusion.sampler import decide, likely_ids, propose, sampling_inputs
 from dgemma.diffusion.stable import pin_prefix
 from dgemma.engine.commit import CanvasState, Reading
 from dgemma.engine.counters import Counters
@@ -155,7 +155,7 @@ class ModelRunner:
         sizes = [(canvas.controls, len(canvas.ids)) for canvas in canvases]
         controls = Controls.join(sizes, spec.suppress_ids)
         inputs = torch.cat(hidden), *sampling_inputs(canvases, schedules)
-        head_output = self.head.read(*inputs, controls)
+        head_output = self.head.read(*inputs, controls, likely_ids(canvases))
         proposal = propose(canvases, head_output, schedules, spec)
         verdicts = read.put(proposal.verdicts)
 
