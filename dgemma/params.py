@@ -35,7 +35,7 @@ from dgemma.param_rules import (
 WIDTH_STEP, END_ROOM = 32, 16
 """An automatic canvas is a multiple of the one, with room for `max_tokens` and the other."""
 
-CONSTRAINT_FIELDS = ("json_schema", "regex", "grammar", "choices")
+CONSTRAINT_FIELDS = ("json_schema", "regex", "grammar", "choices", "structure")
 """Fields that constrain an answer as a whole; at most one of them is given."""
 
 DRAWN_BITS = 53
@@ -83,6 +83,7 @@ class SamplingKeywords(TypedDict, total=False):
     regex: str | None
     grammar: str | None
     choices: Sequence[str] | None
+    structure: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +185,10 @@ class SamplingParams:
         text, "text of this grammar: @FILE, markdown-table or code-fence", refused_by=_WHOLE
     )
     choices: Sequence[str] | None = option(strings, "one of these texts", refused_by=_WHOLE)
+    structure: str | None = option(
+        text, "Markdown: table:NAME,NAME;rows=N, fence:LANGUAGE, list:N, numbered:N or document",
+        refused_by=_WHOLE,
+    )  # fmt: skip
 
     def __new__(cls, *_: Any, **fields: Any) -> SamplingParams:
         """Refuses an unknown name before `__init__` does so without a hint."""

@@ -181,6 +181,7 @@ BAD: dict[str, list[Any]] = {
     "regex": [3, ["a"]],
     "grammar": [3],
     "choices": [[], [""], [3], 3],
+    "structure": [3, ["a"]],
 }
 CHANGES: dict[str, Any] = {
     "max_tokens": 3, "seed": 99, "max_steps": 1, "entropy_bound": 60.0, "t_min": 0.01,
@@ -189,7 +190,7 @@ CHANGES: dict[str, Any] = {
     "temperature": 3.0, "top_p": 0.01, "top_k": 1, "min_p": 0.99,
     "allowed_token_ids": [300, 301], "logprobs": 2, "logprob_token_ids": [7],
     "json_schema": True, "regex": "[a-c]{5}", "grammar": 'start: "a" | "b"',
-    "choices": ["left", "right"],
+    "choices": ["left", "right"], "structure": "table:a,b",
 }  # fmt: skip
 
 

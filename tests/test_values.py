@@ -54,7 +54,7 @@ PARAMS = (
     ),
     SamplingParams(json_schema={"type": "array", "items": {"enum": [1, "a", None]}}),
     SamplingParams(regex="a+"), SamplingParams(grammar="code-fence"),
-    SamplingParams(choices=["a", "b"]),
+    SamplingParams(choices=["a", "b"]), SamplingParams(structure="table:a,b"),
 )  # fmt: skip
 REQUEST = Request(
     token_ids=(2, 5), params=PARAMS[0], mode="score", chat=True,

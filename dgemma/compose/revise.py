@@ -194,8 +194,8 @@ def repair(
     Args:
         facts: of the model.
         text: a nearly right one; the user's message has it as well.
-        params: with `json_schema`, `regex`, `grammar` or `choices`. Without `max_tokens` there may
-            be twice as many as the text has, and a canvas at least.
+        params: with a constraint of the whole answer, such as `json_schema`. Without `max_tokens`
+            there may be twice as many as the text has, and a canvas at least.
         strength: how much of the rest gives way to noise, 0 to 1.
 
     Raises:

@@ -24,7 +24,7 @@ from dgemma.types import CanvasControl
 PREDICTION_STRENGTH = 0.5
 """The share of a prediction that gives way to noise, unless `diffusion.strength` is given."""
 
-VLLM_NAMES = dict(zip(CONSTRAINT_FIELDS, ("json", "regex", "grammar", "choice"), strict=True))
+VLLM_NAMES = {"json_schema": "json", "regex": "regex", "grammar": "grammar", "choices": "choice"}
 """Fields of `SamplingParams` that constrain an answer -> vLLM's names for them."""
 _PARAMS = [field.name for field in fields(SamplingParams)]
 _NO_PENALTY = "penalties are not built in: a canvas is drawn at once, not token by token"
@@ -103,6 +103,9 @@ class Diffusion(Body):
     )
     stable_prefix: bool | None = Field(
         default=None, description="send text as soon as it can no longer change"
+    )
+    structure: str | None = Field(
+        default=None, description="Markdown of this form, such as table:Name,Age"
     )
 
 
@@ -245,6 +248,7 @@ class SamplingFields(Ignorable):
     def constraint(self) -> dict[str, Any]:
         """The fields of `SamplingParams` that constrain the answer as a whole."""
         asked = {name: getattr(self, f"guided_{short}") for name, short in VLLM_NAMES.items()}
+        asked["structure"] = self.denoising.structure
         return {name: value for name, value in asked.items() if value is not None}
 
     def values(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ VALUES: dict[str, object] = {
     "temperature": 0.5, "top_p": 0.5, "top_k": 5, "min_p": 0.5, "min_tokens": 5,
     "logit_bias": {7: 0.5}, "allowed_token_ids": (7, 8), "bad_words": ("a", "b"), "logprobs": 3,
     "logprob_token_ids": (7, 8), "json_schema": '{"type": "object"}', "regex": "a", "grammar": "a",
-    "choices": ("a", "b"),
+    "choices": ("a", "b"), "structure": "table:a,b",
 }  # fmt: skip
 """A value of every sampling field."""
 

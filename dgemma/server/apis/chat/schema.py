@@ -136,6 +136,7 @@ class StructuredOutputs(Body):
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = None
+    structure: str | None = Field(default=None, description="ours: the same as in diffusion")
 
 
 class TemplateOptions(Body):
@@ -166,6 +167,7 @@ class ChatRequest(ChoiceFields):
             name: (f"guided_{short}", f"structured_outputs.{short}", "response_format")
             for name, short in VLLM_NAMES.items()
         },
+        "structure": ("diffusion.structure", "structured_outputs.structure"),
     }  # fmt: skip
 
     messages: Messages
@@ -241,7 +243,7 @@ class ChatRequest(ChoiceFields):
         """See `SamplingFields.constraint`."""
         own = self.structured_outputs or StructuredOutputs()
         schema = OBJECT if own.json_object else own.json_
-        asked = (schema, own.regex, own.grammar, own.choice)
+        asked = (schema, own.regex, own.grammar, own.choice, own.structure)
         pairs = zip(CONSTRAINT_FIELDS, asked, strict=True)
         found = [super().constraint(), {name: v for name, v in pairs if v is not None}]
         form = self.response_format
@@ -249,7 +251,8 @@ class ChatRequest(ChoiceFields):
             inner = form.json_schema
             found.append({"json_schema": OBJECT if inner is None else inner.schema_})
         if sum(map(bool, found)) > 1:
-            why = "cannot be combined with structured_outputs or guided_*; choose one"
+            others = "structured_outputs, guided_* or diffusion.structure"
+            why = f"cannot be combined with {others}; choose one"
             raise bad_field("response_format", why)
         return {name: value for one in found for name, value in one.items()}
 
