@@ -146,7 +146,8 @@ def test_autoregress_refuses(llm: LLM) -> None:
     values = {
         "max_steps": 3, "entropy_bound": 0.1, "t_min": 0.4, "t_max": 0.8, "seed": 1,
         "confidence_threshold": 0.1, "stability_threshold": 1, "ignore_tail": True,
-        "stable_prefix": True, "canvas_length": 32,
+        "stable_prefix": True, "canvas_length": 32, "restart_after": 8, "tries": 2, "race": 2,
+        "verdict": True, "quality": "careful",
     }  # fmt: skip
     for name, value in values.items():
         with pytest.raises(InvalidRequest, match=name):
@@ -164,6 +165,11 @@ BAD: dict[str, list[Any]] = {
     "stability_threshold": [-1, 1.0],
     "ignore_tail": [2, "yes"],
     "stable_prefix": [1, "no"],
+    "restart_after": [-1, 1.5, True, "soon", 10_001],
+    "tries": [0, 65, True, "4"],
+    "race": [0, 17, 2.0],
+    "verdict": [1, "yes"],
+    "quality": ["careless", True, 1],
     "canvas_length": [0, -1, 1.5, True, "wide"],
     "stop": [[""], [3], ""],
     "thinking_budget": [-1, 1.5],

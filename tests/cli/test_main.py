@@ -125,7 +125,7 @@ def test_broken_checkpoint(
         (("generate", "--max-tokens", "0", "x"), "at least 1"),
         (("generate", "--max-tokens", "-4", "x"), "at least 1"),
         (("generate", "--max-tokens", "many", "x"), "int"),
-        (("generate", "--autoregressive", "--max-steps", "4", "x"), "leave it out"),
+        (("generate", "--mode", "autoregressive", "--max-steps", "4", "x"), "leave it out"),
         (("generate", "--max-stepz", "4", "x"), "did you mean '--max-steps'"),
         (("generate", "--max-tok", "4", "x"), "did you mean '--max-tokens'"),
         (("generate", "--max-tok=4", "x"), "did you mean '--max-tokens'"),
@@ -142,7 +142,8 @@ def test_broken_checkpoint(
         (("generate",), "there is no PROMPT; give one, or pipe it"),
         (("generate", "-"), "the prompt is empty"),
         (("generate", "--live", "--json", "x"), "--json has none"),
-        (("generate", "--live", "--autoregressive", "x"), "--autoregressive has none"),
+        (("generate", "--live", "--mode", "exact", "x"), "--mode exact has none"),
+        (("generate", "--mode", "plain", "x"), "choose from 'diffusion', 'autoregressive'"),
         (("genrate", "x"), "did you mean 'generate'"),
         (("evaluate", "--tasks", "sudku"), "did you mean 'sudoku'"),
         (("evaluate", "-n", "0"), "at least 1"),
@@ -220,7 +221,7 @@ def test_generate_reads_a_pipe(
 
 @pytest.mark.model
 @pytest.mark.fault("N 24")
-@pytest.mark.parametrize("way", ["", "--raw", "--autoregressive"])
+@pytest.mark.parametrize("way", ["", "--raw", "--mode autoregressive"])
 def test_generate_streams(
     way: str, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,7 +234,7 @@ def test_generate_streams(
             return super().write(text)
 
     words = ["generate", "What is your name?", *way.split()]
-    words += [] if way == "--autoregressive" else ["--seed", "3", "--min-tokens", "240"]
+    words += [] if "autoregressive" in way else ["--seed", "3", "--min-tokens", "240"]
     words += ["--max-tokens", "250"]
     wanted = json.loads(run(*words, "--json")[1])
     monkeypatch.setattr(sys, "stdout", Pipe())
@@ -245,7 +246,9 @@ def test_generate_streams(
 @pytest.mark.model
 def test_generate_autoregressive(run: Callable[..., Ran]) -> None:
     """The autoregressive mode cannot be reached from the command line."""
-    code, out, _ = run("generate", "--autoregressive", "--max-tokens", "3", "--json", "Hello")
+    code, out, _ = run(
+        "generate", "--mode", "autoregressive", "--max-tokens", "3", "--json", "Hello"
+    )
     assert code == 0 and json.loads(out)["usage"]["canvases"] == 0
 
 

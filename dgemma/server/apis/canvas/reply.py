@@ -71,6 +71,7 @@ class Step(BaseModel):
     """One denoising step; each list has one entry a position."""
 
     canvas: int
+    attempt: int = Field(serialization_alias="try")
     step: int
     temperature: float
     ids: list[int]
