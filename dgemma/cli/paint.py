@@ -131,7 +131,7 @@ class Painter:
         """
         params = params or SamplingParams()
         self._tries, self._race = params.tries or DEFAULT_TRIES, params.race or 1
-        self._restarted = -1  # the canvas that was begun anew
+        self._restarted = (-1, -1)  # the request and the canvas that was begun anew
         is_open = prompt is not None and thought_is_open(MarkerIds.of(tokenizer), prompt)
         self._parser = StreamParser(tokenizer, chat=prompt is not None, thought_open=is_open)
         self._end_ids = frozenset(end_ids)
@@ -155,10 +155,10 @@ class Painter:
     def _try(self, event: Event) -> str:
         """The try, on a line of its own, once the canvas was begun anew. The canvases of a race
         are one try: which of them leads may change with every step."""
-        number = event.attempt // self._race
+        number, where = event.attempt // self._race, (event.index, event.canvas)
         if number:
-            self._restarted = event.canvas
-        if self._restarted != event.canvas:
+            self._restarted = where
+        if self._restarted != where:
             return ""
         return f"\n{DIM}try {number + 1} of {self._tries}{RESET}"
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ from safetensors.torch import load_file, save_file
 
 from dgemma import device
 from dgemma.cli import main as cli
+from dgemma.cli.paint import verdict_text
 from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.hf_config import write_config
+from dgemma.types import Verdict
 from dgemma.weights.find import bundled_models
 from tests.support.commands import Ran
+from tests.support.nano import nano
 from tests.support.sources import ROOT
 
 WEIGHTS = "model.safetensors"
@@ -250,6 +254,31 @@ def test_generate_autoregressive(run: Callable[..., Ran]) -> None:
         "generate", "--mode", "autoregressive", "--max-tokens", "3", "--json", "Hello"
     )
     assert code == 0 and json.loads(out)["usage"]["canvases"] == 0
+
+
+@pytest.mark.model
+def test_verdict(run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--verdict` that is read and not told, told among the answer, or other than in Python."""
+    wanted = nano().chat([{"role": "user", "content": "Parity: 3182"}], seed=0, verdict=True)
+    assert wanted.verdict is not None
+    words = ("generate", "Parity: 3182", "--seed", "0", "--verdict")
+    line = f"{verdict_text(wanted.verdict)}\n"
+    assert run(*words) == (0, f"{wanted.text}\n", line)
+    found = json.loads(run(*words, "--json")[1])["verdict"]
+    assert (found["mean"], found["minimum"]) == (wanted.verdict.mean, wanted.verdict.minimum)
+    assert tuple(found["logprobs"]) == wanted.verdict.logprobs
+    assert json.loads(run(*words[:-1], "--json")[1])["verdict"] is None
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Parity: 3182\n"))
+    assert run("chat", "--seed", "0", "--verdict") == (0, f"{wanted.text}\n", line)
+
+
+def test_the_line_of_a_verdict() -> None:
+    """A line that hides what a person must know: doubts, no rest, canvases that stayed unlikely."""
+    verdict = Verdict(logprobs=(-0.5, -1.5), disagreements=(1,), steps=3)
+    told = "verdict: log-probability -1.000 a token, -1.500 at least; 1 of 2 tokens not the first "
+    assert verdict_text(verdict) == f"{told}choice; 3 steps, converged"
+    poor = replace(verdict, converged=False, below=2)
+    assert verdict_text(poor).endswith("3 steps, not converged, 2 unlikely in every try")
 
 
 def test_info(run: Callable[..., Ran]) -> None:
