@@ -263,17 +263,18 @@ class LLM:
         The prompt is text or ids as in `generate`, or messages as in `chat`.
         """
         ids, chat = self.frontend.ids(prompt, tools, thinking)
-        drawn = SamplingParams.of(params, **sampling)
+        drawn, use = SamplingParams.of(params, **sampling), tool_use(tools)
         return self.submit(
-            Request(token_ids=tuple(ids), params=drawn, chat=chat, tool_use=tool_use(tools),
-                    frames=True)
-        )  # fmt: skip
+            Request(token_ids=tuple(ids), params=drawn, chat=chat, tool_use=use, frames=True)
+        )
 
     def autoregress(
         self, prompt: Prompt | Messages, params: Params = None, *, tools: Tools | None = None,
-        thinking: bool = False, **sampling: Unpack[SamplingKeywords],
+        thinking: bool = False, draft: bool = False, **sampling: Unpack[SamplingKeywords],
     ) -> Output:  # fmt: skip
         """The same weights as an ordinary greedy autoregressive model: the baseline.
+
+        `draft`: the same answer in fewer passes; it may be drawn, by `temperature` and `seed`.
 
         Raises:
             InvalidRequest: a parameter that only steers denoising, or a strict tool.
@@ -281,8 +282,8 @@ class LLM:
         ids, chat = self.frontend.ids(prompt, tools, thinking)
         drawn = SamplingParams.of(params, **sampling)
         request = Request(
-            token_ids=tuple(ids), params=drawn, mode="autoregressive", chat=chat,
-            tool_use=tool_use(tools),
+            token_ids=tuple(ids), params=drawn, chat=chat, tool_use=tool_use(tools),
+            mode="exact" if draft else "autoregressive",
         )  # fmt: skip
         return self.submit(request).result()
 
@@ -323,8 +324,9 @@ class LLM:
         **sampling: Unpack[SamplingKeywords],
     ) -> Revised:  # fmt: skip
         """Denoise the uncertain tokens of an output again; see `dgemma.compose.revise.revise`."""
-        drawn = SamplingParams.of(params, **sampling)
-        return self.run_plan(revise(self.facts, output, below, drawn))
+        return self.run_plan(
+            revise(self.facts, output, below, SamplingParams.of(params, **sampling))
+        )
 
     def repair(
         self, text: str, params: Params = None, strength: float = 0.2, best_of: int = 1,

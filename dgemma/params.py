@@ -120,7 +120,7 @@ class SamplingParams:
         refused_by=_WHOLE,
     )  # fmt: skip
     restart_after: int | Literal["auto"] | None = option(
-        integer, "steps after which a canvas that has not converged is begun anew; 0: never (0)",
+        integer, "restart a canvas that has not converged after N steps; 0: never (0)",
         0, 10_000, words=("auto",),
     )  # fmt: skip
     tries: int | None = option(
@@ -133,7 +133,7 @@ class SamplingParams:
         flag, "report the encoder's log-probabilities of the answer", refused_by=_DRAW
     )
     quality: Literal["careful"] | None = option(
-        one_word("careful"), "careful: begin a canvas anew that the encoder finds unlikely"
+        one_word("careful"), "careful: restart a canvas that the encoder finds unlikely"
     )
     canvas_length: int | Literal["auto"] | None = option(
         integer, "tokens of a canvas, or auto: as max_tokens needs (full)", 1, WORD, words=("auto",)
@@ -218,7 +218,7 @@ class SamplingParams:
         for name, on in (("restart_after", self.restart_after), ("race", (self.race or 1) > 1),
                          ("quality", self.quality)):  # fmt: skip
             if on and self.stable_prefix:
-                why = "what is emitted early could not be written anew; drop one of them"
+                why = "what is emitted early could not be written again; drop one of them"
                 raise bad_field(name, f"and stable_prefix cannot be combined: {why}")
 
     def _check_constraint(self) -> None:
@@ -286,6 +286,10 @@ REFUSED_BY_FILL, REFUSED_BY_EDIT, REFUSED_BY_AUTOREGRESSIVE = (
     tuple(name for name, rule in OPTIONS.items() if mode in rule.refused_by)
     for mode in ("fill", "edit", "autoregressive")
 )
+REFUSED_BY_EXACT = tuple(
+    name for name in REFUSED_BY_AUTOREGRESSIVE if name not in ("seed", "temperature")
+)
+"""Token by token on drafts: the answer of the autoregressive mode, which may also be drawn."""
 
 
 def bounds(name: str) -> tuple[float, float | None]:

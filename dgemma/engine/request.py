@@ -10,6 +10,7 @@ from dgemma.errors import ContextOverflow, InvalidRequest, bad_field, short
 from dgemma.params import (
     END_ROOM,
     REFUSED_BY_AUTOREGRESSIVE,
+    REFUSED_BY_EXACT,
     RELEASED,
     WIDTH_STEP,
     SamplingParams,
@@ -17,10 +18,13 @@ from dgemma.params import (
     refused,
 )
 from dgemma.request_parts import ThoughtIds
-from dgemma.types import Mode, Request
+from dgemma.types import PAGE, Mode, Request
 
 READ_ONLY = SamplingParams(max_steps=1, stable_prefix=False)
 """How a canvas is read that is not committed."""
+
+ONCE = SamplingParams(restart_after=0, race=1)
+"""Whatever the checkpoint's own sampler says, each canvas is begun once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +36,34 @@ class ModelLimits:
         canvas: canvas length.
         vocab_size: ids are below it.
         bounded: whether the memory for keys and values bounds the context, not the model.
+        pages: of keys and values in full layers.
+        spare: pages of the sliding layers beyond those that one request may need.
     """
 
     context: int
     canvas: int
     vocab_size: int
     bounded: bool = False
+    pages: int = 2**31
+    spare: int = 2**31
+
+    def room(self, params: SamplingParams) -> int:
+        """Most positions of a request, beside which each further canvas of a race needs pages.
+
+        Raises:
+            InvalidRequest: the memory does not suffice for the race.
+        """
+        race = params.race or 1
+        if race == 1:
+            return self.context
+        width = canvas_width(params, self.canvas)
+        more = (race - 1) * (-(-width // PAGE) + 1)
+        if more > min(self.spare, self.pages - 1):
+            raise bad_field(
+                "race", f"of {race} canvases does not fit the memory for keys and values; ask for "
+                "fewer, or load the model with more cache_bytes"
+            )  # fmt: skip
+        return min(self.context, (self.pages - more) * PAGE)
 
 
 def resolve_request(
@@ -68,7 +94,8 @@ def resolve_request(
     params, merged = request.params, list[SamplingParams]()
     if request.mode != "diffusion":
         _check_mode(request)
-        seed = 0
+        if not (request.mode == "exact" and params.temperature):
+            seed = 0  # nothing of the answer is drawn
     else:
         if request.canvas is not None and request.canvas.read_only:
             if params.stable_prefix:
@@ -76,11 +103,38 @@ def resolve_request(
                     "stable_prefix",
                     "and read_only cannot be combined: nothing is committed; drop one of them",
                 )
+            params = replace(params, restart_after=0, race=1)
             merged.append(READ_ONLY)
+        if params.stable_prefix:
+            merged.append(ONCE)
+        elif params.restart_after or (params.race or 1) > 1:
+            merged.append(SamplingParams(stable_prefix=False))
         merged += [defaults, RELEASED]
     if params.thinking_budget is not None and thought is None:
         raise bad_field("thinking_budget", "needs a chat (Request.chat, or Request.thought)")
-    return replace(request, params=params.merged(*merged, seed=seed), thought=thought)
+    resolved = replace(request, params=params.merged(*merged, seed=seed), thought=thought)
+    _check_restarts(resolved, limits)
+    return resolved
+
+
+def _check_restarts(request: Request, limits: ModelLimits) -> None:
+    params = request.params
+    if params.restart_after == "auto":
+        raise bad_field(
+            "restart_after", '"auto" needs a number that `dgemma calibrate` finds for this '
+            "checkpoint; run it, or give a number of steps"
+        )  # fmt: skip
+    room = limits.room(params)
+    if room == limits.context:
+        return
+    most = room - canvas_width(params, limits.canvas)
+    if len(request.token_ids) > most:
+        raise ContextOverflow(
+            f"a prompt of {len(request.token_ids)} tokens leaves no room for a race of "
+            f"{params.race}; shorten it to at most {max(0, most)}, ask for fewer canvases, or load "
+            "the model with more cache_bytes",
+            field="race",
+        )
 
 
 def _check_prompt(request: Request, limits: ModelLimits) -> None:
@@ -127,15 +181,27 @@ def _check_ids(name: str, ids: Iterable[int], limits: ModelLimits) -> None:
         raise bad_field(name, f"id {short(wrong)} is outside the vocabulary of {limits.vocab_size}")
 
 
+KINDS = {
+    "autoregressive": "autoregressive decoding, which is greedy",
+    "exact": "the exact mode",
+    "score": "scoring",
+}
+REFUSED = {
+    "autoregressive": REFUSED_BY_AUTOREGRESSIVE,
+    "exact": REFUSED_BY_EXACT,
+    "score": (*REFUSED_BY_AUTOREGRESSIVE, "stop", "max_tokens"),
+}
+
+
 def _check_mode(request: Request) -> None:
     """Refuse fields that only steer denoising."""
-    autoregressive, params = request.mode == "autoregressive", request.params
-    kind = "autoregressive decoding, which is greedy" if autoregressive else "scoring"
-    if request.tool_use is not None and (request.tool_use.binding or not autoregressive):
-        why = "; leave out strict tools and required calls" if autoregressive else "; leave it out"
+    mode, params = request.mode, request.params
+    kind = KINDS[mode]
+    if request.tool_use is not None and (request.tool_use.binding or mode == "score"):
+        why = "; leave it out" if mode == "score" else "; leave out strict tools and required calls"
         raise bad_field("tool_use", f"has no meaning for {kind}{why}")
-    for name in REFUSED_BY_AUTOREGRESSIVE + (() if autoregressive else ("stop", "max_tokens")):
-        if not autoregressive and name == "logprobs" and params.logprobs == 0:
-            continue  # scoring reports them anyway
+    for name in REFUSED[mode]:
+        if mode == "score" and name == "logprobs" and params.logprobs == 0:
+            continue  # it reports them anyway
         if getattr(params, name) is not None:
             raise bad_field(name, f"has no meaning for {kind}; leave it out")

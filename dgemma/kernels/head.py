@@ -161,22 +161,50 @@ class Head:
         Raises:
             InvalidRequest: as in `read`.
         """
+        return self._chosen(hidden, controls)
+
+    @torch.no_grad()
+    def draw(
+        self, hidden: Tensor, temperature: Tensor, uniforms: Tensor, controls: Controls
+    ) -> Tensor:
+        """The sample alone, for decoding token by token: [N, D] -> int64 [N].
+
+        Args:
+            hidden, temperature, uniforms, controls: as in `read`.
+
+        Returns:
+            The ids that `read` would sample; rows that are not finite give -1.
+
+        Raises:
+            InvalidRequest: as in `read`.
+        """
+        return self._chosen(hidden, controls, temperature, uniforms)
+
+    def _chosen(
+        self, hidden: Tensor, controls: Controls, temperature: Tensor | None = None,
+        uniforms: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The argmax of each row, or its sample where there are temperatures; -1: not finite."""
         controls.check(self.table.size)
         parts = []
         rows = torch.arange(len(hidden), device=hidden.device)
         for r in torch.split(rows, self.rows_at_a_time):
             logits = self.logits(hidden[r], controls.rows(r))
             finite = hidden[r].isfinite().all(-1) & ~logits.isnan().any(-1)
-            parts.append(torch.where(finite, logits.argmax(-1), -1))
+            if temperature is None or uniforms is None:
+                chosen = logits.argmax(-1)
+            else:
+                tempered = logits / temperature[r, None]
+                chosen = pick(tempered, block_sums(tempered), uniforms[r])
+            parts.append(torch.where(finite, chosen, -1))
         return torch.cat(parts)
 
     @torch.no_grad()
     def judge(self, hidden: Tensor, ids: Tensor, controls: Controls) -> tuple[Tensor, Tensor]:
-        """Both of the above in one go: what `greedy` gives, and `scores` of one id a row.
+        """The argmax of each row and the score of one id, by one look at the logits.
 
         Returns:
-            int64 [N] ids, -1 for rows that are not finite, and fp32 [N] log-probabilities without
-            the controls.
+            int64 [N] as `greedy` gives them, and fp32 [N] as `scores` does, without the controls.
         """
         controls.check(self.table.size)
         tops, scores = list[Tensor](), list[Tensor]()
