@@ -329,12 +329,12 @@ class LLM:
         )
 
     def repair(
-        self, text: str, params: Params = None, strength: float = 0.2,
+        self, text: str, params: Params = None, strength: float = 0.2, best_of: int = 1,
         **sampling: Unpack[SamplingKeywords],
     ) -> Output:  # fmt: skip
         """Make a text fit a schema, regex or grammar; see `dgemma.compose.revise.repair`."""
         drawn = SamplingParams.of(params, **sampling)
-        return self.run_plan(repair(self.facts, text, drawn, strength))
+        return self.run_plan(repair(self.facts, text, drawn, strength, best_of))
 
     def decide(
         self, state: str | Messages | Sequence[int],

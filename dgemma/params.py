@@ -35,6 +35,9 @@ from dgemma.param_rules import (
 WIDTH_STEP, END_ROOM = 32, 16
 """An automatic canvas is a multiple of the one, with room for `max_tokens` and the other."""
 
+DEFAULT_TRIES = 4
+"""Most times that a canvas is begun, if `restart_after` is given without `tries`."""
+
 CONSTRAINT_FIELDS = ("json_schema", "regex", "grammar", "choices", "structure")
 """Fields that constrain an answer as a whole; at most one of them is given."""
 
@@ -121,7 +124,9 @@ class SamplingParams:
         integer, "restart a canvas that has not converged after N steps; 0: never (0)",
         0, 10_000, words=("auto",),
     )  # fmt: skip
-    tries: int | None = option(integer, "most times that a canvas is begun (4)", 1, 64)
+    tries: int | None = option(
+        integer, f"most times that a canvas is begun ({DEFAULT_TRIES})", 1, 64
+    )
     race: int | None = option(
         integer, "canvases side by side; the first to converge counts (1)", 1, 16
     )

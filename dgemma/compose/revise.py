@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from dgemma.compose.drafts import best_of as rank
+from dgemma.compose.drafts import counted, drafts
 from dgemma.compose.plan import (
     Place,
     Plan,
@@ -69,6 +71,8 @@ def revise(
     check_facts(facts)
     params = SamplingParams.of(params)
     refuse(params, (*REFUSED_BY_EDIT, "max_tokens"), "sure tokens stay where they are")
+    why = "only parts are written anew; a request of mode 'score' reads the whole"
+    refuse(params, ("verdict",), why)
     share("below", below)
     if not isinstance(output, Output):
         raise InvalidRequest(f"revise takes one Output, got {type(output).__name__}")
@@ -125,7 +129,7 @@ class _Revision:
         done = replace(
             old, token_ids=tuple(self.ids), text=text, thinking=thinking, tool_calls=calls,
             invalid_tool_calls=invalid, scores=tuple(scores), usage=total(self.spent), trace=(),
-            seed=self.params.seed or 0,
+            verdict=None if changed else old.verdict, seed=self.params.seed or 0,
         )  # fmt: skip
         return Revised(output=done, shaky=tuple(shaky), changed=changed)
 
@@ -182,8 +186,9 @@ class _Revision:
 
 
 def repair(
-    facts: ModelFacts, text: str, params: SamplingParams, strength: float = REPAIR_STRENGTH
-) -> Plan[Output]:
+    facts: ModelFacts, text: str, params: SamplingParams, strength: float = REPAIR_STRENGTH,
+    best_of: int = 1,
+) -> Plan[Output]:  # fmt: skip
     """A text changed as little as possible so that it fits the constraint of `params`.
 
     A text that fits comes back as it is, without a step. Of another, as much of its beginning as
@@ -197,9 +202,11 @@ def repair(
         params: with a constraint of the whole answer, such as `json_schema`. Without `max_tokens`
             there may be twice as many as the text has, and a canvas at least.
         strength: how much of the rest gives way to noise, 0 to 1.
+        best_of: repair it so often, with seeds seed, seed + 1, ...; of the texts that fit, the one
+            that the encoder finds likeliest comes back.
 
     Raises:
-        InvalidRequest: no constraint, or a strength out of range.
+        InvalidRequest: no constraint, a strength out of range, or `best_of` below 1.
         EngineError: the request failed.
     """
     check_facts(facts)
@@ -210,6 +217,7 @@ def repair(
             f"repair needs a constraint in its params; set one of {CONSTRAINT_FIELDS}"
         )
     share("strength", strength)
+    counted(best_of, "best_of")
     width = canvas_width(params, facts.canvas)
     ids = facts.tokenizer.encode(text)
     most = params.max_tokens or max(width, 2 * len(ids))
@@ -225,6 +233,10 @@ def repair(
     ids = [*ids, facts.end_id, *[facts.fill_id] * width][:width]
     pinned = tuple(range(min(taken, width)))
     control = CanvasControl(ids=tuple(ids), pinned=pinned, strength=strength)
-    request = Request(token_ids=prompt, params=params, canvas=control)
-    (output,) = yield from run([request], [[Place(start=0, stop=width)]])
-    return output
+    requests = drafts([prompt], params, best_of, canvas=control)
+    if best_of == 1:
+        (output,) = yield from run(requests, [[Place(start=0, stop=width)]])
+        return output
+    ranked = yield from rank(facts, requests)
+    fits = (one for one in ranked if one.output.constraint and one.output.constraint.complete)
+    return next(fits, ranked[0]).output

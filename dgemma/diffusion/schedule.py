@@ -13,10 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgemma.params import RELEASED, SamplingParams
-
-DEFAULT_TRIES = 4
-"""How often a canvas that does not converge is begun, if `restart_after` is given alone."""
+from dgemma.params import DEFAULT_TRIES, RELEASED, SamplingParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

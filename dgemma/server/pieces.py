@@ -174,7 +174,8 @@ class PieceReader:
                     if event.step % self._every == 0:
                         yield self._frame(event)
                     continue
-                if event.type == "status" or (event.type == "commit" and self._request.frames):
+                told = self._request.frames or event.verdict is not None
+                if event.type == "status" or (event.type == "commit" and told):
                     yield Progress(event, len(self._request.token_ids))
                 if event.output is not None:
                     _check(event.output)
@@ -186,7 +187,9 @@ class PieceReader:
                     yield Scores(scores)
                 if event.output is not None:
                     times = Times(frame_s=frame_s, text_s=text_s, total_s=now)
-                    width = canvas_width(self._request.params, self._facts.canvas)
+                    width = 1  # of a token after the other
+                    if self._request.mode == "diffusion":
+                        width = canvas_width(self._request.params, self._facts.canvas)
                     yield End(event.output, times, width)
         finally:
             self._stream.close()

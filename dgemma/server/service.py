@@ -150,6 +150,10 @@ class Service:
         assert most is not None
         return most
 
+    def race(self, asked: int | None) -> int:
+        """Canvases of an answer that are denoised side by side; `asked` is the request's number."""
+        return asked or self.model.defaults.race or 1
+
     async def check_threads(self, owner: str) -> None:
         """Pass a piece of work that does nothing through the threads.
 

@@ -31,6 +31,7 @@ from dgemma.server.sampling_fields import (
     Prediction,
     SamplingFields,
 )
+from dgemma.server.verdict import DiffusionReply
 from dgemma.types import CanvasControl
 
 OBJECT: dict[str, Any] = {"type": "object"}
@@ -208,6 +209,8 @@ class ChatRequest(ChoiceFields):
             raise refuse("diffusing", "needs stream: true")
         if self.diffusing and self.denoising.stream != "off":
             raise refuse("diffusing", "give diffusing or diffusion.stream, not both")
+        if self.diffusing and self.mode != "diffusion":
+            raise refuse("diffusing", f"shows drafts, and mode {self.mode!r} has none; drop one")
         if self.diffusing and (self.n or 1) > 1:
             raise refuse("n", "cannot be combined with diffusing, which shows one draft")
         if self.parallel_tool_calls is False and not self.tools:
@@ -218,6 +221,11 @@ class ChatRequest(ChoiceFields):
     def drafts(self) -> bool:
         """See `ChoiceFields.drafts`."""
         return bool(self.diffusing) or super().drafts
+
+    @property
+    def scored(self) -> bool:
+        """See `ChoiceFields.scored`."""
+        return bool(self.logprobs)
 
     @property
     def thinking(self) -> tuple[bool, int | None]:
@@ -350,6 +358,7 @@ class Choice(BaseModel):
     message: Message
     logprobs: Logprobs | None
     finish_reason: Literal["stop", "length", "tool_calls"]
+    diffusion: DiffusionReply | None = None
 
 
 class ChatReply(CostedReply):

@@ -63,5 +63,5 @@ def _request(asked: MessagesRequest, found: Conversation, exchange: Exchange) ->
     params = asked.params(service.settings.limits)
     return Request(
         token_ids=tuple(_prompt(found, service)), params=params, chat=True, tool_use=found.calls,
-        owner=exchange.owner,
+        mode=asked.mode, owner=exchange.owner,
     )  # fmt: skip
