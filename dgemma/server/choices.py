@@ -96,9 +96,10 @@ class ChoiceFields(StreamFields):
         if control is not None and self.mode != "diffusion":
             name = "diffusion_read_only" if self.diffusion_read_only else "ids"
             raise bad_field(name, f"needs a canvas, and mode {self.mode!r} has none; leave it out")
+        frames = self.drafts and self.mode == "diffusion"
         return drafts(
-            prompts, params, n, frames=self.drafts, status=self.drafts, canvas=control,
-            mode=self.mode, **more,
+            prompts, params, n, frames=frames, status=self.drafts, canvas=control, mode=self.mode,
+            **more,
         )  # fmt: skip
 
 

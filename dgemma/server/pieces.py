@@ -174,7 +174,8 @@ class PieceReader:
                     if event.step % self._every == 0:
                         yield self._frame(event)
                     continue
-                told = self._request.frames or event.verdict is not None
+                shown = self._request.frames or self._request.status
+                told = shown or event.verdict is not None
                 if event.type == "status" or (event.type == "commit" and told):
                     yield Progress(event, len(self._request.token_ids))
                 if event.output is not None:

@@ -249,6 +249,22 @@ def test_token_by_token_in_a_stream() -> None:
 
 
 @pytest.mark.model
+def test_the_exact_mode_in_a_stream() -> None:
+    """Catches another answer than token by token, and one that takes as many passes."""
+    plain = nano().autoregress(QUESTION)
+    body = {"messages": QUESTION, "mode": "exact"}
+    reply = serve().post(CHAT, body).json()
+    assert reply["choices"][0]["message"]["content"] == plain.text
+    assert reply["diffusion_usage"]["steps"] < plain.usage.steps
+    found = events(serve().post(CHAT, body | {"stream": True, "diffusion": {"stream": "text"}}))
+    assert "".join(deltas(found, "content")) == plain.text
+    sides = [event["diffusion"] for event in found if "diffusion" in event]
+    commits = [side["tokens"] for side in sides if side["type"] == "commit"]
+    assert sum(commits) == len(plain.token_ids) > len(commits)
+    assert all(side["type"] != "frame" for side in sides)
+
+
+@pytest.mark.model
 @pytest.mark.parametrize("more, name", [
     ({"seed": 1}, "seed"), ({"temperature": 0.5}, "temperature"), ({"suffix": "."}, "suffix"),
     ({"diffusion": {"restart_after": 3}}, "diffusion.restart_after"),
