@@ -58,11 +58,12 @@ def best_of(facts: ModelFacts, requests: Sequence[Request]) -> Plan[tuple[Draft,
         ids = output.token_ids
         if output.finish_reason == "stop" and not request.params.stop:  # at an end id
             ids = (*ids, facts.end_id)
-        ids = (*request.token_ids, *ids)[: facts.context - 1]  # reading takes room for a token too
-        if len(ids) > len(request.token_ids):
+        prompt = output.prompt_ids or request.token_ids
+        ids = (*prompt, *ids)[: facts.context - 1]  # reading takes room for a token too
+        if len(ids) > len(prompt):
             reading = Request(
                 token_ids=ids, params=SamplingParams(logprobs=0), mode="score",
-                score_from=len(request.token_ids), index=number, contents=request.contents,
+                score_from=len(prompt), index=number, contents=request.contents,
                 priority=request.priority,
             )  # fmt: skip
             asked.append((number, reading))

@@ -44,6 +44,7 @@ class Sequence:
         reader: of the answer's text; it may end the request.
         state: the sampler's part, a `CanvasState`.
         common: how many tokens of the context, from its first, share their keys with all owners.
+        thought_closed: see `Output`.
         context: ids to encode before the next canvas (or the next token) can begin: the prompt,
             then all that was committed.
         encoded: how many of them are encoded.
@@ -73,6 +74,7 @@ class Sequence:
     reader: Reader = field(default_factory=Reader)
     state: Any = None
     common: int = 0
+    thought_closed: bool = False
     events: EventQueue = field(default_factory=EventQueue)
 
     context: list[int] = field(default_factory=list)
@@ -273,6 +275,7 @@ class Sequence:
             scores=tuple(self.scores[:kept] if diffusion else self.scores),
             constraint=self.constraint,
             prompt_ids=self.request.token_ids,
+            thought_closed=self.thought_closed,
             index=self.request.index,
         )
         self.done = Event(
