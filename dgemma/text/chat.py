@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
-import jinja2.meta
 
 from dgemma.errors import InvalidRequest, TemplateError, TokenizerError, bad_field
 from dgemma.files.read import exists, read_json, read_text, reason
@@ -268,8 +267,7 @@ class ChatTemplate:
     @cached_property
     def variables(self) -> tuple[str, ...]:
         """What `chat_template_kwargs` may hold: what the template reads, and nothing else sets."""
-        found = jinja2.meta.find_undeclared_variables(self._environment.parse(self._source))
-        return tuple(sorted(found - _OWN.keys()))
+        return tuple(sorted(self._environment.inputs(self._source) - _OWN.keys()))
 
     @cached_property
     def _writes_schemas(self) -> bool:
