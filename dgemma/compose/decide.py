@@ -226,7 +226,7 @@ def _prompt(
     found: Sequence[Labels], joint: bool, width: int,
 ) -> tuple[int, ...]:  # fmt: skip
     if not isinstance(state, str):
-        return tuple(state)
+        return facts.closed(state)
     parts = [state]
     for question, one in zip(group, found, strict=True):
         if question.instructions:

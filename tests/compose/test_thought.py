@@ -53,14 +53,10 @@ GOOD = Predicate("good", "Is it good?")
 GIVEN: dict[str, Callable[[LLM], Any]] = {
     "chat: json_schema": lambda llm: llm.chat(ASK, **QUICK, json_schema=PARAMETERS),
     "chat: regex": lambda llm: llm.chat(ASK, **QUICK, regex="[a-z]+"),
-    "chat: grammar": lambda llm: llm.chat(ASK, **QUICK, grammar='start: "even" | "odd"'),
     "chat: choices": lambda llm: llm.chat(ASK, **QUICK, choices=["even", "odd"]),
     "chat: best_of": lambda llm: llm.chat(ASK, **QUICK, choices=["even", "odd"], best_of=2),
     "chat: a required call": lambda llm: llm.chat(
         ASK, **QUICK, tools=[TOOL], tool_choice="required"
-    ),
-    "chat: a named call": lambda llm: llm.chat(
-        ASK, **QUICK, tools=[TOOL], tool_choice={"type": "function", "function": {"name": "f"}}
     ),
     "generate: ids of a chat": lambda llm: llm.generate(_ids(llm), **QUICK, regex="[a-z]+"),
     "stream: choices": lambda llm: llm.stream(ASK, **QUICK, choices=["even", "odd"]).result(),
@@ -70,6 +66,7 @@ GIVEN: dict[str, Callable[[LLM], Any]] = {
     "decide": lambda llm: llm.decide("The soup was good.", [GOOD], samples=2),
     "decide: jointly": lambda llm: llm.decide("It was.", [GOOD, Predicate("b", "?")], joint=True),
     "decide: a conversation": lambda llm: llm.decide(ASK, [LABEL]),
+    "decide: nothing is pinned": lambda llm: llm.decide(ASK, [Predicate("good", "")]),
     "decide: ids": lambda llm: llm.decide(_ids(llm), [LABEL]),
     "infill": lambda llm: llm.infill("The ", " gives milk.", **SHORT, max_hole=2),
     "infill: at the beginning": lambda llm: llm.infill("", " gives milk.", **SHORT, max_hole=2),
@@ -78,7 +75,6 @@ GIVEN: dict[str, Callable[[LLM], Any]] = {
     ),
     "fill": lambda llm: llm.fill(["A ", HOLE, " b ", HOLE, "."], **SHORT),
     "edit": lambda llm: llm.edit("Mira has a dog.", spans=[(11, 14)], **SHORT),
-    "edit: with an instruction": lambda llm: llm.edit("Mira has a dog.", "Make it a cow.", **SHORT),
     "revise": lambda llm: llm.revise(_answer(llm), below=1.0, **SHORT),
     "repair": lambda llm: llm.repair('{"a": x}', **SHORT, json_schema=PARAMETERS),
 }  # fmt: skip

@@ -26,6 +26,8 @@ __all__ = ["diffusion_source"]
 
 pytestmark = pytest.mark.model
 
+WIDTH = 32
+"""Tokens of a canvas for a short answer."""
 POINTS = 0.02
 """Least of the interval of the paired difference, as a share."""
 
@@ -46,13 +48,15 @@ def chosen(llm: LLM, index: int) -> float:
     """One of the choices is written, and the right one."""
     example = _example("labels", index)
     choices: Any = example.meta["choices"]
-    return float(llm.chat(example.messages, seed=index, choices=choices).text == example.answer)
+    params = SamplingParams(seed=index, choices=choices, canvas_length=WIDTH)
+    return float(llm.chat(example.messages, params).text == example.answer)
 
 
 def structured(llm: LLM, index: int) -> float:
     """An answer under its schema is right."""
     example = _example("json", index)
-    params = SamplingParams(seed=index, json_schema=schema_of(json.loads(example.answer)))
+    schema = schema_of(json.loads(example.answer))
+    params = SamplingParams(seed=index, json_schema=schema, canvas_length="auto", max_tokens=96)
     return grade(example, llm.chat(example.messages, params).text)["exact"]
 
 
@@ -60,7 +64,7 @@ def filled(llm: LLM, index: int) -> float:
     """A gap is filled with its own text."""
     example = _example("gaps", index)
     prefix, gap, suffix = (str(example.meta[part]) for part in ("prefix", "gap", "suffix"))
-    done = llm.infill(prefix, suffix, seed=index, max_hole=12)
+    done = llm.infill(prefix, suffix, seed=index, max_hole=8, canvas_length=WIDTH)
     return float(done.holes[0].text == gap)
 
 
@@ -78,7 +82,7 @@ def test_given_beginnings_cost_nothing_under_the_released_template(
 ) -> None:  # fmt: skip
     """Catches answers that are worse because they stand where the model expects a thought."""
     pytest.importorskip("llguidance")
-    n = count(8, 1000)
+    n = count(4, 1000)
     own = right(nano(), task, n)
     after = right(nano_under(diffusion_source), task, n)
     before = right(unclosed(diffusion_source), task, n)
