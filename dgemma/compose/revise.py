@@ -99,7 +99,14 @@ class _Revision:
     def __init__(self, facts: ModelFacts, output: Output, params: SamplingParams) -> None:
         self.facts, self.output, self.params = facts, output, params
         self.ids = list(output.token_ids)
+        self.prompt = self._prompt()
         self.spent: list[Output] = []
+
+    def _prompt(self) -> tuple[int, ...]:
+        """The answer's prompt; its thought is closed, unless the answer itself begins with one."""
+        old, turn = self.output, self.facts.turn
+        thought = turn is not None and old.token_ids[:1] == turn.empty[:1]
+        return old.prompt_ids if thought else self.facts.closed(old.prompt_ids)
 
     def run(self, width: int, below: float) -> Plan[Revised]:
         """Canvas by canvas; later ones see the new tokens of earlier ones."""
@@ -130,6 +137,7 @@ class _Revision:
             old, token_ids=tuple(self.ids), text=text, thinking=thinking, tool_calls=calls,
             invalid_tool_calls=invalid, scores=tuple(scores), usage=total(self.spent), trace=(),
             verdict=None if changed else old.verdict, seed=self.params.seed or 0,
+            prompt_ids=self.prompt, thought_closed=self.facts.is_closed(self.prompt),
         )  # fmt: skip
         return Revised(output=done, shaky=tuple(shaky), changed=changed)
 
@@ -148,7 +156,7 @@ class _Revision:
         )
 
     def _request(self, first: int, params: SamplingParams, control: CanvasControl) -> Request:
-        prompt = (*self.output.prompt_ids, *self.ids[:first])
+        prompt = (*self.prompt, *self.ids[:first])
         return Request(token_ids=prompt, params=params, canvas=control)
 
     def _read(self, width: int) -> Plan[list[TokenScore]]:
@@ -229,6 +237,7 @@ def repair(
         return Output(
             text=text, token_ids=tuple(ids), seed=seed_of(params), prompt_ids=prompt,
             constraint=Constraint(mode=mode, complete=True),
+            thought_closed=facts.is_closed(prompt),
         )  # fmt: skip
     ids = [*ids, facts.end_id, *[facts.fill_id] * width][:width]
     pinned = tuple(range(min(taken, width)))

@@ -164,6 +164,7 @@ class Engine:
         frontend, arrived = self.frontend, self._clock()
         if frontend is None and request.needs_text:
             raise InvalidRequest("an engine without a frontend knows only ids; set Engine.frontend")
+        request, closed = (request, False) if frontend is None else frontend.closed(request)
         thought = None if frontend is None else frontend.thought(request)
         seed = secrets.randbits(DRAWN_BITS)
         resolved = resolve_request(request, self.defaults, self.limits, seed, thought)
@@ -187,6 +188,7 @@ class Engine:
                 self.model.head, constrained,
             ),
             common=self.limits.context if self._share else common,
+            thought_closed=closed,
             arrived=arrived,
         )  # fmt: skip
         if diffusion:

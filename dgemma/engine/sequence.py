@@ -47,6 +47,7 @@ class Sequence:
         reader: of the answer's text; it may end the request.
         state: the sampler's part, a `CanvasState`; its `rows` alone is looked at here.
         common: how many tokens of the context, from its first, share their keys with all owners.
+        thought_closed: see `Output`.
         context: ids to encode before the next canvas (or the next token) can begin: the prompt,
             then all that was committed.
         encoded: how many of them are encoded.
@@ -79,6 +80,7 @@ class Sequence:
     reader: Reader = field(default_factory=Reader)
     state: Any = None
     common: int = 0
+    thought_closed: bool = False
     events: EventQueue = field(default_factory=EventQueue)
 
     context: list[int] = field(default_factory=list)
@@ -307,6 +309,7 @@ class Sequence:
             constraint=self.constraint,
             verdict=Verdict.joined(self.verdicts) if self.verdicts else None,
             prompt_ids=self.request.token_ids,
+            thought_closed=self.thought_closed,
             index=self.request.index,
         )
         self.done = Event(

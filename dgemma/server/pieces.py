@@ -155,6 +155,11 @@ class PieceReader:
         self._scored = 0  # how many of those are sent, or not of the text
         self._began = time.perf_counter()
 
+    @property
+    def prompt_tokens(self) -> int:
+        """The length of the prompt."""
+        return len(self._request.token_ids)
+
     def close(self) -> None:
         """End the request if it still runs."""
         self._stream.close()
@@ -177,7 +182,7 @@ class PieceReader:
                 shown = self._request.frames or self._request.status
                 told = shown or event.verdict is not None
                 if event.type == "status" or (event.type == "commit" and told):
-                    yield Progress(event, len(self._request.token_ids))
+                    yield Progress(event, self.prompt_tokens)
                 if event.output is not None:
                     _check(event.output)
                 for piece in self._take(event):

@@ -129,7 +129,7 @@ class Service:
 
     def chat_ids(
         self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None,
-        thinking: bool = False,
+        thinking: bool = False, chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:  # fmt: skip
         """The prompt of a conversation.
 
@@ -140,7 +140,7 @@ class Service:
         check_messages(messages, self.settings.limits)
         if tools:
             check_schema(tools, "tools", self.settings.limits)
-        return self.model.frontend.chat_ids(messages, tools, thinking)
+        return self.model.frontend.chat_ids(messages, tools, thinking, chat_template_kwargs)
 
     def most_steps(self, request: Request) -> int:
         """Denoising steps that a canvas of a request may take."""

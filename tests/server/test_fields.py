@@ -129,6 +129,7 @@ CHANGED: dict[str, Case] = {
 REFUSED: dict[str, Case] = {
     "stream_options.include_obfuscation": (STREAM, True),
     "diffusion.stream_search": (SHOWN, True),
+    "chat_template_kwargs.preserve_thinking": ({"chat_template_kwargs": {}}, True),
     "presence_penalty": ({}, 0.5),
     "frequency_penalty": ({}, -0.5),
     "repetition_penalty": ({}, 1.1),

@@ -102,6 +102,10 @@ class EndingFrontend:
         """See `TextSide`."""
         return 0
 
+    def closed(self, request: Request) -> tuple[Request, bool]:
+        """See `TextSide`."""
+        return request, False
+
     def thought(self, request: Request) -> ThoughtIds | None:
         """See `TextSide`."""
         return None

@@ -58,7 +58,9 @@ def _requests(asked: ChatRequest, exchange: Exchange) -> list[Request]:
     if calls is not None and calls.required and params.constraint_field is not None:
         why = "cannot be combined with a required tool call; drop one of them"
         raise bad_field("response_format", why)
-    prompt = service.chat_ids(asked.messages, tools, asked.thinking[0])
+    options = asked.chat_template_kwargs
+    more = None if options is None else options.others
+    prompt = service.chat_ids(asked.messages, tools, asked.thinking[0], more)
     return asked.requests(
         service.facts, [prompt], params, count, chat=True, tool_use=calls, owner=exchange.owner
     )

@@ -144,6 +144,14 @@ class TemplateOptions(Body):
     """Variables of the chat template."""
 
     enable_thinking: bool | None = None
+    preserve_thinking: bool | None = Field(
+        default=None, description="thoughts of earlier calls stay, if the template can"
+    )
+
+    @property
+    def others(self) -> dict[str, Any]:
+        """The variables beside `enable_thinking`."""
+        return self.model_dump(exclude_none=True, exclude={"enable_thinking"})
 
 
 class ChatRequest(ChoiceFields):
