@@ -49,6 +49,7 @@ class LLM:
         frontend: makes ids from prompts and text from ids.
         tokenizer, template: None if the checkpoint has none.
         defaults: the checkpoint's own sampler.
+        calibration: what was fitted for the checkpoint.
         single_turn: its dgemma.json says that the model answers a message well only if
             no other turns come before it. `chat` sends what it is given, all the same.
     """
@@ -64,6 +65,7 @@ class LLM:
         self, model: DiffusionGemma, checkpoint: Checkpoint, choice: DeviceChoice,
         tokenizer: Tokenizer | None, template: ChatTemplate | None, *,
         cache_bytes: int | None = None, max_running: int = 32, share_prefix_cache: bool = False,
+        calibration: str | Path | None = None, learn_restart: bool = False,
     ) -> None:  # fmt: skip
         self.model = model
         self.config: ModelConfig = checkpoint.config
@@ -71,13 +73,15 @@ class LLM:
         self.choice = choice
         self.tokenizer = tokenizer
         self.template = template
-        self.defaults: SamplingParams = checkpoint.generation.params
+        self.defaults: SamplingParams = checkpoint.generation.sampling
         self.single_turn: bool = checkpoint.generation.single_turn
         end_ids = checkpoint.generation.eos_token_ids or checkpoint.config.eos_token_ids
         self.engine = Engine(
             model, end_ids=end_ids, defaults=self.defaults, cache_bytes=cache_bytes,
             max_running=max_running, share_prefix_cache=share_prefix_cache,
         )  # fmt: skip
+        self.calibration = Calibration.of(calibration, checkpoint.directory)
+        self.engine.limits.learnt.take(*self.calibration.limits, learning=learn_restart)
         self.worker = Worker(self.engine)
         spec = self.engine.spec
         self.frontend = Frontend(
@@ -354,11 +358,11 @@ class LLM:
 
 
 def load(
-    name: str | Path = "nano", *, device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "auto", strict: bool = True,
+    name: str | Path = "nano", *, device: str | torch.device = "auto", strict: bool = True,
+    dtype: str | torch.dtype = "auto", calibration: str | Path | None = None,
     cache_bytes: int | None = None, max_running: int = 32, attention: str = "auto",
     progress: Callable[[int, int], None] = lambda done, total: None,
-    share_prefix_cache: bool = False,
+    share_prefix_cache: bool = False, learn_restart: bool = False,
 ) -> LLM:  # fmt: skip
     """Load a model.
 
@@ -375,6 +379,8 @@ def load(
             "paged" (all requests at once) or "auto": reference on a CPU, paged on CUDA.
         progress: called while the weights load, with the bytes that are loaded, and all of them.
         share_prefix_cache: owners of requests share the cached keys and values of prompts.
+        calibration: a file of `dgemma calibrate`; None: calibration.json of the checkpoint, if any.
+        learn_restart: answers change what `restart_after="auto"` means in later requests.
 
     Raises:
         ModelNotFound, ConfigError, CheckpointError, TokenizerError, TemplateError, DeviceError:
@@ -386,6 +392,7 @@ def load(
     return LLM(
         found.model, found.checkpoint, found.choice, found.tokenizer, found.template,
         cache_bytes=cache_bytes, max_running=max_running, share_prefix_cache=share_prefix_cache,
+        calibration=calibration, learn_restart=learn_restart,
     )  # fmt: skip
 
 

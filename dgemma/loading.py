@@ -25,6 +25,8 @@ from dgemma.weights.save import save_weights
 
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
               "chat_template.jinja", "README.md")  # fmt: skip
+FITTED = "calibration.json"
+"""What was fitted for the very weights; see `dgemma calibrate`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,7 +100,7 @@ def save_model(
             "a checkpoint"
         )
     source = checkpoint.directory
-    files = {n: source / n for n in TEXT_FILES if (source / n).exists()}
+    files = {n: source / n for n in (*TEXT_FILES, FITTED) if (source / n).exists()}
     return save_weights(
         model, directory, config=checkpoint.config, generation=checkpoint.generation,
         files=files, aside=checkpoint,

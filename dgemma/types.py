@@ -251,6 +251,7 @@ class Output:
         text: the answer, without thought, tool calls and end ids.
         token_ids: all committed ids before the first end id (thought and calls included).
         seed: the seed that was used, drawn or given.
+        restart_after: the same of this parameter, which "auto" leaves to the engine; 0: never.
         finish_reason: "stop", "length", "cancelled" or "error".
         stopped_by: the stop string that ended it, if one did.
         usage: counts of tokens, canvases and steps.
@@ -272,6 +273,7 @@ class Output:
     text: str = ""
     token_ids: tuple[int, ...] = ()
     seed: int = 0
+    restart_after: int = 0
     finish_reason: FinishReason = "stop"
     stopped_by: str | None = None
     usage: Usage = field(default_factory=Usage)

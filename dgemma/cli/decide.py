@@ -130,17 +130,14 @@ def read_questions(arguments: argparse.Namespace) -> list[Question]:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the answers with their probabilities."""
-    from dgemma.compose.calibration import Calibration
-
     questions = read_questions(arguments)
     state: Any = read_argument(arguments.text)
-    calibration = Calibration.load(arguments.calibration) if arguments.calibration else None
     llm = open_model(arguments)
     if not any(question.instructions for question in questions):
         state = [{"role": "user", "content": state}]
     decision = llm.decide(
         state, questions, samples=arguments.samples, joint=arguments.joint, seed=arguments.seed,
-        calibration=calibration,
+        calibration=llm.calibration if arguments.calibration else None,
     )  # fmt: skip
     if arguments.json:
         print(json.dumps(asdict(decision), ensure_ascii=False))

@@ -7,9 +7,9 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
-from dgemma.cli.options import add_model, open_model, positive, say
+from dgemma.cli.options import add_calibration, add_model, open_model, positive, say
 from dgemma.cli.progress import Progress
-from dgemma.errors import InvalidRequest, nearest
+from dgemma.errors import InvalidRequest
 from dgemma.types import Mode
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--against", action="append", metavar="SETTING", default=[], help=against)
     canvas = "compare pinning, filling, schemas and decisions with the plain way, paired"
     add("--canvas", action="store_true", help=canvas)
+    verdict = "how well the model's own figures tell right answers from wrong ones"
+    add("--verdict", action="store_true", help=verdict)
+    add_calibration(parser)
     add("--json", action="store_true", help="print JSON")
     parser.epilog = "example:\n  dgemma evaluate nano -n 40 --tasks all"
 
@@ -54,14 +57,13 @@ def _compare(llm: LLM, tasks: list[str], arguments: argparse.Namespace, bar: Pro
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table; progress goes to standard error."""
-    from dgemma.tasks import TASKS
+    from dgemma.tasks import tasks_named
 
-    tasks = list(TASKS) if arguments.tasks == "all" else arguments.tasks.split(",")
-    for task in tasks:
-        if task not in TASKS:
-            raise InvalidRequest(f"unknown task {task!r}{nearest(task, TASKS)}")
+    tasks = tasks_named(arguments.tasks)
     if arguments.canvas and (arguments.json or arguments.against):
         raise InvalidRequest("--canvas prints tables alone; leave out --json and --against")
+    if arguments.verdict and (arguments.json or arguments.against or arguments.canvas):
+        raise InvalidRequest("--verdict prints its table alone; leave out --json and --against")
     both: list[Mode] = ["diffusion", "autoregressive"]
     modes = both if arguments.mode == "both" else [arguments.mode]
     llm = open_model(arguments)
@@ -77,6 +79,13 @@ def _evaluate(
 
     if arguments.against:
         return _compare(llm, tasks, arguments, bar)
+    if arguments.verdict:
+        from dgemma.evaluate import verdict
+
+        judged = verdict.judge(llm, tasks, arguments.n, report=say, progress=bar.part)
+        bar.clear()
+        print(verdict.as_markdown(judged))
+        return 0
     if arguments.canvas:
         from dgemma.evaluate.canvas import evaluate_canvas
 

@@ -34,6 +34,7 @@ COMMANDS = {
     "info": "show sizes and memory of a model, from its config alone",
     "check": "compare a model with transformers on this machine",
     "pull": "download a model into the local hub cache",
+    "calibrate": "fit a model's limits from its own answers",
     "evaluate": "score a model on held-out examples",
     "bench": "measure speed, beside this machine's ceilings and transformers",
     "doctor": "show the device, dtype and kernels chosen on this machine, and why",

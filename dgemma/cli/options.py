@@ -158,12 +158,19 @@ def open_model(arguments: argparse.Namespace, **more: Any) -> LLM:
         return load(
             arguments.model, device=arguments.device, dtype=arguments.dtype,
             attention=arguments.attention, strict=not arguments.no_strict, progress=progress,
-            **more,
+            calibration=getattr(arguments, "calibration", None), **more,
         )  # fmt: skip
+
+
+def add_calibration(parser: argparse.ArgumentParser) -> None:
+    """The file that `open_model` reads in place of the checkpoint's own."""
+    about = "file of `dgemma calibrate` (calibration.json beside the checkpoint)"
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help=about)
 
 
 def add_sampling(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
     """Every field of `SamplingParams` but those of no use to a command."""
+    add_calibration(parser)
     types = get_type_hints(SamplingParams)
     for title, names in SAMPLING.items():
         group = parser.add_argument_group(title)

@@ -9,7 +9,7 @@ import socket
 import sys
 from pathlib import Path
 
-from dgemma.cli.options import add_model, open_model
+from dgemma.cli.options import add_calibration, add_model, open_model
 from dgemma.errors import InvalidRequest, MissingExtra
 from dgemma.server.auth import ADMIN_VARIABLE, Keys
 from dgemma.server.log import set_format
@@ -61,6 +61,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--admin-key-file", type=Path, metavar="FILE", help=admin)
     origin = "web pages from here may call the server; repeatable"
     add("--cors-origin", action="append", metavar="URL", help=origin)
+    add_calibration(parser)
+    learn = "keep what restart_after=auto stands for up to date with the answers"
+    add("--learn-restart", action="store_true", help=learn)
     add("--log-text", action="store_true", help="log the text of users, too")
     add = parser.add_argument_group("limits").add_argument
     for name, about in PER_LIMIT.items():
@@ -155,7 +158,7 @@ def run(arguments: argparse.Namespace) -> int:
     bound = listen(arguments.host, arguments.port)
     llm = open_model(
         arguments, max_running=arguments.max_running,
-        share_prefix_cache=arguments.share_prefix_cache,
+        share_prefix_cache=arguments.share_prefix_cache, learn_restart=arguments.learn_restart,
     )  # fmt: skip
     compiler = GrammarCompiler(
         llm.frontend.source, llm.facts.end_ids, seconds=settings.limits.compile_s,

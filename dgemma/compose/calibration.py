@@ -1,7 +1,8 @@
-"""Make stated probabilities honest: one temperature for each kind of question.
+"""What is fitted for one checkpoint: temperatures of decisions, and limits of canvases.
 
-A model that is right 65 times in 100 should say so. The temperature is fitted on labelled examples
-and kept in a small JSON file. Knows numbers and files; knows nothing about questions.
+A model that is right 65 times in 100 should say so: one temperature for each kind of question is
+fitted on labelled examples. The limits are fitted by `dgemma calibrate`. All of it is kept in a
+small JSON file. Knows numbers and files; knows nothing about questions or canvases.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dgemma.errors import InvalidRequest
-from dgemma.files.read import MIB, read_json
+from dgemma.errors import ConfigError, InvalidRequest, nearest, short
+from dgemma.files.read import MIB, exists, read_json, reason
 from dgemma.files.write import replace_file
 
 FORMAT = "dgemma-calibration-1"
+FILE = "calibration.json"
+"""Its name beside a checkpoint, where it is read on load."""
 LEAST, MOST = 0.05, 20.0
+MOST_STEPS, LEAST_LOGPROB = 10_000, -1000
+LIMITS = ("restart_after", "least_logprob")
 PRIOR = 0.5
 """How strongly a temperature is held at 1, in nats per squared logarithm: less than one example,
 but enough that a few examples which are all right do not make every answer certain."""
@@ -103,20 +108,43 @@ def expected_calibration_error(
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A temperature for each kind of question ("predicate", "choice", "score"); others have 1.
+    """What was fitted for one checkpoint; whatever was not is left out.
+
+    Attributes:
+        temperatures: of a kind of question ("predicate", "choice", "score"); others have 1.
+        restart_after: steps after which 95 % of the canvases that converge have done so; what
+            `restart_after="auto"` means.
+        least_logprob: the encoder's mean log-probability of a canvas, in nats, that 95 % of the
+            right answers reach; `quality="careful"` begins a canvas below it anew.
 
     Raises:
-        InvalidRequest: a temperature that is not a number from 0.05 to 20.
+        InvalidRequest: a temperature that is not a number from 0.05 to 20, a limit that is not an
+            integer from 1 to 10,000, or a log-probability that is not a number from -1,000 to 0.
     """
 
     temperatures: Mapping[str, float] = field(default_factory=dict)
+    restart_after: int | None = None
+    least_logprob: float | None = None
 
     def __post_init__(self) -> None:
+        steps, least = self.restart_after, self.least_logprob
+        if steps is not None and (type(steps) is not int or not 1 <= steps <= MOST_STEPS):
+            raise InvalidRequest(
+                f"restart_after of a calibration must be an integer from 1 to {MOST_STEPS}, got "
+                f"{short(steps)}; fit it again with: dgemma calibrate MODEL"
+            )
+        if least is not None and (
+            type(least) not in (int, float) or not LEAST_LOGPROB <= least <= 0
+        ):
+            raise InvalidRequest(
+                f"least_logprob of a calibration must be a number from {LEAST_LOGPROB} to 0, got "
+                f"{short(least)}; fit it again with: dgemma calibrate MODEL"
+            )
         for kind, value in self.temperatures.items():
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not isinstance(kind, str) or not number or not LEAST <= value <= MOST:
                 raise InvalidRequest(
-                    f"temperature of {kind!r} must be a number from {LEAST} to {MOST}; "
+                    f"temperature of {short(kind)} must be a number from {LEAST} to {MOST}; "
                     "fit one again"
                 )
 
@@ -138,7 +166,12 @@ class Calibration:
             InvalidRequest: it cannot be written there.
         """
         path = Path(path)
-        text = json.dumps({"format": FORMAT, "temperatures": dict(self.temperatures)}, indent=1)
+        found = {name: getattr(self, name) for name in LIMITS}
+        limits = {name: value for name, value in found.items() if value is not None}
+        text = json.dumps(
+            {"format": FORMAT, "temperatures": dict(self.temperatures)}
+            | ({"limits": limits} if limits else {}), indent=1,
+        )  # fmt: skip
         try:
             replace_file(path, f"{text}\n".encode())
         except OSError as error:
@@ -154,10 +187,42 @@ class Calibration:
         try:
             found = read_json(path, MIB)
         except (OSError, ValueError) as error:
-            raise InvalidRequest(f"{path} is not a calibration ({error}); fit one again") from error
+            why = f"{path} is not a calibration ({reason(error)})"
+            raise InvalidRequest(f"{why}; fit one again, or remove it") from error
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise InvalidRequest(f"{path} is not a calibration of format {FORMAT}; fit one again")
         temperatures = found.get("temperatures")
         if not isinstance(temperatures, dict):
             raise InvalidRequest(f"{path} names no temperatures; fit a calibration again")
-        return cls(temperatures)
+        limits = found.get("limits", {})
+        if not isinstance(limits, dict):
+            raise InvalidRequest(f"{path}: limits must be an object; fit a calibration again")
+        for name in limits:
+            if name not in LIMITS:
+                known = nearest(name, LIMITS)
+                raise InvalidRequest(f"{path}: unknown limit {short(name)}{known}; fit it again")
+        try:
+            return cls(temperatures, **limits)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"{path}: {error}") from error
+
+    @property
+    def limits(self) -> tuple[int | None, float | None]:
+        """`restart_after` and `least_logprob`."""
+        return self.restart_after, self.least_logprob
+
+    @classmethod
+    def of(cls, given: str | Path | None, directory: Path) -> Calibration:
+        """The given file, else the one beside a checkpoint; an empty one if there is none.
+
+        Raises:
+            InvalidRequest: the given file holds something else.
+            ConfigError: the one beside the checkpoint does.
+        """
+        if given is not None:
+            return cls.load(given)
+        path = directory / FILE
+        try:
+            return cls.load(path) if exists(path) else cls()
+        except InvalidRequest as error:
+            raise ConfigError(str(error)) from error

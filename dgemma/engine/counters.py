@@ -18,6 +18,7 @@ class Counters:
 
     Attributes:
         waiting, running: requests.
+        restart_after: the steps that "auto" stands for now; 0: none, or nobody has learnt it.
         pages_full, pages_full_used, pages_full_cached: pages of the full layers: all, those of
             running requests, those that are kept for later requests.
         pages_sliding, pages_sliding_free: pages of the sliding layers.
@@ -34,6 +35,7 @@ class Counters:
 
     waiting: int = 0
     running: int = 0
+    restart_after: int = 0
     pages_full: int = 0
     pages_full_used: int = 0
     pages_full_cached: int = 0

@@ -385,6 +385,7 @@ class Engine:
     def _report(self, seq: Sequence) -> None:
         assert seq.done is not None and seq.done.output is not None
         self._counted.add_end(seq.done.output.finish_reason)
+        self.limits.learnt.learn(seq.request.params, seq.converged, self.defaults)
         seq.events.put(seq.done)
 
     def forget(self) -> None:
@@ -396,4 +397,5 @@ class Engine:
 
     def counters(self) -> Counters:
         """The state of the engine and its work so far, as plain numbers."""
-        return self._counted.beside(self.scheduler)
+        counted = replace(self._counted, restart_after=self.limits.learnt.restart_after or 0)
+        return counted.beside(self.scheduler)

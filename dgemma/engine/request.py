@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
+from dgemma.diffusion.learnt import LearntLimits
 from dgemma.errors import ContextOverflow, InvalidRequest, bad_field, short
 from dgemma.params import (
     END_ROOM,
@@ -20,11 +21,10 @@ from dgemma.params import (
 from dgemma.request_parts import ThoughtIds
 from dgemma.types import PAGE, Mode, Request
 
+EARLY = ("restart_after", "race", "quality")
+"""Defaults of a checkpoint that a request leaves out if it wants text before its canvas is done."""
 READ_ONLY = SamplingParams(max_steps=1, stable_prefix=False)
 """How a canvas is read that is not committed."""
-
-ONCE = SamplingParams(restart_after=0, race=1)
-"""Whatever the checkpoint's own sampler says, each canvas is begun once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class ModelLimits:
         bounded: whether the memory for keys and values bounds the context, not the model.
         pages: of keys and values in full layers.
         spare: pages of the sliding layers beyond those that one request may need.
+        learnt: from the answers of this model.
     """
 
     context: int
@@ -46,6 +47,7 @@ class ModelLimits:
     bounded: bool = False
     pages: int = 2**31
     spare: int = 2**31
+    learnt: LearntLimits = field(default_factory=LearntLimits)
 
     def room(self, params: SamplingParams) -> int:
         """Most positions of a request, beside which each further canvas of a race needs pages.
@@ -80,7 +82,7 @@ def resolve_request(
     Raises:
         InvalidRequest: an empty prompt, an id outside the vocabulary, an unknown mode, a field
             that has no meaning in this mode, tools without a chat, a thinking budget without
-            thoughts, a canvas wider than the model's.
+            thoughts, a canvas wider than the model's, a learnt limit that nobody has learnt.
         ContextOverflow: no room for an answer.
     """
     if request.mode not in get_args(Mode):
@@ -106,24 +108,24 @@ def resolve_request(
             params = replace(params, restart_after=0, race=1)
             merged.append(READ_ONLY)
         if params.stable_prefix:
-            merged.append(ONCE)
+            defaults = replace(defaults, **dict.fromkeys(EARLY))
         elif params.restart_after or (params.race or 1) > 1:
             merged.append(SamplingParams(stable_prefix=False))
         merged += [defaults, RELEASED]
     if params.thinking_budget is not None and thought is None:
         raise bad_field("thinking_budget", "needs a chat (Request.chat, or Request.thought)")
-    resolved = replace(request, params=params.merged(*merged, seed=seed), thought=thought)
-    _check_restarts(resolved, limits)
+    params = params.merged(*merged, seed=seed)
+    if params.restart_after == "auto":
+        params = replace(params, restart_after=limits.learnt.resolve())
+    if params.quality is not None:
+        limits.learnt.check_careful()
+    resolved = replace(request, params=params, thought=thought)
+    _check_race(resolved, limits)
     return resolved
 
 
-def _check_restarts(request: Request, limits: ModelLimits) -> None:
+def _check_race(request: Request, limits: ModelLimits) -> None:
     params = request.params
-    if params.restart_after == "auto":
-        raise bad_field(
-            "restart_after", '"auto" needs a number that `dgemma calibrate` finds for this '
-            "checkpoint; run it, or give a number of steps"
-        )  # fmt: skip
     room = limits.room(params)
     if room == limits.context:
         return

@@ -57,6 +57,7 @@ class Sequence:
         emitted: how many of them are on the canvas that runs.
         canvases, steps: finished canvases, denoising steps (or autoregressive passes) so far.
         discarded_steps: those of tries that were thrown away.
+        converged: steps of each canvas that converged.
         scores: of the committed tokens, if the request asks for them.
         constraint: how the answer was kept in its grammar.
         verdicts: of the committed canvases, if the request asks for them.
@@ -94,6 +95,7 @@ class Sequence:
     steps: int = 0
     discarded_steps: int = 0
     trace: list[TraceStep] = field(default_factory=list)
+    converged: list[int] = field(default_factory=list)
     scores: list[TokenScore] = field(default_factory=list)
     constraint: Constraint | None = None
     verdicts: list[Verdict] = field(default_factory=list)
@@ -214,6 +216,8 @@ class Sequence:
         beyond = self.emitted + len(cut) < len(ids)
         self.emitted = 0
         self.canvases += 1
+        if reason == "converged":
+            self.converged.append(steps)
         event = self._commit(
             cut, steps, self.canvases - 1, reason=reason, verdict=verdict, attempt=attempt
         )
@@ -290,6 +294,7 @@ class Sequence:
             text=reader.text,
             token_ids=tuple(self.committed[:kept]),
             seed=self.seed,
+            restart_after=int(self.request.params.restart_after or 0),
             finish_reason=reason,
             stopped_by=reader.stopped_by,
             usage=Usage(

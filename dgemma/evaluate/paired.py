@@ -30,7 +30,8 @@ class Setting:
         name: as it was asked for; "" is the checkpoint's own setting.
         params: the same as parameters.
         exact: of each example, in their order.
-        steps: denoising steps of each answer.
+        steps: denoising steps of each answer, those of discarded tries included.
+        discarded: those of discarded tries alone.
         seconds: for all of them.
     """
 
@@ -38,6 +39,7 @@ class Setting:
     params: SamplingParams
     exact: list[float] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
+    discarded: list[int] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -75,6 +77,7 @@ def compare(
         for example, output in made:
             setting.exact.append(score(example, output)["exact"])
             setting.steps.append(output.usage.steps)
+            setting.discarded.append(output.usage.discarded_steps)
             progress(f"{task} {setting.name or 'as released'}", len(setting.steps), n)
         setting.seconds = time.monotonic() - start
         report(f"{task} {setting.name or 'as released'}: {fmean(setting.exact):.3f} exact")
@@ -92,14 +95,17 @@ def as_markdown(task: str, settings: Sequence[Setting]) -> str:
     """A table; the first setting is what the others are compared with."""
     base = settings[0]
     lines = [
-        f"| {task}, n = {len(base.exact)} | exact | difference, points (95 %) | steps | seconds |",
-        "|---|---|---|---|---|",
+        f"| {task}, n = {len(base.exact)} | exact | difference, points (95 %) | passes | "
+        "ratio | discarded | seconds |",
+        "|---|---|---|---|---|---|---|",
     ]
     for setting in settings:
         points, half = difference(setting.exact, base.exact)
         gain = "" if setting is base else f"{100 * points:+.1f} ± {100 * half:.1f}"
+        ratio = "" if setting is base else f"{fmean(setting.steps) / fmean(base.steps):.2f}"
         lines.append(
             f"| {setting.name or 'as released'} | {fmean(setting.exact):.1%} | {gain} | "
-            f"{fmean(setting.steps):.2f} | {setting.seconds:.1f} |"
+            f"{fmean(setting.steps):.2f} | {ratio} | {fmean(setting.discarded):.2f} | "
+            f"{setting.seconds:.1f} |"
         )
     return "\n".join(lines)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from dgemma.errors import ConfigError, InvalidRequest
-from dgemma.model.json_section import Section
+from dgemma.errors import ConfigError, InvalidRequest, nearest
+from dgemma.model.json_section import Section, shown
 from dgemma.params import SamplingParams
 
 SAMPLER = "EntropyBoundSamplerConfig"
@@ -22,6 +22,12 @@ PARAMS: Mapping[str, tuple[str, type]] = {
     "stability_threshold": ("stability_threshold", int),
 }
 """Keys of the file, and the fields of `SamplingParams` that they are."""
+OWN = "dgemma.json"
+SAMPLING = (*(field for field, _ in PARAMS.values()), "entropy_bound", "ignore_tail",
+            "restart_after", "tries", "race", "quality", "temperature", "top_p", "top_k",
+            "min_p")  # fmt: skip
+"""Fields of `SamplingParams` that dgemma.json may set: how a canvas is drawn. What an answer may
+hold, where it ends and what is reported of it is the request's alone."""
 NEUTRAL_GENERATION = frozenset({
     "_commit_hash", "_from_model_config", "bos_token_id", "cache_config", "cache_implementation",
     "disable_compile", "max_length", "max_new_tokens", "return_dict_in_generate",
@@ -38,12 +44,19 @@ class GenerationDefaults(NamedTuple):
         eos_token_ids: ids that end an answer; empty: take `ModelConfig.eos_token_ids`.
         pad_token_id: None: take `ModelConfig.pad_token_id`.
         single_turn: the model answers a message well only if no other turns come before it.
+        own: what dgemma.json says of the sampler; it goes before `params`.
     """
 
     params: SamplingParams = SamplingParams()
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
     single_turn: bool = False
+    own: SamplingParams = SamplingParams()
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """The checkpoint's own sampler, of both files."""
+        return self.own.merged(self.params)
 
 
 def read_generation_config(values: Mapping[str, Any]) -> GenerationDefaults:
@@ -85,8 +98,8 @@ def write_generation_config(defaults: GenerationDefaults) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def read_single_turn(values: Mapping[str, Any]) -> bool:
-    """`GenerationDefaults.single_turn` from a parsed dgemma.json: `"turns"` is "single".
+def read_own(values: Mapping[str, Any], defaults: GenerationDefaults) -> GenerationDefaults:
+    """`defaults` with what a parsed dgemma.json adds: `"turns": "single"`, and `"sampling"`.
 
     A file of its own, for `transformers` refuses keys of generation_config.json that it does not
     know. Released checkpoints have none.
@@ -94,7 +107,26 @@ def read_single_turn(values: Mapping[str, Any]) -> bool:
     Raises:
         ConfigError: an unknown key or value.
     """
-    section = Section("dgemma.json", values)
+    section = Section(OWN, values)
     single = section.fixed({"turns": ("single",)}).get("turns") == "single"
+    sampling = section.take("sampling", dict) or {}
     section.close((), strict=True)
-    return single
+    for name in sampling:
+        if name not in SAMPLING:
+            known = nearest(name, SAMPLING) or f"; it may set {', '.join(SAMPLING)}"
+            raise ConfigError(f"{OWN}: sampling: unknown key {shown(name)}{known}")
+    try:
+        found = defaults._replace(single_turn=single, own=SamplingParams.from_dict(sampling))
+        found.own.merged(found.params)  # the two files may contradict each other
+    except InvalidRequest as error:
+        raise ConfigError(f"{OWN}: sampling: {error}; correct it") from error
+    return found
+
+
+def write_own(defaults: GenerationDefaults) -> dict[str, Any]:
+    """The content of dgemma.json; empty: there is nothing to say, and no such file."""
+    given = {name: getattr(defaults.own, name) for name in SAMPLING}
+    sampling = {name: value for name, value in given.items() if value is not None}
+    return ({"turns": "single"} if defaults.single_turn else {}) | (
+        {"sampling": sampling} if sampling else {}
+    )

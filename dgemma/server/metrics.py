@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-_STATES = ("waiting", "running", "pages_")
+_STATES = ("waiting", "running", "restart_after", "pages_")
 """Beginnings of names of counters that can go down."""
 
 

@@ -5,7 +5,15 @@ where it was, in any order. Knows nothing about tensors (no torch), tokenizers o
 """
 
 from dgemma.tasks.example import Example
-from dgemma.tasks.mix import TASKS, grade, make_example
+from dgemma.tasks.mix import EVALUATION_TASKS, TASKS, grade, make_example, tasks_named
 from dgemma.tasks.sudoku import make_sudoku
 
-__all__ = ["TASKS", "Example", "grade", "make_example", "make_sudoku"]
+__all__ = [
+    "EVALUATION_TASKS",
+    "TASKS",
+    "Example",
+    "grade",
+    "make_example",
+    "make_sudoku",
+    "tasks_named",
+]

@@ -32,7 +32,7 @@ _COUNT = tuple(mask.bit_count() for mask in range(512))
 _BITS = tuple(tuple(1 << d for d in range(9) if mask >> d & 1) for mask in range(512))
 
 
-class _Board:
+class Board:
     """A partly filled grid as bit masks; bit d of a unit's mask means digit d + 1 is taken."""
 
     __slots__ = ("boxes", "cells", "cols", "open", "rows")
@@ -86,9 +86,9 @@ class _Board:
         return False
 
 
-def _solved(draw: Draw) -> _Board:
+def _solved(draw: Draw) -> Board:
     """A random solved board: the boxes on the diagonal are free, the rest follows by search."""
-    board = _Board()
+    board = Board()
     for box in (0, 4, 8):
         cells = [cell for cell in range(81) if _BOX[cell] == box]
         for cell, bit in zip(cells, draw.shuffled(_BITS[_FULL]), strict=True):
@@ -99,7 +99,7 @@ def _solved(draw: Draw) -> _Board:
     return board
 
 
-def _other_solution(board: _Board, cell: int, bits: int, dug: list[int]) -> bool:
+def other_solution(board: Board, cell: int, bits: int, dug: list[int]) -> bool:
     """Whether the board, `dug` cells empty, has a solution with one of `bits` in `cell`."""
     for bit in _BITS[bits]:
         board.toggle(cell, bit)
@@ -113,7 +113,7 @@ def _other_solution(board: _Board, cell: int, bits: int, dug: list[int]) -> bool
     return False
 
 
-def _dig(board: _Board, draw: Draw) -> list[int] | None:
+def _dig(board: Board, draw: Draw) -> list[int] | None:
     """Empties 45 cells so that one solution is left; None in the rare case that it cannot.
 
     While the solution is unique, emptying a cell makes a second one only with another digit in
@@ -124,7 +124,7 @@ def _dig(board: _Board, draw: Draw) -> list[int] | None:
         bit = board.cells[cell]
         board.toggle(cell, bit)
         others = board.free(cell) & ~bit
-        if others and _other_solution(board, cell, others, dug):
+        if others and other_solution(board, cell, others, dug):
             board.toggle(cell, bit)
             continue
         dug.append(cell)

@@ -15,16 +15,16 @@ from dgemma.files import read
 from dgemma.model.config import ModelConfig
 from dgemma.model.hf_config import read_config
 from dgemma.model.hf_generation import (
+    OWN,
     GenerationDefaults,
     read_generation_config,
-    read_single_turn,
+    read_own,
 )
 from dgemma.weights.find import CONFIG
 from dgemma.weights.safetensors import INDEX, Safetensors
 from dgemma.weights.source import DTYPES, TensorSource
 
 GENERATION_CONFIG = "generation_config.json"
-OWN = "dgemma.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,7 @@ def load_generation(directory: Path) -> GenerationDefaults:
     """
     path, own = directory / GENERATION_CONFIG, directory / OWN
     found = read_generation_config(read_json(path)) if read.exists(path) else GenerationDefaults()
-    return found._replace(single_turn=read.exists(own) and read_single_turn(read_json(own)))
+    return read_own(read_json(own), found) if read.exists(own) else found
 
 
 def open_checkpoint(directory: Path, strict: bool = True) -> Checkpoint:

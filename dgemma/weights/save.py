@@ -27,8 +27,8 @@ from dgemma.errors import CheckpointError
 from dgemma.files.read import read_bytes
 from dgemma.model.config import ModelConfig
 from dgemma.model.hf_config import MODEL_TYPE, write_config
-from dgemma.model.hf_generation import GenerationDefaults, write_generation_config
-from dgemma.weights.files import GENERATION_CONFIG, OWN, Checkpoint, read_json
+from dgemma.model.hf_generation import OWN, GenerationDefaults, write_generation_config, write_own
+from dgemma.weights.files import GENERATION_CONFIG, Checkpoint, read_json
 from dgemma.weights.find import CONFIG
 from dgemma.weights.load import aside_names
 from dgemma.weights.names import to_checkpoint
@@ -132,8 +132,8 @@ def write_checkpoint(
     documents = {CONFIG: _json(write_config(dataclasses.replace(config, dtype=name)))}
     if generation is not None:
         documents[GENERATION_CONFIG] = _json(write_generation_config(generation))
-        if generation.single_turn:
-            documents[OWN] = _json({"turns": "single"})
+        if own := write_own(generation):
+            documents[OWN] = _json(own)
     with replacing(target) as fresh:
         for file, content in {**(files or {}), **documents}.items():
             _write_file(fresh / file, content)

@@ -15,9 +15,7 @@ from pathlib import Path
 import torch
 
 from dgemma.model.config import AttentionShape, ModelConfig
-from dgemma.model.hf_generation import GenerationDefaults
 from dgemma.model.transformer import DiffusionGemma
-from dgemma.params import RELEASED
 from dgemma.tasks import make_example
 from dgemma.tasks.sudoku import make_sudoku
 from dgemma.tasks.written import as_text, holes
@@ -26,6 +24,7 @@ from dgemma.text.tokenizer import Tokenizer
 from dgemma.train.checkpoint import load_average
 from dgemma.train.data import Sample, TrainingBatch, make_batch, to_sample
 from dgemma.train.loop import TrainingPlan
+from dgemma.weights.files import load_generation
 from dgemma.weights.find import bundled_models
 from dgemma.weights.save import save_weights
 from recipes.nano.mix import mix_at
@@ -192,7 +191,7 @@ def export(directory: Path, target: Path) -> Path:
     files["README.md"] = CARD.format(
         step=step, parameters=sum(p.numel() for p in model.parameters()) / 1e6
     )
-    generation = GenerationDefaults(RELEASED, config.eos_token_ids, config.pad_token_id, True)
+    generation = load_generation(source)
     return save_weights(
         model, target, config=config, generation=generation, files=files, dtype=torch.bfloat16
     )

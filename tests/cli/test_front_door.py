@@ -74,7 +74,8 @@ def test_wrong_names_are_refused_before_torch_is_loaded() -> None:
     """A typing mistake costs the seconds that importing torch takes."""
     mistakes = [
         ["demo", "nono"],
-        *[[name, "nono"] for name in ("chat", "serve", "info", "check", "evaluate", "doctor")],
+        *[[name, "nono"] for name in ("chat", "serve", "info", "check", "calibrate", "evaluate",
+                                        "doctor")],
         ["generate", "nono", "x"], ["infill", "nono", "___"], ["bench", "step", "nono"],
         ["edit", "nono", __file__, "--span", "1"], ["decide", "nono", "x", "--predicate", "Is it?"],
         ["bench", "scale"], ["chat", "--dtype", "fp16"],

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
+from dgemma.diffusion.learnt import ENOUGH, LearntLimits
 from dgemma.engine.engine import Engine
 from dgemma.engine.request import ModelLimits, resolve_request
 from dgemma.engine.sequence import Sequence
 from dgemma.errors import ContextOverflow, InvalidRequest
-from dgemma.params import SamplingParams
+from dgemma.params import RELEASED, SamplingParams
 from dgemma.request_parts import PromptContent, ThoughtIds, ToolUse
-from dgemma.types import ENTROPY_PER_NAT, Request
+from dgemma.types import ENTROPY_PER_NAT, Output, Request
 from tests.support.engines import EndingFrontend
 from tests.support.nano import by_reference, nano, nano_engine, random_request
 
@@ -256,3 +257,59 @@ def test_contents_travel() -> None:
     request = Request(token_ids=(3, 4, 5), owner="a", contents=(content,))
     assert copy.deepcopy(request) == request and hash(request) == hash(replace(request))
     assert replace(request, contents=()) != request
+
+
+def resolved(defaults: SamplingParams, limits: ModelLimits = LIMITS, **params: Any) -> Request:
+    request = Request(token_ids=(3,), params=SamplingParams(**params))
+    return resolve_request(request, defaults, limits, 9)
+
+
+def test_auto_is_a_number_before_the_schedule_sees_it() -> None:
+    """A word in the place of a number, or a limit that nobody has learnt."""
+    limits = replace(LIMITS, learnt=LearntLimits())
+    with pytest.raises(InvalidRequest, match="restart_after.*dgemma calibrate MODEL"):
+        resolved(SamplingParams(), limits, restart_after="auto")
+    with pytest.raises(InvalidRequest, match="quality.*dgemma calibrate MODEL"):
+        resolved(SamplingParams(), limits, quality="careful")
+    limits.learnt.take(7, -0.5)
+    assert resolved(SamplingParams(), limits, restart_after="auto").params.restart_after == 7
+    assert resolved(SamplingParams(restart_after="auto"), limits).params.restart_after == 7
+    assert resolved(SamplingParams(), limits, quality="careful").params.quality == "careful"
+    for own, found in ((5, 5), (0, 0)):
+        made = resolved(SamplingParams(restart_after="auto"), limits, restart_after=own)
+        assert made.params.restart_after == found
+
+
+def test_restarts_of_the_checkpoint_give_way_to_early_text() -> None:
+    """A checkpoint's own defaults make every request for early text an error."""
+    defaults = SamplingParams(restart_after=8, tries=4, race=2, quality="careful", max_steps=5)
+    params = resolved(defaults, stable_prefix=True).params
+    assert (params.restart_after, params.race, params.quality) == (None, None, None)
+    assert (params.stable_prefix, params.max_steps) == (True, 5)
+    limits = replace(LIMITS, learnt=LearntLimits())
+    limits.learnt.take(7, -0.5)
+    assert resolved(defaults, limits).params.restart_after == 8
+    assert resolved(defaults, limits, stable_prefix=False).params.race == 2
+
+
+@pytest.mark.model
+def test_the_engine_learns_and_says_what_it_took() -> None:
+    """Steps that never reach the limit, a limit that no metric shows, or no way to repeat it."""
+    engine = nano_engine()
+    learnt = engine.limits.learnt
+    learnt.take(None, None, learning=True)
+    ids = tuple(nano().chat_ids([{"role": "user", "content": "What is your name?"}]))
+
+    def ask(**params: Any) -> Output:
+        return engine.submit(Request(token_ids=ids, params=SamplingParams(**params))).result()
+
+    first = ask(seed=1, restart_after="auto")
+    assert first.restart_after == 0 == engine.counters().restart_after
+    free = learnt.counted
+    assert free == 1
+    learnt.learn(RELEASED, [9] * ENOUGH, SamplingParams())
+    found = ask(seed=1, restart_after="auto")
+    assert found.restart_after == 9 == engine.counters().restart_after
+    assert learnt.counted == ENOUGH + 1  # one that may be begun anew teaches nothing
+    assert ask(seed=1).token_ids == first.token_ids and ask(seed=1).restart_after == 0
+    assert learnt.counted == ENOUGH + 3

@@ -32,6 +32,19 @@ def test_differences_are_paired() -> None:
     assert difference(base, base) == (0.0, 0.0)
 
 
+def test_passes_that_were_thrown_away_are_shown() -> None:
+    """Catches restarts whose price is hidden, or a ratio that is turned round."""
+    base, ours = parse_setting(""), parse_setting("restart_after=8,tries=4")
+    assert ours.params == SamplingParams(restart_after=8, tries=4)
+    base.exact, base.steps, base.discarded = [0.0, 1.0], [6, 2], [0, 0]
+    ours.exact, ours.steps, ours.discarded = [1.0, 1.0], [4, 2], [3, 0]
+    rows = as_markdown("sudoku", [base, ours]).splitlines()
+    assert rows[0].count("|") == rows[1].count("|") == rows[2].count("|") == rows[3].count("|")
+    assert rows[2] == "| as released | 50.0% |  | 4.00 |  | 0.00 | 0.0 |"
+    assert rows[3].startswith("| restart_after=8,tries=4 | 100.0% | +50.0 ± ")
+    assert rows[3].endswith(" | 3.00 | 0.75 | 1.50 | 0.0 |")
+
+
 @pytest.mark.model
 def test_compare_runs_each_setting_on_the_same_examples() -> None:
     """Fewer steps must show as fewer steps, and the base must not be touched by the others."""

@@ -20,7 +20,6 @@ from dgemma.model.hf_generation import (
     NEUTRAL_GENERATION,
     GenerationDefaults,
     read_generation_config,
-    read_single_turn,
     write_generation_config,
 )
 from dgemma.params import RELEASED, SamplingParams
@@ -324,10 +323,10 @@ RELEASED_GENERATION: dict[str, Any] = {
 
 def test_released_generation_config() -> None:
     """The released sampler; max_new_tokens of the file must not cut answers at 256."""
-    params, eos, pad, single_turn = read_generation_config(RELEASED_GENERATION)
+    params, eos, pad, single_turn, own = read_generation_config(RELEASED_GENERATION)
     assert params == RELEASED
     assert params.max_tokens is None
-    assert (eos, pad, single_turn) == ((1, 106, 50), 0, False)
+    assert (eos, pad, single_turn, own) == ((1, 106, 50), 0, False, SamplingParams())
 
 
 @pytest.mark.oracle
@@ -367,18 +366,6 @@ def test_generation_config_refuses(changes: dict[str, Any], message: str) -> Non
     """Another sampler or a broken value is an error of the file, not of the request."""
     with pytest.raises(ConfigError, match=message):
         read_generation_config(RELEASED_GENERATION | changes)
-
-
-@pytest.mark.fault("N 4")
-def test_single_turns_are_read() -> None:
-    """A model that was trained on single turns gets the history of a chat all the same."""
-    assert read_single_turn({"turns": "single"}) and not read_single_turn({})
-    for values, message in (
-        ({"turns": "one"}, "'single'"),
-        ({"turn": "x"}, "did you mean 'turns'"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            read_single_turn(values)
 
 
 def test_generation_config_unknown_and_neutral_keys(caplog: pytest.LogCaptureFixture) -> None:

@@ -17,7 +17,7 @@ from dgemma.errors import CheckpointError
 from dgemma.model.config import ModelConfig
 from dgemma.model.hf_generation import GenerationDefaults
 from dgemma.model.transformer import DiffusionGemma
-from dgemma.params import RELEASED
+from dgemma.params import RELEASED, SamplingParams
 from dgemma.weights import safetensors
 from dgemma.weights.files import open_checkpoint
 from dgemma.weights.load import load_weights
@@ -117,7 +117,8 @@ def test_config_and_generation_come_back(
     """A saved model is whole: sizes, sampler, end ids; the dtype is that of the weights."""
     from transformers.models.diffusion_gemma import modeling_diffusion_gemma as oracle
 
-    generation = GenerationDefaults(RELEASED, (1, 106, 50), 0)
+    own = SamplingParams(restart_after=8, tries=4)
+    generation = GenerationDefaults(RELEASED, (1, 106, 50), 0, True, own)
     save_weights(
         random_model(config), tmp_path / "m", config=config, generation=generation,
         dtype=torch.bfloat16,
