@@ -23,7 +23,7 @@ from dgemma.engine.engine import Engine
 from dgemma.engine.worker import Worker
 from dgemma.errors import InvalidRequest
 from dgemma.events import EventStream
-from dgemma.frontend import Frontend, Messages, ModelFacts, Prompt
+from dgemma.frontend import Frontend, Messages, ModelFacts, Prompt, Variables
 from dgemma.loading import load_model, save_model
 from dgemma.model.config import ModelConfig
 from dgemma.model.transformer import DiffusionGemma
@@ -61,17 +61,10 @@ class LLM:
         return object.__new__(cls)
 
     def __init__(
-        self,
-        model: DiffusionGemma,
-        checkpoint: Checkpoint,
-        choice: DeviceChoice,
-        tokenizer: Tokenizer | None,
-        template: ChatTemplate | None,
-        *,
-        cache_bytes: int | None = None,
-        max_running: int = 32,
-        share_prefix_cache: bool = False,
-    ) -> None:
+        self, model: DiffusionGemma, checkpoint: Checkpoint, choice: DeviceChoice,
+        tokenizer: Tokenizer | None, template: ChatTemplate | None, *,
+        cache_bytes: int | None = None, max_running: int = 32, share_prefix_cache: bool = False,
+    ) -> None:  # fmt: skip
         self.model = model
         self.config: ModelConfig = checkpoint.config
         self.checkpoint = checkpoint
@@ -118,10 +111,11 @@ class LLM:
         return self.frontend.prompt_ids(prompt)
 
     def chat_ids(
-        self, messages: Messages, tools: Tools | None = None, thinking: bool = False
-    ) -> list[int]:
+        self, messages: Messages, tools: Tools | None = None, thinking: bool = False,
+        chat_template_kwargs: Variables = None,
+    ) -> list[int]:  # fmt: skip
         """See `Frontend.chat_ids`."""
-        return self.frontend.chat_ids(messages, tools, thinking)
+        return self.frontend.chat_ids(messages, tools, thinking, chat_template_kwargs)
 
     # -- running -------------------------------------------------------------------------------
 
@@ -211,7 +205,8 @@ class LLM:
     def chat(  # type: ignore[overload-overlap]  # an empty list may be either: it is refused
         self, messages: Messages, params: Params = None, *, tools: Tools | None = None,
         thinking: bool = False, n: Literal[1] = 1, best_of: int | None = None,
-        tool_choice: str | Mapping[str, Any] = "auto", **sampling: Unpack[SamplingKeywords],
+        tool_choice: str | Mapping[str, Any] = "auto", chat_template_kwargs: Variables = None,
+        **sampling: Unpack[SamplingKeywords],
     ) -> Output: ...  # fmt: skip
 
     @overload
@@ -219,14 +214,14 @@ class LLM:
         self, messages: Messages | Sequence[Messages], params: Params = None, *,
         tools: Tools | None = None, thinking: bool = False, n: int = 1,
         best_of: int | None = None, tool_choice: str | Mapping[str, Any] = "auto",
-        **sampling: Unpack[SamplingKeywords],
+        chat_template_kwargs: Variables = None, **sampling: Unpack[SamplingKeywords],
     ) -> list[Output]: ...  # fmt: skip
 
     def chat(
         self, messages: Messages | Sequence[Messages], params: Params = None, *,
         tools: Tools | None = None, thinking: bool = False, n: int = 1,
         best_of: int | None = None, tool_choice: str | Mapping[str, Any] = "auto",
-        **sampling: Unpack[SamplingKeywords],
+        chat_template_kwargs: Variables = None, **sampling: Unpack[SamplingKeywords],
     ) -> Output | list[Output]:  # fmt: skip
         """Answer a conversation; the output's thought, tool calls and text are apart.
 
@@ -238,6 +233,8 @@ class LLM:
             n, best_of: drafts, as in `generate`; a batch or n > 1 gives a list.
             tool_choice: "auto", "none" (the tools are not shown), "required" (one of them is
                 called for certain), or the one to call in OpenAI's form.
+            chat_template_kwargs: other variables of the chat template, such as
+                {"preserve_thinking": True}; refused if it does not read them.
 
         Raises:
             InvalidRequest: malformed messages, tools or parameters.
@@ -246,7 +243,8 @@ class LLM:
         calls = tool_use(tools, tool_choice)
         shown = None if tool_choice == "none" else tools
         batch = self.frontend.batch(messages)
-        prompts = [self.chat_ids(one, shown, thinking) for one in batch or [messages]]
+        asked = shown, thinking, chat_template_kwargs
+        prompts = [self.chat_ids(one, *asked) for one in batch or [messages]]
         drawn = SamplingParams.of(params, **sampling)
         outputs = run_drafts(
             self.submit, self.frontend, prompts, drawn, n=n, best_of=best_of, chat=True,
@@ -256,13 +254,14 @@ class LLM:
 
     def stream(
         self, prompt: Prompt | Messages, params: Params = None, *, tools: Tools | None = None,
-        thinking: bool = False, **sampling: Unpack[SamplingKeywords],
+        thinking: bool = False, chat_template_kwargs: Variables = None,
+        **sampling: Unpack[SamplingKeywords],
     ) -> EventStream:  # fmt: skip
         """The events of one answer as they happen: "frame" per step, "commit" per canvas, "done".
 
         The prompt is text or ids as in `generate`, or messages as in `chat`.
         """
-        ids, chat = self.frontend.ids(prompt, tools, thinking)
+        ids, chat = self.frontend.ids(prompt, tools, thinking, chat_template_kwargs)
         drawn, use = SamplingParams.of(params, **sampling), tool_use(tools)
         return self.submit(
             Request(token_ids=tuple(ids), params=drawn, chat=chat, tool_use=use, frames=True)
@@ -270,7 +269,8 @@ class LLM:
 
     def autoregress(
         self, prompt: Prompt | Messages, params: Params = None, *, tools: Tools | None = None,
-        thinking: bool = False, draft: bool = False, **sampling: Unpack[SamplingKeywords],
+        thinking: bool = False, draft: bool = False, chat_template_kwargs: Variables = None,
+        **sampling: Unpack[SamplingKeywords],
     ) -> Output:  # fmt: skip
         """The same weights as an ordinary greedy autoregressive model: the baseline.
 
@@ -279,7 +279,7 @@ class LLM:
         Raises:
             InvalidRequest: a parameter that only steers denoising, or a strict tool.
         """
-        ids, chat = self.frontend.ids(prompt, tools, thinking)
+        ids, chat = self.frontend.ids(prompt, tools, thinking, chat_template_kwargs)
         drawn = SamplingParams.of(params, **sampling)
         request = Request(
             token_ids=tuple(ids), params=drawn, chat=chat, tool_use=tool_use(tools),
@@ -329,12 +329,12 @@ class LLM:
         )
 
     def repair(
-        self, text: str, params: Params = None, strength: float = 0.2,
+        self, text: str, params: Params = None, strength: float = 0.2, best_of: int = 1,
         **sampling: Unpack[SamplingKeywords],
     ) -> Output:  # fmt: skip
         """Make a text fit a schema, regex or grammar; see `dgemma.compose.revise.repair`."""
         drawn = SamplingParams.of(params, **sampling)
-        return self.run_plan(repair(self.facts, text, drawn, strength))
+        return self.run_plan(repair(self.facts, text, drawn, strength, best_of))
 
     def decide(
         self, state: str | Messages | Sequence[int],

@@ -35,7 +35,10 @@ from dgemma.param_rules import (
 WIDTH_STEP, END_ROOM = 32, 16
 """An automatic canvas is a multiple of the one, with room for `max_tokens` and the other."""
 
-CONSTRAINT_FIELDS = ("json_schema", "regex", "grammar", "choices")
+DEFAULT_TRIES = 4
+"""Most times that a canvas is begun, if `restart_after` is given without `tries`."""
+
+CONSTRAINT_FIELDS = ("json_schema", "regex", "grammar", "choices", "structure")
 """Fields that constrain an answer as a whole; at most one of them is given."""
 
 DRAWN_BITS = 53
@@ -83,6 +86,7 @@ class SamplingKeywords(TypedDict, total=False):
     regex: str | None
     grammar: str | None
     choices: Sequence[str] | None
+    structure: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,10 +121,12 @@ class SamplingParams:
         refused_by=_WHOLE,
     )  # fmt: skip
     restart_after: int | Literal["auto"] | None = option(
-        integer, "steps after which a canvas that has not converged is begun anew; 0: never (0)",
+        integer, "restart a canvas that has not converged after N steps; 0: never (0)",
         0, 10_000, words=("auto",),
     )  # fmt: skip
-    tries: int | None = option(integer, "most times that a canvas is begun (4)", 1, 64)
+    tries: int | None = option(
+        integer, f"most times that a canvas is begun ({DEFAULT_TRIES})", 1, 64
+    )
     race: int | None = option(
         integer, "canvases side by side; the first to converge counts (1)", 1, 16
     )
@@ -128,7 +134,7 @@ class SamplingParams:
         flag, "report the encoder's log-probabilities of the answer", refused_by=_DRAW
     )
     quality: Literal["careful"] | None = option(
-        one_word("careful"), "careful: begin a canvas anew that the encoder finds unlikely"
+        one_word("careful"), "careful: restart a canvas that the encoder finds unlikely"
     )
     canvas_length: int | Literal["auto"] | None = option(
         integer, "tokens of a canvas, or auto: as max_tokens needs (full)", 1, WORD, words=("auto",)
@@ -184,6 +190,10 @@ class SamplingParams:
         text, "text of this grammar: @FILE, markdown-table or code-fence", refused_by=_WHOLE
     )
     choices: Sequence[str] | None = option(strings, "one of these texts", refused_by=_WHOLE)
+    structure: str | None = option(
+        text, "Markdown: table:NAME,NAME;rows=N, fence:LANGUAGE, list:N, numbered:N or document",
+        refused_by=_WHOLE,
+    )  # fmt: skip
 
     def __new__(cls, *_: Any, **fields: Any) -> SamplingParams:
         """Refuses an unknown name before `__init__` does so without a hint."""
@@ -213,7 +223,7 @@ class SamplingParams:
         for name, on in (("restart_after", self.restart_after), ("race", (self.race or 1) > 1),
                          ("quality", self.quality)):  # fmt: skip
             if on and self.stable_prefix:
-                why = "what is emitted early could not be written anew; drop one of them"
+                why = "what is emitted early could not be written again; drop one of them"
                 raise bad_field(name, f"and stable_prefix cannot be combined: {why}")
 
     def _check_constraint(self) -> None:

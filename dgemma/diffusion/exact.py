@@ -192,7 +192,7 @@ def speculate(
     def read(ids: Sequence[int], proposed: Sequence[int]) -> Acceptance:
         """Encode ids; what the encode mode says to those proposed, which are the last ones."""
         hidden = encode(torch.tensor([ids], device=spec.device))[0, -len(proposed) - 1 :]
-        choices = choose(head, hidden, seed, len(answer), temperature, spec)
+        choices = choose(head, hidden, seed, len(answer), temperature, spec).tolist()
         found = accepted(proposed, choices, spec.end_ids)
         if found.token < 0:
             raise EngineError(f"token {len(answer) + found.count}: not finite")
@@ -205,7 +205,7 @@ def speculate(
         passes += 1
         if policy.drafts and room >= spec.length:
             draft = begin_draft(seed, drafts, policy, spec)
-            draft, _ = denoise(draft, schedule, spec, predict, head.read)
+            draft = denoise(draft, schedule, spec, predict, head.read).canvas
             drafts += 1
         ended, pending = found.token in spec.end_ids, [found.token]
         answer += [] if ended else pending
@@ -216,7 +216,7 @@ def speculate(
             continue
         draft = hold_token(draft, found.token, policy, spec, head.embed)
         while not draft.reason:
-            draft, _ = denoise(draft, schedule, spec, predict, head.read)
+            draft = denoise(draft, schedule, spec, predict, head.read).canvas
             draft = hold_token(draft, found.token, policy, spec, head.embed)
             passes += 1
         proposed = proposal(draft, policy, spec)[: limit - len(answer) - 1]
@@ -233,7 +233,7 @@ def speculate(
 
 def choose(
     head: Head, hidden: Tensor, seed: int, first: int, temperature: float, spec: CanvasSpec
-) -> list[int]:
+) -> Tensor:
     """The choices of the encode mode for consecutive tokens of an answer.
 
     Args:
@@ -242,14 +242,11 @@ def choose(
         temperature: of the draw; 0: the likeliest id.
 
     Returns:
-        N ids; -1: not finite.
+        int64 [N] ids; -1: not finite.
     """
     controls = Controls(suppress_ids=spec.suppress_ids)
     if not temperature:
-        chosen = head.greedy(hidden, controls)
-    else:
-        count, device = len(hidden), hidden.device
-        keys = token_uniforms([seed] * count, range(first, first + count), device)
-        chosen = head.draw(hidden, torch.full_like(keys, temperature), keys, controls)
-    ids: list[int] = chosen.tolist()
-    return ids
+        return head.greedy(hidden, controls)
+    count = len(hidden)
+    keys = token_uniforms([seed] * count, range(first, first + count), hidden.device)
+    return head.draw(hidden, torch.full_like(keys, temperature), keys, controls)

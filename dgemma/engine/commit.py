@@ -11,9 +11,11 @@ from torch import Tensor
 
 from dgemma.diffusion.canvas import Canvas, CanvasSpec, Commit
 from dgemma.diffusion.constrained import ConstrainedAnswer
+from dgemma.diffusion.draft_policy import FIRST_DRAFT, DraftPolicy
 from dgemma.diffusion.schedule import Schedule
 from dgemma.diffusion.scores import token_scores
 from dgemma.diffusion.thought import budget_exceeded
+from dgemma.diffusion.tries import Tries, alone
 from dgemma.engine.sequence import Sequence
 from dgemma.kernels.head import Head
 from dgemma.types import TokenScore, Verdict
@@ -37,8 +39,9 @@ class Reading:
     """The encoder's opinion of n proposed ids.
 
     Attributes:
-        choices: its own ids at their places and at the one after them, n + 1.
-        logprobs: of the proposed ids, n.
+        choices: its own ids at their places and at the one after them, n + 1; in the exact mode
+            without that at the first place.
+        logprobs: of the proposed ids, n, for a verdict.
         hidden: [n, D], after each of them.
     """
 
@@ -55,18 +58,37 @@ class CanvasState:
         spec: of the canvases.
         head: for decisions on single positions.
         constrained: keeps the answer in its grammar.
-        canvas: the one being denoised, None between two.
+        tries: the canvases being denoised, all of one number; None between two.
         tail: [D], of the encoder after the last token of the context, if readings need it.
         finished: the canvas that the encoder reads before it is committed.
+        policy, drafts, known: of the exact mode: the shape of the next draft, how many there were,
+            and the token that the present one begins with.
     """
 
     spec: CanvasSpec
     schedule: Schedule
     head: Head
     constrained: ConstrainedAnswer | None = None
-    canvas: Canvas | None = None
+    tries: Tries | None = None
     tail: Tensor | None = None
     finished: FinishedCanvas | None = None
+    policy: DraftPolicy = FIRST_DRAFT
+    drafts: int = 0
+    known: int | None = None
+
+    @property
+    def rows(self) -> int:
+        """Canvases of the next step."""
+        return self.schedule.race if self.tries is None else len(self.tries.running) or 1
+
+    @property
+    def canvas(self) -> Canvas | None:
+        """The canvas being denoised, of several the first; None between two."""
+        return self.tries.running[0] if self.tries and self.tries.running else None
+
+    @canvas.setter
+    def canvas(self, canvas: Canvas | None) -> None:
+        self.tries = None if canvas is None else alone(canvas)
 
 
 def commit_canvas(
@@ -77,7 +99,7 @@ def commit_canvas(
     ids = list(commit.token_ids)
     seq.scores += scores_of(seq, canvas, ids[seq.emitted :], hidden)
     steps = canvas.step - canvas.begun
-    seq.events.put(seq.commit(ids, commit.ended, steps, canvas.reason, verdict))
+    seq.events.put(seq.commit(ids, commit.ended, steps, canvas.reason, verdict, canvas.attempt))
     go_on(seq, ids)
 
 

@@ -18,10 +18,13 @@ from dgemma.params import (
     refused,
 )
 from dgemma.request_parts import ThoughtIds
-from dgemma.types import Mode, Request
+from dgemma.types import PAGE, Mode, Request
 
 READ_ONLY = SamplingParams(max_steps=1, stable_prefix=False)
 """How a canvas is read that is not committed."""
+
+ONCE = SamplingParams(restart_after=0, race=1)
+"""Whatever the checkpoint's own sampler says, each canvas is begun once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +36,34 @@ class ModelLimits:
         canvas: canvas length.
         vocab_size: ids are below it.
         bounded: whether the memory for keys and values bounds the context, not the model.
+        pages: of keys and values in full layers.
+        spare: pages of the sliding layers beyond those that one request may need.
     """
 
     context: int
     canvas: int
     vocab_size: int
     bounded: bool = False
+    pages: int = 2**31
+    spare: int = 2**31
+
+    def room(self, params: SamplingParams) -> int:
+        """Most positions of a request, beside which each further canvas of a race needs pages.
+
+        Raises:
+            InvalidRequest: the memory does not suffice for the race.
+        """
+        race = params.race or 1
+        if race == 1:
+            return self.context
+        width = canvas_width(params, self.canvas)
+        more = (race - 1) * (-(-width // PAGE) + 1)
+        if more > min(self.spare, self.pages - 1):
+            raise bad_field(
+                "race", f"of {race} canvases does not fit the memory for keys and values; ask for "
+                "fewer, or load the model with more cache_bytes"
+            )  # fmt: skip
+        return min(self.context, (self.pages - more) * PAGE)
 
 
 def resolve_request(
@@ -78,11 +103,38 @@ def resolve_request(
                     "stable_prefix",
                     "and read_only cannot be combined: nothing is committed; drop one of them",
                 )
+            params = replace(params, restart_after=0, race=1)
             merged.append(READ_ONLY)
+        if params.stable_prefix:
+            merged.append(ONCE)
+        elif params.restart_after or (params.race or 1) > 1:
+            merged.append(SamplingParams(stable_prefix=False))
         merged += [defaults, RELEASED]
     if params.thinking_budget is not None and thought is None:
         raise bad_field("thinking_budget", "needs a chat (Request.chat, or Request.thought)")
-    return replace(request, params=params.merged(*merged, seed=seed), thought=thought)
+    resolved = replace(request, params=params.merged(*merged, seed=seed), thought=thought)
+    _check_restarts(resolved, limits)
+    return resolved
+
+
+def _check_restarts(request: Request, limits: ModelLimits) -> None:
+    params = request.params
+    if params.restart_after == "auto":
+        raise bad_field(
+            "restart_after", '"auto" needs a number that `dgemma calibrate` finds for this '
+            "checkpoint; run it, or give a number of steps"
+        )  # fmt: skip
+    room = limits.room(params)
+    if room == limits.context:
+        return
+    most = room - canvas_width(params, limits.canvas)
+    if len(request.token_ids) > most:
+        raise ContextOverflow(
+            f"a prompt of {len(request.token_ids)} tokens leaves no room for a race of "
+            f"{params.race}; shorten it to at most {max(0, most)}, ask for fewer canvases, or load "
+            "the model with more cache_bytes",
+            field="race",
+        )
 
 
 def _check_prompt(request: Request, limits: ModelLimits) -> None:

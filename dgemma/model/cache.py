@@ -49,6 +49,13 @@ class PagedMemory:
             size = 2, shape.num_key_value_heads, (pages[kind] + 1) * PAGE, shape.head_dim
             self.buffers.append(torch.empty(size, dtype=dtype, device=device))
 
+    def copy(self, kind: LayerType, source: int, target: int, count: int) -> None:
+        """Copy the first `count` tokens of a page to another page, in all layers of a kind."""
+        low, to = source * PAGE, target * PAGE
+        for layer, buffer in zip(self.layer_types, self.buffers, strict=True):
+            if layer == kind:
+                buffer[:, :, to : to + count] = buffer[:, :, low : low + count]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segment:
