@@ -82,7 +82,7 @@ def test_random_weights(count: Callable[[int, int], int]) -> None:
     """
     draw, kept = random.Random(1), 0
     for number in range(count(12, 200)):
-        model = tiny(number % 7)
+        model = tiny(number % 7, context=512)
         spec = CanvasSpec(length=8, vocab_size=64, context_length=256, end_ids=(1,))
         prompt = [draw.randrange(2, 64) for _ in range(draw.choice((1, 9, 63, 64, 65)))]
         params = SamplingParams(max_tokens=40)
@@ -105,7 +105,7 @@ def test_random_weights(count: Callable[[int, int], int]) -> None:
 @torch.inference_mode()
 def test_drawn_tokens_of_random_weights() -> None:
     """The number of a token belongs to its position, also on a network."""
-    model, params = tiny(3), SamplingParams(max_tokens=12, temperature=0.8, seed=5)
+    model, params = tiny(3, context=512), SamplingParams(max_tokens=12, temperature=0.8, seed=5)
     spec = CanvasSpec(length=8, vocab_size=64, context_length=256, end_ids=())
     alone = drafted(model, [4, 5, 6], params, spec, NEVER)
 
