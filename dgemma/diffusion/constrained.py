@@ -80,6 +80,7 @@ class ConstrainedAnswer:
         self._lost = False  # no way to an end was found from here
         self._shaky: set[int] = set()  # what the projections before the last one changed
         self._report = Constraint(mode=mode)
+        self._earlier = self._report  # before the last commit
 
     @property
     def report(self) -> Constraint:
@@ -115,6 +116,17 @@ class ConstrainedAnswer:
         """Take ids that were committed without a canvas (the end of a thought)."""
         if self._matcher.accept(ids) < len(ids):
             raise EngineError(f"{self._mode} does not allow what was put into the answer")
+
+    def take_back(self, count: int) -> None:
+        """Be as before the last commit, which had so many ids before its end."""
+        self._matcher.undo(count)
+        self._report = self._earlier
+
+    def take_again(self, ids: Sequence[int], report: Constraint) -> None:
+        """Commit ids that were taken back, and the report of then."""
+        if self._matcher.accept(ids) < len(ids):
+            raise EngineError(f"{self._mode} does not allow what it has allowed before")
+        self._report = report
 
     def prefix(self, width: int, control: CanvasControl | None = None) -> CanvasPrefix:
         """The forced beginning of the next canvas, its pinned ids included."""
@@ -157,6 +169,7 @@ class ConstrainedAnswer:
         _pad(projection, spec)
         self._round = 0
         report, fallbacks = self._report, len(projection.changed)
+        self._earlier = report
         self._report = replace(
             report,
             rounds=report.rounds + rounds,

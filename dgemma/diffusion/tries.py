@@ -71,6 +71,16 @@ def first_tries(schedule: Schedule, begin: Begin) -> Tries:
     return Tries(running=tuple(map(begin, range(schedule.race))), begun=schedule.race)
 
 
+def next_tries(schedule: Schedule, begin: Begin, begun: int) -> Tries:
+    """A further round after a canvas that was finished, but is not to be kept.
+
+    Args:
+        begun: how many tries were begun before.
+    """
+    count = begun + schedule.race
+    return Tries(running=tuple(map(begin, range(begun, count))), begun=count)
+
+
 def alone(canvas: Canvas) -> Tries:
     """A canvas that was finished and goes on, to be repaired; it is not begun anew."""
     return Tries(running=(canvas,), steps=canvas.made)

@@ -186,6 +186,7 @@ class Engine:
             state=CanvasState(
                 spec, Schedule.of(resolved.params if diffusion else self._drafts),
                 self.model.head, constrained,
+                least_logprob=self.limits.learnt.least_logprob if resolved.params.quality else None,
             ),
             common=self.limits.context if self._share else common,
             thought_closed=closed,

@@ -162,7 +162,7 @@ class Sequence:
     @property
     def read_first(self) -> bool:
         """Whether the encoder reads what is to be committed."""
-        return bool(self.request.params.verdict)
+        return bool(self.request.params.verdict or self.request.params.quality)
 
     @property
     def output(self) -> Output | None:

@@ -116,7 +116,9 @@ def apply(scheduled: Scheduled, result: StepResult) -> int:
     exact = seq.request.mode == "exact"
     if result.reading is not None:
         seq.steps += exact
-        return (take_draft_reading if exact else take_reading)(seq, result.reading)
+        if exact:
+            return take_draft_reading(seq, result.reading)
+        return take_reading(seq, result.reading, next_canvas)
     steps = seq.steps
     if scheduled.count:
         _take_encoded(seq, result, scheduled.count)
@@ -177,7 +179,7 @@ def _take_step(seq: Sequence, after: list[Try]) -> None:
     else:
         anew = partial(begin, seq.seed, first.index, spec, schedule, first.controls, _control(seq))
         tries = advance(before, after, schedule, spec, anew)
-        state.tries = replace(tries, finished=None)
+        state.tries, state.begun = replace(tries, finished=None), max(state.begun, tries.begun)
         old, shown = tries.shown
     if seq.request.trace:
         seq.trace.append(trace_step(old, shown, schedule))
