@@ -30,7 +30,7 @@ from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import Params, SamplingKeywords, SamplingParams
 from dgemma.text.chat import ChatTemplate
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import Output, Request
+from dgemma.types import Mode, Output, Request
 from dgemma.weights.files import Checkpoint
 
 T = TypeVar("T")
@@ -285,10 +285,9 @@ class LLM:
         """
         ids, chat = self.frontend.ids(prompt, tools, thinking, chat_template_kwargs)
         drawn = SamplingParams.of(params, **sampling)
-        request = Request(
-            token_ids=tuple(ids), params=drawn, chat=chat, tool_use=tool_use(tools),
-            mode="exact" if draft else "autoregressive",
-        )  # fmt: skip
+        mode: Mode = "exact" if draft else "autoregressive"
+        request = Request(token_ids=tuple(ids), params=drawn, mode=mode, chat=chat,
+                          tool_use=tool_use(tools))  # fmt: skip
         return self.submit(request).result()
 
     # -- on the canvas: see `dgemma.compose` ---------------------------------------------------
@@ -319,9 +318,8 @@ class LLM:
     ) -> Edited:  # fmt: skip
         """Rewrite spans of a text in place; see `dgemma.compose.edit.edit`."""
         drawn = SamplingParams.of(params, **sampling)
-        return self.run_plan(
-            edit(self.facts, text, instruction, spans, strength, drawn, context=context)
-        )
+        return self.run_plan(edit(self.facts, text, instruction, spans, strength, drawn,
+                                  context=context))  # fmt: skip
 
     def revise(
         self, output: Output, below: float = 0.5, params: Params = None,
