@@ -30,8 +30,8 @@ class Constraint:
     """How an answer was kept in its grammar.
 
     Attributes:
-        mode: "json_schema", "regex", "grammar", "choices", "tools", "strict_tools"
-            or "bad_words".
+        mode: "json_schema", "regex", "grammar", "choices", "structure", "tools",
+            "strict_tools" or "bad_words".
         complete: whether the text is a whole text of the grammar; never true of a cut one.
         rounds: how often a finished canvas was denoised again to repair it.
         repaired: positions that then came out right.

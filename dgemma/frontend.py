@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from os.path import commonprefix
 from pathlib import Path
@@ -26,10 +26,13 @@ from dgemma.text.answer import AnswerReader
 from dgemma.text.chat import ChatTemplate
 from dgemma.text.parse import MarkerIds, thought_is_open
 from dgemma.text.tokenizer import Tokenizer
+from dgemma.text.turn import THINK, ModelTurn
 from dgemma.types import PAGE, Request
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
+Variables = Mapping[str, Any] | None
+"""Further variables of the chat template, by name."""
 
 REFERENCE_SHARE = 4
 """At most one part in that many of the context goes to text that is only shown for reference."""
@@ -51,6 +54,7 @@ class ModelFacts:
         fill_id: follows the end on a canvas.
         ask: a user's message to prompt ids that end where the model's turn begins.
         constraint: the matcher and name of the grammar that parameters ask for, if they do.
+        turn: how the model's turn begins, if the chat template leaves the thought to the model.
     """
 
     tokenizer: Tokenizer
@@ -61,9 +65,18 @@ class ModelFacts:
     fill_id: int
     ask: Callable[[str], list[int]]
     constraint: Callable[[SamplingParams], tuple[Matcher, str] | None]
+    turn: ModelTurn | None = None
+
+    def closed(self, prompt: Sequence[int]) -> tuple[int, ...]:
+        """See `ModelTurn.closed`."""
+        return tuple(prompt) if self.turn is None else self.turn.closed(prompt)
+
+    def is_closed(self, prompt: Sequence[int]) -> bool:
+        """See `ModelTurn.is_closed`."""
+        return self.turn is not None and self.turn.is_closed(prompt)
 
     def prompt(self, message: str, head: Sequence[int], room: int) -> tuple[int, ...]:
-        """The prompt of a message and of the text that the answer has begun with.
+        """The prompt of a message and of the text that the answer has begun with, thought closed.
 
         If the text is too long, its beginning is left out.
 
@@ -76,7 +89,7 @@ class ModelFacts:
             ContextOverflow: the message alone is too long.
         """
         self.tokenizer.check_length((message,), self.context)
-        asked = self.ask(message)
+        asked = self.closed(self.ask(message))
         left = self.context - room - len(asked)
         if left < 0:
             raise ContextOverflow(
@@ -196,8 +209,9 @@ class Frontend:
         messages: Messages,
         tools: Sequence[Mapping[str, Any]] | None = None,
         thinking: bool = False,
+        chat_template_kwargs: Variables = None,
     ) -> list[int]:
-        """Ids of a conversation under the checkpoint's chat template.
+        """Ids of a conversation under the checkpoint's chat template; see `ChatTemplate.encode`.
 
         Raises:
             InvalidRequest: no messages, or one that is malformed.
@@ -214,13 +228,17 @@ class Frontend:
             raise TemplateError(
                 f"{self._source} has no chat template; use generate() with plain text"
             )
-        return self._template.encode(messages, tools=tools, thinking=thinking, most=self._context)
+        return self._template.encode(
+            messages, tools=tools, thinking=thinking, most=self._context,
+            chat_template_kwargs=chat_template_kwargs,
+        )  # fmt: skip
 
     def ids(
         self,
         prompt: Any,
         tools: Sequence[Mapping[str, Any]] | None = None,
         thinking: bool = False,
+        chat_template_kwargs: Variables = None,
     ) -> tuple[list[int], bool]:
         """Ids of a prompt or a conversation, and whether it is a conversation.
 
@@ -228,10 +246,11 @@ class Frontend:
             InvalidRequest, TokenizerError, TemplateError: as above.
         """
         if not isinstance(prompt, str) and prompt and isinstance(prompt[0], Mapping):
-            return self.chat_ids(prompt, tools, thinking), True
-        if tools or thinking:
+            return self.chat_ids(prompt, tools, thinking, chat_template_kwargs), True
+        if tools or thinking or chat_template_kwargs:
             raise InvalidRequest(
-                "tools and thinking need messages, not a plain prompt", field="tools"
+                "tools, thinking and chat_template_kwargs need messages, not a plain prompt",
+                field="tools",
             )
         return self.prompt_ids(prompt), False
 
@@ -260,6 +279,23 @@ class Frontend:
         """See `TextSide`; 0 without an owner, since then there is nobody else."""
         ids, own = request.token_ids, self._beginnings if request.owner else []
         return max((len(commonprefix([ids, beginning])) for beginning in own), default=0)
+
+    @cached_property
+    def _turn(self) -> ModelTurn | None:
+        """How the model's turn begins, if the template leaves the thought to the model."""
+        if self._tokenizer is None or self._template is None:
+            return None
+        return ModelTurn.of(self._tokenizer, self._template)
+
+    def closed(self, request: Request) -> tuple[Request, bool]:
+        """See `TextSide`; what has been closed stays as it is."""
+        turn = self._turn
+        if turn is None:
+            return request, False
+        ids = turn.closed_for(request)
+        if ids != request.token_ids:
+            request = replace(request, token_ids=ids)
+        return request, turn.is_closed(ids)
 
     def thought(self, request: Request) -> ThoughtIds | None:
         """See `TextSide`.
@@ -297,7 +333,7 @@ class Frontend:
         """
         if not request.needs_text:
             return None
-        thought, asked = request.thought, self.tokenizer.id_of("<|think|>")
+        thought, asked = request.thought, self.tokenizer.id_of(THINK)
         if not (request.chat and thought and (thought.is_open or asked in request.token_ids)):
             thought = None
         return self._grammars.matcher_for(
@@ -338,6 +374,7 @@ class Frontend:
             tokenizer=tokenizer, canvas=self._canvas, context=self._context,
             end_id=turn if turn in end_ids else end_ids[0], end_ids=end_ids,
             fill_id=tokenizer.eos_id, ask=self.message_ids, constraint=self._grammars.matcher_for,
+            turn=self._turn,
         )  # fmt: skip
 
 

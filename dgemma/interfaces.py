@@ -56,6 +56,11 @@ class TextSide(Protocol):
         """How many of the prompt's first ids the chat template itself writes, whoever asks."""
         ...
 
+    def closed(self, request: Request) -> tuple[Request, bool]:
+        """The request as the model reads it, and whether the last turn of its prompt begins with
+        an empty thought that the chat template leaves to the model."""
+        ...
+
     def thought(self, request: Request) -> ThoughtIds | None:
         """The markers of thoughts; None: it is no chat."""
         ...

@@ -23,14 +23,14 @@ from dgemma.engine.engine import Engine
 from dgemma.engine.worker import Worker
 from dgemma.errors import InvalidRequest
 from dgemma.events import EventStream
-from dgemma.frontend import Frontend, Messages, ModelFacts, Prompt
+from dgemma.frontend import Frontend, Messages, ModelFacts, Prompt, Variables
 from dgemma.loading import load_model, save_model
 from dgemma.model.config import ModelConfig
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import Params, SamplingKeywords, SamplingParams
 from dgemma.text.chat import ChatTemplate
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import Output, Request
+from dgemma.types import Mode, Output, Request
 from dgemma.weights.files import Checkpoint
 
 T = TypeVar("T")
@@ -115,10 +115,11 @@ class LLM:
         return self.frontend.prompt_ids(prompt)
 
     def chat_ids(
-        self, messages: Messages, tools: Tools | None = None, thinking: bool = False
-    ) -> list[int]:
+        self, messages: Messages, tools: Tools | None = None, thinking: bool = False,
+        chat_template_kwargs: Variables = None,
+    ) -> list[int]:  # fmt: skip
         """See `Frontend.chat_ids`."""
-        return self.frontend.chat_ids(messages, tools, thinking)
+        return self.frontend.chat_ids(messages, tools, thinking, chat_template_kwargs)
 
     # -- running -------------------------------------------------------------------------------
 
@@ -208,7 +209,8 @@ class LLM:
     def chat(  # type: ignore[overload-overlap]  # an empty list may be either: it is refused
         self, messages: Messages, params: Params = None, *, tools: Tools | None = None,
         thinking: bool = False, n: Literal[1] = 1, best_of: int | None = None,
-        tool_choice: str | Mapping[str, Any] = "auto", **sampling: Unpack[SamplingKeywords],
+        tool_choice: str | Mapping[str, Any] = "auto", chat_template_kwargs: Variables = None,
+        **sampling: Unpack[SamplingKeywords],
     ) -> Output: ...  # fmt: skip
 
     @overload
@@ -216,14 +218,14 @@ class LLM:
         self, messages: Messages | Sequence[Messages], params: Params = None, *,
         tools: Tools | None = None, thinking: bool = False, n: int = 1,
         best_of: int | None = None, tool_choice: str | Mapping[str, Any] = "auto",
-        **sampling: Unpack[SamplingKeywords],
+        chat_template_kwargs: Variables = None, **sampling: Unpack[SamplingKeywords],
     ) -> list[Output]: ...  # fmt: skip
 
     def chat(
         self, messages: Messages | Sequence[Messages], params: Params = None, *,
         tools: Tools | None = None, thinking: bool = False, n: int = 1,
         best_of: int | None = None, tool_choice: str | Mapping[str, Any] = "auto",
-        **sampling: Unpack[SamplingKeywords],
+        chat_template_kwargs: Variables = None, **sampling: Unpack[SamplingKeywords],
     ) -> Output | list[Output]:  # fmt: skip
         """Answer a conversation; the output's thought, tool calls and text are apart.
 
@@ -235,6 +237,8 @@ class LLM:
             n, best_of: drafts, as in `generate`; a batch or n > 1 gives a list.
             tool_choice: "auto", "none" (the tools are not shown), "required" (one of them is
                 called for certain), or the one to call in OpenAI's form.
+            chat_template_kwargs: other variables of the chat template, such as
+                {"preserve_thinking": True}; refused if it does not read them.
 
         Raises:
             InvalidRequest: malformed messages, tools or parameters.
@@ -243,7 +247,8 @@ class LLM:
         calls = tool_use(tools, tool_choice)
         shown = None if tool_choice == "none" else tools
         batch = self.frontend.batch(messages)
-        prompts = [self.chat_ids(one, shown, thinking) for one in batch or [messages]]
+        asked = shown, thinking, chat_template_kwargs
+        prompts = [self.chat_ids(one, *asked) for one in batch or [messages]]
         drawn = SamplingParams.of(params, **sampling)
         outputs = run_drafts(
             self.submit, self.frontend, prompts, drawn, n=n, best_of=best_of, chat=True,
@@ -253,34 +258,36 @@ class LLM:
 
     def stream(
         self, prompt: Prompt | Messages, params: Params = None, *, tools: Tools | None = None,
-        thinking: bool = False, **sampling: Unpack[SamplingKeywords],
+        thinking: bool = False, chat_template_kwargs: Variables = None,
+        **sampling: Unpack[SamplingKeywords],
     ) -> EventStream:  # fmt: skip
         """The events of one answer as they happen: "frame" per step, "commit" per canvas, "done".
 
         The prompt is text or ids as in `generate`, or messages as in `chat`.
         """
-        ids, chat = self.frontend.ids(prompt, tools, thinking)
-        drawn = SamplingParams.of(params, **sampling)
+        ids, chat = self.frontend.ids(prompt, tools, thinking, chat_template_kwargs)
+        drawn, use = SamplingParams.of(params, **sampling), tool_use(tools)
         return self.submit(
-            Request(token_ids=tuple(ids), params=drawn, chat=chat, tool_use=tool_use(tools),
-                    frames=True)
-        )  # fmt: skip
+            Request(token_ids=tuple(ids), params=drawn, chat=chat, tool_use=use, frames=True)
+        )
 
     def autoregress(
         self, prompt: Prompt | Messages, params: Params = None, *, tools: Tools | None = None,
-        thinking: bool = False, **sampling: Unpack[SamplingKeywords],
+        thinking: bool = False, draft: bool = False, chat_template_kwargs: Variables = None,
+        **sampling: Unpack[SamplingKeywords],
     ) -> Output:  # fmt: skip
         """The same weights as an ordinary greedy autoregressive model: the baseline.
+
+        `draft`: the same answer in fewer passes; it may be drawn, by `temperature` and `seed`.
 
         Raises:
             InvalidRequest: a parameter that only steers denoising, or a strict tool.
         """
-        ids, chat = self.frontend.ids(prompt, tools, thinking)
+        ids, chat = self.frontend.ids(prompt, tools, thinking, chat_template_kwargs)
         drawn = SamplingParams.of(params, **sampling)
-        request = Request(
-            token_ids=tuple(ids), params=drawn, mode="autoregressive", chat=chat,
-            tool_use=tool_use(tools),
-        )  # fmt: skip
+        mode: Mode = "exact" if draft else "autoregressive"
+        request = Request(token_ids=tuple(ids), params=drawn, mode=mode, chat=chat,
+                          tool_use=tool_use(tools))  # fmt: skip
         return self.submit(request).result()
 
     # -- on the canvas: see `dgemma.compose` ---------------------------------------------------
@@ -311,25 +318,25 @@ class LLM:
     ) -> Edited:  # fmt: skip
         """Rewrite spans of a text in place; see `dgemma.compose.edit.edit`."""
         drawn = SamplingParams.of(params, **sampling)
-        return self.run_plan(
-            edit(self.facts, text, instruction, spans, strength, drawn, context=context)
-        )
+        return self.run_plan(edit(self.facts, text, instruction, spans, strength, drawn,
+                                  context=context))  # fmt: skip
 
     def revise(
         self, output: Output, below: float = 0.5, params: Params = None,
         **sampling: Unpack[SamplingKeywords],
     ) -> Revised:  # fmt: skip
         """Denoise the uncertain tokens of an output again; see `dgemma.compose.revise.revise`."""
-        drawn = SamplingParams.of(params, **sampling)
-        return self.run_plan(revise(self.facts, output, below, drawn))
+        return self.run_plan(
+            revise(self.facts, output, below, SamplingParams.of(params, **sampling))
+        )
 
     def repair(
-        self, text: str, params: Params = None, strength: float = 0.2,
+        self, text: str, params: Params = None, strength: float = 0.2, best_of: int = 1,
         **sampling: Unpack[SamplingKeywords],
     ) -> Output:  # fmt: skip
         """Make a text fit a schema, regex or grammar; see `dgemma.compose.revise.repair`."""
         drawn = SamplingParams.of(params, **sampling)
-        return self.run_plan(repair(self.facts, text, drawn, strength))
+        return self.run_plan(repair(self.facts, text, drawn, strength, best_of))
 
     def decide(
         self, state: str | Messages | Sequence[int],

@@ -35,7 +35,10 @@ from dgemma.param_rules import (
 WIDTH_STEP, END_ROOM = 32, 16
 """An automatic canvas is a multiple of the one, with room for `max_tokens` and the other."""
 
-CONSTRAINT_FIELDS = ("json_schema", "regex", "grammar", "choices")
+DEFAULT_TRIES = 4
+"""Most times that a canvas is begun, if `restart_after` is given without `tries`."""
+
+CONSTRAINT_FIELDS = ("json_schema", "regex", "grammar", "choices", "structure")
 """Fields that constrain an answer as a whole; at most one of them is given."""
 
 DRAWN_BITS = 53
@@ -83,6 +86,7 @@ class SamplingKeywords(TypedDict, total=False):
     regex: str | None
     grammar: str | None
     choices: Sequence[str] | None
+    structure: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +124,9 @@ class SamplingParams:
         integer, "restart a canvas that has not converged after N steps; 0: never (0)",
         0, 10_000, words=("auto",),
     )  # fmt: skip
-    tries: int | None = option(integer, "most times that a canvas is begun (4)", 1, 64)
+    tries: int | None = option(
+        integer, f"most times that a canvas is begun ({DEFAULT_TRIES})", 1, 64
+    )
     race: int | None = option(
         integer, "canvases side by side; the first to converge counts (1)", 1, 16
     )
@@ -184,6 +190,10 @@ class SamplingParams:
         text, "text of this grammar: @FILE, markdown-table or code-fence", refused_by=_WHOLE
     )
     choices: Sequence[str] | None = option(strings, "one of these texts", refused_by=_WHOLE)
+    structure: str | None = option(
+        text, "Markdown: table:NAME,NAME;rows=N, fence:LANGUAGE, list:N, numbered:N or document",
+        refused_by=_WHOLE,
+    )  # fmt: skip
 
     def __new__(cls, *_: Any, **fields: Any) -> SamplingParams:
         """Refuses an unknown name before `__init__` does so without a hint."""
@@ -281,6 +291,10 @@ REFUSED_BY_FILL, REFUSED_BY_EDIT, REFUSED_BY_AUTOREGRESSIVE = (
     tuple(name for name, rule in OPTIONS.items() if mode in rule.refused_by)
     for mode in ("fill", "edit", "autoregressive")
 )
+REFUSED_BY_EXACT = tuple(
+    name for name in REFUSED_BY_AUTOREGRESSIVE if name not in ("seed", "temperature")
+)
+"""Token by token on drafts: the answer of the autoregressive mode, which may also be drawn."""
 
 
 def bounds(name: str) -> tuple[float, float | None]:

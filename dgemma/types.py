@@ -264,7 +264,9 @@ class Output:
         scores: of every token in `token_ids`, if the request asks for them.
         constraint: how the answer was kept in its grammar, if it has one.
         verdict: the encoder's opinion of the answer, if the request asks for it.
-        prompt_ids: the prompt, so that an answer can be worked on further.
+        prompt_ids: the prompt as the model read it, so that an answer can be worked on further.
+        thought_closed: whether its last turn begins with an empty thought that the chat template
+            leaves to the model: it is put there if the request says how the answer begins.
         index: the request's label.
     """
 
@@ -284,6 +286,7 @@ class Output:
     constraint: Constraint | None = None
     verdict: Verdict | None = None
     prompt_ids: tuple[int, ...] = ()
+    thought_closed: bool = False
     index: int = 0
 
     def __repr__(self) -> str:

@@ -69,6 +69,7 @@ def test_without_a_tokenizer() -> None:
     request = Request(token_ids=(5, 6))
     assert bare.matcher(request) is bare.thought(request) is None
     assert type(bare.reader(request)) is Reader
+    assert bare.closed(request) == (request, False)
     stopping = Request(token_ids=(5, 6), params=SamplingParams(stop=["x"]))
     for call in (
         lambda: bare.reader(stopping),

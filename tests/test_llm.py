@@ -146,7 +146,8 @@ def test_autoregress_refuses(llm: LLM) -> None:
     values = {
         "max_steps": 3, "entropy_bound": 0.1, "t_min": 0.4, "t_max": 0.8, "seed": 1,
         "confidence_threshold": 0.1, "stability_threshold": 1, "ignore_tail": True,
-        "stable_prefix": True, "canvas_length": 32,
+        "stable_prefix": True, "canvas_length": 32, "restart_after": 8, "tries": 2, "race": 2,
+        "verdict": True, "quality": "careful",
     }  # fmt: skip
     for name, value in values.items():
         with pytest.raises(InvalidRequest, match=name):
@@ -164,6 +165,11 @@ BAD: dict[str, list[Any]] = {
     "stability_threshold": [-1, 1.0],
     "ignore_tail": [2, "yes"],
     "stable_prefix": [1, "no"],
+    "restart_after": [-1, 1.5, True, "soon", 10_001],
+    "tries": [0, 65, True, "4"],
+    "race": [0, 17, 2.0],
+    "verdict": [1, "yes"],
+    "quality": ["careless", True, 1],
     "canvas_length": [0, -1, 1.5, True, "wide"],
     "stop": [[""], [3], ""],
     "thinking_budget": [-1, 1.5],
@@ -181,15 +187,17 @@ BAD: dict[str, list[Any]] = {
     "regex": [3, ["a"]],
     "grammar": [3],
     "choices": [[], [""], [3], 3],
+    "structure": [3, ["a"]],
 }
 CHANGES: dict[str, Any] = {
     "max_tokens": 3, "seed": 99, "max_steps": 1, "entropy_bound": 60.0, "t_min": 0.01,
     "t_max": 5.0, "confidence_threshold": 50.0, "stability_threshold": 0, "stop": None,
-    "canvas_length": 40, "min_tokens": 90, "logit_bias": {5: 50.0},
+    "restart_after": 2, "tries": 2, "race": 2, "verdict": True, "canvas_length": 40,
+    "min_tokens": 90, "logit_bias": {5: 50.0},
     "temperature": 3.0, "top_p": 0.01, "top_k": 1, "min_p": 0.99,
     "allowed_token_ids": [300, 301], "logprobs": 2, "logprob_token_ids": [7],
     "json_schema": True, "regex": "[a-c]{5}", "grammar": 'start: "a" | "b"',
-    "choices": ["left", "right"],
+    "choices": ["left", "right"], "structure": "table:a,b",
 }  # fmt: skip
 
 
@@ -215,6 +223,8 @@ def test_every_field_changes_something(endless: LLM) -> None:
             continue  # this model never ends: see `test_ignore_tail_reaches_the_sampler`
         if name == "stable_prefix":
             continue  # nothing settles here: see tests/engine/test_stable_prefix.py
+        if name == "quality":
+            continue  # it needs a bound that is fitted to the model
         if name == "thinking_budget":
             with pytest.raises(InvalidRequest, match=name):
                 endless.generate("Hello", replace(base, thinking_budget=5))
@@ -226,6 +236,8 @@ def test_every_field_changes_something(endless: LLM) -> None:
         own = replace(base, confidence_threshold=50.0) if name == "stability_threshold" else base
         if name == "confidence_threshold":
             own = replace(base, stability_threshold=0, confidence_threshold=0.0)
+        if name == "tries":
+            own = replace(base, restart_after=1)
         plain = before if own is base else endless.generate("Hello", own, trace=True)
         changed = endless.generate("Hello", replace(own, **{name: value}), trace=True)
         assert replace(changed, seed=0) != replace(plain, seed=0), name

@@ -54,7 +54,7 @@ PARAMS = (
     ),
     SamplingParams(json_schema={"type": "array", "items": {"enum": [1, "a", None]}}),
     SamplingParams(regex="a+"), SamplingParams(grammar="code-fence"),
-    SamplingParams(choices=["a", "b"]),
+    SamplingParams(choices=["a", "b"]), SamplingParams(structure="table:a,b"),
 )  # fmt: skip
 REQUEST = Request(
     token_ids=(2, 5), params=PARAMS[0], mode="score", chat=True,
@@ -75,7 +75,7 @@ OUTPUT = Output(
     constraint=Constraint(
         mode="regex", complete=True, rounds=1, repaired=2, fallbacks=3, closed=4
     ),
-    prompt_ids=(2, 5), index=3,
+    prompt_ids=(2, 5), thought_closed=True, index=3,
 )  # fmt: skip
 EVENT = Event(
     type="commit", index=3, canvas=1, step=2, ids=(7,),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dgemma.cli.ask import Reader
 from dgemma.cli.live import show
 from dgemma.cli.options import add_model, add_sampling, open_model, sampling, say
-from dgemma.cli.paint import Painter
+from dgemma.cli.paint import Painter, verdict_text
 from dgemma.errors import InvalidRequest, nearest
 from dgemma.weights.find import bundled_models
 
@@ -128,7 +128,9 @@ class Chat:
         except InvalidRequest as error:
             say(f"dgemma: {error}")
             return
-        painter = Painter(llm.frontend.tokenizer, llm.facts.end_ids, ids)
+        painter = Painter(
+            llm.frontend.tokenizer, llm.facts.end_ids, ids, self._params.merged(llm.defaults)
+        )
         try:
             output = show(stream, painter)
         except KeyboardInterrupt:
@@ -137,6 +139,8 @@ class Chat:
             stream.close()
             output = stream.result()
             print(STOPPED)
+        if output.verdict is not None:
+            say(verdict_text(output.verdict))
         if output.error:
             say(f"dgemma: error: {output.error}")
         elif not (output.text or output.tool_calls or output.invalid_tool_calls) and (

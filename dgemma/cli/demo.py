@@ -57,7 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
         _text(llm, example, seed)
     print(f"\n> {QUESTION}")
     asked = [{"role": "user", "content": QUESTION}]
-    painter = Painter(llm.frontend.tokenizer, llm.facts.end_ids, llm.chat_ids(asked))
+    ids = llm.chat_ids(asked)
+    painter = Painter(llm.frontend.tokenizer, llm.facts.end_ids, ids, llm.defaults)
     answer = show(llm.stream(asked, seed=seed), painter, least_s=FRAME_S if watched else 0)
     if nano and "nano" not in answer.text:
         print("(wrong: its name is nano)")

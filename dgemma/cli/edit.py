@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
         llm.facts, text, arguments.instruction, spans, arguments.strength, params,
         context=arguments.context,
     )  # fmt: skip
-    edited = watch(llm, plan) if arguments.live else llm.run_plan(plan)
+    edited = watch(llm, plan, params) if arguments.live else llm.run_plan(plan)
     deliver(
         arguments.file, text, edited.text, show=arguments.diff, output=arguments.output
     )  # fmt: skip

@@ -10,13 +10,14 @@ from dataclasses import asdict
 from dgemma.cli.files import read_argument
 from dgemma.cli.live import LEGEND, LIVE, show
 from dgemma.cli.options import add_model, add_sampling, open_model, sampling, say
-from dgemma.cli.paint import Painter
+from dgemma.cli.paint import Painter, verdict_text
 from dgemma.errors import InvalidRequest
 from dgemma.types import Output, Request
 
 MEANING = """\
 PROMPT becomes a message in the model's chat template, as `llm.chat` does it in Python.
 With --raw it is text to go on with, as for `llm.generate`."""
+MODES = ("diffusion", "autoregressive", "exact")
 EXAMPLE = "example:\n  dgemma generate nano 'JSON: Mira Kovar is 31 years old.'"
 
 
@@ -28,7 +29,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("prompt", nargs="?", metavar="PROMPT", help=about)
     add("--raw", action="store_true", help="continue the text, no chat template")
     add("--thinking", action="store_true", help="ask for a thought first")
-    add("--autoregressive", action="store_true", help="decode token by token, no denoising")
+    about = "autoregressive: token by token; exact: the same answer in fewer passes (diffusion)"
+    add("--mode", choices=MODES, default="diffusion", help=about)
     add("--live", action="store_true", help=LIVE)
     add("--json", action="store_true", help="print the whole output as JSON")
     add_sampling(parser)
@@ -39,6 +41,8 @@ def as_json(output: Output) -> str:
     """An output for programs."""
     values = asdict(output)
     values["usage"]["tokens_per_step"] = output.usage.tokens_per_step
+    if output.verdict is not None:
+        values["verdict"] |= {"mean": output.verdict.mean, "minimum": output.verdict.minimum}
     for name in ("trace", "prompt_ids"):
         values.pop(name)
     return json.dumps(values, ensure_ascii=False)
@@ -48,9 +52,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the answer as it comes; 1 where it ended with an error."""
     if arguments.raw and arguments.thinking:
         raise InvalidRequest("--thinking needs the chat template; leave out --raw")
-    for option in ("json", "autoregressive"):
-        if arguments.live and getattr(arguments, option):
-            raise InvalidRequest(f"--live shows drafts, and --{option} has none; choose one")
+    plain = [f"--mode {arguments.mode}"] * (arguments.mode != "diffusion")
+    for option in ["--json"] * arguments.json + plain:
+        if arguments.live:
+            raise InvalidRequest(f"--live shows drafts, and {option} has none; choose one")
     params = sampling(arguments)
     text = _prompt(arguments)
     llm = open_model(arguments)
@@ -61,14 +66,19 @@ def run(arguments: argparse.Namespace) -> int:
     ids = llm.chat_ids(messages, None, arguments.thinking) if chat else llm.prompt_ids(text)
     events = llm.submit(
         Request(token_ids=tuple(ids), params=params, chat=chat, frames=arguments.live,
-                mode="autoregressive" if arguments.autoregressive else "diffusion")
+                mode=arguments.mode)
     )  # fmt: skip
     if arguments.json:
         output = events.result()
         print(as_json(output))
     else:
-        painter = Painter(llm.frontend.tokenizer, llm.facts.end_ids, ids if chat else None)
+        painter = Painter(
+            llm.frontend.tokenizer, llm.facts.end_ids, ids if chat else None,
+            params.merged(llm.defaults),
+        )  # fmt: skip
         output = show(events, painter if arguments.live else None)
+        if output.verdict is not None:
+            say(verdict_text(output.verdict))
     if output.error:
         say(f"dgemma: error: {output.error}")
     return 1 if output.finish_reason == "error" else 0

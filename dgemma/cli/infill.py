@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     llm = open_model(arguments)
     search, context = not arguments.no_search, arguments.context
     plan = fill(llm.facts, parts, params, context=context, search=search)
-    filled = watch(llm, plan) if arguments.live else llm.run_plan(plan)
+    filled = watch(llm, plan, params) if arguments.live else llm.run_plan(plan)
     if arguments.in_place or arguments.diff:
         deliver(path or Path("text"), text, filled.text, show=arguments.diff)
     if arguments.json:

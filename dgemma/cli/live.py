@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TextIO, TypeVar
 from dgemma.cli.cells import rows, width
 from dgemma.cli.keys import unseen_keys
 from dgemma.cli.paint import Painter, Transcript
+from dgemma.params import SamplingParams
 from dgemma.types import Event, Output
 
 if TYPE_CHECKING:
@@ -134,15 +135,19 @@ def show(
     return output
 
 
-def watch(llm: LLM, plan: Plan[T], stream: TextIO | None = None) -> T:
+def watch(llm: LLM, plan: Plan[T], params: SamplingParams, stream: TextIO | None = None) -> T:
     """Run a plan, drawing its canvases on a terminal; nothing of them stays.
+
+    Args:
+        params: of the plan.
+        stream: where to draw; None: standard output.
 
     Returns:
         The plan's result.
     """
     stream = stream or sys.stdout
     screen = Screen(stream) if redraws(stream) else None
-    painter = Painter(llm.frontend.tokenizer, llm.facts.end_ids)
+    painter = Painter(llm.frontend.tokenizer, llm.facts.end_ids, params=params.merged(llm.defaults))
     events = llm.stream_plan(plan)
     if screen is None:
         return events.result()

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from dgemma.cli.progress import Progress, amount, clear_line
 from dgemma.errors import ModelNotFound, unreadable
@@ -49,11 +49,11 @@ def positive(text: str) -> int:
 positive.__name__ = "number"  # what argparse calls it in an error
 
 
-def _width(text: str) -> int | str:
+def _number_or_auto(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
-_width.__name__ = "number or auto"  # what argparse calls it in an error
+_number_or_auto.__name__ = "number or auto"  # what argparse calls it in an error
 
 
 def _from_file(text: str) -> str:
@@ -75,11 +75,14 @@ def _pair(text: str) -> tuple[int, float]:
 
 _pair.__name__ = "ID=VALUE"
 
+SAMPLER = "sampler (defaults: the checkpoint's; the released ones are shown)"
 GROUPS = {
     "max_tokens": "answer",
     "json_schema": "form of the answer (one of these)",
     "logit_bias": "single tokens",
-    "max_steps": "sampler (defaults: the checkpoint's; the released ones are shown)",
+    "max_steps": SAMPLER,
+    "verdict": "answer",
+    "quality": SAMPLER,
     "stop": "answer",
 }
 """A parameter -> the group of its option, and of those after it; the common groups come first."""
@@ -89,16 +92,15 @@ for name in OPTIONS:
     title = GROUPS.get(name, title)
     SAMPLING[title].append(name)
 KINDS: dict[str, Callable[[str], object]] = {
-    "canvas_length": _width,
-    "restart_after": _width,
-    "quality": str,
+    "canvas_length": _number_or_auto,
+    "restart_after": _number_or_auto,
     "logit_bias": _pair,
     "json_schema": _from_file,
     "grammar": _from_file,
 }
 """Options that are read in a way of their own; the others as the types of their parameters."""
-METAVARS = {int: "N", float: "X", _width: "N", _pair: "ID=VALUE"}
-NOT_THE_ANSWER = ("logprobs", "logprob_token_ids")
+METAVARS = {int: "N", float: "X", _number_or_auto: "N", _pair: "ID=VALUE"}
+NOT_THE_ANSWER = ("verdict", "logprobs", "logprob_token_ids")
 """Parameters that change the report about an answer, not the answer."""
 
 
@@ -179,9 +181,11 @@ def add_sampling(parser: argparse.ArgumentParser, without: Collection[str] = ())
             how: dict[str, Any] = {"type": kind, "metavar": METAVARS.get(kind, "TEXT")}
             if kind is bool:
                 how = {"action": "store_true", "default": None}
+            elif get_origin(first) is Literal:
+                how = {"choices": items}
             elif name == "choices":
                 how["nargs"] = "+"
-            elif items and kind is items[0] and name not in CONSTRAINT_FIELDS:
+            elif items and name not in CONSTRAINT_FIELDS:
                 how["action"] = "append"
             released = getattr(RELEASED, name)
             about += "" if released is None else f" ({released})"

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from dgemma.cli.cells import clean
+from dgemma.params import DEFAULT_TRIES, SamplingParams
 from dgemma.text.calls import QUOTE
 from dgemma.text.parse import MarkerIds, StreamParser, thought_is_open
 from dgemma.types import (
@@ -19,6 +20,7 @@ from dgemma.types import (
     TextDelta,
     ThoughtDelta,
     ToolCall,
+    Verdict,
 )
 
 if TYPE_CHECKING:
@@ -102,17 +104,34 @@ class Transcript:
         return self._new_line()
 
 
+def verdict_text(verdict: Verdict) -> str:
+    """The encoder's verdict in one line."""
+    count, differ = len(verdict.logprobs), len(verdict.disagreements)
+    rest = "converged" if verdict.converged else "not converged"
+    if verdict.below:
+        rest += f", {verdict.below} unlikely in every try"
+    return (
+        f"verdict: log-probability {verdict.mean:.3f} a token, {verdict.minimum:.3f} at least; "
+        f"{differ} of {count} tokens not the first choice; {verdict.steps} steps, {rest}"
+    )
+
+
 class Painter:
     """Reads the ids of an answer, and paints the drafts of the canvas that is at work."""
 
     def __init__(
-        self, tokenizer: Tokenizer, end_ids: Sequence[int], prompt: Sequence[int] | None = None
-    ) -> None:
+        self, tokenizer: Tokenizer, end_ids: Sequence[int], prompt: Sequence[int] | None = None,
+        params: SamplingParams | None = None,
+    ) -> None:  # fmt: skip
         """
         Args:
             tokenizer, end_ids: of the model.
             prompt: the ids of a conversation; None: the answer is plain text.
+            params: of the answer, the checkpoint's own among them: how often a canvas is begun.
         """
+        params = params or SamplingParams()
+        self._tries, self._race = params.tries or DEFAULT_TRIES, params.race or 1
+        self._restarted = (-1, -1)  # the request and the canvas that was begun anew
         is_open = prompt is not None and thought_is_open(MarkerIds.of(tokenizer), prompt)
         self._parser = StreamParser(tokenizer, chat=prompt is not None, thought_open=is_open)
         self._end_ids = frozenset(end_ids)
@@ -130,7 +149,18 @@ class Painter:
     def draft(self, event: Event) -> str:
         """The text so far, and a "frame" event up to its first end id."""
         transcript = self._transcript.copy()
-        return self._text + "".join(transcript.add(*piece) for piece in self.pieces(event))
+        text = self._text + "".join(transcript.add(*piece) for piece in self.pieces(event))
+        return text + self._try(event)
+
+    def _try(self, event: Event) -> str:
+        """The try, on a line of its own, once the canvas was begun anew. The canvases of a race
+        are one try: which of them leads may change with every step."""
+        number, where = event.attempt // self._race, (event.index, event.canvas)
+        if number:
+            self._restarted = where
+        if self._restarted != where:
+            return ""
+        return f"\n{DIM}try {number + 1} of {self._tries}{RESET}"
 
     def pieces(self, event: Event) -> Iterator[tuple[list[Delta], str]]:
         """What each position of a frame adds, and its style."""

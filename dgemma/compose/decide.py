@@ -65,11 +65,15 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """Answers in the order of the questions, the seed of the first draw, and the cost."""
+    """Answers in the order of the questions, the seed of the first draw, and the cost.
+
+    `thought_closed`: as of an `Output`, of every prompt.
+    """
 
     answers: tuple[Answer, ...]
     seed: int
     usage: Usage = field(default_factory=Usage)
+    thought_closed: bool = False
 
     def __getitem__(self, name: str) -> Answer:
         for answer in self.answers:
@@ -133,7 +137,10 @@ def decide(
         for place, question in enumerate(group):
             rows = [_asked(output, form, place) for output in own]
             answers.append(_answer(question, form.labels[place], rows, calibration))
-    return Decision(answers=tuple(answers), seed=seed, usage=total(outputs))
+    return Decision(
+        answers=tuple(answers), seed=seed, usage=total(outputs),
+        thought_closed=all(output.thought_closed for output in outputs),
+    )  # fmt: skip
 
 
 def _check_kinds(
@@ -219,7 +226,7 @@ def _prompt(
     found: Sequence[Labels], joint: bool, width: int,
 ) -> tuple[int, ...]:  # fmt: skip
     if not isinstance(state, str):
-        return tuple(state)
+        return facts.closed(state)
     parts = [state]
     for question, one in zip(group, found, strict=True):
         if question.instructions:

@@ -1,7 +1,7 @@
-"""Several drafts of one answer, ranked by the model's own reading of them.
+"""Several drafts of one answer, ranked by the encoder's verdict on each.
 
 A canvas shows how sure each token was, but not how likely the whole text is; the encoder, which
-reads from left to right, does. Knows requests and their scores; knows nothing about canvases.
+reads from left to right, does. Knows requests and verdicts; knows nothing about canvases.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dgemma.compose.length import mean
 from dgemma.compose.plan import Plan, check_facts, run
 from dgemma.errors import InvalidRequest, bad_field
 from dgemma.frontend import ModelFacts
@@ -36,7 +35,7 @@ class Draft:
 
 
 def best_of(facts: ModelFacts, requests: Sequence[Request]) -> Plan[tuple[Draft, ...]]:
-    """Run drafts and rank them.
+    """Run drafts and rank them by the encoder's verdict on each, which comes with the draft.
 
     Args:
         facts: of the model.
@@ -52,32 +51,34 @@ def best_of(facts: ModelFacts, requests: Sequence[Request]) -> Plan[tuple[Draft,
     check_facts(facts)
     if not requests:
         raise bad_field("best_of", "needs at least one request; ask for at least one draft")
-    outputs = yield from run(requests)
-    asked: list[tuple[int, Request]] = []
-    for number, (request, output) in enumerate(zip(requests, outputs, strict=True)):
-        ids = output.token_ids
-        if output.finish_reason == "stop" and not request.params.stop:  # at an end id
-            ids = (*ids, facts.end_id)
-        ids = (*request.token_ids, *ids)[: facts.context - 1]  # reading takes room for a token too
-        if len(ids) > len(request.token_ids):
-            reading = Request(
-                token_ids=ids, params=SamplingParams(logprobs=0), mode="score",
-                score_from=len(request.token_ids), index=number, contents=request.contents,
-                priority=request.priority,
-            )  # fmt: skip
-            asked.append((number, reading))
-    read = yield from run([request for _, request in asked])
-    worth = dict.fromkeys(range(len(outputs)), -math.inf)
-    for (number, _), output in zip(asked, read, strict=True):
-        worth[number] = mean([score.logprob for score in output.scores])
-    order = sorted(worth, key=lambda number: (-worth[number], number))
+    outputs = yield from run([_judged(request) for request in requests])
+    worth = [_worth(output) for output in outputs]
+    for number, request in enumerate(requests):
+        if not request.params.verdict:
+            outputs[number] = replace(outputs[number], verdict=None)
+    order = sorted(range(len(outputs)), key=lambda number: (-worth[number], number))
     return tuple(Draft(output=outputs[n], logprob=worth[n], number=n) for n in order)
 
 
-def _counted(n: object) -> None:
-    """Refuse a value that is not a count of drafts."""
+def _judged(request: Request) -> Request:
+    """The same request, whose answer comes with the encoder's verdict."""
+    return replace(request, params=replace(request.params, verdict=True))
+
+
+def _worth(output: Output) -> float:
+    """The mean log-probability of an answer's tokens."""
+    found = output.verdict
+    return found.mean if found is not None and found.logprobs else -math.inf
+
+
+def counted(n: object, name: str = "n") -> None:
+    """Refuse a value that is not a count of drafts.
+
+    Raises:
+        InvalidRequest: it is not; the message has this name.
+    """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise InvalidRequest(f"n must be an integer from 1, got {n!r}", field="n")
+        raise InvalidRequest(f"{name} must be an integer from 1, got {n!r}", field=name)
 
 
 def drafts(
@@ -91,7 +92,7 @@ def drafts(
     Raises:
         InvalidRequest: n is below 1.
     """
-    _counted(n)
+    counted(n)
     out: list[Request] = []
     for prompt in prompts:
         for number in range(n):
@@ -110,7 +111,7 @@ def best(facts: ModelFacts, requests: Sequence[Request], n: int, of: int) -> Pla
         EngineError: a draft failed.
     """
     check_facts(facts)
-    _counted(n)
+    counted(n)
     if of < n:
         raise bad_field("best_of", f"{of} is below n {n}; ask for at least as many drafts")
     out: list[Output] = []

@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from dgemma.compose.drafts import best_of as rank
+from dgemma.compose.drafts import counted, drafts
 from dgemma.compose.plan import (
     Place,
     Plan,
@@ -69,6 +71,8 @@ def revise(
     check_facts(facts)
     params = SamplingParams.of(params)
     refuse(params, (*REFUSED_BY_EDIT, "max_tokens"), "sure tokens stay where they are")
+    why = "only parts are written anew; a request of mode 'score' reads the whole"
+    refuse(params, ("verdict",), why)
     share("below", below)
     if not isinstance(output, Output):
         raise InvalidRequest(f"revise takes one Output, got {type(output).__name__}")
@@ -95,7 +99,14 @@ class _Revision:
     def __init__(self, facts: ModelFacts, output: Output, params: SamplingParams) -> None:
         self.facts, self.output, self.params = facts, output, params
         self.ids = list(output.token_ids)
+        self.prompt = self._prompt()
         self.spent: list[Output] = []
+
+    def _prompt(self) -> tuple[int, ...]:
+        """The answer's prompt; its thought is closed, unless the answer itself begins with one."""
+        old, turn = self.output, self.facts.turn
+        thought = turn is not None and old.token_ids[:1] == turn.empty[:1]
+        return old.prompt_ids if thought else self.facts.closed(old.prompt_ids)
 
     def run(self, width: int, below: float) -> Plan[Revised]:
         """Canvas by canvas; later ones see the new tokens of earlier ones."""
@@ -125,7 +136,8 @@ class _Revision:
         done = replace(
             old, token_ids=tuple(self.ids), text=text, thinking=thinking, tool_calls=calls,
             invalid_tool_calls=invalid, scores=tuple(scores), usage=total(self.spent), trace=(),
-            seed=self.params.seed or 0,
+            verdict=None if changed else old.verdict, seed=self.params.seed or 0,
+            prompt_ids=self.prompt, thought_closed=self.facts.is_closed(self.prompt),
         )  # fmt: skip
         return Revised(output=done, shaky=tuple(shaky), changed=changed)
 
@@ -144,7 +156,7 @@ class _Revision:
         )
 
     def _request(self, first: int, params: SamplingParams, control: CanvasControl) -> Request:
-        prompt = (*self.output.prompt_ids, *self.ids[:first])
+        prompt = (*self.prompt, *self.ids[:first])
         return Request(token_ids=prompt, params=params, canvas=control)
 
     def _read(self, width: int) -> Plan[list[TokenScore]]:
@@ -182,8 +194,9 @@ class _Revision:
 
 
 def repair(
-    facts: ModelFacts, text: str, params: SamplingParams, strength: float = REPAIR_STRENGTH
-) -> Plan[Output]:
+    facts: ModelFacts, text: str, params: SamplingParams, strength: float = REPAIR_STRENGTH,
+    best_of: int = 1,
+) -> Plan[Output]:  # fmt: skip
     """A text changed as little as possible so that it fits the constraint of `params`.
 
     A text that fits comes back as it is, without a step. Of another, as much of its beginning as
@@ -194,12 +207,14 @@ def repair(
     Args:
         facts: of the model.
         text: a nearly right one; the user's message has it as well.
-        params: with `json_schema`, `regex`, `grammar` or `choices`. Without `max_tokens` there may
-            be twice as many as the text has, and a canvas at least.
+        params: with a constraint of the whole answer, such as `json_schema`. Without `max_tokens`
+            there may be twice as many as the text has, and a canvas at least.
         strength: how much of the rest gives way to noise, 0 to 1.
+        best_of: repair it so often, with seeds seed, seed + 1, ...; of the texts that fit, the one
+            that the encoder finds likeliest comes back.
 
     Raises:
-        InvalidRequest: no constraint, or a strength out of range.
+        InvalidRequest: no constraint, a strength out of range, or `best_of` below 1.
         EngineError: the request failed.
     """
     check_facts(facts)
@@ -210,6 +225,7 @@ def repair(
             f"repair needs a constraint in its params; set one of {CONSTRAINT_FIELDS}"
         )
     share("strength", strength)
+    counted(best_of, "best_of")
     width = canvas_width(params, facts.canvas)
     ids = facts.tokenizer.encode(text)
     most = params.max_tokens or max(width, 2 * len(ids))
@@ -221,10 +237,15 @@ def repair(
         return Output(
             text=text, token_ids=tuple(ids), seed=seed_of(params), prompt_ids=prompt,
             constraint=Constraint(mode=mode, complete=True),
+            thought_closed=facts.is_closed(prompt),
         )  # fmt: skip
     ids = [*ids, facts.end_id, *[facts.fill_id] * width][:width]
     pinned = tuple(range(min(taken, width)))
     control = CanvasControl(ids=tuple(ids), pinned=pinned, strength=strength)
-    request = Request(token_ids=prompt, params=params, canvas=control)
-    (output,) = yield from run([request], [[Place(start=0, stop=width)]])
-    return output
+    requests = drafts([prompt], params, best_of, canvas=control)
+    if best_of == 1:
+        (output,) = yield from run(requests, [[Place(start=0, stop=width)]])
+        return output
+    ranked = yield from rank(facts, requests)
+    fits = (one for one in ranked if one.output.constraint and one.output.constraint.complete)
+    return next(fits, ranked[0]).output

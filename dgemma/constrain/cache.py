@@ -47,7 +47,7 @@ class GrammarCache:
         """A fresh matcher of an answer, and the name of its constraint; None: any text will do.
 
         Args:
-            params: `json_schema`, `regex`, `grammar`, `choices` and `bad_words` count.
+            params: the constraint of the whole answer and `bad_words` count.
             calls: that must be made, or kept to.
             thought: a thought may come first (or is open), and stays free.
             owner: whose answer it is. Another owner's grammar is not used, so that none can time

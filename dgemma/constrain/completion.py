@@ -29,6 +29,8 @@ EXTRA = 4
 """Random paths that are tried to find a shorter one."""
 FIRST = 600
 """Most symbols of the first path, which may go in circles."""
+CLOSING = -1
+"""The turn before the first: a path of what a text is known to end with."""
 
 _PREFERRED = (
     b"}])\"'`>,:;| \n0123456789nabcdefghijklmopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_.-/=+*#"
@@ -94,8 +96,9 @@ def symbols_of(words: Iterable[str]) -> list[list[int]]:
 
 
 def shortest(
-    automaton: ByteAutomaton, most: int, effort: int = EFFORT, words: Sequence[Sequence[int]] = ()
-) -> Search[list[int] | None]:
+    automaton: ByteAutomaton, most: int, effort: int = EFFORT, words: Sequence[Sequence[int]] = (),
+    closing: Sequence[Sequence[int]] = (),
+) -> Search[list[int] | None]:  # fmt: skip
     """Search for symbols of a short path to a state where the text may end.
 
     Args:
@@ -103,6 +106,9 @@ def shortest(
         most: symbols that the path may have.
         effort: steps to spend.
         words: what a text may have to hold though nothing shows it, as symbols.
+        closing: what such a text ends with, as symbols: at each choice the first of them after
+            which the text may end is taken, else the first that fits. That path is tried first,
+            and is not improved on.
 
     Returns:
         The path, [] if the text may end at once; None if none was found.
@@ -114,7 +120,10 @@ def shortest(
         return None
     automaton.push(start)
     best: list[int] | None = [] if automaton.accepting else None
-    search, left, turn = _Search(automaton, effort, words), most - len(start), 0
+    search, left, turn = _Search(automaton, effort, words, closing), most - len(start), 0
+    if closing and best is None:
+        best = yield from search.path(left, CLOSING)
+        turn = 3 + EXTRA if best is not None else 0
     while best != [] and search.left > 0 and left > 0 and (best is None or turn < 3 + EXTRA):
         path = yield from search.path(min(left, FIRST) if turn == 0 else left, turn)
         if path is not None:
@@ -130,12 +139,14 @@ class _Search:
     """Paths from one state, within a budget of steps."""
 
     def __init__(
-        self, automaton: ByteAutomaton, effort: int, words: Sequence[Sequence[int]]
-    ) -> None:
+        self, automaton: ByteAutomaton, effort: int, words: Sequence[Sequence[int]],
+        closing: Sequence[Sequence[int]],
+    ) -> None:  # fmt: skip
         self._automaton = automaton
         self.left = effort
         self._share = effort // 4  # of one path
         self._ends = [*words, *ENDS]
+        self._closing = closing
         self._draw = random.Random(0)
 
     def _spend(self, steps: int) -> int:
@@ -150,7 +161,7 @@ class _Search:
         taken: Counter[tuple[int, int]] = Counter()
         seen: Counter[int] = Counter()
         done = False
-        stop = max(self.left - self._share, 0)
+        stop = self._share if turn == CLOSING else max(self.left - self._share, 0)
         while len(path) < most and self.left > stop and not done:
             options = automaton.options()
             if not options:
@@ -174,6 +185,9 @@ class _Search:
         self, options: int, turn: int, taken: Counter[tuple[int, int]], seen: Counter[int]
     ) -> Search[list[int]]:
         """What a path takes at a choice: one symbol, or a word."""
+        if turn == CLOSING:
+            word, _ = yield from self._word(options, seen, self._closing)
+            return [*word] or [options.bit_length() - 1]
         if turn == 1:
             return (yield from self._ahead(options, seen))
         if turn == 2:
@@ -195,7 +209,7 @@ class _Search:
         if options.bit_count() > _FREE and options & _SAMPLES:
             tried &= _SAMPLES | ~((1 << BYTES) - 1)
         if new:
-            word, ends = yield from self._word(options, seen)
+            word, ends = yield from self._word(options, seen, self._ends)
             if ends:
                 return [*word]
         preferred = _preferred(options) & tried
@@ -213,11 +227,13 @@ class _Search:
                     best, fewest = symbol, count
         return [*word] if word and fewest > 0 else [best]
 
-    def _word(self, options: int, seen: Counter[int]) -> Search[tuple[Sequence[int], bool]]:
+    def _word(
+        self, options: int, seen: Counter[int], words: Sequence[Sequence[int]]
+    ) -> Search[tuple[Sequence[int], bool]]:
         """A word after which the text may end, else one that leads to a new state, if any."""
         automaton = self._automaton
         found: Sequence[int] = ()
-        for word in self._ends:
+        for word in words:
             if not options >> word[0] & 1:
                 continue
             count = 0

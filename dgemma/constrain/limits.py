@@ -59,9 +59,14 @@ MULTIPLE = Limit(
     "ask for the number of such units, and multiply yourself",
 )  # fmt: skip
 """A power of ten may be up to 10^6."""
+COLUMNS = Limit(32, "columns of a table", "split the table")
+CELLS = Limit(2000, "values of a table that are asked for", "ask for fewer rows")
+ITEMS = Limit(200, "rows of a table, or items of a list, that are asked for", "ask for fewer")
+NAME = Limit(200, "characters of a column's name, or of a language", "shorten it")
 LIMITS = (
     PATTERN, PATTERNS, REGEX, GROUPS, GRAMMAR, RULES, CHAIN, TOOL_RULES, SUBSCHEMAS, DEPTH, LITERAL,
     VALUES, CHOICES, PROPERTIES, COUNTED_PROPERTIES, KEY_PATTERNS, KEY_MATCHES, MULTIPLE,
+    COLUMNS, CELLS, ITEMS, NAME,
 )  # fmt: skip
 
 

@@ -32,12 +32,13 @@ class Source(NamedTuple):
     Attributes:
         text: in the library's form.
         alphabet: bitset of the ids that may occur, or None.
-        words: that a text may have to hold, see `completion.shortest`.
+        words, closing: that a text may have to hold, or ends with; see `completion.shortest`.
     """
 
     text: str
     alphabet: Bits | None = None
     words: Sequence[str] = ()
+    closing: Sequence[str] = ()
 
 
 class Grammar:
@@ -49,7 +50,7 @@ class Grammar:
         symbols: of these ids.
         ends: ids that are never part of a text; the text ends before them.
         no_ends: bitset of all others.
-        alphabet, words: as in `Source`, words as symbols.
+        alphabet, words, closing: as in `Source`, words as symbols.
         text: a short text of the grammar, as symbols.
     """
 
@@ -73,12 +74,13 @@ class Grammar:
         self.no_ends = self.table.all_but(self.ends)
         self.alphabet = None if source.alphabet is None else source.alphabet & self.no_ends
         self.words = symbols_of(source.words)
+        self.closing = symbols_of(source.closing)
         self._source = source.text
         self._roots: tuple[Any, Any] | None = None
         try:
             if text is None:
-                search = shortest(self.automaton(), LONGEST, 2 * LONGEST, self.words)
-                text = run_search(search)
+                first, effort = self.automaton(), 2 * LONGEST
+                text = run_search(shortest(first, LONGEST, effort, self.words, self.closing))
         except EngineError as error:
             raise InvalidRequest(f"{kind}: {error}") from error
         if text is None:
@@ -176,7 +178,8 @@ class GrammarMatcher:
         if self.accepting:
             return []
         automaton = yield from self._byte_automaton()
-        path = yield from shortest(automaton, 12 * room + 16, words=self._grammar.words)
+        most, words = 12 * room + 16, self._grammar.words
+        path = yield from shortest(automaton, most, words=words, closing=self._grammar.closing)
         self._healthy()
         if path is None:
             return (yield from self._known(room))

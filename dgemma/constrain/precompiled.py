@@ -29,7 +29,8 @@ class Precompiled(NamedTuple):
         alphabet = self.source.alphabet
         bits = None if alphabet is None else base64.b64encode(alphabet.astype("<i4").tobytes())
         return {
-            "source": self.source.text, "words": list(self.source.words), "text": list(self.text),
+            "source": self.source.text, "words": list(self.source.words),
+            "closing": list(self.source.closing), "text": list(self.text),
             "alphabet": None if bits is None else bits.decode("ascii"),
         }  # fmt: skip
 
@@ -39,7 +40,8 @@ class Precompiled(NamedTuple):
         bits = given["alphabet"]
         alphabet = None if bits is None else np.frombuffer(base64.b64decode(bits), dtype="<i4")
         whole = None if alphabet is None else alphabet.astype(np.int32)
-        return cls(Source(given["source"], whole, given["words"]), given["text"])
+        source = Source(given["source"], whole, given["words"], given["closing"])
+        return cls(source, given["text"])
 
 
 def precompile(

@@ -1,4 +1,4 @@
-"""From the value of a parameter to a grammar: JSON schema, regex, Lark or GBNF, choices, tools.
+"""From the value of a parameter to a grammar: schema, regex, Lark, GBNF, choices, structure, tools.
 
 Source: the documents of llguidance 1.9 (`docs/syntax.md`, `docs/json_schema.md`).
 """
@@ -16,6 +16,7 @@ from dgemma.constrain.lark import check_chain, checked_lark
 from dgemma.constrain.limits import CHOICES, GRAMMAR, LITERAL, REGEX, RULES
 from dgemma.constrain.matcher import Grammar, Source
 from dgemma.constrain.regex import portable
+from dgemma.constrain.structures import structure_of
 from dgemma.constrain.tool_calls import calls_lark
 from dgemma.errors import InvalidRequest
 from dgemma.request_parts import ToolUse
@@ -130,6 +131,13 @@ def _choices(choices: Sequence[str], tokenizer: Tokenizer, end_ids: Sequence[int
     return Source(_lark("start: " + " | ".join(map(json.dumps, texts))), alphabet)
 
 
+def _structure(name: str, tokenizer: Tokenizer, end_ids: Sequence[int]) -> Source:
+    """Markdown of a named structure; see `structure_of`."""
+    _text(name, "structure")
+    lark, closing = structure_of(name)
+    return Source(_lark(lark), token_table_of(tokenizer).text, closing=closing)
+
+
 def _tools(calls: ToolUse, tokenizer: Tokenizer, end_ids: Sequence[int]) -> Source:
     """One call of one of some tools in Gemma's own form, markers included; or, if no call is
     required, any answer in which calls are of these tools, and of strict ones as they declare."""
@@ -150,6 +158,7 @@ SOURCES: dict[str, Callable[[Any, Tokenizer, Sequence[int]], Source]] = {
     "regex": _regex,
     "grammar": _grammar,
     "choices": _choices,
+    "structure": _structure,
     "tools": _tools,
 }
 

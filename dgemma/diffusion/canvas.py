@@ -80,6 +80,7 @@ class Canvas:
     Attributes:
         seed: of the request.
         index: which canvas of the request, from 0.
+        attempt: which try of this canvas, from 0.
         step: denoising steps made so far.
         ids: int64 [C], what the network reads next.
         soft: [C, D] belief of the last step, None before the first (the signal is then zero).
@@ -115,11 +116,17 @@ class Canvas:
     logprobs: HeadLogprobs | None = None
     unchanged: Tensor | None = None
     stable: int = 0
+    attempt: int = 0
 
     @property
     def failed(self) -> bool:
         """Whether the last step met numbers that are not finite; the canvas is then of no use."""
         return math.isnan(self.mean_entropy)
+
+    @property
+    def made(self) -> int:
+        """Denoising steps that this very canvas has made."""
+        return self.step - self.begun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +153,8 @@ class Generation:
         finish_reason: "stop" where an end id came within `max_tokens`, else "length".
         canvases: the committed canvases, whole (none if autoregressive).
         steps: denoising steps of each canvas (if autoregressive its passes, one number).
-        trace: every denoising step.
+        trace: every denoising step; of canvases side by side the leading one's.
+        discarded_steps: those of tries that were thrown away.
     """
 
     token_ids: tuple[int, ...]
@@ -154,6 +162,7 @@ class Generation:
     canvases: tuple[tuple[int, ...], ...] = ()
     steps: tuple[int, ...] = ()
     trace: tuple[TraceStep, ...] = ()
+    discarded_steps: int = 0
 
 
 def states(after: Canvas) -> bytes:
@@ -170,6 +179,7 @@ def trace_step(before: Canvas, after: Canvas, schedule: Schedule) -> TraceStep:
     assert after.argmax is not None and after.entropy is not None
     return TraceStep(
         canvas=before.index,
+        attempt=before.attempt,
         step=before.step,
         temperature=schedule.temperature(before.step),
         ids=tuple(before.ids.tolist()),

@@ -14,7 +14,7 @@ networks or engines.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -31,7 +31,8 @@ ROUNDS, STEPS = 2, 3
 """How often a finished canvas is denoised again, and for how many steps at most."""
 
 SHORT = 8
-"""Tokens that are taken back at a time where only the last call is to be closed."""
+"""Tokens that are taken back at a time where only the last call is to be closed, and at first where
+an end is short."""
 
 ROWS = 16
 """Positions whose logits are made at a time."""
@@ -79,6 +80,7 @@ class ConstrainedAnswer:
         self._lost = False  # no way to an end was found from here
         self._shaky: set[int] = set()  # what the projections before the last one changed
         self._report = Constraint(mode=mode)
+        self._earlier = self._report  # before the last commit
 
     @property
     def report(self) -> Constraint:
@@ -114,6 +116,17 @@ class ConstrainedAnswer:
         """Take ids that were committed without a canvas (the end of a thought)."""
         if self._matcher.accept(ids) < len(ids):
             raise EngineError(f"{self._mode} does not allow what was put into the answer")
+
+    def take_back(self, count: int) -> None:
+        """Be as before the last commit, which had so many ids before its end."""
+        self._matcher.undo(count)
+        self._report = self._earlier
+
+    def take_again(self, ids: Sequence[int], report: Constraint) -> None:
+        """Commit ids that were taken back, and the report of then."""
+        if self._matcher.accept(ids) < len(ids):
+            raise EngineError(f"{self._mode} does not allow what it has allowed before")
+        self._report = report
 
     def prefix(self, width: int, control: CanvasControl | None = None) -> CanvasPrefix:
         """The forced beginning of the next canvas, its pinned ids included."""
@@ -156,6 +169,7 @@ class ConstrainedAnswer:
         _pad(projection, spec)
         self._round = 0
         report, fallbacks = self._report, len(projection.changed)
+        self._earlier = report
         self._report = replace(
             report,
             rounds=report.rounds + rounds,
@@ -228,7 +242,8 @@ class ConstrainedAnswer:
 
     def _close(self, projection: Projection, room: int) -> Search[None]:
         """See that the answer can still end within the room; the matcher goes along."""
-        matcher, at, step = self._matcher, projection.length, max(1, projection.length - room)
+        matcher, at = self._matcher, projection.length
+        steps = self._steps_back(max(1, at - room))
         if at <= room and not projection.stuck:
             if projection.ended:
                 return
@@ -245,9 +260,9 @@ class ConstrainedAnswer:
                     raise EngineError(f"{self._mode}: found no text from here on; loosen it")
                 yield from accept_in_pieces(matcher, projection.ids[: projection.length])
                 return
-            step = min(step, at)
+            step = min(next(steps), at)
             matcher.undo(step)
-            at, step = at - step, SHORT if self._open else 2 * step
+            at -= step
             path = yield from matcher.completion(max(0, room - at))
         if self._open and not path:  # nothing is begun there that could be closed: it is cut
             matcher.accept(projection.ids[at : projection.length])
@@ -258,6 +273,14 @@ class ConstrainedAnswer:
         projection.closed, projection.length = len(put), at + len(put)
         projection.changed = [p for p in projection.changed if p < at]
         projection.ended = len(put) == len(path)
+
+    def _steps_back(self, first: int) -> Iterator[int]:
+        """How many tokens are taken back before each search for an end."""
+        yield first
+        step = SHORT if self._open or self._mode == "structure" else 2 * first
+        while True:
+            yield step
+            step *= 1 if self._open else 2
 
 
 def _pad(projection: Projection, spec: CanvasSpec) -> None:

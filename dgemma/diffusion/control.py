@@ -113,19 +113,19 @@ def controls_for(
 
 def begin(
     seed: int, index: int, spec: CanvasSpec, schedule: Schedule, controls: Controls,
-    control: CanvasControl | None = None,
+    control: CanvasControl | None = None, attempt: int = 0,
 ) -> Canvas:  # fmt: skip
-    """The canvas before its first step: noise, and the given ids in its place.
+    """A try of a canvas before its first step: noise, and the given ids in its place.
 
     A given id that is not pinned gives way to noise with probability `strength`; the schedule
     begins where that share of its steps is left.
     """
-    canvas = start(seed, index, spec, controls)
+    canvas = start(seed, index, spec, controls, attempt)
     ids, step = canvas.ids, 0
     if control is not None and any(i >= 0 for i in control.ids):
         given = torch.full_like(ids, -1)
         given[: len(control.ids)] = torch.tensor(control.ids, device=ids.device)
-        keys = stream_keys([seed], [index], [0], Purpose.SEED, spec.device)
+        keys = stream_keys([seed], [index], [0], Purpose.SEED, spec.device, [attempt])
         kept = uniforms(keys, spec.length)[0] >= control.strength
         ids = torch.where((given >= 0) & kept, given, ids)
         if len(control.pinned) < sum(i >= 0 for i in control.ids):

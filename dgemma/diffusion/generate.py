@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from dgemma.diffusion.sampler import finish, sampling_inputs, step
 from dgemma.diffusion.schedule import Schedule
 from dgemma.diffusion.stable import pin_prefix
 from dgemma.diffusion.thought import budget_exceeded
+from dgemma.diffusion.tries import Try, advance, alone, first_tries
 from dgemma.errors import EngineError
 from dgemma.kernels.controls import Controls
 from dgemma.kernels.head import Head
@@ -64,7 +66,7 @@ def generate(
     schedule, limit = Schedule.of(params), params.max_tokens or spec.context_length
     assert head or not schedule.stable_prefix
     pending, answer = list(prompt), list[int]()  # ids to encode next, ids of the answer so far
-    commits, trace = list[Commit](), list[TraceStep]()
+    commits, trace, discarded = list[Commit](), list[TraceStep](), 0
     while len(answer) < limit and not (commits and commits[-1].ended):
         if thought and budget_exceeded(answer, thought, params.thinking_budget):
             answer.append(thought.close_id)
@@ -75,22 +77,26 @@ def generate(
         encode(torch.tensor([pending], device=spec.device))
         frame = constrained.prefix(spec.length, control) if constrained else EMPTY_PREFIX
         controls = controls_for(params, spec, control, len(answer), frame)
-        canvas = begin(params.seed, len(commits), spec, schedule, controls, control)
-        while len(commits) == canvas.index:
-            before = canvas
-            canvas, hidden = denoise(canvas, schedule, spec, predict, read)
-            if head:
-                canvas = pin_prefix(before, canvas, schedule, spec, head.embed)
-            trace.append(trace_step(before, canvas, schedule))
+        fresh = partial(begin, params.seed, len(commits), spec, schedule, controls, control)
+        tries, commit = first_tries(schedule, fresh), None
+        while commit is None:
+            after = [denoise(c, schedule, spec, predict, read, head) for c in tries.running]
+            tries = advance(tries, after, schedule, spec, fresh)
+            before, shown = tries.shown
+            trace.append(trace_step(before, shown, schedule))
+            if tries.finished is None:
+                continue
+            discarded += tries.discarded
+            canvas, hidden = tries.finished.canvas, tries.finished.hidden
             room = min(limit - len(answer), left // spec.length * spec.length)
-            if canvas.reason and constrained and head:
+            resolved: Canvas | Commit = finish(canvas, spec)
+            if constrained and head:
                 resolved = run_search(constrained.resolve(canvas, hidden, head, spec, room))
-                if isinstance(resolved, Canvas):
-                    canvas = resolved  # to be repaired
-                else:
-                    commits.append(resolved)
-            elif canvas.reason:
-                commits.append(finish(canvas, spec))
+            if isinstance(resolved, Canvas):
+                tries = alone(resolved)  # to be repaired
+            else:
+                commit = resolved
+        commits.append(commit)
         pending, control = list(commits[-1].token_ids), None
         answer += pending
     ended = bool(commits) and commits[-1].ended and len(answer) <= limit
@@ -100,17 +106,15 @@ def generate(
         canvases=tuple(commit.canvas_ids for commit in commits),
         steps=tuple(sum(t.canvas == c for t in trace) for c in range(len(commits))),
         trace=tuple(trace),
+        discarded_steps=discarded,
     )
 
 
 def denoise(
-    canvas: Canvas, schedule: Schedule, spec: CanvasSpec, predict: Predict, read: Read
-) -> tuple[Canvas, Tensor]:
-    """One step: the network looks at the canvas, the vocabulary is read, the sampler decides.
-
-    Returns:
-        The canvas after the step, and the hidden states [C, D] that it was decided by.
-    """
+    canvas: Canvas, schedule: Schedule, spec: CanvasSpec, predict: Predict, read: Read,
+    head: Head | None = None,
+) -> Try:  # fmt: skip
+    """One step: the network looks at the canvas, the vocabulary is read, the sampler decides."""
     controls = replace(canvas.controls, suppress_ids=spec.suppress_ids)
     soft = None if canvas.soft is None else canvas.soft[None]
     hidden = predict(canvas.ids[None], soft)[0]  # [C, D]
@@ -118,4 +122,6 @@ def denoise(
     after = step(canvas, head_output, schedule, spec)
     if after.failed:
         raise EngineError(f"canvas {canvas.index}, step {canvas.step}: not finite")
-    return after, hidden
+    if head:
+        after = pin_prefix(canvas, after, schedule, spec, head.embed)
+    return Try(after, hidden)

@@ -1,11 +1,12 @@
-"""Random draws as a function: seed, canvas, step, position and purpose give the number.
+"""Random draws as a function: seed, canvas, attempt, step, position and purpose give the number.
 
 There is no generator and no state, so a request draws the same numbers alone, in any batch and
 after it was preempted, and two draws never disturb each other. All of it is integer operations of
 torch on int64 with wrap-around, which give the same bits on a CPU and on CUDA.
 
-    stream key   SplitMix64 of the seed, of which output number `canvas` seeds a SplitMix64,
-                 of which output number `step` seeds one, of which output number `purpose` is it
+    stream key   SplitMix64 of the seed, of which output number `canvas + (attempt << 32)` seeds a
+                 SplitMix64, of which output number `step` seeds one, of which output number
+                 `purpose` is it
     position p   output number p of the SplitMix64 that starts at the stream key
 
 The numbers are part of the meaning of a seed: changing anything here changes every answer.
@@ -32,6 +33,7 @@ class Purpose(IntEnum):
     NOISE = 2
     START = 3
     SEED = 5
+    TOKEN = 6
 
 
 def _signed(value: int) -> int:
@@ -67,15 +69,19 @@ def stream_keys(
     steps: Sequence[int],
     purpose: Purpose,
     device: torch.device,
+    attempts: Sequence[int] | None = None,
 ) -> Tensor:
     """The key of each row's stream: int64 [B] on `device`.
 
     Args:
         seeds: from 0 to 2**64 - 1, one a row, as are the next two.
-        canvases: which canvas of the request.
+        canvases: which canvas of the request, below 2**32.
         steps: which denoising step of the canvas; 0 where there are no steps.
         purpose: of the numbers.
+        attempts: which try of the canvas, below 2**31; None: the first of each.
     """
+    if attempts is not None:
+        canvases = [c + (attempt << 32) for c, attempt in zip(canvases, attempts, strict=True)]
     key = torch.tensor([_signed(seed) for seed in seeds], dtype=torch.int64)
     key = _output(key, torch.tensor(canvases, dtype=torch.int64))
     key = _output(key, torch.tensor(steps, dtype=torch.int64))

@@ -25,7 +25,9 @@ from dgemma.kernels.head_output import HeadLogprobs, HeadOutput
 from dgemma.types import StopReason
 
 
-def start(seed: int, index: int, spec: CanvasSpec, controls: Controls = FREE) -> Canvas:
+def start(
+    seed: int, index: int, spec: CanvasSpec, controls: Controls = FREE, attempt: int = 0
+) -> Canvas:
     """A canvas of pure noise.
 
     Args:
@@ -33,10 +35,11 @@ def start(seed: int, index: int, spec: CanvasSpec, controls: Controls = FREE) ->
         index: which canvas of the request, from 0.
         spec: what the canvas may hold, and where it lives.
         controls: what holds on it.
+        attempt: which try of this canvas, from 0.
     """
-    keys = stream_keys([seed], [index], [0], Purpose.START, spec.device)
+    keys = stream_keys([seed], [index], [0], Purpose.START, spec.device, [attempt])
     ids = _noise(keys, spec.length, spec, [controls])[0]
-    return Canvas(seed=seed, index=index, step=0, ids=ids, controls=controls)
+    return Canvas(seed=seed, index=index, attempt=attempt, step=0, ids=ids, controls=controls)
 
 
 def _noise(keys: Tensor, width: int, spec: CanvasSpec, controls: Sequence[Controls]) -> Tensor:
@@ -70,6 +73,11 @@ def sampling_inputs(
     warmth = [schedule.temperature(canvas.step) for canvas, schedule in pairs]
     temperature = torch.tensor(warmth, dtype=torch.float32).to(device).repeat_interleave(count)
     return temperature, uniforms(_keys(canvases, Purpose.SAMPLE), count).flatten()
+
+
+def likely_ids(canvases: Sequence[Canvas]) -> Tensor:
+    """The ids that the next step of B canvases may well find again: int64 [B*C]."""
+    return torch.cat([c.ids if c.argmax is None else c.argmax for c in canvases])
 
 
 def step(canvas: Canvas, head_output: HeadOutput, schedule: Schedule, spec: CanvasSpec) -> Canvas:
@@ -264,4 +272,5 @@ def _keys(canvases: Sequence[Canvas], purpose: Purpose) -> Tensor:
         [canvas.step for canvas in canvases],
         purpose,
         canvases[0].ids.device,
+        [canvas.attempt for canvas in canvases],
     )

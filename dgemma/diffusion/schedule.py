@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgemma.params import RELEASED, SamplingParams
+from dgemma.params import DEFAULT_TRIES, RELEASED, SamplingParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +24,7 @@ class Schedule:
         scale: factor of all temperatures.
         greedy: whether a step proposes the likeliest ids instead of drawn ones.
         stable_prefix: whether the settled beginning of a canvas is pinned; see `stable.py`.
+        restart_after, tries, race: when a canvas is begun anew; 0: never; see `tries.py`.
     """
 
     max_steps: int
@@ -36,6 +37,9 @@ class Schedule:
     scale: float = 1.0
     greedy: bool = False
     stable_prefix: bool = False
+    restart_after: int = 0
+    tries: int = DEFAULT_TRIES
+    race: int = 1
 
     @classmethod
     def of(cls, params: SamplingParams) -> Schedule:
@@ -48,6 +52,7 @@ class Schedule:
         assert full.max_steps is not None and full.stability_threshold is not None
         assert full.entropy_bound is not None and full.confidence_threshold is not None
         assert full.t_min is not None and full.t_max is not None
+        assert full.restart_after != "auto", "the caller puts the checkpoint's number in its place"
         return cls(
             max_steps=full.max_steps,
             entropy_bound=full.entropy_bound,
@@ -59,6 +64,9 @@ class Schedule:
             scale=full.temperature or 1.0,
             greedy=full.temperature == 0,
             stable_prefix=bool(full.stable_prefix),
+            restart_after=full.restart_after or 0,
+            tries=full.tries or DEFAULT_TRIES,
+            race=full.race or 1,
         )
 
     def temperature(self, step: int) -> float:

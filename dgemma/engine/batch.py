@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from dgemma.diffusion.canvas import Canvas, CanvasSpec
-from dgemma.diffusion.sampler import decide, propose, sampling_inputs
+from dgemma.diffusion.exact import choose
+from dgemma.diffusion.sampler import decide, likely_ids, propose, sampling_inputs
 from dgemma.diffusion.stable import pin_prefix
 from dgemma.engine.commit import CanvasState, Reading
 from dgemma.engine.counters import Counters
@@ -23,6 +24,7 @@ from dgemma.engine.step import StepResult, segments
 from dgemma.kernels.controls import Controls
 from dgemma.model.cache import PagedMemory
 from dgemma.model.transformer import DiffusionGemma
+from dgemma.types import PAGE
 
 
 class ModelRunner:
@@ -37,17 +39,21 @@ class ModelRunner:
     def run(self, work: list[Scheduled], spec: CanvasSpec) -> list[StepResult]:
         """Forward and vocabulary. Changes nothing that a second try would miss."""
         begin = self.counted.now()
+        for scheduled in work:
+            if scheduled.denoise:
+                self._copy_forks(scheduled.sequence)
         inputs = [segment for scheduled in work for segment in segments(scheduled)]
         batch = self.model.make_batch(inputs, self.memory)
         hidden = iter(batch.split(self.model(batch)))
         self.counted.add_time("forward", begin)
         begin = self.counted.now()
-        encoded, last = list[tuple[Scheduled, Tensor]](), dict[Sequence, Tensor]()
+        encoded, last = list[tuple[Scheduled, Tensor]](), dict[Sequence, tuple[Tensor, ...]]()
         for scheduled in work:
             if scheduled.count:
                 encoded.append((scheduled, next(hidden)))
             if scheduled.denoise:
-                last[scheduled.sequence] = next(hidden)
+                rows = scheduled.sequence.state.rows
+                last[scheduled.sequence] = tuple(next(hidden) for _ in range(rows))
         read = Readback()
         canvases = self._denoised(last, spec, read)
         tokens = self._encoded(encoded, spec, read)
@@ -62,12 +68,23 @@ class ModelRunner:
         self.counted.add_time("vocabulary", begin)
         return [
             StepResult(
-                after.get(seq), last.get(seq), chosen.get(seq), finite.get(seq, True),
+                after.get(seq, ()), last.get(seq, ()), chosen.get(seq), finite.get(seq, True),
                 tuple(scores[seq]()) if seq in scores else (), tails.get(seq),
                 readings[seq]() if seq in readings else None,
             )
             for seq in (scheduled.sequence for scheduled in work)
         ]  # fmt: skip
+
+    def _copy_forks(self, seq: Sequence) -> None:
+        """Give each canvas of a race the tokens before it that share a block with it."""
+        table, length = seq.block_table, len(seq.context)
+        assert table is not None
+        for fork in table.forks:
+            if length % PAGE and fork.copied != length:
+                full, sliding = table.full[fork.first], table.sliding[fork.first]
+                self.memory.copy("full_attention", full, fork.full[0], length % PAGE)
+                self.memory.copy("sliding_attention", sliding, fork.sliding[0], length % PAGE)
+            fork.copied = length
 
     def _scored(self, scheduled: Scheduled, hidden: Tensor) -> Tensor:
         """The encoder's scores of the tokens after the encoded ones, as far as asked."""
@@ -83,6 +100,9 @@ class ModelRunner:
         self, seq: Sequence, hidden: Tensor, spec: CanvasSpec, read: Readback
     ) -> Callable[[], Reading]:
         """The encoder's opinion of proposed ids; to be called after the fetch."""
+        if seq.request.mode == "exact":
+            chosen = read.put(self._chosen(seq, hidden, spec))
+            return lambda: Reading(tuple(map(int, chosen())), (), hidden)
         state: CanvasState = seq.state
         assert state.tail is not None
         rows, count = torch.cat((state.tail[None], hidden)), len(hidden)
@@ -92,38 +112,50 @@ class ModelRunner:
         kept = hidden.clone()  # they must not keep the hidden states of all others
         return lambda: Reading(tuple(map(int, choices())), tuple(logprobs()[:count]), kept)
 
+    def _chosen(self, seq: Sequence, hidden: Tensor, spec: CanvasSpec) -> Tensor:
+        """The encoder's next tokens in the exact mode: [N, D] -> int64 [N]."""
+        temperature = seq.request.params.temperature or 0.0
+        return choose(self.head, hidden, seq.seed, len(seq.committed), temperature, spec)
+
     def _denoised(
-        self, hidden: dict[Sequence, Tensor], spec: CanvasSpec, read: Readback
-    ) -> Callable[[], dict[Sequence, Canvas]]:
+        self, hidden: dict[Sequence, tuple[Tensor, ...]], spec: CanvasSpec, read: Readback
+    ) -> Callable[[], dict[Sequence, tuple[Canvas, ...]]]:
         """The canvases after a step, from their hidden states; to be called after the fetch."""
         alike: dict[object, list[Sequence]] = {}
         for seq in hidden:
             state: CanvasState = seq.state
             assert state.canvas is not None
-            alike.setdefault((state.spec.length, state.canvas.controls.kind), []).append(seq)
+            alike.setdefault((len(state.canvas.ids), state.canvas.controls.kind), []).append(seq)
         groups = [
             (
                 sequences,
-                self._stepped(sequences, torch.cat([hidden[s] for s in sequences]), spec, read),
+                self._stepped(
+                    sequences, [rows for s in sequences for rows in hidden[s]], spec, read
+                ),
             )
             for sequences in alike.values()
         ]
-        return lambda: {
-            seq: canvas
-            for sequences, canvases in groups
-            for seq, canvas in zip(sequences, canvases(), strict=True)
-        }
+
+        def known() -> dict[Sequence, tuple[Canvas, ...]]:
+            found: dict[Sequence, tuple[Canvas, ...]] = {}
+            for sequences, canvases in groups:
+                after = iter(canvases())
+                found |= {seq: tuple(next(after) for _ in hidden[seq]) for seq in sequences}
+            return found
+
+        return known
 
     def _stepped(
-        self, sequences: list[Sequence], hidden: Tensor, spec: CanvasSpec, read: Readback
+        self, sequences: list[Sequence], hidden: list[Tensor], spec: CanvasSpec, read: Readback
     ) -> Callable[[], list[Canvas]]:
         """Read the vocabulary for canvases of one length and kind together and step each."""
         states: list[CanvasState] = [seq.state for seq in sequences]
-        canvases = [state.canvas for state in states if state.canvas is not None]
-        schedules = [state.schedule for state in states]
+        pairs = [(canvas, s.schedule) for s in states if s.tries for canvas in s.tries.running]
+        canvases, schedules = [canvas for canvas, _ in pairs], [schedule for _, schedule in pairs]
         sizes = [(canvas.controls, len(canvas.ids)) for canvas in canvases]
         controls = Controls.join(sizes, spec.suppress_ids)
-        head_output = self.head.read(hidden, *sampling_inputs(canvases, schedules), controls)
+        inputs = torch.cat(hidden), *sampling_inputs(canvases, schedules)
+        head_output = self.head.read(*inputs, controls, likely_ids(canvases))
         proposal = propose(canvases, head_output, schedules, spec)
         verdicts = read.put(proposal.verdicts)
 
@@ -152,20 +184,21 @@ class ModelRunner:
         last = {
             s.sequence: states[-1:]
             for s, states in encoded
-            if s.sequence.request.mode == "autoregressive"
+            if s.sequence.request.mode in ("autoregressive", "exact")
             and s.sequence.encoded + s.count == len(s.sequence.context)
         }
-        tokens: Callable[[], list[float]] = list
-        if last:
-            rows, controls = (
-                torch.cat(list(last.values())),
-                Controls(suppress_ids=spec.suppress_ids),
-            )
-            tokens = read.put(self.head.greedy(rows, controls))
+        drawn = [seq for seq in last if seq.request.params.temperature]
+        greedy = [seq for seq in last if not seq.request.params.temperature]
+        tokens = {seq: read.put(self._chosen(seq, last[seq], spec)) for seq in drawn}
+        together: Callable[[], list[float]] = list
+        if greedy:
+            rows = torch.cat([last[seq] for seq in greedy])
+            together = read.put(self.head.greedy(rows, Controls(suppress_ids=spec.suppress_ids)))
 
         def known() -> tuple[dict[Sequence, bool], dict[Sequence, int]]:
             finite = {s.sequence: bool(ok) for (s, _), ok in zip(encoded, checked(), strict=True)}
-            chosen = {seq: int(token) for seq, token in zip(last, tokens(), strict=True)}
+            chosen = {seq: int(token) for seq, token in zip(greedy, together(), strict=True)}
+            chosen |= {seq: int(token()[0]) for seq, token in tokens.items()}
             return finite | {seq: finite[seq] and t >= 0 for seq, t in chosen.items()}, chosen
 
         return known

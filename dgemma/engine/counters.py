@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from dgemma.engine.scheduler import Scheduler
 from dgemma.types import FinishReason
 
 Part = Literal["schedule", "forward", "vocabulary", "apply"]
@@ -59,6 +60,22 @@ class Counters:
     def tokens_per_step(self) -> float:
         """Committed tokens per denoising step; 0.0 before the first."""
         return self.committed_tokens / self.steps if self.steps else 0.0
+
+    def beside(self, scheduler: Scheduler) -> Counters:
+        """The same with the state and the counts of the scheduler that runs now."""
+        pages = scheduler.pages
+        return replace(
+            self,
+            waiting=scheduler.waiting,
+            running=len(scheduler.running),
+            pages_full=pages.full.count,
+            pages_full_used=pages.full.count - pages.available,
+            pages_full_cached=pages.cached,
+            pages_sliding=pages.sliding.count,
+            pages_sliding_free=pages.sliding.free,
+            prefix_hit_tokens=self.prefix_hit_tokens + pages.hit_tokens,
+            preemptions=self.preemptions + scheduler.preemptions,
+        )
 
     @staticmethod
     def now() -> float:

@@ -30,21 +30,22 @@ from dgemma.diffusion.schedule import Schedule
 from dgemma.engine.batch import ModelRunner, out_of_memory
 from dgemma.engine.commit import CanvasState, go_on
 from dgemma.engine.counters import Counters
+from dgemma.engine.drafting import plan_draft
 from dgemma.engine.pages import Pages
 from dgemma.engine.plan import Scheduled
 from dgemma.engine.request import ModelLimits, resolve_request
 from dgemma.engine.scheduler import Scheduler
 from dgemma.engine.searches import BUDGET, SearchQueue
 from dgemma.engine.sequence import Sequence
-from dgemma.engine.step import NOT_FINITE, StepResult, apply, first_canvas
+from dgemma.engine.step import NOT_FINITE, StepResult, apply, next_canvas
 from dgemma.errors import InvalidRequest
 from dgemma.events import EventStream
 from dgemma.interfaces import Reader, TextSide
 from dgemma.model.cache import PagedMemory
-from dgemma.model.size import page_bytes, page_counts
+from dgemma.model.size import page_bytes, page_counts, window_pages
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import DRAWN_BITS, SamplingParams
-from dgemma.types import FinishReason, Request
+from dgemma.types import PAGE, FinishReason, Request
 
 CHUNK = 1024
 """Most prompt tokens of one request that a step encodes."""
@@ -112,6 +113,7 @@ class Engine:
         self.model = model
         self.frontend: TextSide | None = None
         self.defaults = defaults or SamplingParams()
+        self._drafts = replace(self.defaults, restart_after=0, race=1)
         self.chunk = chunk
         self.spec = CanvasSpec(
             length=config.canvas_length,
@@ -134,11 +136,10 @@ class Engine:
         self._pages = partial(Pages, full, sliding, config.sliding_window)
         self.scheduler = self._scheduler(self._pages())
         self.limits = ModelLimits(
-            context=min(self.spec.context_length, self.scheduler.pages.capacity),
-            canvas=self.spec.length,
-            vocab_size=self.spec.vocab_size,
-            bounded=self.scheduler.pages.capacity < self.spec.context_length,
-        )
+            context=min(self.spec.context_length, full * PAGE), canvas=self.spec.length,
+            vocab_size=self.spec.vocab_size, bounded=full * PAGE < self.spec.context_length,
+            pages=full, spare=sliding - window_pages(config, chunk),
+        )  # fmt: skip
         self._clock = clock
         self._share = share_prefix_cache
         self._live: set[Sequence] = set()
@@ -163,6 +164,7 @@ class Engine:
         frontend, arrived = self.frontend, self._clock()
         if frontend is None and request.needs_text:
             raise InvalidRequest("an engine without a frontend knows only ids; set Engine.frontend")
+        request, closed = (request, False) if frontend is None else frontend.closed(request)
         thought = None if frontend is None else frontend.thought(request)
         seed = secrets.randbits(DRAWN_BITS)
         resolved = resolve_request(request, self.defaults, self.limits, seed, thought)
@@ -179,12 +181,15 @@ class Engine:
         seq = Sequence(
             resolved,
             width=spec.length if diffusion else 1,
-            context_length=self.limits.context,
+            context_length=self.limits.room(resolved.params),
             reader=Reader() if frontend is None else frontend.reader(resolved),
             state=CanvasState(
-                spec, Schedule.of(resolved.params), self.model.head, constrained
+                spec, Schedule.of(resolved.params if diffusion else self._drafts),
+                self.model.head, constrained,
+                least_logprob=self.limits.learnt.least_logprob if resolved.params.quality else None,
             ),
             common=self.limits.context if self._share else common,
+            thought_closed=closed,
             arrived=arrived,
         )  # fmt: skip
         if diffusion:
@@ -192,7 +197,9 @@ class Engine:
                 check_control(resolved.canvas, spec)
                 if constrained is not None:
                     constrained.check(resolved.canvas)
-            first_canvas(seq)  # contradictions show now
+            next_canvas(seq)(0)  # contradictions show now
+        elif resolved.mode == "exact":
+            plan_draft(seq)
         return seq
 
     def add(self, seq: Sequence) -> None:
@@ -391,17 +398,5 @@ class Engine:
 
     def counters(self) -> Counters:
         """The state of the engine and its work so far, as plain numbers."""
-        scheduler, pages, counted = self.scheduler, self.scheduler.pages, self._counted
-        return replace(
-            counted,
-            waiting=scheduler.waiting,
-            restart_after=self.limits.learnt.restart_after or 0,
-            running=len(scheduler.running),
-            pages_full=pages.full.count,
-            pages_full_used=pages.full.count - pages.available,
-            pages_full_cached=pages.cached,
-            pages_sliding=pages.sliding.count,
-            pages_sliding_free=pages.sliding.free,
-            prefix_hit_tokens=counted.prefix_hit_tokens + pages.hit_tokens,
-            preemptions=counted.preemptions + scheduler.preemptions,
-        )
+        counted = replace(self._counted, restart_after=self.limits.learnt.restart_after or 0)
+        return counted.beside(self.scheduler)

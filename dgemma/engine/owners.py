@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from dgemma.engine.sequence import Sequence
+from dgemma.errors import Overloaded
 
 SPARE = 64
 """Places of ended sequences that a queue keeps before they are cleared away."""
@@ -104,6 +105,19 @@ class Owners:
         """How many sequences of an owner wait."""
         owner = self._live.get(name)
         return 0 if owner is None else owner.waiting
+
+    def check_waiting(self, name: str, coming: int, waiting: int, most: int) -> None:
+        """See `Scheduler.check_waiting`.
+
+        Args:
+            waiting, most: sequences that wait, and may.
+        """
+        mine = self.waiting(name) + coming
+        if waiting + coming < most:
+            return
+        others = sum(one.waiting > 0 and one.name != name for one in list(self)) + 1
+        if mine * others >= most:
+            raise Overloaded(f"{most} requests wait already, which is the most; try again later")
 
     def enter(self, name: str, now: float) -> Owner:
         """The owner of a new sequence.

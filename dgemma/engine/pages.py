@@ -14,100 +14,20 @@ It must not know tensors (no torch) or the order of sequences.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from collections.abc import Iterable
+from dataclasses import replace
 
+from dgemma.engine.block_table import (
+    BlockKey,
+    BlockTable,
+    Fork,
+    Place,
+    Prefix,
+    PrefixNode,
+    blocks,
+)
 from dgemma.engine.page_allocator import NONE, PageAllocator
-from dgemma.request_parts import PromptContent
 from dgemma.types import PAGE
-
-
-class BlockKey(NamedTuple):
-    """What the keys and values of a block depend on, beside the blocks before it.
-
-    Attributes:
-        ids: its tokens.
-        owner: whose they are; others may not use them. "": everyone's.
-        contents: those that some of its ids stand for, wherever they begin and end.
-    """
-
-    ids: tuple[int, ...]
-    owner: str = ""
-    contents: tuple[PromptContent, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Prefix:
-    """The context of a sequence, for a look into the tree.
-
-    Attributes:
-        ids: all tokens to encode; the list may grow.
-        owner, contents: of the request.
-        common: how many of the first tokens are no owner's, but everyone's.
-    """
-
-    ids: Sequence[int]
-    owner: str = ""
-    contents: tuple[PromptContent, ...] = ()
-    common: int = 0
-
-    def key(self, number: int) -> BlockKey | None:
-        """The key of a block; None if it is not complete."""
-        low, high = number * PAGE, (number + 1) * PAGE
-        if len(self.ids) < high:
-            return None
-        inside = (c for c in self.contents if c.start < high and c.start + c.length > low)
-        owner = "" if high <= self.common else self.owner
-        return BlockKey(tuple(self.ids[low:high]), owner, tuple(inside))
-
-
-Place = tuple[int, BlockKey]
-"""A block that is not in the tree yet: the identity of its parent, its own key."""
-
-
-@dataclass(slots=True, eq=False)
-class PrefixNode:
-    """A complete block that any sequence with the same beginning may use.
-
-    Attributes:
-        key: its tokens, and what else it depends on.
-        parent: the block before it; None: this is the root.
-        full, sliding: its pages; `sliding` may be NONE.
-        users: tables that have the block.
-        viewers: those of them that still need its sliding page.
-        children: the blocks after it.
-    """
-
-    key: BlockKey
-    parent: PrefixNode | None
-    full: int
-    sliding: int
-    users: int = 0
-    viewers: int = 0
-    children: dict[BlockKey, PrefixNode] = field(default_factory=dict)
-
-
-@dataclass(slots=True, eq=False)
-class BlockTable:
-    """The pages of one sequence, one entry a block.
-
-    Attributes:
-        full, sliding: page numbers; `sliding` is NONE if the window has passed the block.
-        shared: the leading blocks, which are in the tree.
-        ids: the tokens whose keys and values are in the pages.
-        passed: how many leading blocks the window has passed.
-        prefix: all tokens to encode.
-        pending: place in the tree of the block that is completed next, see `Pages.computing`.
-    """
-
-    full: list[int] = field(default_factory=list)
-    sliding: list[int] = field(default_factory=list)
-    shared: list[PrefixNode] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)
-    passed: int = 0
-    prefix: Prefix = Prefix(())
-    pending: Place | None = None
 
 
 class Pages:
@@ -141,15 +61,20 @@ class Pages:
         """Full pages that are free or can be evicted."""
         return self.full.free + len(self._idle)
 
-    def could(self, prefix: Prefix, room: int, first: int, without: Iterable[BlockTable]) -> bool:
+    def could(
+        self, prefix: Prefix, room: int, first: int, without: Iterable[BlockTable], rows: int = 1
+    ) -> bool:
         """Whether `open` might succeed after other tables are closed; False is certain."""
         found = len(self._find(prefix))
         full, sliding = self.available, self.sliding.free + len(self._unseen)
         for table in without:
-            full += len(table.full)
+            full += table.count
             sliding += sum(page != NONE for page in table.sliding)
-        end = min(room, found * PAGE + first)
-        return full >= -(-room // PAGE) - found and sliding >= -(-end // PAGE) - found
+            sliding += sum(len(fork.sliding) for fork in table.forks)
+        end = -(-min(room, found * PAGE + first) // PAGE)
+        whole, length = -(-room // PAGE), len(prefix.ids)
+        forked = blocks(length, room, rows) - whole
+        return full >= whole + forked - found and sliding >= end + forked - found
 
     @property
     def capacity(self) -> int:
@@ -198,7 +123,7 @@ class Pages:
     # -- the life of a table -------------------------------------------------------------------
 
     def open(
-        self, prefix: Prefix, room: int, first: int, reuse: int | None = None
+        self, prefix: Prefix, room: int, first: int, reuse: int | None = None, rows: int = 1
     ) -> BlockTable | None:
         """Pages for a sequence; None, and no change, if there are not enough.
 
@@ -207,6 +132,7 @@ class Pages:
             room: positions that its full layers need until the canvas is finished.
             first: tokens that its first forward adds; later ones take sliding pages as they go.
             reuse: how many of the first ids may come from the tree; None: all.
+            rows: canvases side by side.
         """
         table = BlockTable(prefix=prefix)
         # The lookup is as if one more token followed: the last one is always encoded.
@@ -214,7 +140,8 @@ class Pages:
             self._use(table, block)
         self.tables.add(table)
         length = len(table.ids)
-        if not self.reserve(table, max(room, length), min(room, length + first)):
+        fits = self.reserve(table, max(room, length), min(room, length + first))
+        if not (fits and self.fork(table, room, rows)):
             self.close(table)
             return None
         self.hit_tokens += length
@@ -243,17 +170,46 @@ class Pages:
         """Make room for positions below `full` and `sliding`. False: no room, and no change."""
         more = -(-full // PAGE) - len(table.full)
         slide = -(-sliding // PAGE) - len(table.sliding)
-        if more > self.available or slide > self.sliding.free + len(self._unseen):
+        if not self._make_room(more, slide):
             return False
-        while more > self.full.free:
-            self._evict()
-        while slide > self.sliding.free:
-            self._evict_sliding()
         if more > 0:
             table.full += self.full.take(more, table.full[-1] if table.full else NONE)
         if slide > 0:
             last = table.sliding[-1] if table.sliding else NONE
             table.sliding += self.sliding.take(slide, last)
+        return True
+
+    def fork(self, table: BlockTable, room: int, rows: int) -> bool:
+        """See that each of `rows` canvases, which end before `room`, has pages of its own to write.
+
+        Pages of forks that are of no use any more are given back. False: no room, and no others.
+        """
+        first, forks = len(table.prefix.ids) // PAGE, table.forks
+        size = -(-room // PAGE) - first
+        while forks and (
+            len(forks) >= rows or (forks[-1].first, len(forks[-1].full)) != (first, size)
+        ):
+            self._drop_fork(table)
+        if not self._make_room(*[(rows - 1 - len(forks)) * size] * 2):
+            return False
+        while len(forks) < rows - 1:
+            forks.append(Fork(first, self.full.take(size, NONE), self.sliding.take(size, NONE)))
+        return True
+
+    def _drop_fork(self, table: BlockTable) -> None:
+        fork = table.forks.pop()
+        for full, sliding in zip(fork.full, fork.sliding, strict=True):
+            self.full.give(full)
+            self.sliding.give(sliding)
+
+    def _make_room(self, full: int, sliding: int) -> bool:
+        """See that so many pages are free. False: they cannot be, and nothing has changed."""
+        if full > self.available or sliding > self.sliding.free + len(self._unseen):
+            return False
+        while full > self.full.free:
+            self._evict()
+        while sliding > self.sliding.free:
+            self._evict_sliding()
         return True
 
     def _evict(self) -> None:
@@ -328,6 +284,8 @@ class Pages:
         """Free the table; complete blocks stay in the tree until they are evicted."""
         self.tables.remove(table)
         self._drop_pending(table)
+        while table.forks:
+            self._drop_fork(table)
         for number in range(len(table.shared), len(table.full)):
             self.full.give(table.full[number])
         for number in range(len(table.shared), len(table.sliding)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from dgemma.engine.block_table import blocks
 from dgemma.engine.owners import Owner
 from dgemma.engine.sequence import Sequence
 from dgemma.types import PAGE
@@ -28,7 +29,12 @@ def pages_of(owner: Owner) -> int:
 
 
 def _pages(seq: Sequence) -> int:
-    return 0 if seq.block_table is None else len(seq.block_table.full)
+    return 0 if seq.block_table is None else seq.block_table.count
+
+
+def victim(owners: Iterable[Owner]) -> Sequence:
+    """The sequence that gives way when pages run out: one of the owner that holds most."""
+    return max(max(owners, key=pages_of).running, key=lambda seq: seq.rank)
 
 
 def giving_way(
@@ -49,7 +55,7 @@ def giving_way(
     """
     found: list[tuple[bool, int, float, int, Sequence]] = []
     first = not owner.running
-    need = -(-seq.positions // PAGE)  # at most
+    need = blocks(len(seq.context), seq.positions, seq.rows)  # at most
     least = len(owner.running) + 1 if full else pages_of(owner) + need
     for other in others:
         if other is owner:

@@ -13,7 +13,8 @@ class Scheduled:
 
     Attributes:
         count: tokens of its context that are encoded.
-        denoise: whether its canvas makes a step; with `count`, right after the last of them.
+        denoise: whether its canvas, or all of a race, make a step; with `count`, right after the
+            last of them.
         reading: whether these tokens are only proposed: the encoder reads them, and those that
             are not accepted then are encoded again or never.
     """
@@ -25,7 +26,12 @@ class Scheduled:
 
     @property
     def size(self) -> int:
-        """Tokens of the pass."""
+        """Tokens of the pass, those of all canvases of a race."""
+        return self.count + (self.sequence.rows * self.sequence.width if self.denoise else 0)
+
+    @property
+    def reach(self) -> int:
+        """Positions that it adds."""
         return self.count + (self.sequence.width if self.denoise else 0)
 
 

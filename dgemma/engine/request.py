@@ -11,6 +11,7 @@ from dgemma.errors import ContextOverflow, InvalidRequest, bad_field, short
 from dgemma.params import (
     END_ROOM,
     REFUSED_BY_AUTOREGRESSIVE,
+    REFUSED_BY_EXACT,
     RELEASED,
     WIDTH_STEP,
     SamplingParams,
@@ -18,7 +19,7 @@ from dgemma.params import (
     refused,
 )
 from dgemma.request_parts import ThoughtIds
-from dgemma.types import Mode, Request
+from dgemma.types import PAGE, Mode, Request
 
 EARLY = ("restart_after", "race", "quality")
 """Defaults of a checkpoint that a request leaves out if it wants text before its canvas is done."""
@@ -35,6 +36,8 @@ class ModelLimits:
         canvas: canvas length.
         vocab_size: ids are below it.
         bounded: whether the memory for keys and values bounds the context, not the model.
+        pages: of keys and values in full layers.
+        spare: pages of the sliding layers beyond those that one request may need.
         learnt: from the answers of this model.
     """
 
@@ -42,7 +45,27 @@ class ModelLimits:
     canvas: int
     vocab_size: int
     bounded: bool = False
+    pages: int = 2**31
+    spare: int = 2**31
     learnt: LearntLimits = field(default_factory=LearntLimits)
+
+    def room(self, params: SamplingParams) -> int:
+        """Most positions of a request, beside which each further canvas of a race needs pages.
+
+        Raises:
+            InvalidRequest: the memory does not suffice for the race.
+        """
+        race = params.race or 1
+        if race == 1:
+            return self.context
+        width = canvas_width(params, self.canvas)
+        more = (race - 1) * (-(-width // PAGE) + 1)
+        if more > min(self.spare, self.pages - 1):
+            raise bad_field(
+                "race", f"of {race} canvases does not fit the memory for keys and values; ask for "
+                "fewer, or load the model with more cache_bytes"
+            )  # fmt: skip
+        return min(self.context, (self.pages - more) * PAGE)
 
 
 def resolve_request(
@@ -73,7 +96,8 @@ def resolve_request(
     params, merged = request.params, list[SamplingParams]()
     if request.mode != "diffusion":
         _check_mode(request)
-        seed = 0
+        if not (request.mode == "exact" and params.temperature):
+            seed = 0  # nothing of the answer is drawn
     else:
         if request.canvas is not None and request.canvas.read_only:
             if params.stable_prefix:
@@ -81,9 +105,12 @@ def resolve_request(
                     "stable_prefix",
                     "and read_only cannot be combined: nothing is committed; drop one of them",
                 )
+            params = replace(params, restart_after=0, race=1)
             merged.append(READ_ONLY)
         if params.stable_prefix:
             defaults = replace(defaults, **dict.fromkeys(EARLY))
+        elif params.restart_after or (params.race or 1) > 1:
+            merged.append(SamplingParams(stable_prefix=False))
         merged += [defaults, RELEASED]
     if params.thinking_budget is not None and thought is None:
         raise bad_field("thinking_budget", "needs a chat (Request.chat, or Request.thought)")
@@ -92,7 +119,24 @@ def resolve_request(
         params = replace(params, restart_after=limits.learnt.resolve())
     if params.quality is not None:
         limits.learnt.check_careful()
-    return replace(request, params=params, thought=thought)
+    resolved = replace(request, params=params, thought=thought)
+    _check_race(resolved, limits)
+    return resolved
+
+
+def _check_race(request: Request, limits: ModelLimits) -> None:
+    params = request.params
+    room = limits.room(params)
+    if room == limits.context:
+        return
+    most = room - canvas_width(params, limits.canvas)
+    if len(request.token_ids) > most:
+        raise ContextOverflow(
+            f"a prompt of {len(request.token_ids)} tokens leaves no room for a race of "
+            f"{params.race}; shorten it to at most {max(0, most)}, ask for fewer canvases, or load "
+            "the model with more cache_bytes",
+            field="race",
+        )
 
 
 def _check_prompt(request: Request, limits: ModelLimits) -> None:
@@ -139,15 +183,27 @@ def _check_ids(name: str, ids: Iterable[int], limits: ModelLimits) -> None:
         raise bad_field(name, f"id {short(wrong)} is outside the vocabulary of {limits.vocab_size}")
 
 
+KINDS = {
+    "autoregressive": "autoregressive decoding, which is greedy",
+    "exact": "the exact mode",
+    "score": "scoring",
+}
+REFUSED = {
+    "autoregressive": REFUSED_BY_AUTOREGRESSIVE,
+    "exact": REFUSED_BY_EXACT,
+    "score": (*REFUSED_BY_AUTOREGRESSIVE, "stop", "max_tokens"),
+}
+
+
 def _check_mode(request: Request) -> None:
     """Refuse fields that only steer denoising."""
-    autoregressive, params = request.mode == "autoregressive", request.params
-    kind = "autoregressive decoding, which is greedy" if autoregressive else "scoring"
-    if request.tool_use is not None and (request.tool_use.binding or not autoregressive):
-        why = "; leave out strict tools and required calls" if autoregressive else "; leave it out"
+    mode, params = request.mode, request.params
+    kind = KINDS[mode]
+    if request.tool_use is not None and (request.tool_use.binding or mode == "score"):
+        why = "; leave it out" if mode == "score" else "; leave out strict tools and required calls"
         raise bad_field("tool_use", f"has no meaning for {kind}{why}")
-    for name in REFUSED_BY_AUTOREGRESSIVE + (() if autoregressive else ("stop", "max_tokens")):
-        if not autoregressive and name == "logprobs" and params.logprobs == 0:
-            continue  # scoring reports them anyway
+    for name in REFUSED[mode]:
+        if mode == "score" and name == "logprobs" and params.logprobs == 0:
+            continue  # it reports them anyway
         if getattr(params, name) is not None:
             raise bad_field(name, f"has no meaning for {kind}; leave it out")

@@ -31,10 +31,9 @@ from collections import deque
 from dgemma.engine.deadlines import Deadlines
 from dgemma.engine.owners import Owner, Owners
 from dgemma.engine.pages import Pages
-from dgemma.engine.places import giving_way, pages_of
+from dgemma.engine.places import giving_way, victim
 from dgemma.engine.plan import Scheduled, StepPlan
 from dgemma.engine.sequence import Sequence
-from dgemma.errors import Overloaded
 from dgemma.types import PAGE
 
 EXPRESS = 8
@@ -135,14 +134,7 @@ class Scheduler:
         Raises:
             Overloaded: too many wait.
         """
-        mine = self.owners.waiting(owner) + coming
-        if self.waiting + coming < self.max_waiting:
-            return
-        waiting = sum(one.waiting > 0 and one.name != owner for one in list(self.owners)) + 1
-        if mine * waiting >= self.max_waiting:
-            raise Overloaded(
-                f"{self.max_waiting} requests wait already, which is the most; try again later"
-            )
+        self.owners.check_waiting(owner, coming, self.waiting, self.max_waiting)
 
     def _enqueue(self, seq: Sequence, owner: Owner) -> None:
         seq.waiting = True
@@ -183,6 +175,9 @@ class Scheduler:
         plan, self._now = StepPlan(), now
         for seq, why in self._deadlines.passed(now):
             plan.failed.setdefault(seq, why)
+        for seq in self.running:
+            if seq.block_table is not None and seq.rows <= len(seq.block_table.forks):
+                self.pages.fork(seq.block_table, seq.positions, seq.rows)  # its race is over
         for seq in sorted(self.running, key=lambda seq: seq.rank):
             if seq not in plan.failed and seq.block_table is not None and seq.search is None:
                 self._secure(seq, plan)
@@ -199,7 +194,8 @@ class Scheduler:
 
         A piece of a prompt ends at the end of a page, see `ReferenceAttention`. The last piece runs
         together with the first step of the canvas: its keys are there, layer by layer, when the
-        canvas reads them, and the weights are read once for both.
+        canvas reads them, and the weights are read once for both. Not so that of a race, whose
+        canvases read a copy of the last block.
         """
         done, context = seq.encoded, len(seq.context)
         if seq.proposed and done == context:
@@ -210,7 +206,7 @@ class Scheduler:
         whole = (done + most) // PAGE * PAGE - done
         count = min(whole if whole > 0 else most, context - done)
         last = done + count == context and seq.denoises
-        fits = count == 0 or count + seq.width <= self.limit
+        fits = count == 0 or (seq.rows == 1 and count + seq.width <= self.limit)
         return Scheduled(seq, count, denoise=last and fits)
 
     def _secure(self, seq: Sequence, plan: StepPlan) -> None:
@@ -220,14 +216,15 @@ class Scheduler:
         """
         table = seq.block_table
         assert table is not None
-        end = seq.encoded + self._next_for(seq).size
+        room, end = seq.positions, seq.encoded + self._next_for(seq).reach
         try:
-            while not self.pages.reserve(table, seq.positions, end):
-                largest = max(self.owners, key=pages_of)
-                victim = max(largest.running, key=lambda other: other.rank)
-                self.preempt(victim)
+            while not (
+                self.pages.reserve(table, room, end) and self.pages.fork(table, room, seq.rows)
+            ):
+                going = victim(self.owners)
+                self.preempt(going)
                 self._crowded = True
-                if victim is seq:
+                if going is seq:
                     return
         except Exception as error:  # of this sequence alone
             plan.failed[seq] = f"{type(error).__name__}: {error}"
@@ -292,7 +289,7 @@ class Scheduler:
         full = len(self.running) >= self.max_running
         table = None
         if not full and not (self._crowded and owner.running):
-            table = self.pages.open(seq.prefix, seq.positions, first, seq.reuse)
+            table = self.pages.open(seq.prefix, seq.positions, first, seq.reuse, seq.rows)
         if table is None:
             going = [other for other in self.running if self._is_below(other, seq)]
             going.sort(key=lambda other: other.rank, reverse=True)
@@ -302,12 +299,13 @@ class Scheduler:
                 if other not in going
             ]  # fmt: skip
             tables = [other.block_table for other in going if other.block_table is not None]
-            if not going or not self.pages.could(seq.prefix, seq.positions, first, tables):
+            need = seq.prefix, seq.positions, first
+            if not going or not self.pages.could(*need, tables, seq.rows):
                 assert self.running, "a sequence that fits alone was not admitted alone"
                 return False
             for other in going:
                 self.preempt(other)
-                table = self.pages.open(seq.prefix, seq.positions, first, seq.reuse)
+                table = self.pages.open(*need, seq.reuse, seq.rows)
                 if table is not None:
                     break
             else:

@@ -4,6 +4,7 @@ It must not know tensors (no torch): the canvas is an opaque `state`, see `dgemm
 
     encode -> denoise -> (commit) encode -> denoise -> ... -> done      diffusion
     encode -> encode  -> ...                               -> done      autoregressive
+    encode -> denoise -> read -> encode -> denoise -> ...  -> done      exact
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, Literal
 
-from dgemma.engine.pages import BlockTable, Prefix
+from dgemma.engine.block_table import BlockTable, Prefix
 from dgemma.errors import DGemmaError
 from dgemma.events import EventQueue
 from dgemma.interfaces import Reader
@@ -42,9 +43,11 @@ class Sequence:
         request: resolved, see `resolve_request`.
         width: positions that the next canvas takes (or the next token).
         context_length: most positions.
+        drafting: whether the exact mode makes a draft.
         reader: of the answer's text; it may end the request.
-        state: the sampler's part, a `CanvasState`.
+        state: the sampler's part, a `CanvasState`; its `rows` alone is looked at here.
         common: how many tokens of the context, from its first, share their keys with all owners.
+        thought_closed: see `Output`.
         context: ids to encode before the next canvas (or the next token) can begin: the prompt,
             then all that was committed.
         encoded: how many of them are encoded.
@@ -53,6 +56,7 @@ class Sequence:
         committed: the answer's ids so far, without end ids.
         emitted: how many of them are on the canvas that runs.
         canvases, steps: finished canvases, denoising steps (or autoregressive passes) so far.
+        discarded_steps: those of tries that were thrown away.
         converged: steps of each canvas that converged.
         scores: of the committed tokens, if the request asks for them.
         constraint: how the answer was kept in its grammar.
@@ -77,16 +81,19 @@ class Sequence:
     reader: Reader = field(default_factory=Reader)
     state: Any = None
     common: int = 0
+    thought_closed: bool = False
     events: EventQueue = field(default_factory=EventQueue)
 
     context: list[int] = field(default_factory=list)
     encoded: int = 0
     proposed: list[int] = field(default_factory=list)
+    drafting: bool = False
     borders: list[int] = field(default_factory=list)
     committed: list[int] = field(default_factory=list)
     emitted: int = 0
     canvases: int = 0
     steps: int = 0
+    discarded_steps: int = 0
     trace: list[TraceStep] = field(default_factory=list)
     converged: list[int] = field(default_factory=list)
     scores: list[TokenScore] = field(default_factory=list)
@@ -133,6 +140,11 @@ class Sequence:
         return len(self.context) + self.width
 
     @property
+    def rows(self) -> int:
+        """Canvases of the next step: several in a race."""
+        return 1 if self.state is None or not self.denoises else int(self.state.rows)
+
+    @property
     def prefix(self) -> Prefix:
         """The context and all that its keys and values depend on."""
         return Prefix(self.context, self.owner, self.request.contents, self.common)
@@ -145,12 +157,12 @@ class Sequence:
     @property
     def denoises(self) -> bool:
         """Whether a canvas makes a step once the context is encoded."""
-        return self.request.mode == "diffusion" and not self.proposed
+        return (self.request.mode == "diffusion" or self.drafting) and not self.proposed
 
     @property
     def read_first(self) -> bool:
         """Whether the encoder reads what is to be committed."""
-        return bool(self.request.params.verdict) or self.request.mode == "exact"
+        return bool(self.request.params.verdict or self.request.params.quality)
 
     @property
     def output(self) -> Output | None:
@@ -192,7 +204,7 @@ class Sequence:
 
     def commit(
         self, ids: list[int], ended: bool, steps: int, reason: StopReason = "",
-        verdict: Verdict | None = None,
+        verdict: Verdict | None = None, attempt: int = 0,
     ) -> Event:  # fmt: skip
         """Add a finished canvas: its ids before the first end id, whether one was there, its steps.
 
@@ -206,7 +218,9 @@ class Sequence:
         self.canvases += 1
         if reason == "converged":
             self.converged.append(steps)
-        event = self._commit(cut, steps, self.canvases - 1, reason=reason, verdict=verdict)
+        event = self._commit(
+            cut, steps, self.canvases - 1, reason=reason, verdict=verdict, attempt=attempt
+        )
         full = most is not None and len(self.committed) >= most
         if beyond or (full and not ended):
             self.finish("length")
@@ -221,7 +235,7 @@ class Sequence:
 
     def _commit(
         self, ids: list[int], steps: int, canvas: int, *, whole: bool = True,
-        reason: StopReason = "", verdict: Verdict | None = None,
+        reason: StopReason = "", verdict: Verdict | None = None, attempt: int = 0,
     ) -> Event:  # fmt: skip
         first = len(self.committed)
         if verdict is not None:
@@ -233,8 +247,8 @@ class Sequence:
         except Exception as error:  # this request's alone
             fault = _message(error)
         event = Event(
-            type="commit", index=self.request.index, canvas=canvas, step=steps, ids=tuple(ids),
-            deltas=deltas, fields=self._new_fields(), whole=whole, reason=reason,
+            type="commit", index=self.request.index, canvas=canvas, attempt=attempt, step=steps,
+            ids=tuple(ids), deltas=deltas, fields=self._new_fields(), whole=whole, reason=reason,
             scores=tuple(self.scores[first : len(self.committed)]), verdict=verdict,
         )  # fmt: skip
         if fault:
@@ -289,6 +303,7 @@ class Sequence:
                 thought_tokens=reader.fields[:kept].count("thinking"),
                 canvases=self.canvases if diffusion else 0,
                 steps=self.steps,
+                discarded_steps=self.discarded_steps,
             ),
             thinking=reader.thinking or None,
             tool_calls=tuple(reader.tool_calls),
@@ -299,6 +314,7 @@ class Sequence:
             constraint=self.constraint,
             verdict=Verdict.joined(self.verdicts) if self.verdicts else None,
             prompt_ids=self.request.token_ids,
+            thought_closed=self.thought_closed,
             index=self.request.index,
         )
         self.done = Event(

@@ -5,7 +5,8 @@ Works on one sequence at a time. It must not know the others, their order, or th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from dgemma.diffusion.canvas import Canvas, states, trace_step
 from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.diffusion.control import EMPTY_PREFIX, begin, controls_for
 from dgemma.diffusion.sampler import finish
+from dgemma.diffusion.tries import Begin, Try, advance, alone, first_tries
 from dgemma.engine.commit import (
     CanvasState,
     Reading,
@@ -23,6 +25,7 @@ from dgemma.engine.commit import (
     scores_of,
     take_reading,
 )
+from dgemma.engine.drafting import first_draft, take_draft, take_draft_reading, take_token
 from dgemma.engine.plan import Scheduled
 from dgemma.engine.sequence import Sequence
 from dgemma.matcher import Search
@@ -40,8 +43,8 @@ class StepResult:
     """The result of a pass for one sequence.
 
     Attributes:
-        canvas: after a denoising step, else None.
-        hidden: [C, D] of that step.
+        canvases: after a denoising step: one, or those of a race.
+        hidden: [C, D] of that step, for each of them.
         token: the next token of an autoregressive answer; None: nothing to choose.
         finite: whether the encoded keys and values are.
         scores: of the tokens after the encoded ones, if the request asks for them.
@@ -49,8 +52,8 @@ class StepResult:
         reading: of the proposed ids, if these were encoded.
     """
 
-    canvas: Canvas | None = None
-    hidden: Tensor | None = None
+    canvases: tuple[Canvas, ...] = ()
+    hidden: tuple[Tensor, ...] = ()
     token: int | None = None
     finite: bool = True
     scores: tuple[float, ...] = ()
@@ -59,7 +62,7 @@ class StepResult:
 
 
 def segments(scheduled: Scheduled) -> list[Segment]:
-    """The input of a sequence to a pass: ids to encode, its canvas, or both in this order.
+    """The input of a sequence to a pass: ids to encode, its canvases, or both in this order.
 
     A canvas that is there already when ids are encoded was begun before a preemption.
     """
@@ -74,15 +77,18 @@ def segments(scheduled: Scheduled) -> list[Segment]:
         ids, borders = seq.context[done:end], seq.borders
         out.append(Segment(ids, done, done, table.full, table.sliding, borders=borders))
     if scheduled.denoise:
-        if state.canvas is None:
-            state.canvas = first_canvas(seq)
-        canvas = state.canvas
-        out.append(Segment(canvas.ids, end, end, table.full, table.sliding, True, canvas.soft))
+        if state.tries is None:
+            exact = seq.request.mode == "exact"
+            state.tries = (
+                alone(first_draft(seq)) if exact else first_tries(state.schedule, next_canvas(seq))
+            )
+        for row, canvas in enumerate(state.tries.running):
+            out.append(Segment(canvas.ids, end, end, *table.row(row), True, canvas.soft))
     return out
 
 
-def first_canvas(seq: Sequence) -> Canvas:
-    """The next canvas before its first step.
+def next_canvas(seq: Sequence) -> Begin:
+    """What makes the tries of the next canvas.
 
     Raises:
         InvalidRequest: its controls contradict each other.
@@ -92,7 +98,7 @@ def first_canvas(seq: Sequence) -> Canvas:
     if state.constrained is not None:
         prefix = state.constrained.prefix(spec.length, control)
     controls = controls_for(params, spec, control, len(seq.committed), prefix)
-    return begin(seq.seed, seq.canvases, spec, state.schedule, controls, control)
+    return partial(begin, seq.seed, seq.canvases, spec, state.schedule, controls, control)
 
 
 def _control(seq: Sequence) -> CanvasControl | None:
@@ -107,13 +113,20 @@ def apply(scheduled: Scheduled, result: StepResult) -> int:
         How many of the ids that were only proposed are now the context's, encoded.
     """
     seq = scheduled.sequence
+    exact = seq.request.mode == "exact"
     if result.reading is not None:
-        return take_reading(seq, result.reading)
+        seq.steps += exact
+        if exact:
+            return take_draft_reading(seq, result.reading)
+        return take_reading(seq, result.reading, next_canvas)
+    steps = seq.steps
     if scheduled.count:
         _take_encoded(seq, result, scheduled.count)
-    if result.canvas is not None:
-        assert result.hidden is not None
-        _take_step(seq, result.canvas, result.hidden)
+    if result.canvases and seq.output is None:
+        after = [Try(*pair) for pair in zip(result.canvases, result.hidden, strict=True)]
+        _take_step(seq, after)
+    if exact and seq.steps > steps:
+        seq.steps = steps + 1  # one pass may give a token and the first step of a draft
     return 0
 
 
@@ -136,33 +149,49 @@ def _take_encoded(seq: Sequence, result: StepResult, count: int) -> None:
 
 
 def _take_token(seq: Sequence, token: int) -> None:
-    """Commit the next token of an autoregressive answer."""
+    """Commit the next token of an answer that is written token by token."""
     state: CanvasState = seq.state
+    if state.known is not None:
+        return  # encoded again, after a preemption
     seq.steps += 1
+    if seq.request.mode == "exact":
+        take_token(seq, token)
+        return
     ended = token in state.spec.end_ids
     ids = [] if ended else [token]
     seq.events.put(seq.commit(ids, ended, 1))
     go_on(seq, ids)
 
 
-def _take_step(seq: Sequence, after: Canvas, hidden: Tensor) -> None:
+def _take_step(seq: Sequence, after: list[Try]) -> None:
     """Take in one denoising step; a finished canvas is resolved."""
     state: CanvasState = seq.state
-    before = state.canvas
+    before = state.tries
     assert before is not None
-    if after.failed:
-        seq.finish("error", f"canvas {before.index}, step {before.step}: {NOT_FINITE}")
+    first = before.running[0]
+    if any(one.canvas.failed for one in after):
+        seq.finish("error", f"canvas {first.index}, step {first.step}: {NOT_FINITE}")
         return
     seq.steps += 1
-    state.canvas = after
+    spec, schedule = state.spec, state.schedule
+    if seq.request.mode == "exact":
+        old, shown, tries = first, after[0].canvas, None
+    else:
+        anew = partial(begin, seq.seed, first.index, spec, schedule, first.controls, _control(seq))
+        tries = advance(before, after, schedule, spec, anew)
+        state.tries, state.begun = replace(tries, finished=None), max(state.begun, tries.begun)
+        old, shown = tries.shown
     if seq.request.trace:
-        seq.trace.append(trace_step(before, after, state.schedule))
+        seq.trace.append(trace_step(old, shown, schedule))
     if seq.request.frames:
-        seq.events.put(_frame(seq, before, after))
-    if after.reason:
-        resolve_canvas(seq, after, hidden)
-    elif after.stable:
-        commit_prefix(seq, after, hidden)
+        seq.events.put(_frame(seq, old, shown))
+    if tries is None:
+        take_draft(seq, shown)
+    elif tries.finished is not None:
+        seq.discarded_steps += tries.discarded
+        resolve_canvas(seq, tries.finished.canvas, tries.finished.hidden)
+    elif shown.stable:
+        commit_prefix(seq, shown, after[0].hidden)
 
 
 def _frame(seq: Sequence, before: Canvas, after: Canvas) -> Event:
@@ -173,6 +202,7 @@ def _frame(seq: Sequence, before: Canvas, after: Canvas) -> Event:
         type="frame",
         index=seq.request.index,
         canvas=before.index,
+        attempt=before.attempt,
         step=before.step,
         ids=tuple(ids),
         deltas=seq.draft(ids, seq.state.spec.end_ids),

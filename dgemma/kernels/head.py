@@ -77,7 +77,12 @@ class Head:
 
     @torch.no_grad()
     def read(
-        self, hidden: Tensor, temperature: Tensor, uniforms: Tensor, controls: Controls
+        self,
+        hidden: Tensor,
+        temperature: Tensor,
+        uniforms: Tensor,
+        controls: Controls,
+        likely: Tensor | None = None,
     ) -> HeadOutput:
         """Answers for any number of positions of any number of requests.
 
@@ -86,6 +91,9 @@ class Head:
             temperature: fp32 [N], above zero.
             uniforms: fp32 [N], one uniform in [0, 1) a position.
             controls: further requests. Filters need whole rows and are always read row by row.
+            likely: int64 [N], an id a row that may well be its argmax, such as the last step's.
+                In 16 bit the belief then leaves out earlier what weighs nothing; a wrong guess
+                costs time alone.
 
         Returns:
             A `HeadOutput` of N rows. In fp32 on a CPU no row's bits depend on the others.
@@ -95,9 +103,9 @@ class Head:
         """
         controls.check(self.table.size)
         if controls.pinned is not None:
-            return self._read_held(hidden, temperature, uniforms, controls, controls.pinned)
+            return self._read_held(hidden, temperature, uniforms, controls, controls.pinned, likely)
         if self.kernel != "rows" and controls.filters is None:
-            return self.tiles.read(hidden, temperature, uniforms, controls)
+            return self.tiles.read(hidden, temperature, uniforms, controls, likely)
         rows = torch.arange(len(hidden), device=hidden.device)
         parts = []
         for r in torch.split(rows, self.rows_at_a_time):
@@ -112,6 +120,7 @@ class Head:
         uniforms: Tensor,
         controls: Controls,
         pinned: Tensor,
+        likely: Tensor | None,
     ) -> HeadOutput:
         """Pinned rows are looked up; only the others, and those with a score, are read."""
         free = (pinned < 0).nonzero()[:, 0]
@@ -120,11 +129,13 @@ class Head:
         soft = self.embed(ids)
         entropy = torch.zeros_like(temperature)
         if controls.wants_logprobs:
-            head_output = self.read(hidden, temperature, uniforms, controls)
+            head_output = self.read(hidden, temperature, uniforms, controls, likely)
             got, logprobs = head_output, head_output.logprobs
             pick = free
         elif len(free):
-            got = self.read(hidden[free], temperature[free], uniforms[free], controls.rows(free))
+            guess = None if likely is None else likely[free]
+            asked = controls.rows(free)
+            got = self.read(hidden[free], temperature[free], uniforms[free], asked, guess)
             logprobs, pick = None, torch.arange(len(free), device=free.device)
         else:
             return HeadOutput(ids, ids, entropy, soft)
@@ -161,22 +172,50 @@ class Head:
         Raises:
             InvalidRequest: as in `read`.
         """
+        return self._chosen(hidden, controls)
+
+    @torch.no_grad()
+    def draw(
+        self, hidden: Tensor, temperature: Tensor, uniforms: Tensor, controls: Controls
+    ) -> Tensor:
+        """The sample alone, for decoding token by token: [N, D] -> int64 [N].
+
+        Args:
+            hidden, temperature, uniforms, controls: as in `read`.
+
+        Returns:
+            The ids that `read` would sample; rows that are not finite give -1.
+
+        Raises:
+            InvalidRequest: as in `read`.
+        """
+        return self._chosen(hidden, controls, temperature, uniforms)
+
+    def _chosen(
+        self, hidden: Tensor, controls: Controls, temperature: Tensor | None = None,
+        uniforms: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The argmax of each row, or its sample where there are temperatures; -1: not finite."""
         controls.check(self.table.size)
         parts = []
         rows = torch.arange(len(hidden), device=hidden.device)
         for r in torch.split(rows, self.rows_at_a_time):
             logits = self.logits(hidden[r], controls.rows(r))
             finite = hidden[r].isfinite().all(-1) & ~logits.isnan().any(-1)
-            parts.append(torch.where(finite, logits.argmax(-1), -1))
+            if temperature is None or uniforms is None:
+                chosen = logits.argmax(-1)
+            else:
+                tempered = logits / temperature[r, None]
+                chosen = pick(tempered, block_sums(tempered), uniforms[r])
+            parts.append(torch.where(finite, chosen, -1))
         return torch.cat(parts)
 
     @torch.no_grad()
     def judge(self, hidden: Tensor, ids: Tensor, controls: Controls) -> tuple[Tensor, Tensor]:
-        """Both of the above in one go: what `greedy` gives, and `scores` of one id a row.
+        """The argmax of each row and the score of one id, by one look at the logits.
 
         Returns:
-            int64 [N] ids, -1 for rows that are not finite, and fp32 [N] log-probabilities without
-            the controls.
+            int64 [N] as `greedy` gives them, and fp32 [N] as `scores` does, without the controls.
         """
         controls.check(self.table.size)
         tops, scores = list[Tensor](), list[Tensor]()

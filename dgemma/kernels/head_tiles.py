@@ -21,6 +21,7 @@ from torch import Tensor
 from dgemma.kernels.controls import Controls
 from dgemma.kernels.cuda import cuda_kernels
 from dgemma.kernels.embedding import EmbeddingTable
+from dgemma.kernels.head_belief import add_needed, add_whole, needed
 from dgemma.kernels.head_output import HeadLogprobs, HeadOutput
 from dgemma.kernels.linear import ROW_TILE, rows_linear
 from dgemma.kernels.sampling import (
@@ -62,18 +63,18 @@ class Running:
     soft: Tensor
 
 
-def epilogue(x: Tensor, low: int, running: Running, like: Tensor) -> tuple[Tensor, Tensor]:
+def epilogue(x: Tensor, low: int, running: Running) -> tuple[Tensor, Tensor]:
     """Take the tempered logits of a tile into account.
 
     Args:
         x: fp32 [N, T], T a multiple of 256; -inf where barred; overwritten.
         low: the first id.
-        running: sums, peak and best are brought up to date.
-        like: a tensor with the dtype of the weights.
+        running: sums, peak, best and soft are brought up to date, but for the tile's own share of
+            soft: what was summed so far shrinks where the peak has risen.
 
     Returns:
-        The weights exp(logit - peak) [N, T] in the dtype of `like`, and fp32 [N, 1] by which what
-        was summed so far must shrink because the peak has risen.
+        exp(logit - largest of its block), fp32 [N, T / 256, 256], and fp32 [N, T / 256] that turns
+        a block's into the weights exp(logit - peak).
     """
     rows = x.shape[0]
     blocks = as_blocks(x)  # [N, T/256, 256]
@@ -84,16 +85,14 @@ def epilogue(x: Tensor, low: int, running: Running, like: Tensor) -> tuple[Tenso
     inside = blocks[torch.arange(rows, device=x.device), where].argmax(-1)
     running.best = torch.where(highest > running.peak, low + where * BLOCK + inside, running.best)
     peak = torch.maximum(running.peak, highest)
-    shrink = (running.peak - peak).exp_()[:, None]
+    running.soft.mul_((running.peak - peak).exp_()[:, None])
     running.peak = peak
     blocks.sub_(top[:, :, None])
     e = torch.exp(blocks, out=WORKSPACE.take("e", rows, x.shape[1], x).view_as(blocks))
     running.sums.top[:, here] = top
     running.sums.mass[:, here] = e.sum(-1)
     running.sums.moment[:, here] = blocks.clamp_(min=LOWEST).mul_(e).sum(-1)
-    e.mul_((top - peak[:, None]).exp_()[:, :, None])
-    weights = WORKSPACE.take("weights", rows, x.shape[1], like)
-    return weights.copy_(e.view(rows, -1)), shrink
+    return e, (top - peak[:, None]).exp_()
 
 
 class TiledReader:
@@ -103,6 +102,10 @@ class TiledReader:
         table, softcap: see `Head`.
         device: the device of the run.
         triton: use the kernels of `head_triton`; they read the table as it lies in memory.
+
+    Attributes:
+        leaves_out: whether beliefs in 16 bit leave out blocks that weigh nothing; see
+            `head_belief`. True on a CPU.
     """
 
     def __init__(
@@ -111,10 +114,17 @@ class TiledReader:
         self.table = table
         self.softcap = softcap
         self.cuda = cuda_kernels() if triton else None
+        # To choose blocks on a CUDA device the host would have to wait for it at every tile.
+        self.leaves_out = device.type == "cpu"
         self.tile_elements = CUDA_TILE_ELEMENTS if device.type == "cuda" else TILE_ELEMENTS
 
     def read(
-        self, hidden: Tensor, temperature: Tensor, uniforms: Tensor, controls: Controls
+        self,
+        hidden: Tensor,
+        temperature: Tensor,
+        uniforms: Tensor,
+        controls: Controls,
+        likely: Tensor | None = None,
     ) -> HeadOutput:
         """See `Head.read`; filters are not for tiles."""
         assert controls.filters is None
@@ -127,8 +137,9 @@ class TiledReader:
             soft=torch.zeros(rows, width, device=device),
         )
         plain = BlockSums.empty(rows, size, device) if controls.wants_logprobs else None
-        likely: list[tuple[Tensor, Tensor]] = []
+        best: list[tuple[Tensor, Tensor]] = []
         tile = max(BLOCK, self.tile_elements // max(rows, ROW_TILE) // BLOCK * BLOCK)
+        floor = self._floor(hidden, temperature, controls, likely)
         fused = self.cuda is not None and controls.bias is None and plain is None
         for low in range(0, size, tile):
             table = self.table.tile(low, min(low + tile, size))
@@ -141,9 +152,13 @@ class TiledReader:
                 for whole, part in zip(plain, block_sums(x), strict=True):
                     whole[:, here] = part
             if controls.alternatives:
-                likely = [_best(x, low, likely, controls.alternatives)]
-            weights, shrink = epilogue(x.div_(temperature[:, None]), low, running, hidden)
-            _believe(weights, shrink, table, running)
+                best = [_best(x, low, best, controls.alternatives)]
+            e, scale = epilogue(x.div_(temperature[:, None]), low, running)
+            need = None
+            if floor is not None:
+                here = slice(low // BLOCK, low // BLOCK + scale.shape[1])
+                need = needed(running.sums, here, torch.maximum(running.peak, floor))
+            add_needed(need, e, scale, table, running.soft)
         # The cap hides an infinite product, so the hidden state itself is looked at.
         nats = torch.where(hidden.isfinite().all(-1), entropy(running.sums), torch.nan)
         sample = self._sample(hidden, temperature, uniforms, controls, running.sums)
@@ -151,7 +166,7 @@ class TiledReader:
         soft = running.soft.to(hidden.dtype) * self.table.scale()
         logprobs = None
         if plain is not None:
-            ids = controls.scored(running.best, sample, [ids for _, ids in likely])
+            ids = controls.scored(running.best, sample, [ids for _, ids in best])
             logits = self._chosen(hidden, ids, controls)
             logprobs = HeadLogprobs(
                 ids=ids,
@@ -159,6 +174,20 @@ class TiledReader:
                 plain=logits - log_total(plain)[:, None],
             )
         return HeadOutput(running.best, sample, nats, soft, logprobs)
+
+    def _floor(
+        self, hidden: Tensor, temperature: Tensor, controls: Controls, likely: Tensor | None
+    ) -> Tensor | None:
+        """fp32 [N], below the logarithm of each row's mass; None: the belief takes every id.
+
+        A likely id's own logit, less what its product may be rounded by elsewhere.
+        """
+        if hidden.dtype == torch.float32 or not self.leaves_out:
+            return None
+        if likely is None:
+            return torch.full_like(temperature, LOWEST)
+        logits = self._chosen(hidden, likely[:, None], controls)[:, 0]
+        return (logits - logits.abs() * torch.finfo(hidden.dtype).eps) / temperature
 
     def _absorb_fused(
         self,
@@ -184,7 +213,8 @@ class TiledReader:
         shrink = self.cuda.absorb(
             raw, weights, temperature, self.softcap, low, running.peak, running.best, running.sums
         )
-        _believe(weights, shrink, table, running)
+        running.soft.mul_(shrink)
+        add_whole(weights, table, running.soft)
 
     def _logits(self, hidden: Tensor, table: Tensor, low: int, controls: Controls) -> Tensor:
         """Capped and adjusted logits of a tile's ids, up to a whole block with -inf."""
@@ -243,16 +273,6 @@ class TiledReader:
         ]
         exact = hidden.dtype == torch.float32
         return controls.adjust_ids(capped(torch.cat(parts), self.softcap, exact), ids)
-
-
-def _believe(weights: Tensor, shrink: Tensor, table: Tensor, running: Running) -> None:
-    """Add a tile's embeddings to the belief."""
-    rows, weights = len(weights), weights[:, : len(table)]
-    if rows < ROW_TILE:  # see `rows_linear`
-        weights = F.pad(weights, (0, 0, 0, ROW_TILE - rows))
-    part = WORKSPACE.take("part", len(weights), table.shape[1], table)
-    torch.mm(weights, table, out=part)
-    running.soft.mul_(shrink).add_(part[:rows])
 
 
 def capped(x: Tensor, cap: float, exact: bool) -> Tensor:

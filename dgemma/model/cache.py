@@ -49,6 +49,13 @@ class PagedMemory:
             size = 2, shape.num_key_value_heads, (pages[kind] + 1) * PAGE, shape.head_dim
             self.buffers.append(torch.empty(size, dtype=dtype, device=device))
 
+    def copy(self, kind: LayerType, source: int, target: int, count: int) -> None:
+        """Copy the first `count` tokens of a page to another page, in all layers of a kind."""
+        low, to = source * PAGE, target * PAGE
+        for layer, buffer in zip(self.layer_types, self.buffers, strict=True):
+            if layer == kind:
+                buffer[:, :, to : to + count] = buffer[:, :, low : low + count]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segment:
@@ -124,6 +131,16 @@ class CacheRow:
         if end > self.max_length:
             raise InvalidRequest(f"{end} tokens do not fit a cache of {self.max_length}")
         return Segment(ids, self.length, self.stored, self.full, self.sliding, denoise, soft)
+
+    def truncate(self, count: int) -> None:
+        """Take the last tokens back; the next ones are written over them.
+
+        Args:
+            count: of the tokens, all of which came with the last forward. The pages of sliding
+                layers have room for that: no token before them has been written over.
+        """
+        self.length -= count
+        self.stored -= count
 
 
 class Cache:

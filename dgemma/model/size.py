@@ -153,8 +153,7 @@ def page_counts(
     """
     one = page_bytes(config, dtype)
     context = -(-config.max_position_embeddings // PAGE)
-    step = chunk + config.canvas_length
-    window = min(context, -(-(config.sliding_window - 1 + step) // PAGE) + 1)
+    window = window_pages(config, chunk)
     # Twice as much as runs, so that finished requests stay cached; a window more often still: it
     # makes a cached prompt of use at more than its end.
     full = 2 * running * context
@@ -173,6 +172,13 @@ def page_counts(
     if one["full_attention"]:
         full = min(full, max(window, rest // one["full_attention"]))
     return full, sliding
+
+
+def window_pages(config: ModelConfig, chunk: int) -> int:
+    """Most pages of the sliding layers that one request needs, see `page_counts`."""
+    step = chunk + config.canvas_length
+    context = -(-config.max_position_embeddings // PAGE)
+    return min(context, -(-(config.sliding_window - 1 + step) // PAGE) + 1)
 
 
 def measure(config: ModelConfig) -> Size:

@@ -33,7 +33,8 @@ class DiffusionUsage(BaseModel):
     """The answer's cost on the canvas."""
 
     canvases: int
-    steps: int = Field(description="denoising steps of all canvases")
+    steps: int = Field(description="denoising steps of all canvases, or autoregressive passes")
+    discarded_steps: int = Field(description="those of them whose canvas was begun anew")
     canvas_tokens: int = Field(description="positions of all canvases, committed or cut off")
     tokens_per_step: float = Field(description="committed tokens per denoising step")
 
@@ -66,6 +67,7 @@ def count(metrics: Metrics, ends: Sequence[End], share: int | None = None) -> No
     spent = usage(ends, share)
     metrics.prompt_tokens.inc(spent["prompt_tokens"])
     metrics.completion_tokens.inc(spent["completion_tokens"])
+    metrics.discarded_steps.inc(sum(end.output.usage.discarded_steps for end in ends))
     for end in ends:
         if end.times.text_s is not None:
             metrics.first_text.observe(end.times.text_s)
@@ -108,6 +110,7 @@ def costs_beside(ends: Sequence[End]) -> dict[str, Any]:
         "diffusion_usage": {
             "canvases": sum(u.canvases for u in spent),
             "steps": steps,
+            "discarded_steps": sum(u.discarded_steps for u in spent),
             "canvas_tokens": canvas_tokens,
             "tokens_per_step": completion / steps if steps else 0.0,
         },

@@ -10,7 +10,7 @@ import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from typing import Annotated, Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -25,14 +25,20 @@ from dgemma.server.exchange import Exchange
 from dgemma.server.pieces import End, Folded, Frame, Piece, Progress, Scores, fold
 from dgemma.server.request_body import Body, neutral, refuse
 from dgemma.server.sampling_fields import StreamFields
+from dgemma.server.verdict import LEAST as LEAST
+from dgemma.server.verdict import verdict_reply
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import ENTROPY_PER_NAT, InvalidToolCall, Request, TextDelta, TokenScore
 
 STATES = ("renoised", "accepted", "pinned")
 """A position's state, by `Event.accepted`."""
 
-LEAST = -9999.0
-"""Stands for the logarithm of zero, which JSON cannot hold."""
+Decoding = Literal["diffusion", "autoregressive", "exact"]
+"""The modes in which an answer is written; see `Request.mode`."""
+MODE: Any = Field(
+    default="diffusion",
+    description="autoregressive: token after token; exact: the same answer in fewer passes",
+)
 
 
 class StreamOptions(Body):
@@ -50,12 +56,25 @@ class ChoiceFields(StreamFields):
     model: str | None = None
     n: int | None = Field(default=None, ge=1, description="answers, with seeds seed, seed + 1, ...")
     stream_options: StreamOptions | None = None
+    mode: Decoding = MODE
 
     @model_validator(mode="after")
     def _optioned(self) -> ChoiceFields:
         if self.stream_options and not self.stream:
             raise refuse("stream_options", "needs stream: true")
+        if self.mode != "diffusion":
+            shown = self.denoising
+            drawn = shown.stream == "tokens"
+            for name, given in (("stream", drawn), ("stream_interval", shown.stream_interval > 1)):
+                if given:
+                    why = f"shows drafts, and mode {self.mode!r} has none; send stream 'text' alone"
+                    raise refuse(f"diffusion.{name}", why)
         return self
+
+    @property
+    def scored(self) -> bool:
+        """Whether log-probabilities of tokens are asked for."""
+        return False
 
     @property
     def include_usage(self) -> bool:
@@ -74,9 +93,14 @@ class ChoiceFields(StreamFields):
         if self.denoising.stream_search:
             raise bad_field("diffusion.stream_search", "has no meaning here: nothing is looked for")
         control = self.canvas(facts, params)
+        if control is not None and self.mode != "diffusion":
+            name = "diffusion_read_only" if self.diffusion_read_only else "ids"
+            raise bad_field(name, f"needs a canvas, and mode {self.mode!r} has none; leave it out")
+        frames = self.drafts and self.mode == "diffusion"
         return drafts(
-            prompts, params, n, frames=self.drafts, status=self.drafts, canvas=control, **more
-        )
+            prompts, params, n, frames=frames, status=self.drafts, canvas=control, mode=self.mode,
+            **more,
+        )  # fmt: skip
 
 
 A = TypeVar("A", bound=ChoiceFields)
@@ -132,7 +156,10 @@ class Choices(ABC, Generic[A]):
 
     def folded(self, choices: Sequence[Folded]) -> dict[str, Any]:
         """The plain reply from choices that are done."""
-        shown = [self.choice(number, one) for number, one in enumerate(choices)]
+        shown = [
+            self.choice(number, one) | self._opinion(one.ended)
+            for number, one in enumerate(choices)
+        ]
         return self._head | {"object": self.KIND, "choices": shown} | self._costs(choices)
 
     async def events(self) -> AsyncGenerator[bytes, None]:
@@ -166,12 +193,20 @@ class Choices(ABC, Generic[A]):
         elif isinstance(piece, Frame):
             yield self.chunk(number), draft(piece, self.tokenizer if self._tokens else None)
         elif isinstance(piece, Progress):
-            yield self.chunk(number), {"diffusion": progress(piece)}
+            yield self.chunk(number), {"diffusion": progress(piece, each=self._asked.scored)}
         elif isinstance(piece, Scores):
             first = len(so_far.scores) - len(piece.scores)
             yield self.chunk(number, logprobs=self.logprobs(so_far.scores, first)), {}
         elif isinstance(piece, End):
-            yield self.chunk(number, reason=finish_reason(so_far)), self.last(piece)
+            ended = self.chunk(number, reason=finish_reason(so_far))
+            yield ended | self._opinion(piece), self.last(piece)
+
+    def _opinion(self, end: End) -> dict[str, Any]:
+        """The fields of a choice, whole or the last chunk of one, that OpenAI does not have."""
+        found = end.output.verdict
+        if found is None:
+            return {}
+        return {"diffusion": {"verdict": verdict_reply(found, each=self._asked.scored)}}
 
     def last(self, end: End) -> dict[str, Any]:
         """The fields beside a choice's last chunk."""
@@ -208,15 +243,22 @@ def finish_reason(folded: Folded) -> str:
     return "tool_calls" if folded.calls else "stop"
 
 
-def progress(piece: Progress) -> dict[str, Any]:
-    """A status or a commit."""
+def progress(piece: Progress, *, each: bool = False) -> dict[str, Any]:
+    """A status or a commit.
+
+    Args:
+        each: a verdict has the log-probability of each token.
+    """
     event = piece.event
     if event.type == "commit":
-        return {
-            "type": "commit", "canvas": event.canvas, "tokens": len(event.ids),
-            "steps": event.step, "whole": event.whole, "stop_reason": event.reason or None,
-            **piece.plan,
+        said = {
+            "type": "commit", "canvas": event.canvas, "try": event.attempt,
+            "tokens": len(event.ids), "steps": event.step, "whole": event.whole,
+            "stop_reason": event.reason or None, **piece.plan,
         }  # fmt: skip
+        if event.verdict is not None:
+            said["verdict"] = verdict_reply(event.verdict, each=each)
+        return said
     found = {"type": "status", "state": event.state, **piece.plan}
     if event.state == "queued":
         return found
@@ -231,8 +273,8 @@ def draft(piece: Frame, tokenizer: Tokenizer | None) -> dict[str, Any]:
     """
     event = piece.event
     found: dict[str, Any] = {
-        "type": "frame", "canvas": event.canvas, "step": event.step, "max_steps": piece.most_steps,
-        "mean_entropy": round(piece.mean_entropy, 5),
+        "type": "frame", "canvas": event.canvas, "try": event.attempt, "step": event.step,
+        "max_steps": piece.most_steps, "mean_entropy": round(piece.mean_entropy, 5),
         "accepted": event.accepted.count(1), "renoised": event.accepted.count(0),
         "pinned": event.accepted.count(2), "text": piece.text, **piece.plan,
     }  # fmt: skip

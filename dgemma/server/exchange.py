@@ -81,6 +81,7 @@ class Exchange:
             DGemmaError: the first that cannot be started.
         """
         service = self.service
+        requests = [service.model.frontend.closed(request)[0] for request in requests]
         streams = await service.submit(requests, owner=self.owner)
         readers = [
             PieceReader(

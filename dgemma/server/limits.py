@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from dgemma.params import DEFAULT_TRIES, bounds
 from dgemma.server.errors import Refusal
 from dgemma.server.settings import ServerLimits
 
@@ -21,6 +22,42 @@ def check_limit(name: str, value: int | None, most: int | None) -> None:
     """
     if value is not None and most is not None and value > most:
         raise limited(name, f"{name} {value} is above this server's {most}; ask for less")
+
+
+def check_restarts(after: int | str | None, tries: int | None, limits: ServerLimits) -> None:
+    """Refuse a canvas whose tries together may take more steps than the limit allows.
+
+    Args:
+        after: steps of a try, if the request gives a number.
+
+    Raises:
+        Refusal: 400.
+    """
+    name = "restart_after" if after else "tries"
+    most = limits.max_steps or bounds("max_steps")[1]
+    steps = (after if isinstance(after, int) else 1) * (tries or DEFAULT_TRIES)
+    if (after or tries) and most is not None and steps > most:
+        raise limited(
+            name, f"{name} lets a canvas take {steps} steps in all its tries, more than this "
+            f"server's {most}; ask for fewer steps or tries",
+        )  # fmt: skip
+
+
+def check_rows(name: str, answers: int, race: int, most: int) -> None:
+    """Refuse answers whose canvases, those that race beside another counted, pass the limit.
+
+    Args:
+        name: the field that asks for so many answers.
+
+    Raises:
+        Refusal: 400.
+    """
+    check_limit(name, answers, most)
+    if answers * race > most:
+        raise limited(
+            name, f"{name} {answers} with a race of {race} is {answers * race} canvases side by "
+            f"side, more than this server's {most} of one request; ask for less of either",
+        )  # fmt: skip
 
 
 def check_schema(value: Any, name: str, limits: ServerLimits) -> None:

@@ -82,6 +82,11 @@ class Metrics:
             "dgemma_completion_tokens", "of all answers", registry=self.registry
         )
 
+        self.discarded_steps = Counter(
+            "dgemma_discarded_steps", "denoising steps whose canvas was begun anew",
+            registry=self.registry,
+        )  # fmt: skip
+
     def text(self) -> bytes:
         """All of it in Prometheus' own format."""
         found: bytes = generate_latest(self.registry)

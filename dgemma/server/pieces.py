@@ -155,6 +155,11 @@ class PieceReader:
         self._scored = 0  # how many of those are sent, or not of the text
         self._began = time.perf_counter()
 
+    @property
+    def prompt_tokens(self) -> int:
+        """The length of the prompt."""
+        return len(self._request.token_ids)
+
     def close(self) -> None:
         """End the request if it still runs."""
         self._stream.close()
@@ -174,8 +179,10 @@ class PieceReader:
                     if event.step % self._every == 0:
                         yield self._frame(event)
                     continue
-                if event.type == "status" or (event.type == "commit" and self._request.frames):
-                    yield Progress(event, len(self._request.token_ids))
+                shown = self._request.frames or self._request.status
+                told = shown or event.verdict is not None
+                if event.type == "status" or (event.type == "commit" and told):
+                    yield Progress(event, self.prompt_tokens)
                 if event.output is not None:
                     _check(event.output)
                 for piece in self._take(event):
@@ -186,7 +193,9 @@ class PieceReader:
                     yield Scores(scores)
                 if event.output is not None:
                     times = Times(frame_s=frame_s, text_s=text_s, total_s=now)
-                    width = canvas_width(self._request.params, self._facts.canvas)
+                    width = 1  # of a token after the other
+                    if self._request.mode == "diffusion":
+                        width = canvas_width(self._request.params, self._facts.canvas)
                     yield End(event.output, times, width)
         finally:
             self._stream.close()

@@ -166,7 +166,6 @@ _INSTEAD = {
     "diffusion_read_only": "use read_only",
     "logprob_token_ids": "use return.alternatives",
     "diffusion.strength": "use strength",
-    "diffusion.stable_prefix": None,
 }
 """Fields without meaning for a plan, and the remedy of /v1/canvas for each, if it has one."""
 
@@ -193,10 +192,11 @@ def plan_params(
         "logprob_token_ids": body.logprob_token_ids is not None,
         "diffusion.strength": shown.strength is not None and not strength,
         "diffusion.stable_prefix": shown.stable_prefix,
+        "verdict": body.values()["verdict"],
     }
     for name, given in barred.items():
         if given:
-            instead = _INSTEAD[name]
+            instead = _INSTEAD.get(name)
             other = "" if instead is None else f", or {instead if segments else 'use /v1/canvas'}"
             raise bad_field(
                 name, f"has no meaning for canvases made from texts; leave it out{other}"

@@ -16,7 +16,7 @@ from dgemma.errors import InvalidRequest, bad_field
 from dgemma.frontend import ModelFacts
 from dgemma.param_rules import COLDEST, HOTTEST, LONGEST_STRING, MOST_IDS, MOST_STRINGS
 from dgemma.params import CONSTRAINT_FIELDS, SamplingParams, bounds, canvas_width
-from dgemma.server.limits import check_limit, check_schema
+from dgemma.server.limits import check_limit, check_restarts, check_schema
 from dgemma.server.request_body import Body, Ignorable, at_most, neutral, refuse
 from dgemma.server.settings import ServerLimits
 from dgemma.types import CanvasControl
@@ -24,11 +24,14 @@ from dgemma.types import CanvasControl
 PREDICTION_STRENGTH = 0.5
 """The share of a prediction that gives way to noise, unless `diffusion.strength` is given."""
 
-VLLM_NAMES = dict(zip(CONSTRAINT_FIELDS, ("json", "regex", "grammar", "choice"), strict=True))
+VLLM_NAMES = {"json_schema": "json", "regex": "regex", "grammar": "grammar", "choices": "choice"}
 """Fields of `SamplingParams` that constrain an answer -> vLLM's names for them."""
 _PARAMS = [field.name for field in fields(SamplingParams)]
 _NO_PENALTY = "penalties are not built in: a canvas is drawn at once, not token by token"
-_SAME = ("max_steps", "canvas_length")
+_SAME = (
+    "max_steps", "canvas_length", "restart_after", "tries", "race", "verdict", "quality",
+)  # fmt: skip
+"""Fields of a `diffusion` object that are also `diffusion_*` fields beside it."""
 Penalty = Annotated[float | None, neutral(0, why=_NO_PENALTY)]
 RepetitionPenalty = Annotated[float | None, neutral(1, why=_NO_PENALTY)]
 OneAnswer = Annotated[
@@ -56,6 +59,10 @@ Stops = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=LONGEST_STRING)]],
     Field(max_length=MOST_STRINGS["stop"]),
 ]
+RestartAfter = (
+    Annotated[int, Field(ge=bounds("restart_after")[0], le=bounds("restart_after")[1])]
+    | Literal["auto"]
+)
 _WARMTH = f"0, or {COLDEST} to {HOTTEST:.0f}"
 
 
@@ -90,6 +97,17 @@ class Diffusion(Body):
     confidence_threshold: float | None = bounded("confidence_threshold")
     stability_threshold: int | None = bounded("stability_threshold")
     ignore_tail: bool | None = None
+    restart_after: RestartAfter | None = Field(
+        default=None, description="steps after which a canvas is begun anew; 0: never"
+    )
+    tries: int | None = bounded("tries", description="most times that a canvas is begun")
+    race: int | None = bounded("race", description="canvases side by side; the first counts")
+    verdict: bool | None = Field(
+        default=None, description="report the encoder's opinion of the answer"
+    )
+    quality: Literal["careful"] | None = Field(
+        default=None, description="begin a canvas anew that the encoder finds unlikely"
+    )
     canvas_length: int | Literal["auto"] | None = None
     strength: Share | None = Field(
         default=None, description="how much of a prediction or a seed gives way to noise"
@@ -103,6 +121,9 @@ class Diffusion(Body):
     )
     stable_prefix: bool | None = Field(
         default=None, description="send text as soon as it can no longer change"
+    )
+    structure: str | None = Field(
+        default=None, description="Markdown of this form, such as table:Name,Age"
     )
 
 
@@ -195,6 +216,11 @@ class SamplingFields(Ignorable):
     diffusion: Diffusion | None = None
     diffusion_max_steps: int | None = bounded("max_steps")
     diffusion_canvas_length: int | Literal["auto"] | None = None
+    diffusion_restart_after: RestartAfter | None = None
+    diffusion_tries: int | None = bounded("tries")
+    diffusion_race: int | None = bounded("race")
+    diffusion_verdict: bool | None = None
+    diffusion_quality: Literal["careful"] | None = None
     diffusion_seed_canvas: Ids | None = Field(
         default=None, description="ids that the first canvas begins with"
     )
@@ -245,6 +271,7 @@ class SamplingFields(Ignorable):
     def constraint(self) -> dict[str, Any]:
         """The fields of `SamplingParams` that constrain the answer as a whole."""
         asked = {name: getattr(self, f"guided_{short}") for name, short in VLLM_NAMES.items()}
+        asked["structure"] = self.denoising.structure
         return {name: value for name, value in asked.items() if value is not None}
 
     def values(self) -> dict[str, Any]:
@@ -276,6 +303,8 @@ class SamplingFields(Ignorable):
         values = self.values()
         check_limit("max_tokens", values["max_tokens"], limits.max_tokens)
         check_limit("max_steps", values["max_steps"], limits.max_steps)
+        check_limit("race", values["race"], limits.n)
+        check_restarts(values["restart_after"], values["tries"], limits)
         for name in CONSTRAINT_FIELDS:
             if values.get(name) is not None:
                 check_schema(values[name], name, limits)

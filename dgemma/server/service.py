@@ -129,7 +129,7 @@ class Service:
 
     def chat_ids(
         self, messages: Messages, tools: Sequence[Mapping[str, Any]] | None = None,
-        thinking: bool = False,
+        thinking: bool = False, chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:  # fmt: skip
         """The prompt of a conversation.
 
@@ -140,7 +140,7 @@ class Service:
         check_messages(messages, self.settings.limits)
         if tools:
             check_schema(tools, "tools", self.settings.limits)
-        return self.model.frontend.chat_ids(messages, tools, thinking)
+        return self.model.frontend.chat_ids(messages, tools, thinking, chat_template_kwargs)
 
     def most_steps(self, request: Request) -> int:
         """Denoising steps that a canvas of a request may take."""
@@ -149,6 +149,10 @@ class Service:
         most = request.params.max_steps or usual
         assert most is not None
         return most
+
+    def race(self, asked: int | None) -> int:
+        """Canvases of an answer that are denoised side by side; `asked` is the request's number."""
+        return asked or self.model.defaults.race or 1
 
     async def check_threads(self, owner: str) -> None:
         """Pass a piece of work that does nothing through the threads.

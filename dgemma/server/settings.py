@@ -27,11 +27,11 @@ class ServerLimits:
         json_values: values, and names of fields, in a body.
         prompt_tokens: of a prompt; None: as many as the model's context holds.
         max_tokens: of an answer, also if a request names none; None: to the context's end.
-        max_steps: denoising steps of a canvas that a request may name; None: no limit.
-            A request that names none gets the model's own number.
+        max_steps: denoising steps of a canvas, in all its tries, that a request may name; None: no
+            limit. A request that names none gets the model's own number.
         schema_bytes, schema_depth: of a JSON schema, a grammar, or all tool declarations.
         compile_s, compile_mb: seconds and megabytes in which a grammar must be compiled.
-        n: answers of one request.
+        n: answers of one request, each canvas of a race counted.
         open_requests: requests that are worked on at a time; above: 429.
         open_per_key: the same for one API key.
         connections: in all, with a request or idle; fewer if the process may not open so many

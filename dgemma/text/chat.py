@@ -21,10 +21,10 @@ from typing import Any, NoReturn
 
 import jinja2
 
-from dgemma.errors import InvalidRequest, TemplateError, TokenizerError
+from dgemma.errors import InvalidRequest, TemplateError, TokenizerError, bad_field
 from dgemma.files.read import exists, read_json, read_text, reason
 from dgemma.text.gguf import read_metadata
-from dgemma.text.messages import clean_messages, clean_tools
+from dgemma.text.messages import clean_messages, clean_tools, plain_json
 from dgemma.text.template_costs import TooMuchWork, limited
 from dgemma.text.template_sandbox import TemplateEnvironment
 from dgemma.text.tokenizer import Tokenizer
@@ -39,6 +39,14 @@ SAMPLES = ("a", "Zebra", "_7")
 _PRIVATE = range(0xE000, 0xF900)
 """Characters for private use, of which the first that the template does not hold is the mark."""
 _PROBE = "probe-of-the-template"
+_USER = {"role": "user", "content": "x"}
+_OWN = {
+    "messages": "messages", "tools": "tools", "enable_thinking": "thinking",
+    **dict.fromkeys(
+        ("add_generation_prompt", "bos_token", "eos_token", "pad_token"), "the template's own value"
+    ),
+}  # fmt: skip
+"""Variables that are set for every template, and the field that says each."""
 _FAULTS = (
     jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError,
     RecursionError,
@@ -67,7 +75,8 @@ class ChatTemplate:
                 f"{file} has more than {MOST_CHARACTERS:,} characters; take the checkpoint's own"
             )
         self._marker = _Marker(tokenizer.control_names(), source)
-        environment = TemplateEnvironment()
+        self._source = source
+        self._environment = environment = TemplateEnvironment()
         environment.add_filter("dictsort", self._marker.dictsort)
         environment.globals["raise_exception"] = _refuse
         try:
@@ -175,6 +184,7 @@ class ChatTemplate:
         thinking: bool = False,
         add_generation_prompt: bool = True,
         most: int | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """The prompt of a conversation.
 
@@ -187,19 +197,24 @@ class ChatTemplate:
             thinking: whether the model is asked to think before it answers.
             add_generation_prompt: whether the model's turn is opened at the end.
             most: tokens of the model's context; None: there is no bound.
+            chat_template_kwargs: other variables that the template reads, such as
+                `preserve_thinking`; plain JSON values.
 
         Raises:
-            InvalidRequest: a message or tool of another form; the message names the field.
+            InvalidRequest: a message or tool of another form, or a variable that the template does
+                not read; the message names the field.
             ContextOverflow: by its length alone it has more tokens than `most`.
             TemplateError: the template refused the conversation.
         """
-        clean = [_without_thoughts(message) for message in clean_messages(messages)]
+        clean = [_without_thoughts(m) for m in clean_messages(messages, self._joins_system)]
+        more = self._variables(chat_template_kwargs or {})
         try:
             values = dict(
                 messages=self._marker.mark(clean),
                 tools=self._marker.mark(self._declared(tools)),
                 enable_thinking=thinking,
                 add_generation_prompt=add_generation_prompt,
+                **more,
                 bos_token=self._tokenizer.token_text(self._tokenizer.bos_id),
                 eos_token=self._tokenizer.token_text(self._tokenizer.eos_id),
                 pad_token=self._tokenizer.token_text(self._tokenizer.pad_id),
@@ -231,22 +246,54 @@ class ChatTemplate:
         clean = clean_tools(tools)
         return clean if clean is None or self._writes_schemas else shown_tools(clean)
 
+    def _variables(self, given: object) -> dict[str, Any]:
+        """The caller's variables, marked like any text of a user."""
+        values = plain_json(given, "chat_template_kwargs")
+        if not isinstance(values, dict):
+            raise bad_field("chat_template_kwargs", "must be an object of variables and values")
+        for name in values:
+            where = f"chat_template_kwargs.{name}"
+            if name in _OWN:
+                raise bad_field(where, f"has a field of its own; use {_OWN[name]}")
+            if name not in self.variables:
+                known = ", ".join(self.variables) or "none"
+                raise bad_field(
+                    where, f"is not read by this checkpoint's chat template (it reads: {known}); "
+                    "leave it out",
+                )  # fmt: skip
+        marked: dict[str, Any] = self._marker.mark(values)
+        return marked
+
+    @cached_property
+    def variables(self) -> tuple[str, ...]:
+        """What `chat_template_kwargs` may hold: what the template reads, and nothing else sets."""
+        return tuple(sorted(self._environment.inputs(self._source) - _OWN.keys()))
+
     @cached_property
     def _writes_schemas(self) -> bool:
         """Whether the template writes out whole schemas: it shows a keyword that others drop."""
         schema = {"type": "object", "properties": {"a": {"type": "string", "pattern": _PROBE}}}
         probe = {"name": "probe", "description": "", "parameters": schema}
+        return _PROBE in self._probed([_USER], [{"type": "function", "function": probe}])
+
+    @cached_property
+    def _joins_system(self) -> bool:
+        """Whether a system message's parts are to be joined before the template sees them: it
+        prints the list as it is, or puts nothing between the parts."""
+        parts = [{"type": "text", "text": _PROBE}] * 2
+        text = self._probed([{"role": "system", "content": parts}, _USER])
+        return "'type'" in text or text.count(_PROBE) != 2 or _PROBE * 2 in text
+
+    def _probed(self, messages: list[Any], tools: list[Any] | None = None) -> str:
+        """What the template makes of a conversation of our own; "": nothing."""
+        values = dict(
+            messages=messages, tools=tools, enable_thinking=False, add_generation_prompt=True,
+            bos_token="", eos_token="", pad_token="",
+        )  # fmt: skip
         try:
-            values = dict(
-                messages=[{"role": "user", "content": "x"}],
-                tools=[{"type": "function", "function": probe}],
-                enable_thinking=False, add_generation_prompt=True,
-                bos_token="", eos_token="", pad_token="",
-            )  # fmt: skip
-            text = limited(lambda: self._template.render(values))
+            return limited(lambda: self._template.render(values))
         except (TooMuchWork, *_FAULTS):
-            return False
-        return _PROBE in text
+            return ""
 
 
 def _sample(text: str, system: bool) -> list[dict[str, Any]]:

@@ -34,10 +34,12 @@ _NOT_YET = (
 )  # fmt: skip
 
 
-def clean_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def clean_messages(
+    messages: Sequence[Mapping[str, Any]], join_system: bool = True
+) -> list[dict[str, Any]]:
     """A checked copy of a conversation.
 
-    "developer" becomes "system", whose text parts are joined; a missing content beside tool calls
+    "developer" becomes "system"; a missing content beside tool calls
     becomes "", and arguments given as a JSON text become the object they hold. A text that holds
     none becomes {}, with a line in the log: a model wrote it, so the conversation must go on.
     `name` is left to the template, and `invalid_tool_calls` of earlier answers are dropped.
@@ -45,6 +47,7 @@ def clean_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     Args:
         messages: {"role", "content", ...} in order. A content is a string or a list of
             {"type": "text", "text": ...}.
+        join_system: whether the text parts of a system message become one text.
 
     Raises:
         InvalidRequest: no messages, an unknown role or field, a missing content, an image, or a
@@ -56,6 +59,9 @@ def clean_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
         raise bad_field("messages", "is empty; give at least one message with role 'user'")
     broken: list[str] = []
     clean = [_message(message, f"messages[{k}]", broken) for k, message in enumerate(messages)]
+    for message in clean if join_system else ():
+        if message["role"] == "system" and isinstance(message["content"], list):
+            message["content"] = "".join(part["text"] for part in message["content"])
     if broken:
         logger.warning(
             "%d calls of a conversation have arguments that are not a JSON object, the first in "
@@ -86,7 +92,7 @@ def clean_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any
         function = _mapping(_mapping(tool, where).get("function"), f"{where}.function")
         if tool.get("type", "function") != "function":
             raise bad_field(f"{where}.type", f"must be 'function', got {tool['type']!r}")
-        copy = _json(function, f"{where}.function")
+        copy = plain_json(function, f"{where}.function")
         _name(copy, f"{where}.function")
         if copy.get("description") is None:
             copy["description"] = ""
@@ -116,8 +122,6 @@ def _message(message: object, where: str, broken: list[str]) -> dict[str, Any]:
     if content is None and calls:
         content = ""
     clean["content"] = _content(content, f"{where}.content")
-    if clean["role"] == "system" and isinstance(clean["content"], list):
-        clean["content"] = "".join(part["text"] for part in clean["content"])
     if calls:
         clean["tool_calls"] = _calls(calls, f"{where}.tool_calls", broken)
     for field in ("reasoning", "reasoning_content", "name", "tool_call_id"):
@@ -164,7 +168,7 @@ def _calls(calls: object, where: str, broken: list[str]) -> list[dict[str, Any]]
                 broken.append(place)
         copy = {
             "name": _name(function, f"{at}.function"),
-            "arguments": _json(_mapping({} if arguments is None else arguments, place), place),
+            "arguments": plain_json(_mapping({} if arguments is None else arguments, place), place),
         }
         clean.append({"type": "function", "function": copy})
         if given.get("id") is not None:
@@ -175,7 +179,7 @@ def _calls(calls: object, where: str, broken: list[str]) -> list[dict[str, Any]]
 def _parsed(arguments: str, where: str) -> dict[str, Any] | None:
     """The object that a text holds; None: it holds none."""
     try:
-        found = _json(json.loads(arguments), where) if arguments.strip() else {}
+        found = plain_json(json.loads(arguments), where) if arguments.strip() else {}
     except (ValueError, RecursionError, InvalidRequest):
         return None
     return found if isinstance(found, dict) else None
@@ -225,7 +229,7 @@ def _text(value: object, where: str) -> str:
     return value
 
 
-def _json(value: object, where: str, depth: int = 0) -> Any:
+def plain_json(value: object, where: str, depth: int = 0) -> Any:
     """A copy of a JSON value in plain dicts, lists and scalars."""
     if depth > DEEPEST:
         raise bad_field(where, f"is nested deeper than {DEEPEST} levels")
@@ -239,9 +243,9 @@ def _json(value: object, where: str, depth: int = 0) -> Any:
         return _text(value, where)
     if isinstance(value, Mapping):
         return {
-            _text(key, f"a key of {where}"): _json(inner, f"{where}.{key}", depth + 1)
+            _text(key, f"a key of {where}"): plain_json(inner, f"{where}.{key}", depth + 1)
             for key, inner in value.items()
         }
     if isinstance(value, (list, tuple)):
-        return [_json(inner, f"{where}[{k}]", depth + 1) for k, inner in enumerate(value)]
+        return [plain_json(inner, f"{where}[{k}]", depth + 1) for k, inner in enumerate(value)]
     raise bad_field(where, f"is not a JSON value but {type(value).__name__}")

@@ -16,6 +16,7 @@ import jinja2
 import jinja2.sandbox
 from jinja2 import nodes
 from jinja2.filters import FILTERS
+from jinja2.meta import find_undeclared_variables
 from jinja2.runtime import BlockReference, Context, Macro
 from jinja2.tests import TESTS
 from jinja2.visitor import NodeTransformer
@@ -168,6 +169,18 @@ class TemplateEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def add_filter(self, name: str, work: Callable[..., Any]) -> None:
         """Put a filter of our own in the place of Jinja's."""
         self.filters[name] = _paid(work, FILTER_COSTS[name], _own(work))
+
+    def inputs(self, source: str) -> set[str]:
+        """Names of the variables that a template expects from outside: it never sets them, or has
+        a default for them."""
+        tree = self.parse(source)
+        asking = ("default", "d", "defined", "undefined")
+        asked = [one for one in tree.find_all((nodes.Filter, nodes.Test)) if one.name in asking]
+        given = {one.node.name for one in asked if isinstance(one.node, nodes.Name)}
+        stored = {name.name for name in tree.find_all(nodes.Name) if name.ctx != "load"}
+        return {
+            name for name in find_undeclared_variables(tree) if name in given or name not in stored
+        }
 
     def _generate(
         self, source: nodes.Template, name: str | None, filename: str | None,

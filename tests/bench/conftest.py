@@ -13,13 +13,19 @@ import bench.offline
 import bench.run
 import bench.scale
 import bench.serving
+import bench.vocabulary
 from dgemma.bench import machine
 from dgemma.bench.make import make
 from dgemma.bench.shapes import shape
 from dgemma.llm import LLM, load
 from tests.support.commands import Ran, run_command
 
-FRAMED = {"offline": bench.offline, "scale": bench.scale, "serving": bench.serving}
+FRAMED = {
+    "offline": bench.offline,
+    "scale": bench.scale,
+    "serving": bench.serving,
+    "vocabulary": bench.vocabulary,
+}
 """Programs that share the frame of `bench.run`."""
 
 

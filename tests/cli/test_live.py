@@ -6,6 +6,7 @@ import io
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,7 @@ from dgemma.cli import live, paint
 from dgemma.cli.live import Screen, show, watch
 from dgemma.cli.paint import Painter, Transcript, colour
 from dgemma.compose.fill import Hole, fill
-from dgemma.params import SamplingParams
+from dgemma.params import DEFAULT_TRIES, SamplingParams
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import (
     Event,
@@ -329,7 +330,7 @@ def test_a_plan_is_watched(
     monkeypatch.setattr(terminal, "isatty", lambda: tty)
     params = SamplingParams(seed=1, max_steps=3, stability_threshold=9)
     parts = ["Dear ", Hole(max_tokens=2), "."]
-    found = watch(nano(), fill(nano().facts, parts, params), terminal)
+    found = watch(nano(), fill(nano().facts, parts, params), params, terminal)
     assert found == nano().fill(parts, params)
     drawn = terminal.getvalue().split(live.CLEAR_BELOW)
     assert len(drawn) in ((5, 6) if tty else (1,))  # a step each, maybe the winner's, and none
@@ -353,5 +354,36 @@ def test_an_interrupted_plan_leaves_no_draft(
     monkeypatch.setattr(Painter, "draft", interrupted)
     params = SamplingParams(seed=1, max_steps=3, stability_threshold=9)
     with pytest.raises(KeyboardInterrupt):
-        watch(nano(), fill(nano().facts, ["Dear ", Hole(max_tokens=2), "."], params), terminal)
+        plan = fill(nano().facts, ["Dear ", Hole(max_tokens=2), "."], params)
+        watch(nano(), plan, params, terminal)
     assert "a draft" in terminal.getvalue() and terminal.lines() == [""]
+
+
+def attempts(painter: Painter, *numbers: tuple[int, int]) -> list[str]:
+    """The line below the draft of each canvas and attempt."""
+    drawn = [painter.draft(replace(frame([5]), canvas=c, attempt=a)) for c, a in numbers]
+    return [emulator.CONTROL.sub("", text).partition("\n")[2] for text in drawn]
+
+
+def test_the_try_is_told(tokenizer: Tokenizer) -> None:
+    """A canvas that is begun anew looks like one that went wrong; or the line comes and goes while
+    the best try goes on; or it stays with the next canvas."""
+    own = Painter(tokenizer, (TURN,), params=SamplingParams(restart_after=3, tries=3))
+    told = attempts(own, (0, 0), (0, 1), (0, 2), (0, 0), (1, 0))
+    assert told == ["", "try 2 of 3", "try 3 of 3", "try 1 of 3", ""]
+    usual = Painter(tokenizer, (TURN,), params=SamplingParams(restart_after=3))
+    assert attempts(usual, (0, 1)) == [f"try 2 of {DEFAULT_TRIES}"]
+
+
+def test_a_race_is_one_try(tokenizer: Tokenizer, make: Callable[..., Terminal]) -> None:
+    """The line flickers, since another canvas of the race leads after every step."""
+    own = Painter(tokenizer, (TURN,), params=SamplingParams(race=4, tries=2))
+    assert attempts(own, (0, 0), (0, 3), (0, 1)) == ["", "", ""]
+    assert attempts(own, (0, 4), (0, 7), (0, 5)) == ["try 2 of 2"] * 3
+    terminal = make()
+    steps = [replace(frame(tokenizer.encode(text)), attempt=a) for text, a in
+             (("ab", 0), ("cd", 3), ("ef", 6), ("gh", 1))]  # fmt: skip
+    done = Event(type="done", output=Output(text="gh"))
+    end = Event(type="commit", ids=tuple(tokenizer.encode("gh")), deltas=(TextDelta("gh"),))
+    show([*steps, end, done], Painter(tokenizer, (TURN,), params=SamplingParams(race=4)), terminal)
+    assert terminal.everything() == ["gh", ""]

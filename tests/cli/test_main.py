@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ from safetensors.torch import load_file, save_file
 
 from dgemma import device
 from dgemma.cli import main as cli
+from dgemma.cli.paint import verdict_text
 from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.hf_config import write_config
+from dgemma.types import Verdict
 from dgemma.weights.find import bundled_models
 from tests.support.commands import Ran
+from tests.support.nano import nano
 from tests.support.sources import ROOT
 
 WEIGHTS = "model.safetensors"
@@ -125,7 +129,7 @@ def test_broken_checkpoint(
         (("generate", "--max-tokens", "0", "x"), "at least 1"),
         (("generate", "--max-tokens", "-4", "x"), "at least 1"),
         (("generate", "--max-tokens", "many", "x"), "int"),
-        (("generate", "--autoregressive", "--max-steps", "4", "x"), "leave it out"),
+        (("generate", "--mode", "autoregressive", "--max-steps", "4", "x"), "leave it out"),
         (("generate", "--max-stepz", "4", "x"), "did you mean '--max-steps'"),
         (("generate", "--max-tok", "4", "x"), "did you mean '--max-tokens'"),
         (("generate", "--max-tok=4", "x"), "did you mean '--max-tokens'"),
@@ -142,7 +146,8 @@ def test_broken_checkpoint(
         (("generate",), "there is no PROMPT; give one, or pipe it"),
         (("generate", "-"), "the prompt is empty"),
         (("generate", "--live", "--json", "x"), "--json has none"),
-        (("generate", "--live", "--autoregressive", "x"), "--autoregressive has none"),
+        (("generate", "--live", "--mode", "exact", "x"), "--mode exact has none"),
+        (("generate", "--mode", "plain", "x"), "choose from 'diffusion', 'autoregressive'"),
         (("genrate", "x"), "did you mean 'generate'"),
         (("evaluate", "--tasks", "sudku"), "did you mean 'sudoku'"),
         (("evaluate", "-n", "0"), "at least 1"),
@@ -220,7 +225,7 @@ def test_generate_reads_a_pipe(
 
 @pytest.mark.model
 @pytest.mark.fault("N 24")
-@pytest.mark.parametrize("way", ["", "--raw", "--autoregressive"])
+@pytest.mark.parametrize("way", ["", "--raw", "--mode autoregressive"])
 def test_generate_streams(
     way: str, run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,7 +238,7 @@ def test_generate_streams(
             return super().write(text)
 
     words = ["generate", "What is your name?", *way.split()]
-    words += [] if way == "--autoregressive" else ["--seed", "3", "--min-tokens", "240"]
+    words += [] if "autoregressive" in way else ["--seed", "3", "--min-tokens", "240"]
     words += ["--max-tokens", "250"]
     wanted = json.loads(run(*words, "--json")[1])
     monkeypatch.setattr(sys, "stdout", Pipe())
@@ -245,8 +250,35 @@ def test_generate_streams(
 @pytest.mark.model
 def test_generate_autoregressive(run: Callable[..., Ran]) -> None:
     """The autoregressive mode cannot be reached from the command line."""
-    code, out, _ = run("generate", "--autoregressive", "--max-tokens", "3", "--json", "Hello")
+    code, out, _ = run(
+        "generate", "--mode", "autoregressive", "--max-tokens", "3", "--json", "Hello"
+    )
     assert code == 0 and json.loads(out)["usage"]["canvases"] == 0
+
+
+@pytest.mark.model
+def test_verdict(run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--verdict` that is read and not told, told among the answer, or other than in Python."""
+    wanted = nano().chat([{"role": "user", "content": "Parity: 3182"}], seed=0, verdict=True)
+    assert wanted.verdict is not None
+    words = ("generate", "Parity: 3182", "--seed", "0", "--verdict")
+    line = f"{verdict_text(wanted.verdict)}\n"
+    assert run(*words) == (0, f"{wanted.text}\n", line)
+    found = json.loads(run(*words, "--json")[1])["verdict"]
+    assert (found["mean"], found["minimum"]) == (wanted.verdict.mean, wanted.verdict.minimum)
+    assert tuple(found["logprobs"]) == wanted.verdict.logprobs
+    assert json.loads(run(*words[:-1], "--json")[1])["verdict"] is None
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Parity: 3182\n"))
+    assert run("chat", "--seed", "0", "--verdict") == (0, f"{wanted.text}\n", line)
+
+
+def test_the_line_of_a_verdict() -> None:
+    """A line that hides what a person must know: doubts, no rest, canvases that stayed unlikely."""
+    verdict = Verdict(logprobs=(-0.5, -1.5), disagreements=(1,), steps=3)
+    told = "verdict: log-probability -1.000 a token, -1.500 at least; 1 of 2 tokens not the first "
+    assert verdict_text(verdict) == f"{told}choice; 3 steps, converged"
+    poor = replace(verdict, converged=False, below=2)
+    assert verdict_text(poor).endswith("3 steps, not converged, 2 unlikely in every try")
 
 
 def test_info(run: Callable[..., Ran]) -> None:

@@ -28,11 +28,12 @@ from tests.support.sources import python_files
 VALUES: dict[str, object] = {
     "max_tokens": 5, "seed": 5, "max_steps": 5, "entropy_bound": 0.5, "t_min": 0.5, "t_max": 0.7,
     "confidence_threshold": 0.5, "stability_threshold": 2, "ignore_tail": True,
-    "stable_prefix": True, "canvas_length": 64, "stop": ("a", "b"), "thinking_budget": 5,
+    "stable_prefix": True, "restart_after": "auto", "tries": 3, "race": 2, "verdict": True,
+    "quality": "careful", "canvas_length": 64, "stop": ("a", "b"), "thinking_budget": 5,
     "temperature": 0.5, "top_p": 0.5, "top_k": 5, "min_p": 0.5, "min_tokens": 5,
     "logit_bias": {7: 0.5}, "allowed_token_ids": (7, 8), "bad_words": ("a", "b"), "logprobs": 3,
     "logprob_token_ids": (7, 8), "json_schema": '{"type": "object"}', "regex": "a", "grammar": "a",
-    "choices": ("a", "b"),
+    "choices": ("a", "b"), "structure": "table:a,b",
 }  # fmt: skip
 """A value of every sampling field."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from dgemma.errors import EngineError, InvalidRequest
 from dgemma.params import SamplingParams
 from dgemma.request_parts import PromptContent
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import Output, Request, TokenScore
+from dgemma.types import Output, Request, Verdict
 from tests.support.plan_driver import Driver, facts_of
 
 QUESTIONS: tuple[Question, ...] = (
@@ -330,41 +329,45 @@ def test_broken_calibration_file(tmp_path: Path, text: str) -> None:
 
 
 class Drafts(Driver):
-    """Answers and scores that a test writes down, by the answer's first token."""
+    """Answers that a test writes down."""
 
     answers: tuple[Output, ...] = ()
-    worth: Mapping[int, float] = {}
 
     def output(self, request: Request, count: int) -> Output:
-        if request.mode != "score":
-            return self.answers[count]
-        ids = request.token_ids[request.score_from :]
-        return Output(scores=tuple(TokenScore(token_id=i, logprob=self.worth[ids[0]]) for i in ids))
+        return self.answers[count]
 
 
-def test_drafts_are_ranked(tokenizers: list[Tokenizer]) -> None:
-    """Catches a ranking by the wrong number, ties in the wrong order, a lost end id, an empty
-    draft that fails or wins, and a reading of another prompt or out of turn."""
+def judged(*logprobs: float) -> Output:
+    """An answer with a verdict of these values."""
+    ids = tuple(range(300, 300 + len(logprobs)))
+    return Output(token_ids=ids, verdict=Verdict(logprobs=logprobs) if logprobs else None)
+
+
+@pytest.mark.parametrize("asked", [None, True])
+def test_drafts_are_ranked(tokenizers: list[Tokenizer], asked: bool | None) -> None:
+    """Catches a ranking by the wrong number (the sum, the minimum), ties in the wrong order, an
+    empty draft that fails or wins, another reading of what has been read, and a verdict that nobody
+    asked for, or one that is lost."""
     facts = facts_of(tokenizers[0], 32)
     driver = Drafts(facts)
     driver.answers = (
-        Output(token_ids=(300, 301)), Output(token_ids=(302,), finish_reason="length"),
-        Output(token_ids=(303,)), Output(token_ids=(), finish_reason="length"),
+        judged(-1.0, -1.0), judged(-2.0, -0.1, -0.1, -0.1, -0.1, -0.6), judged(-1.0), judged(),
+        judged(-0.9, -0.9, -0.9),
     )  # fmt: skip
-    driver.worth = {300: -1.0, 302: -0.5, 303: -1.0}
     image = (PromptContent(start=1, length=1, key="image"),)
     requests = [
-        Request(token_ids=(2, 9), params=SamplingParams(seed=n), contents=image, priority=-1)
-        for n in range(4)
-    ]
-    done = driver.drive(best_of(facts, requests))
-    assert [draft.number for draft in done] == [1, 0, 2, 3]
-    assert [draft.logprob for draft in done] == [-0.5, -1.0, -1.0, -math.inf]
-    read = driver.rounds[1]
-    assert [r.token_ids for r in read] == [
-        (2, 9, 300, 301, facts.end_id), (2, 9, 302), (2, 9, 303, facts.end_id),
+        Request(token_ids=(2, 9), params=SamplingParams(seed=n, verdict=asked), contents=image,
+                priority=-1)
+        for n in range(5)
     ]  # fmt: skip
-    assert all(r.mode == "score" and r.score_from == 2 for r in read)
-    assert all(r.contents == image and r.priority == -1 for r in read)
+    done = driver.drive(best_of(facts, requests))
+    assert [draft.number for draft in done] == [1, 4, 0, 2, 3]
+    assert [draft.logprob for draft in done] == pytest.approx([-0.5, -0.9, -1.0, -1.0, -math.inf])
+    assert len(driver.rounds) == 1
+    for request, sent in zip(requests, driver.asked, strict=True):
+        assert sent == replace(request, params=replace(request.params, verdict=True))
+    for draft in done:
+        made = driver.answers[draft.number]
+        assert draft.output == (made if asked else replace(made, verdict=None))
     with pytest.raises(InvalidRequest):
         driver.drive(best_of(facts, []))

@@ -16,7 +16,7 @@ from dgemma.compose.revise import repair, revise
 from dgemma.errors import EngineError, InvalidRequest
 from dgemma.params import SamplingParams
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import Constraint, Output, Request, TokenScore
+from dgemma.types import Constraint, Output, Request, TokenScore, Verdict
 from tests.support.plan_driver import Driver, facts_of
 
 TEXTS = st.one_of(
@@ -276,3 +276,51 @@ def test_repair(tokenizers: list[Tokenizer]) -> None:
         Driver(facts).drive(repair(facts, "text", SamplingParams()))
     with pytest.raises(EngineError):
         Driver(facts, fail=0).drive(repair(facts, "text7", params))
+
+
+class Repairer(Driver):
+    """Repaired texts that a test writes down."""
+
+    answers: tuple[Output, ...] = ()
+
+    def output(self, request: Request, count: int) -> Output:
+        return self.answers[count]
+
+
+def test_the_likeliest_repair_that_fits(tokenizers: list[Tokenizer]) -> None:
+    """Catches the first of several repairs, the likeliest that does not fit, and one seed for all;
+    and an error where none fits."""
+    driver = Repairer(facts_of(tokenizers[0], 32))
+
+    def repaired(text: str, logprob: float, complete: bool) -> Output:
+        return Output(text=text, token_ids=(300,), verdict=Verdict(logprobs=(logprob,)),
+                      constraint=Constraint(mode="regex", complete=complete))  # fmt: skip
+
+    params = SamplingParams(seed=7, regex="[a-z]+")
+    driver.answers = (
+        repaired("poor", -2.0, True), repaired("cut", -0.1, False), repaired("good", -1.0, True),
+        repaired("cut", -2.0, False), repaired("cut less", -1.0, False),
+    )  # fmt: skip
+    output = driver.drive(repair(driver.facts, "4", params, best_of=3))
+    assert (output.text, output.verdict) == ("good", None)
+    assert [request.params.seed for request in driver.asked] == [7, 8, 9]
+    assert all(request.canvas is not None for request in driver.asked)
+    assert driver.drive(repair(driver.facts, "4", params, best_of=2)).text == "cut less"
+    for wrong in (0, True, "2"):
+        with pytest.raises(InvalidRequest, match="best_of must be"):
+            driver.drive(repair(driver.facts, "4", params, best_of=cast(Any, wrong)))
+
+
+@pytest.mark.parametrize("last", [" ends", "!"])
+def test_a_revision_has_no_stale_verdict(tokenizers: list[Tokenizer], last: str) -> None:
+    """Catches the verdict on the old text at the new one, and a verdict that is asked for and
+    never given."""
+    facts = facts_of(tokenizers[0])
+    verdict = Verdict(logprobs=(-1.0,))
+    old = answer(tokenizers[0], f"some text that{last}", verdict=verdict)
+    same = Driver(facts).drive(revise(facts, old, 0.0))
+    assert not same.changed and same.output.verdict == verdict
+    new = Driver(facts).drive(revise(facts, old, 1.0))
+    assert new.changed and new.output.verdict is None
+    with pytest.raises(InvalidRequest, match="verdict"):
+        Driver(facts).drive(revise(facts, old, 0.5, SamplingParams(verdict=True)))

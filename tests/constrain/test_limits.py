@@ -81,6 +81,12 @@ GRAMMARS: list[tuple[Limit, str, Callable[[int], Any]]] = [
     (limits.CHAIN, "grammar", lambda n: "start: r1\n" + "".join(
         f"r{k}: r{k + 1}\n" for k in range(1, n - 1)) + f'r{n - 1}: "a"'),
     (limits.LITERAL, "choices", lambda n: ["a" * n]),
+    (limits.COLUMNS, "structure", lambda n: "table:" + ",".join("a" * n)),
+    (limits.CELLS, "structure", lambda n: "table:" + ",".join("a" * (20 if n % 20 == 0 else 23)) + (
+        f";rows={n // 20 if n % 20 == 0 else n // 23}")),
+    (limits.ITEMS, "structure", lambda n: f"table:a;rows={n}"),
+    (limits.ITEMS, "structure", lambda n: f"numbered:{n}"),
+    (limits.NAME, "structure", lambda n: f"fence:{'é' * n}"),
     (limits.CHOICES, "choices", lambda n: [str(k) for k in range(n)]),
 ]  # fmt: skip
 

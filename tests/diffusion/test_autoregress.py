@@ -52,6 +52,7 @@ def test_the_context_ends_the_answer() -> None:
 OTHERS = {
     "logit_bias": {3: 1.0}, "allowed_token_ids": [3], "logprob_token_ids": [3], "bad_words": ["x"],
     "json_schema": True, "regex": "a", "grammar": "start: /a/", "choices": ["a"],
+    "structure": "list",
 }  # fmt: skip
 
 

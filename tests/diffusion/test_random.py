@@ -72,6 +72,18 @@ def test_a_seed_keeps_its_numbers() -> None:
     assert (uniforms(keys, 3)[0] * 2**24).tolist() == GOLDEN_BITS
 
 
+@given(WORDS, SMALL, st.integers(0, 2**20), SMALL)
+def test_a_try_is_part_of_the_canvas_counter(
+    seed: int, canvas: int, attempt: int, step: int
+) -> None:
+    """The documented chain; the first try has the numbers that it had without any other."""
+    args = [seed], [canvas], [step], Purpose.NOISE, CPU
+    state = python_output(python_output(seed, canvas + (attempt << 32)), step)
+    expected = signed(python_output(python_output(state, int(Purpose.NOISE)), 0))
+    assert bits(stream_keys(*args, [attempt]), 1).item() == expected
+    assert torch.equal(stream_keys(*args, [0]), stream_keys(*args))
+
+
 def test_a_row_does_not_depend_on_the_others() -> None:
     """A batch, its order, or a longer canvas must not move a row's numbers."""
     seeds, canvases, steps = [5, 2**64 - 1, 0, 5], [0, 1, 2, 0], [3, 0, 47, 4]

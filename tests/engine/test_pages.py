@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dgemma.engine.block_table import BlockTable, Prefix
 from dgemma.engine.page_allocator import GAP, NONE, PageAllocator
-from dgemma.engine.pages import BlockTable, Pages, Prefix
+from dgemma.engine.pages import Pages
 from dgemma.request_parts import PromptContent
 from dgemma.types import PAGE
 from tests.support.engine_checks import check_pages

@@ -66,10 +66,18 @@ def test_refused(ids: tuple[int, ...], params: dict[str, float], named: str) -> 
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"mode": "greedy"}, "mode must be one of diffusion, autoregressive, score"),
+        ({"mode": "greedy"}, "mode must be one of diffusion, autoregressive, exact, score"),
         ({"tool_use": ToolUse(())}, "tool_use needs a chat"),
         ({"tool_use": ToolUse(()), "chat": True, "mode": "autoregressive"}, "tool_use has no mean"),
+        (
+            {"tool_use": ToolUse(()), "chat": True, "mode": "exact"},
+            "tool_use has no meaning for the",
+        ),
         ({"tool_use": ToolUse(()), "chat": True, "mode": "score"}, "tool_use has no meaning"),
+        (
+            {"params": SamplingParams(top_k=3), "mode": "exact"},
+            "top_k has no meaning for the exact",
+        ),
         (
             {"params": SamplingParams(stop=["x"]), "mode": "score"},
             "stop has no meaning for scoring",
@@ -86,7 +94,19 @@ def test_refused_fields(fields: dict[str, Any], named: str) -> None:
         resolve_request(request, SamplingParams(), LIMITS, seed=1)
 
 
-@pytest.mark.parametrize(("mode", "most"), [("diffusion", 32), ("autoregressive", 39)])
+@pytest.mark.parametrize(
+    ("params", "seed"),
+    [({}, 0), ({"temperature": 0}, 0), ({"temperature": 1}, 5), ({"seed": 7}, 7)],
+)
+def test_seed_of_the_exact_mode(params: dict[str, Any], seed: int) -> None:
+    """A drawn answer needs a seed of its own; a greedy one that draws a seed costs other passes."""
+    request = Request(token_ids=(3, 4), mode="exact", params=SamplingParams(**params))
+    assert resolve_request(request, SamplingParams(), LIMITS, seed=5).params.seed == seed
+
+
+@pytest.mark.parametrize(
+    ("mode", "most"), [("diffusion", 32), ("autoregressive", 39), ("exact", 39)]
+)
 def test_longest_prompt(mode: str, most: int) -> None:
     """The check of the context is off by one, or forgets the canvas."""
     request = Request(token_ids=(3,) * most, mode=mode)  # type: ignore[arg-type]

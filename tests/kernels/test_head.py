@@ -261,6 +261,17 @@ def test_rows_that_are_not_finite_say_so(value: float) -> None:
     assert same(rows_of(got, others), rows_of(good, others))
     greedy = words.greedy(broken, PLAIN)
     assert greedy[7] == -1 and torch.equal(greedy[others], good.argmax[others])
+    drawn = words.draw(broken, torch.ones(20), uniforms, PLAIN)
+    assert drawn[7] == -1 and torch.equal(drawn[others], good.sample[others])
+
+
+def test_draw_is_the_sample_of_a_reading() -> None:
+    """A drawn token of its own would have another distribution, or forget a row's temperature."""
+    words, hidden, uniforms = make(700, 2.0), hidden_rows(50), random_keys(50)
+    temperature, controls = torch.linspace(0.2, 3, 50), Controls(suppress_ids=(3, 5))
+    read = words.read(hidden, temperature, uniforms, controls)
+    assert torch.equal(words.draw(hidden, temperature, uniforms, controls), read.sample)
+    assert not torch.equal(read.sample, read.argmax)
 
 
 def test_bf16_decides_in_fp32() -> None:

@@ -100,7 +100,7 @@ def property_of(model: Any, name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("model, names", [
     (SamplingFields, ("max_tokens", "seed", "temperature", "top_p", "min_p", "min_tokens")),
     (Diffusion, ("max_steps", "entropy_bound", "t_min", "t_max", "confidence_threshold",
-                 "stability_threshold")),
+                 "stability_threshold", "restart_after", "tries", "race")),
     (InfillRequest, ("temperature", "top_p", "min_p")),
     (MessagesRequest, ("seed", "top_p", "top_k")),
 ])  # fmt: skip

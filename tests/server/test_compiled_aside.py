@@ -80,6 +80,8 @@ ROUTES: list[tuple[str, str, dict[str, Any]]] = [
     (CHAT, "regex", {"messages": QUESTION, "guided_regex": "[a-c]{2}", "n": 2}),
     (CHAT, "choices", {"messages": QUESTION, "guided_choice": ["a", "b"], "stream": True}),
     (CHAT, "grammar", {"messages": QUESTION, "guided_grammar": 'start: "a" | "b"'}),
+    (CHAT, "structure", {"messages": QUESTION, "structured_outputs": {"structure": "table:a"}}),
+    (TEXT, "structure", {"prompt": "Hello", "diffusion": {"structure": "list:2"}, "n": 2}),
     (CHAT, "tools", {"messages": QUESTION, "tools": [tool("f", strict=True)]}),
     (CHAT, "tools", {"messages": QUESTION, "tools": [tool("f")], "tool_choice": "required"}),
     (TEXT, "regex", {"prompt": "Hello", "guided_regex": "[a-c]{2}", "max_tokens": 8}),

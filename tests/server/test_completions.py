@@ -114,14 +114,16 @@ def test_every_field_counts() -> None:
         "logprobs": 1, "stream": True, "min_tokens": 3, "bad_words": ["e"],
         "guided_json": {"type": "null"}, "guided_regex": "[a-c]+", "guided_grammar": "code-fence",
         "guided_choice": ["a", "b"],
-        "diffusion_seed_canvas": [300], "diffusion_read_only": True,
+        "diffusion_seed_canvas": [300], "diffusion_read_only": True, "diffusion_verdict": True,
     }  # fmt: skip
     refused = {name: NO_FILLING[name] for name in NO_FILLING if name not in changed}
     refused |= {"echo": True, "stream_options": {"include_usage": True}}
+    refused |= {"mode": "score"}  # the others: tests/server/test_modes_and_tries.py
     base = {"prompt": "Hello there"} | QUICK
     assert_each_counts(PATH, CompletionRequest, base, changed=changed, refused=refused)
     infilled = FILLING | {"prompt": "Dear, ", "n": 2, "stream": True, "suffix": "!"}
     refused = NO_FILLING | {"best_of": 2, "logprobs": 1, "echo": True, "stream_options": {}}
+    refused |= {"mode": "exact"}
     base = {"prompt": HOLE["prompt"], "suffix": HOLE["suffix"]} | QUICK
     infilled["stop"] = texts(serve().post(PATH, base))[0][0]
     assert_each_counts(

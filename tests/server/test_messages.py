@@ -323,7 +323,7 @@ def test_every_field_counts() -> None:
         "top_k": 3, "stream": True, "seed": 2, "diffusion": {"max_steps": 3},
         "thinking": {"type": "adaptive"}, "output_config": {"effort": "low"},
     }  # fmt: skip
-    refused = {"tool_choice": {"type": "any"}}
+    refused = {"tool_choice": {"type": "any"}, "mode": "score"}
     idle = {"metadata", "service_tier"}
     assert_each_counts(PATH, MessagesRequest, ASK, changed=changed, refused=refused, idle=idle)
 

@@ -32,11 +32,13 @@ CALLS: dict[str, list[dict[str, Any] | None]] = {
         ASK, ASK | {"n": 2, "logprobs": True, "top_logprobs": 2},
         ASK | {"tools": TOOL, "tool_choice": "required"},
         ASK | {"reasoning_effort": "minimal", "max_tokens": 8},
+        ASK | {"logprobs": True, "diffusion": {"verdict": True}},
     ],
     "/v1/completions": [
         BODIES["/v1/completions"],
         BODIES["/v1/completions"] | {"logprobs": 2, "n": 2, "best_of": 2},
         BODIES["/v1/completions"] | {"suffix": "."},
+        BODIES["/v1/completions"] | {"diffusion_verdict": True},
     ],
     "/v1/fim/completions": [BODIES["/v1/fim/completions"]],
     "/infill": [
@@ -50,6 +52,7 @@ CALLS: dict[str, list[dict[str, Any] | None]] = {
         BODIES["/v1/messages"],
         BODIES["/v1/messages"] | {"tools": TOOLS, "tool_choice": {"type": "any"},
                                   "max_tokens": 60},
+        BODIES["/v1/messages"] | {"diffusion": {"verdict": True}},
         BODIES["/v1/messages"] | {"thinking": {"type": "enabled", "budget_tokens": 3}},
     ],
     "/v1/messages/count_tokens": [{"messages": QUESTION}],

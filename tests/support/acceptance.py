@@ -163,6 +163,12 @@ ACCEPTANCE: dict[str, tuple[str, ...]] = {
     "faults: keys share the engine": ("tests/engine/test_fairness.py", "tests/server/test_keys.py"),
     "faults: keys keep their prompts": ("tests/engine/test_pages.py", "tests/server/test_keys.py"),
     "faults: hostile bodies": ("tests/server/test_mutated_bodies.py",),
+    "better answers 1 both released templates": (
+        "tests/text/test_chat_template.py",
+        "tests/text/test_turn.py",
+        "tests/compose/test_thought.py",
+        "tests/evaluate/test_templates.py",
+    ),
     "engine 5 soak": ("tests/engine/test_traffic.py::test_soak", "tests/engine/test_worker.py"),
 }
 """Acceptance line -> its tests: files, or single tests. Line 9 is `IN_A_CLONE`."""

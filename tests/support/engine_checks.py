@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dgemma.engine.block_table import PrefixNode
 from dgemma.engine.owners import is_valid
 from dgemma.engine.page_allocator import NONE
-from dgemma.engine.pages import Pages, PrefixNode
+from dgemma.engine.pages import Pages
 from dgemma.engine.scheduler import Scheduler
 from dgemma.types import PAGE
 
@@ -23,6 +24,10 @@ def check_pages(pages: Pages) -> None:
         own = len(table.shared)
         full += table.full[own:]
         sliding += table.sliding[own:]
+        for fork in table.forks:
+            assert len(fork.full) == len(fork.sliding) and fork.first >= own
+            full += fork.full
+            sliding += fork.sliding
         for number, block in enumerate(table.shared):
             users[block] += 1
             assert table.full[number] == block.full

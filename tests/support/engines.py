@@ -72,6 +72,7 @@ def assert_same(output: Output, made: Generation) -> None:
     assert output.token_ids == made.token_ids
     assert output.finish_reason == made.finish_reason
     assert output.usage.steps == sum(made.steps)
+    assert output.usage.discarded_steps == made.discarded_steps
     assert output.usage.canvases == len(made.canvases)
 
 
@@ -100,6 +101,10 @@ class EndingFrontend:
     def common(self, request: Request) -> int:
         """See `TextSide`."""
         return 0
+
+    def closed(self, request: Request) -> tuple[Request, bool]:
+        """See `TextSide`."""
+        return request, False
 
     def thought(self, request: Request) -> ThoughtIds | None:
         """See `TextSide`."""

@@ -56,7 +56,10 @@ FAULTS: dict[str, str] = {
     "P B4": "the day 2023-02-29",
     "P B6": "second 60",
     "P B8": r"\S and U+FEFF",
-    "P C": "pinned reads under the released template with thinking off",
+    "P C1": "a decision under the released template with thinking off",
+    "P C2": "a schema under it",
+    "P C4": "a decision averaged over draws under it",
+    "P C5": "infill under it",
     "P D1": "quoted keys in a tool call",
     "P D3": "round brackets in a tool call",
     "P D4": "a call written as a JSON object",
@@ -138,7 +141,6 @@ FAULTS: dict[str, str] = {
 }
 
 OWNED: dict[str, str] = {
-    "P C": "better answers: the released template",
     "N 7": "training: nano refuses what it does not know",
     "N 8": "training: the tasks that nano is weak at",
     "N 41": "the page",

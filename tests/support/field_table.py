@@ -58,8 +58,10 @@ PREDICTED: dict[str, dict[str, Any]] = {
 """What `diffusion.strength` needs beside it."""
 SHOWN: dict[str, Any] = {
     "max_steps": 3, "entropy_bound": 0.1, "t_min": 0.4, "t_max": 0.8, "confidence_threshold": 0.1,
-    "stability_threshold": 1, "ignore_tail": True, "canvas_length": "auto", "strength": 0.5,
+    "stability_threshold": 1, "ignore_tail": True, "restart_after": 2, "tries": 2, "race": 2,
+    "verdict": True, "quality": "careful", "canvas_length": "auto", "strength": 0.5,
     "stream": "text", "stream_interval": 2, "stream_search": True, "stable_prefix": True,
+    "structure": "list:2",
 }  # fmt: skip
 """A value of each field of `diffusion` that means something."""
 

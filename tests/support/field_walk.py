@@ -23,6 +23,8 @@ FILLING: dict[str, Any] = {
     "logit_bias": {"300": 5}, "allowed_token_ids": [300, 301],
     "diffusion": {"t_max": 3.0}, "diffusion_max_steps": 3, "diffusion_canvas_length": 48,
     "vllm_xargs": {"diffusion_canvas_length": 40},
+    "diffusion_restart_after": 2, "diffusion_tries": 2, "diffusion_race": 2,
+    "diffusion_quality": "careful",
 }  # fmt: skip
 """Fields of `SamplingFields` that change how a hole is filled."""
 QUICK: dict[str, Any] = {"seed": 1, "max_tokens": 4, "diffusion_max_steps": 1}
@@ -33,6 +35,7 @@ NO_FILLING: dict[str, Any] = {
     "guided_choice": ["a", "b"],
     "presence_penalty": 1.5, "frequency_penalty": 1, "repetition_penalty": 2,
     "diffusion_seed_canvas": [300], "diffusion_pinned": [0], "diffusion_read_only": True,
+    "diffusion_verdict": True,
 }  # fmt: skip
 """Fields of `SamplingFields` that have no meaning where a hole is filled."""
 

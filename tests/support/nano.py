@@ -16,7 +16,9 @@ import dgemma
 from dgemma.diffusion.autoregress import autoregress
 from dgemma.diffusion.canvas import Generation
 from dgemma.diffusion.constrained import ConstrainedAnswer
+from dgemma.diffusion.exact import speculate
 from dgemma.diffusion.generate import generate
+from dgemma.diffusion.schedule import Schedule
 from dgemma.engine.engine import Engine
 from dgemma.llm import LLM
 from dgemma.params import SamplingParams, canvas_width
@@ -119,6 +121,12 @@ def by_reference(
         return autoregress(
             request.token_ids, request.params, spec,
             lambda ids: model.encode(ids, rows), engine.model.head.greedy,
+        )  # fmt: skip
+    if request.mode == "exact":
+        return speculate(
+            request.token_ids, request.params, spec, lambda ids: model.encode(ids, rows),
+            rows.rows[0].truncate, lambda ids, soft: model.denoise(ids, rows, soft),
+            engine.model.head, Schedule.of(engine.defaults),
         )  # fmt: skip
     return generate(
         request.token_ids,

@@ -16,7 +16,7 @@ from dgemma.constrain.cache import GrammarCache
 from dgemma.frontend import ModelFacts
 from dgemma.params import canvas_width
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import CanvasControl, Output, Request, TokenScore, Usage
+from dgemma.types import CanvasControl, Output, Request, TokenScore, Usage, Verdict
 
 T = TypeVar("T")
 Belief = Callable[[Request, Sequence[int]], Sequence[float]]
@@ -126,11 +126,14 @@ class Driver:
                 break
             ids = [*ids, *(self._stands(CanvasControl(), at, draw) for at in range(width))]
         ids = ids[:most]
+        verdict = None
+        if request.params.verdict:
+            verdict = Verdict(logprobs=tuple(-8 * draw.random() for _ in [*ids, *[0] * ended]))
         return Output(
             text=self.facts.tokenizer.decode(ids), token_ids=tuple(ids), usage=usage,
             finish_reason="stop" if ended else "length",
             scores=self._scores(request, ids, draw) if request.params.logprobs is not None else (),
-            prompt_ids=request.token_ids, seed=request.params.seed or 0,
+            prompt_ids=request.token_ids, seed=request.params.seed or 0, verdict=verdict,
         )  # fmt: skip
 
     def _stands(self, control: CanvasControl, at: int, draw: random.Random) -> int:

@@ -118,7 +118,61 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
         "tools": [WEATHER],
     },
     "late system": {"messages": [ASK, {"role": "system", "content": "Be rude."}, ASK]},
+    "result, thinking": {"messages": [ASK, CALLING, RESULT], "tools": [WEATHER], "thinking": True},
+    "arguments in several turns, two answers in a row": {
+        "messages": [
+            ASK, CALLING, RESULT, {"role": "assistant", "content": "Sunny."},
+            {"role": "assistant", "content": "And warm."}, ASK,
+            {"role": "assistant", "content": None, "tool_calls": [_call("clock", {}, "c3")]},
+        ],
+        "tools": [WEATHER, CLOCK],
+    },
+    "calls in a row": {
+        "messages": [
+            ASK, CALLING, RESULT,
+            CALLING | {"tool_calls": [_call("clock", {"Zone": "<CET>"}, "c2")]},
+            {"role": "tool", "tool_call_id": "c2", "content": "noon"},
+        ],
+        "tools": [WEATHER, CLOCK], "thinking": True,
+    },
+    "an answer goes on": {"messages": [ASK, {"role": "assistant", "content": "It is"}]},
 }  # fmt: skip
+
+THOUGHTFUL = CALLING | {"reasoning": "I must ask."}
+NEWER: dict[str, dict[str, Any]] = {
+    "system in parts": {
+        "messages": [
+            {"role": "system", "content": [{"type": "text", "text": t} for t in ("Be ", "short.")]},
+            ASK,
+        ]
+    },
+    "late system in parts": {
+        "messages": [
+            ASK,
+            {"role": "system", "content": [{"type": "text", "text": t} for t in ("Be ", "rude.")]},
+            ASK,
+        ]
+    },
+    "thoughts preserved": {
+        "messages": [ASK, THOUGHTFUL, RESULT, {"role": "assistant", "content": "Sunny."}, ASK],
+        "tools": [WEATHER], "thinking": True, "chat_template_kwargs": {"preserve_thinking": True},
+    },
+    "thoughts not preserved": {
+        "messages": [ASK, THOUGHTFUL, RESULT, {"role": "assistant", "content": "Sunny."}, ASK],
+        "tools": [WEATHER], "thinking": True, "chat_template_kwargs": {"preserve_thinking": False},
+    },
+    "thought of an answer": {
+        "messages": [ASK, {"role": "assistant", "content": "Sunny.", "reasoning": "Bern: sun."}]
+    },
+    "null as an argument": {
+        "messages": [ASK, CALLING | {"tool_calls": [_call("clock", {"Zone": None}, "c1")]}, RESULT],
+        "tools": [CLOCK],
+    },
+}  # fmt: skip
+"""What only the newer of the two released templates can show, or shows otherwise than nano's."""
+
+CLOSES = "    {{- '<|channel>thought\\n<channel|>' if not thinking -}}\n"
+"""The line of nano's template that closes the thought."""
 
 
 @pytest.fixture(params=list(CONVERSATIONS))
@@ -184,6 +238,40 @@ def gemma_source() -> str:
 def gemma_template(gemma_source: str, gemma: Tokenizer) -> ChatTemplate:
     """Gemma 4's template with its vocabulary."""
     return ChatTemplate(gemma_source, gemma)
+
+
+@pytest.fixture(scope="session")
+def diffusion_source() -> str:
+    """The text of the chat template released with DiffusionGemma."""
+    name = "diffusiongemma_chat_template_2026-07-09.jinja"
+    return fixture_file(name).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def diffusion_template(diffusion_source: str, gemma: Tokenizer) -> ChatTemplate:
+    """DiffusionGemma's template with its vocabulary."""
+    return ChatTemplate(diffusion_source, gemma)
+
+
+@pytest.fixture(scope="session", params=["gemma", "diffusion"])
+def released(request: pytest.FixtureRequest) -> tuple[str, ChatTemplate]:
+    """Each of the two released templates: its text, and the template."""
+    text: str = request.getfixturevalue(f"{request.param}_source")
+    template: ChatTemplate = request.getfixturevalue(f"{request.param}_template")
+    return text, template
+
+
+def open_source() -> str:
+    """Nano's template as one that leaves the thought to the model."""
+    source = (NANO / "chat_template.jinja").read_text(encoding="utf-8")
+    assert source.count(CLOSES) == 1
+    return source.replace(CLOSES, "")
+
+
+@pytest.fixture(scope="session")
+def open_template(nano: Tokenizer) -> ChatTemplate:
+    """The same, as a template."""
+    return ChatTemplate(open_source(), nano)
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 
-from dgemma.errors import TemplateError
+from dgemma.errors import InvalidRequest, TemplateError
+from dgemma.text.answer import AnswerReader
 from dgemma.text.chat import ChatTemplate
+from dgemma.text.parse import MarkerIds, thought_is_open
 from dgemma.text.tokenizer import Tokenizer
+from tests.support.tokenizers import CONVERSATIONS, NEWER
 
 pytest.importorskip("transformers", reason="the oracle of these tests is not installed")
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -32,19 +35,79 @@ def rendered_by_transformers(source: str, conversation: dict[str, Any]) -> str:
         add_generation_prompt=conversation.get("add_generation_prompt", True),
         enable_thinking=conversation.get("thinking", False),
         bos_token="<bos>",
+        **conversation.get("chat_template_kwargs", {}),
     )
     text: str = rendered[0][0]
     return text
 
 
 def test_ids_equal_the_plain_rendering(
-    gemma_source: str, gemma: Tokenizer, gemma_template: ChatTemplate, conversation: dict[str, Any]
+    released: tuple[str, ChatTemplate], gemma: Tokenizer, conversation: dict[str, Any]
 ) -> None:
     """Catches marks that stay in a text, a filter or variable that we lack, a lost argument."""
-    text = rendered_by_transformers(gemma_source, conversation)
-    ids = gemma_template.encode(**conversation)
+    source, template = released
+    text = rendered_by_transformers(source, conversation)
+    ids = template.encode(**conversation)
     assert gemma.decode(ids, control=True) == text
     assert ids == gemma.encode(text, control=True)
+
+
+@pytest.mark.parametrize("name", list(NEWER))
+def test_what_the_newer_template_adds(
+    name: str, diffusion_source: str, gemma: Tokenizer, diffusion_template: ChatTemplate
+) -> None:
+    """Catches parts that are joined before the template sees them, and a lost variable."""
+    text = rendered_by_transformers(diffusion_source, NEWER[name])
+    ids = diffusion_template.encode(**NEWER[name])
+    assert gemma.decode(ids, control=True) == text
+    assert ids == gemma.encode(text, control=True)
+    shown = text.count("<|channel>thought\nI must ask.\n<channel|>")
+    assert shown == (name == "thoughts preserved")
+
+
+def test_variables_of_a_template(
+    gemma: Tokenizer, diffusion_template: ChatTemplate, nano_template: ChatTemplate
+) -> None:
+    """A variable that nothing reads is passed over in silence; one of our own is overruled."""
+    assert diffusion_template.variables == ("preserve_thinking",)
+    assert nano_template.variables == ()
+    asked = (
+        "{% if not x is defined %}{% set x = 1 %}{% endif %}{{ x }}{% set y = x %}{{ z }}{{ y }}"
+    )
+    assert ChatTemplate(asked, gemma).variables == ("x", "z")
+    for template, given, said in (
+        (nano_template, {"preserve_thinking": True}, r"preserve_thinking is not read by .*: none"),
+        (diffusion_template, {"preserve": 1}, r"preserve is not read .*: preserve_thinking"),
+        (diffusion_template, {"enable_thinking": True}, "enable_thinking has a field of its own"),
+        (diffusion_template, {"bos_token": "x"}, "bos_token has a field of its own"),
+        (diffusion_template, ["preserve_thinking"], "must be an object"),
+        (diffusion_template, {"preserve_thinking": {1}}, "not a JSON value"),
+    ):
+        with pytest.raises(InvalidRequest, match=said):
+            template.encode(ASK, chat_template_kwargs=given)  # type: ignore[arg-type]
+
+
+def test_a_variable_is_no_control_token(gemma: Tokenizer) -> None:
+    """What a caller writes in a variable is a text, as in a message."""
+    template = ChatTemplate("{{ note }}{{ bos_token }}", gemma)
+    ids = template.encode(ASK, chat_template_kwargs={"note": "<bos>"})
+    assert ids == [*gemma.encode("<bos>"), gemma.bos_id] and ids.count(gemma.bos_id) == 1
+
+
+def test_an_open_thought_after_a_result(gemma: Tokenizer, diffusion_template: ChatTemplate) -> None:
+    """A thought that the prompt begins is read as the answer's text."""
+    conversation = CONVERSATIONS["result, thinking"]
+    ids = diffusion_template.encode(**conversation)
+    markers = MarkerIds.of(gemma)
+    assert gemma.decode(ids, control=True).endswith("<tool_response|><|channel>thought\n")
+    assert thought_is_open(markers, ids)
+    assert not thought_is_open(
+        markers, diffusion_template.encode(**conversation | {"thinking": False})
+    )
+    reader = AnswerReader(gemma, chat=True, thought_open=True)
+    reader.push(gemma.encode("It is sunny.\n<channel|>Sunny.<turn|>", control=True))
+    reader.finish()
+    assert (reader.thinking, reader.text) == ("It is sunny.", "Sunny.")
 
 
 def test_nano_speaks_gemmas_format(
@@ -69,12 +132,12 @@ def test_nano_differs_where_its_head_says_so(
     assert "properties:{}" in theirs and "properties:{type:{" in ours
 
 
-def test_arguments_as_json_text_are_the_object(gemma_template: ChatTemplate) -> None:
+def test_arguments_as_json_text_are_the_object(released: tuple[str, ChatTemplate]) -> None:
     """OpenAI's clients send arguments as a JSON text; the model must not see its quotes."""
     call = {"id": "1", "function": {"name": "f", "arguments": {"a": [1, "b"]}}}
     as_text = {"id": "1", "function": {"name": "f", "arguments": '{"a": [1, "b"]}'}}
     one, other = (
-        gemma_template.encode(
+        released[1].encode(
             [
                 {"role": "user", "content": "x"},
                 {"role": "assistant", "content": None, "tool_calls": [form]},
@@ -85,10 +148,10 @@ def test_arguments_as_json_text_are_the_object(gemma_template: ChatTemplate) -> 
     assert one == other
 
 
-def test_developer_is_system(gemma_template: ChatTemplate) -> None:
+def test_developer_is_system(released: tuple[str, ChatTemplate]) -> None:
     """A developer's message in mid-conversation would else open a turn of an unknown role."""
     prompts = [
-        gemma_template.encode([*ASK, {"role": role, "content": "y"}])
+        released[1].encode([*ASK, {"role": role, "content": "y"}])
         for role in ("developer", "system")
     ]
     assert prompts[0] == prompts[1]

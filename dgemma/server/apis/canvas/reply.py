@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field
 
 from dgemma.server.accounting import CostedReply
 from dgemma.server.choices import LEAST
@@ -71,6 +71,7 @@ class Step(BaseModel):
     """One denoising step; each list has one entry a position."""
 
     canvas: int
+    attempt: int = Field(validation_alias=AliasChoices("attempt", "try"), serialization_alias="try")
     step: int
     temperature: float
     ids: list[int]

@@ -105,7 +105,7 @@ class CanvasAnswer(Generic[T]):
         self.exchange.count([end])
         reply = begun | {"object": "canvas"} | found | costs([end])
         shown = CanvasReply.model_validate(reply, from_attributes=True)
-        return shown.model_dump(mode="json", exclude_unset=True)
+        return shown.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
 
 async def _answer(exchange: Exchange, body: CanvasRequest) -> CanvasAnswer[Any]:

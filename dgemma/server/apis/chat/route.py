@@ -14,7 +14,7 @@ from dgemma.server.apis.chat.schema import ChatReply, ChatRequest
 from dgemma.server.body_route import BodyRoute
 from dgemma.server.errors import ERRORS
 from dgemma.server.exchange import STREAMED, Exchange, HTTPExchange
-from dgemma.server.limits import check_limit
+from dgemma.server.limits import check_rows
 from dgemma.types import Request
 
 router = APIRouter(tags=["chat"], route_class=BodyRoute)
@@ -51,13 +51,16 @@ def _requests(asked: ChatRequest, exchange: Exchange) -> list[Request]:
     service = exchange.service
     limits = service.settings.limits
     count = asked.n or 1
-    check_limit("n", count, limits.n)
     params = asked.params(limits)
+    race = service.race(params.race) if asked.mode == "diffusion" else 1
+    check_rows("n", count, race, limits.n)
     tools, calls = asked.called()
     if calls is not None and calls.required and params.constraint_field is not None:
         why = "cannot be combined with a required tool call; drop one of them"
         raise bad_field("response_format", why)
-    prompt = service.chat_ids(asked.messages, tools, asked.thinking[0])
+    options = asked.chat_template_kwargs
+    more = None if options is None else options.others
+    prompt = service.chat_ids(asked.messages, tools, asked.thinking[0], more)
     return asked.requests(
         service.facts, [prompt], params, count, chat=True, tool_use=calls, owner=exchange.owner
     )

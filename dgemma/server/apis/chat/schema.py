@@ -31,6 +31,7 @@ from dgemma.server.sampling_fields import (
     Prediction,
     SamplingFields,
 )
+from dgemma.server.verdict import DiffusionReply
 from dgemma.types import CanvasControl
 
 OBJECT: dict[str, Any] = {"type": "object"}
@@ -136,12 +137,21 @@ class StructuredOutputs(Body):
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = None
+    structure: str | None = Field(default=None, description="ours: the same as in diffusion")
 
 
 class TemplateOptions(Body):
     """Variables of the chat template."""
 
     enable_thinking: bool | None = None
+    preserve_thinking: bool | None = Field(
+        default=None, description="thoughts of earlier calls stay, if the template can"
+    )
+
+    @property
+    def others(self) -> dict[str, Any]:
+        """The variables beside `enable_thinking`."""
+        return self.model_dump(exclude_none=True, exclude={"enable_thinking"})
 
 
 class ChatRequest(ChoiceFields):
@@ -166,6 +176,7 @@ class ChatRequest(ChoiceFields):
             name: (f"guided_{short}", f"structured_outputs.{short}", "response_format")
             for name, short in VLLM_NAMES.items()
         },
+        "structure": ("diffusion.structure", "structured_outputs.structure"),
     }  # fmt: skip
 
     messages: Messages
@@ -206,6 +217,8 @@ class ChatRequest(ChoiceFields):
             raise refuse("diffusing", "needs stream: true")
         if self.diffusing and self.denoising.stream != "off":
             raise refuse("diffusing", "give diffusing or diffusion.stream, not both")
+        if self.diffusing and self.mode != "diffusion":
+            raise refuse("diffusing", f"shows drafts, and mode {self.mode!r} has none; drop one")
         if self.diffusing and (self.n or 1) > 1:
             raise refuse("n", "cannot be combined with diffusing, which shows one draft")
         if self.parallel_tool_calls is False and not self.tools:
@@ -216,6 +229,11 @@ class ChatRequest(ChoiceFields):
     def drafts(self) -> bool:
         """See `ChoiceFields.drafts`."""
         return bool(self.diffusing) or super().drafts
+
+    @property
+    def scored(self) -> bool:
+        """See `ChoiceFields.scored`."""
+        return bool(self.logprobs)
 
     @property
     def thinking(self) -> tuple[bool, int | None]:
@@ -241,7 +259,7 @@ class ChatRequest(ChoiceFields):
         """See `SamplingFields.constraint`."""
         own = self.structured_outputs or StructuredOutputs()
         schema = OBJECT if own.json_object else own.json_
-        asked = (schema, own.regex, own.grammar, own.choice)
+        asked = (schema, own.regex, own.grammar, own.choice, own.structure)
         pairs = zip(CONSTRAINT_FIELDS, asked, strict=True)
         found = [super().constraint(), {name: v for name, v in pairs if v is not None}]
         form = self.response_format
@@ -249,7 +267,8 @@ class ChatRequest(ChoiceFields):
             inner = form.json_schema
             found.append({"json_schema": OBJECT if inner is None else inner.schema_})
         if sum(map(bool, found)) > 1:
-            why = "cannot be combined with structured_outputs or guided_*; choose one"
+            others = "structured_outputs, guided_* or diffusion.structure"
+            why = f"cannot be combined with {others}; choose one"
             raise bad_field("response_format", why)
         return {name: value for one in found for name, value in one.items()}
 
@@ -347,6 +366,7 @@ class Choice(BaseModel):
     message: Message
     logprobs: Logprobs | None
     finish_reason: Literal["stop", "length", "tool_calls"]
+    diffusion: DiffusionReply | None = None
 
 
 class ChatReply(CostedReply):

@@ -20,7 +20,7 @@ from dgemma.server.apis.completions.schema import CompletionRequest, TextReply
 from dgemma.server.body_route import BodyRoute
 from dgemma.server.errors import ERRORS
 from dgemma.server.exchange import STREAMED, Exchange, HTTPExchange
-from dgemma.server.limits import check_limit, limited
+from dgemma.server.limits import check_rows, limited
 from dgemma.server.pieces import Folded
 from dgemma.server.plans import PlanRun, infill_pieces, plan_params
 from dgemma.server.service import Service
@@ -85,13 +85,16 @@ def _check_answers(asked: CompletionRequest, service: Service) -> None:
     most, prompts = service.settings.limits.n, len(asked.prompts())
     if not prompts:
         raise bad_field("prompt", "holds no text; give at least one")
+    race = service.race(asked.values()["race"]) if asked.mode == "diffusion" else 1
     for name in ("n", "best_of"):
         each = getattr(asked, name) or 1
-        check_limit(name, each, most)
-        if prompts * each > most:
+        check_rows(name, each, race, most)
+        if prompts * each * race > most:
+            raced = "" if race == 1 else f" and a race of {race}"
             raise limited(
-                "prompt", f"prompt holds {prompts} texts with {name} {each}, {prompts * each} "
-                f"answers, more than this server's {most} of one request; send several requests",
+                "prompt", f"prompt holds {prompts} texts with {name} {each}{raced}, "
+                f"{prompts * each * race} answers, more than this server's {most} of one request; "
+                "send several requests",
             )  # fmt: skip
 
 

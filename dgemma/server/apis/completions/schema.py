@@ -15,6 +15,7 @@ from dgemma.server.accounting import CostedReply
 from dgemma.server.choices import ChoiceFields
 from dgemma.server.request_body import at_most, neutral, refuse
 from dgemma.server.sampling_fields import MOST_TOKENS, SamplingFields
+from dgemma.server.verdict import DiffusionReply
 
 
 class CompletionRequest(ChoiceFields):
@@ -50,6 +51,10 @@ class CompletionRequest(ChoiceFields):
             raise refuse("best_of", f"is below n {self.n or 1}; ask for at least as many")
         if self.stream and self.best_of is not None:
             raise refuse("best_of", "cannot be streamed: the best is known at the end; drop one")
+        if self.mode != "diffusion":
+            for name in ("suffix", "best_of"):
+                if getattr(self, name) is not None:
+                    raise refuse(name, f"needs mode 'diffusion', not {self.mode!r}; drop one")
         if self.suffix is None:
             return self
         if not isinstance(self.prompt, str):
@@ -58,6 +63,11 @@ class CompletionRequest(ChoiceFields):
             if getattr(self, name) is not None:
                 raise refuse(name, "cannot be combined with suffix; see /v1/canvas")
         return self
+
+    @property
+    def scored(self) -> bool:
+        """See `ChoiceFields.scored`."""
+        return self.logprobs is not None
 
     def prompts(self) -> list[str | list[int]]:
         """The prompts one by one."""
@@ -88,6 +98,7 @@ class TextChoice(BaseModel):
     index: int
     logprobs: TextLogprobs | None
     finish_reason: Literal["stop", "length"]
+    diffusion: DiffusionReply | None = None
 
 
 class TextReply(CostedReply):

@@ -119,7 +119,7 @@ async def _decided(
         "seed": decision.seed,
         "usage": {"input_tokens": tokens, "output_tokens": 0, "total_tokens": tokens},
         "diffusion_usage": {
-            "canvases": steps, "steps": steps, "canvas_tokens": steps * width,
+            "canvases": steps, "steps": steps, "discarded_steps": 0, "canvas_tokens": steps * width,
             "tokens_per_step": 0.0,
         },
     }  # fmt: skip

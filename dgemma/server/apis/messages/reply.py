@@ -18,6 +18,7 @@ from dgemma.server.apis.messages.conversation import input_json
 from dgemma.server.choices import InvalidCall, invalid_tool_call
 from dgemma.server.exchange import Exchange
 from dgemma.server.pieces import End, Piece, PieceReader
+from dgemma.server.verdict import VerdictReply, verdict_reply
 from dgemma.types import Output, TextDelta, ThoughtDelta, ToolCall, ToolCallDelta
 
 Event = dict[str, Any]
@@ -139,6 +140,7 @@ def last(end: End) -> Event:
         "usage": {"input_tokens": spent.prompt_tokens, "output_tokens": spent.completion_tokens},
         "diffusion_usage": beside["diffusion_usage"], "timings": beside["timings"],
         "seed": output.seed, **({"invalid_tool_calls": invalid} if invalid else {}),
+        **({} if output.verdict is None else {"verdict": verdict_reply(output.verdict)}),
     }  # fmt: skip
 
 
@@ -207,4 +209,5 @@ class MessageReply(BaseModel):
     diffusion_usage: DiffusionUsage
     timings: Timings
     seed: int = Field(description="given or drawn")
+    verdict: VerdictReply | None = Field(default=None, description="on request")
     invalid_tool_calls: list[InvalidCall] | None = None

@@ -48,14 +48,14 @@ async def _started(
     request = await exchange.in_thread(_request, asked, found, exchange)
     one = asked.tool_choice is not None and asked.tool_choice.disable_parallel_tool_use
     [reader] = await exchange.start([request], one_call=bool(one))
-    return MessageEvents(exchange, reader, len(request.token_ids))
+    return MessageEvents(exchange, reader, reader.prompt_tokens)
 
 
 def _prompt(found: Conversation, service: Service) -> list[int]:
     facts = service.facts
     facts.tokenizer.check_length((found.prefill,), facts.context, field="messages")
     ids = service.chat_ids(found.messages, found.tools, found.thinking)
-    return ids + facts.tokenizer.encode(found.prefill)
+    return [*facts.closed(ids), *facts.tokenizer.encode(found.prefill)] if found.prefill else ids
 
 
 def _request(asked: MessagesRequest, found: Conversation, exchange: Exchange) -> Request:
@@ -63,5 +63,5 @@ def _request(asked: MessagesRequest, found: Conversation, exchange: Exchange) ->
     params = asked.params(service.settings.limits)
     return Request(
         token_ids=tuple(_prompt(found, service)), params=params, chat=True, tool_use=found.calls,
-        owner=exchange.owner,
+        mode=asked.mode, owner=exchange.owner,
     )  # fmt: skip

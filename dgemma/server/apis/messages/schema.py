@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field
 from dgemma.errors import bad_field
 from dgemma.params import SamplingParams
 from dgemma.server.apis.chat.schema import EFFORTS
+from dgemma.server.choices import MODE, Decoding
 from dgemma.server.request_body import (
     MOST_MESSAGES,
     MOST_TOOLS,
@@ -231,6 +232,7 @@ class MessagesRequest(CountRequest):
     stream: bool = False
     seed: int | None = bounded("seed")
     diffusion: MessageDiffusion | None = None
+    mode: Decoding = MODE
     metadata: Metadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
 

@@ -153,7 +153,8 @@ def _ids(asked: TokenizeRequest, service: Service) -> list[int]:
 def _chat_ids(asked: TokenizeRequest | TemplateRequest, service: Service) -> list[int]:
     options = asked.chat_template_kwargs
     thinking = bool(options and options.enable_thinking)
-    return service.chat_ids(asked.messages or [], asked.tools, thinking)
+    more = None if options is None else options.others
+    return service.chat_ids(asked.messages or [], asked.tools, thinking, more)
 
 
 @router.post("/detokenize", response_model=Content, responses=PLAIN_ERRORS)
