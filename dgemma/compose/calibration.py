@@ -115,7 +115,7 @@ class Calibration:
         restart_after: steps after which 95 % of the canvases that converge have done so; what
             `restart_after="auto"` means.
         least_logprob: the encoder's mean log-probability of a canvas, in nats, that 95 % of the
-            right answers reach; `quality="careful"` begins a canvas below it anew.
+            right answers reach; `quality="careful"` restarts a canvas below it.
 
     Raises:
         InvalidRequest: a temperature that is not a number from 0.05 to 20, a limit that is not an
