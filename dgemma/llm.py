@@ -39,8 +39,8 @@ T = TypeVar("T")
 class LLM:
     """A loaded model with its text layer and its engine. Made by `load`.
 
-    As a context manager it closes at the end. `params` say how to draw: `SamplingParams`, or a
-    dict of its fields; the same fields as keywords replace those of `params`.
+    It closes at the end of a `with`. `params` are `SamplingParams`, or a dict of its fields; the
+    same fields as keywords replace those of `params`.
 
     Attributes:
         model: the network, a `torch.nn.Module`; `config` has its sizes.
@@ -153,12 +153,7 @@ class LLM:
     def stream_plan(self, plan: Plan[T], *, search: bool = False) -> PlanStream[T]:
         """The events of a plan as they happen, the drafts of its requests among them.
 
-        Args:
-            plan: of `dgemma.compose`.
-            search: show requests that only look for something (lengths, readings), too.
-
-        Raises:
-            DGemmaError: the plan cannot be carried out.
+        `search` shows requests that only look for something (lengths, readings), too.
         """
         return PlanStream(self.submit, begun(plan), search=search)
 
@@ -381,8 +376,7 @@ def load(
         learn_restart: answers change what `restart_after="auto"` means in later requests.
 
     Raises:
-        ModelNotFound, ConfigError, CheckpointError, TokenizerError, TemplateError, DeviceError:
-            the fault and its remedy; nothing is half loaded.
+        DGemmaError: of a kind that names the fault, with its remedy; nothing is half loaded.
     """
     found = load_model(
         name, device=device, dtype=dtype, strict=strict, attention=attention, progress=progress
@@ -397,11 +391,9 @@ def load(
 def save(llm: LLM, directory: str | Path, *, overwrite: bool = False) -> Path:
     """Write a model in the released layout: configs, weights, tokenizer, template, card.
 
-    Args:
-        overwrite: replace the checkpoint that is there, as a whole, be it the model's own.
+    `overwrite` replaces the checkpoint that is there, as a whole, be it the model's own.
 
     Raises:
-        CheckpointError: the directory holds a checkpoint that is to stay, or something else, or
-            cannot be written.
+        CheckpointError: the directory holds something that is to stay, or cannot be written.
     """
     return save_model(llm.model, llm.checkpoint, directory, overwrite=overwrite)

@@ -245,6 +245,10 @@ class SamplingParams:
         """The field that constrains the answer as a whole, if one does."""
         return next((name for name in CONSTRAINT_FIELDS if getattr(self, name) is not None), None)
 
+    def once(self) -> SamplingParams:
+        """The same without restarts and races."""
+        return dataclasses.replace(self, restart_after=0, race=1)
+
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> SamplingParams:
         """The same from a mapping."""

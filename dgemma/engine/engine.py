@@ -113,7 +113,6 @@ class Engine:
         self.model = model
         self.frontend: TextSide | None = None
         self.defaults = defaults or SamplingParams()
-        self._drafts = replace(self.defaults, restart_after=0, race=1)
         self.chunk = chunk
         self.spec = CanvasSpec(
             length=config.canvas_length,
@@ -124,9 +123,9 @@ class Engine:
             suppress_ids=config.suppress_ids,
             device=model.device,
         )
-        share = int(free_bytes(model.device) * SHARE[model.device.type])
-        budget = share if cache_bytes is None else cache_bytes
-        full, sliding = page_counts(config, model.dtype, budget, max_running, chunk)
+        if cache_bytes is None:
+            cache_bytes = int(free_bytes(model.device) * SHARE[model.device.type])
+        full, sliding = page_counts(config, model.dtype, cache_bytes, max_running, chunk)
         self.memory = PagedMemory(config, full, sliding, model.dtype, model.device)
         self.page_bytes = page_bytes(config, model.dtype)
         self._scheduler = partial(
@@ -176,7 +175,7 @@ class Engine:
                 f"stable_prefix and {constrained.report.mode} cannot be combined: text that is "
                 "emitted early could not be repaired; drop one of them"
             )
-        diffusion = resolved.mode == "diffusion"
+        diffusion, learnt = resolved.mode == "diffusion", self.limits.learnt
         common = 0 if frontend is None else frontend.common(resolved)
         seq = Sequence(
             resolved,
@@ -184,13 +183,12 @@ class Engine:
             context_length=self.limits.room(resolved.params),
             reader=Reader() if frontend is None else frontend.reader(resolved),
             state=CanvasState(
-                spec, Schedule.of(resolved.params if diffusion else self._drafts),
+                spec, Schedule.of(resolved.params if diffusion else self.defaults.once()),
                 self.model.head, constrained,
-                least_logprob=self.limits.learnt.least_logprob if resolved.params.quality else None,
+                least_logprob=learnt.least_logprob if resolved.params.quality else None,
             ),
             common=self.limits.context if self._share else common,
-            thought_closed=closed,
-            arrived=arrived,
+            thought_closed=closed, arrived=arrived,
         )  # fmt: skip
         if diffusion:
             if resolved.canvas is not None:
