@@ -11,7 +11,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -23,66 +22,20 @@ from dgemma.constrain import matcher as grammar_matcher
 from dgemma.constrain.cache import GrammarCache
 from dgemma.constrain.sources import READY_MADE, make_grammar
 from dgemma.diffusion.constrained import ConstrainedAnswer
-from dgemma.engine.engine import Engine
 from dgemma.engine.searches import BUDGET, SearchQueue
 from dgemma.engine.worker import Worker
 from dgemma.errors import InvalidRequest
-from dgemma.frontend import Frontend
 from dgemma.matcher import Matcher
-from dgemma.model.config import AttentionShape, ModelConfig
-from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import SamplingParams
 from dgemma.request_parts import ThoughtIds
-from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import CanvasControl, Output, Request
 from tests.support.engines import EndingFrontend, last, submit_kept
-from tests.support.markdown import STRUCTURES, fenced, items, table
 from tests.support.nano import by_reference, nano, nano_engine
+from tests.support.random_answers import answers, check_ends, random_engine
 from tests.support.schemas import GRAMMARS, REGEXES, SCHEMAS
 from tests.support.tokenizers import gemma_tokenizer
 
 pytestmark = pytest.mark.model
-
-ROOM = 1024
-
-
-def random_engine(vocab_size: int, ends: tuple[int, ...], canvas: int = 64) -> Engine:
-    """An engine on random weights."""
-    model = DiffusionGemma(
-        ModelConfig(
-            vocab_size=vocab_size, hidden_size=32, intermediate_size=32,
-            moe_intermediate_size=16, num_experts=4, top_k_experts=2, num_attention_heads=2,
-            layer_types=("sliding_attention", "full_attention"),
-            sliding=AttentionShape(head_dim=16, num_key_value_heads=1, rope_theta=1e4),
-            full=AttentionShape(head_dim=16, num_key_value_heads=1, rope_theta=1e4),
-            sliding_window=64, max_position_embeddings=4096, canvas_length=canvas,
-        )
-    )  # fmt: skip
-    model.reset_parameters(7)
-    return Engine(model.eval().requires_grad_(False), end_ids=ends)
-
-
-def answers(
-    engine: Engine, tokenizer: Tokenizer, cases: Mapping[str, Mapping[str, Any]], seeds: int,
-    room: int = ROOM,
-) -> list[tuple[str, Output, str]]:  # fmt: skip
-    """(name, output, text) of every case with every seed, run together."""
-    engine.frontend = Frontend(
-        Path(), tokenizer, None, end_ids=engine.spec.end_ids, canvas=engine.spec.length,
-        context=engine.spec.context_length,
-    )  # fmt: skip
-    streams = []
-    for name, language in cases.items():
-        for seed in range(seeds):
-            params = SamplingParams(seed=seed, max_steps=3, max_tokens=room, **language)
-            request = Request(token_ids=(2, 5 + seed, 6), params=params)
-            streams.append((name, engine.submit(request)))
-    out = []
-    for name, stream in streams:
-        output = [event.output for event in stream][-1]
-        assert output is not None and output.error is None, (name, output)
-        out.append((name, output, tokenizer.decode(output.token_ids)))
-    return out
 
 
 def some(names: Mapping[str, Any], count: int) -> dict[str, Any]:
@@ -90,15 +43,6 @@ def some(names: Mapping[str, Any], count: int) -> dict[str, Any]:
     keys = list(names)
     chosen = keys[:: max(1, len(keys) // count)][:count] if count < len(keys) else keys
     return {key: names[key] for key in chosen}
-
-
-def check_ends(found: list[tuple[str, Output, str]]) -> float:
-    """Every output says of itself whether it is whole; the share of those that are."""
-    for name, output, _ in found:
-        assert output.constraint is not None, name
-        assert output.finish_reason in ("stop", "length"), (name, output.error)
-        assert output.constraint.complete == (output.finish_reason == "stop"), (name, output)
-    return sum(output.finish_reason == "stop" for _, output, _ in found) / len(found)
 
 
 def assert_valid_json(found: list[tuple[str, Output, str]]) -> None:
@@ -394,42 +338,3 @@ def test_longest_step_of_a_neighbour(record: Callable[..., None]) -> None:
             f"neighbour's longest step, ms, beside the search for an end of {name}", max(took),
             f"<= {quiet:.0f} + 50",
         )  # fmt: skip
-
-
-@pytest.mark.parametrize("room", [10, 40, 90])
-def test_structures_close_in_little_room(room: int) -> None:
-    """A table's last row without its cells, a fence left open, an item without its text: on random
-    weights, in canvases that are narrower than the answer."""
-    tokenizer = nano().tokenizer
-    assert tokenizer is not None
-    cases = {name: {"structure": name} for name in STRUCTURES}
-    found = answers(random_engine(1024, (1, 106, 50), 32), tokenizer, cases, 1, room)
-    check_ends(found)
-    stopped = {name for name, output, _ in found if output.finish_reason == "stop"}
-    for name, output, text in found:
-        assert len(output.token_ids) <= room
-        if name in stopped:
-            STRUCTURES[name](text)
-    assert {"list", "numbered", "document"} <= stopped
-    assert room == 10 or {"fence", "fence:python", "list:3"} <= stopped
-    assert room < 90 or stopped == set(STRUCTURES)
-
-
-@pytest.mark.parametrize("name", ["table:a,b", "fence:x", "list:2", "numbered:2"])
-def test_structures_alone_in_a_batch_and_as_a_stream(name: str) -> None:
-    """A closing that depends on the neighbours, or that a stream does not send; and one that throws
-    away a whole canvas for its few tokens."""
-    llm, judge = nano(), STRUCTURES | {"table:a,b": table, "fence:x": fenced}
-    params = SamplingParams(seed=3, max_tokens=48, max_steps=6, structure=name)
-    asked = [[{"role": "user", "content": text}] for text in ("Who are you?", "Parity: 3182")]
-    alone = [llm.chat(one, params) for one in asked]
-    assert [out.token_ids for out in llm.chat(asked, params)] == [out.token_ids for out in alone]
-    for one, out in zip(asked, alone, strict=True):
-        assert out.finish_reason == "stop" and out.constraint is not None
-        assert out.constraint.mode == "structure" and out.constraint.complete
-        judge.get(name, lambda text: items(text, numbered=name[0] == "n"))(out.text)
-        assert len(out.token_ids) - out.constraint.closed >= 10, out.text
-        with llm.stream(one, params) as events:
-            assert "".join(event.text for event in events if event.type != "frame") == out.text
-    best = llm.chat(asked[0], params, n=1, best_of=2)
-    assert best.constraint is not None and best.constraint.complete
