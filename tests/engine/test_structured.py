@@ -29,9 +29,9 @@ from dgemma.matcher import Matcher
 from dgemma.params import SamplingParams
 from dgemma.request_parts import ThoughtIds
 from dgemma.types import CanvasControl, Output, Request
-from tests.support.constrained import answers, check_ends, random_engine
 from tests.support.engines import EndingFrontend, last, submit_kept
 from tests.support.nano import by_reference, nano, nano_engine
+from tests.support.random_answers import answers, check_ends, random_engine
 from tests.support.schemas import GRAMMARS, REGEXES, SCHEMAS
 from tests.support.tokenizers import gemma_tokenizer
 

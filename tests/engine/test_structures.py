@@ -1,13 +1,13 @@
-"""Markdown that closes, on random weights and on nano."""
+"""Markdown by name in the engine: what is finished has the form, in little room, too."""
 
 from __future__ import annotations
 
 import pytest
 
 from dgemma.params import SamplingParams
-from tests.support.constrained import answers, check_ends, random_engine
 from tests.support.markdown import STRUCTURES, fenced, items, table
 from tests.support.nano import nano
+from tests.support.random_answers import answers, check_ends, random_engine
 
 pytestmark = pytest.mark.model
 

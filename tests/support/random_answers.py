@@ -1,4 +1,4 @@
-"""Constrained answers of models that know nothing."""
+"""Answers of random weights, which know nothing: all form is the doing of the constraint."""
 
 from __future__ import annotations
 
