@@ -29,6 +29,7 @@ from dgemma.types import (
     ToolCallDelta,
     TraceStep,
     Usage,
+    Verdict,
 )
 from tests.support.bodies import BODIES
 from tests.support.client import Recorder, serve
@@ -42,7 +43,7 @@ BROKEN = InvalidToolCall(text="call:f{", error="a key is missing", name="f")
 SCORE = TokenScore(token_id=7, logprob=-0.5, top=((7, -0.5), (8, -2.0)), asked=(-3.0,), entropy=0.1)
 STEP = TraceStep(
     canvas=1, step=2, temperature=0.5, ids=(1, 2), argmax=(3, 4), accepted=b"\1\2",
-    entropy=(0.1, 0.2), reason="converged",
+    entropy=(0.1, 0.2), reason="converged", attempt=1,
 )  # fmt: skip
 PARAMS = (
     SamplingParams(
@@ -55,6 +56,7 @@ PARAMS = (
     SamplingParams(json_schema={"type": "array", "items": {"enum": [1, "a", None]}}),
     SamplingParams(regex="a+"), SamplingParams(grammar="code-fence"),
     SamplingParams(choices=["a", "b"]), SamplingParams(structure="table:a,b"),
+    SamplingParams(restart_after="auto", tries=2, race=3, verdict=True, quality="careful"),
 )  # fmt: skip
 REQUEST = Request(
     token_ids=(2, 5), params=PARAMS[0], mode="score", chat=True,
@@ -67,11 +69,13 @@ REQUEST = Request(
     contents=(PromptContent(start=1, length=1, key="k"),),
     score_from=2, priority=-1, owner="me", replaces="editor", deadline_s=1.5, queue_timeout_s=2.5,
 )  # fmt: skip
+VERDICT = Verdict(logprobs=(-0.5,), disagreements=(0,), steps=1, converged=False, below=1)
 OUTPUT = Output(
-    text="é", token_ids=(7,), seed=5, finish_reason="error", stopped_by="x",
-    usage=Usage(prompt_tokens=2, completion_tokens=1, thought_tokens=1, canvases=1, steps=3),
+    text="é", token_ids=(7,), seed=5, restart_after=4, finish_reason="error", stopped_by="x",
+    usage=Usage(prompt_tokens=2, completion_tokens=1, thought_tokens=1, canvases=1, steps=3,
+                discarded_steps=1),
     thinking="hm", tool_calls=(CALL,), invalid_tool_calls=(BROKEN,), error="no",
-    trace=(STEP,), scores=(SCORE,),
+    trace=(STEP,), scores=(SCORE,), verdict=VERDICT,
     constraint=Constraint(
         mode="regex", complete=True, rounds=1, repaired=2, fallbacks=3, closed=4
     ),
@@ -82,6 +86,7 @@ EVENT = Event(
     deltas=(TextDelta("é"), ThoughtDelta("hm"), ToolCallDelta(1, CALL),
             InvalidToolCallDelta(1, BROKEN)), fields=("thinking",),
     accepted=b"\1", entropy=b"\2", whole=False, reason="step_cap", scores=(SCORE,), state="queued",
+    attempt=1, verdict=VERDICT,
     output=OUTPUT,
 )  # fmt: skip
 VALUES = [*PARAMS, REQUEST, OUTPUT, EVENT]

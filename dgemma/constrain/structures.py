@@ -172,7 +172,7 @@ def _items(rest: str, name: str) -> tuple[int, int]:
 
 def _count(text: str, what: str) -> tuple[int, int]:
     """A number, or two with a hyphen between them."""
-    found = re.fullmatch(r"\s*([0-9]{1,9})(?:-([0-9]{1,9}))?\s*", text, re.ASCII)
+    found = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", text.strip(), re.ASCII)
     low, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not 1 <= low <= most:
         raise _refused(f"has {short(text)} as the number of {what}; write 5, or 2-5")
@@ -190,7 +190,7 @@ def _repeat(group: str, low: int, most: int | None) -> str:
 def _split(text: str, mark: str) -> list[str]:
     """The parts between marks; a mark after a backslash is text, and so is a second backslash."""
     parts, start = list[str](), 0
-    for found in re.finditer(rf"\\[\\,;]|{mark}", text):
+    for found in re.finditer(r"\\[\\,;]|[,;]", text):
         if found[0] == mark:
             parts.append(text[start : found.start()])
             start = found.end()

@@ -21,6 +21,7 @@ PYTHON = re.compile(r"\b\w+=\w|\w\(\)|\bRequest\.|\bllm\.\w")
 ONLY_IN_PYTHON = {
     "put a Hole() among the parts",  # `dgemma infill` refuses a text without a mark itself
     "give llm.facts, not", "such as infill(llm.facts, ...)",  # plans
+    "write rows=COUNT once",  # of --structure
     "write a setting as name=value,name=value",  # of `dgemma evaluate --against`
     "needs a chat (Request.chat)",  # tool calls, which no command takes
     'use dgemma.load("nano")', 'dgemma.load("nano")',

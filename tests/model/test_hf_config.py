@@ -23,6 +23,7 @@ from dgemma.model.hf_generation import (
     write_generation_config,
 )
 from dgemma.params import RELEASED, SamplingParams
+from tests.support.released import RELEASED_GENERATION
 
 # The sizes of spec/model.md in the released form (fields per layer type).
 RELEASED_CONFIG: dict[str, Any] = {
@@ -305,20 +306,6 @@ def test_null_kv_heads_and_missing_layer_types() -> None:
 def test_eos_list() -> None:
     """Both forms of end ids are in use."""
     assert read_config(changed("text_config.eos_token_id", [1, 106])).eos_token_ids == (1, 106)
-
-
-RELEASED_GENERATION: dict[str, Any] = {
-    "max_new_tokens": 256,
-    "max_denoising_steps": 48,
-    "sampler_config": {"_cls_name": "EntropyBoundSamplerConfig", "entropy_bound": 0.1},
-    "t_min": 0.4,
-    "t_max": 0.8,
-    "stability_threshold": 1,
-    "confidence_threshold": 0.005,
-    "eos_token_id": [1, 106, 50],
-    "pad_token_id": 0,
-    "transformers_version": "5.17.0",
-}
 
 
 def test_released_generation_config() -> None:

@@ -19,7 +19,7 @@ from dgemma.model.hf_generation import (
 from dgemma.params import RELEASED
 from dgemma.weights.files import load_generation
 from dgemma.weights.find import bundled_models
-from tests.model.test_hf_config import RELEASED_GENERATION
+from tests.support.released import RELEASED_GENERATION
 from tests.support.sources import ROOT
 
 

@@ -10,7 +10,7 @@ from dgemma.tasks.draw import split_of
 from dgemma.tasks.hard_sudoku import GIVENS
 from dgemma.tasks.sudoku import PROMPT, invariant
 from recipes.nano.mix import MIXES
-from tests.tasks.test_sudoku import digits, solutions
+from tests.support.sudoku import digits, solutions
 
 COUNT = {"sudoku-hard": 24, "sudoku-harder": 6}
 """Puzzles whose solutions are counted by plain sets, which takes long with few givens."""
