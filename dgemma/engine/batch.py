@@ -65,12 +65,14 @@ class ModelRunner:
         read.fetch()
         after = canvases()
         finite, chosen = tokens()
+        read_out = {seq: reading() for seq, reading in readings.items()}
+        finite |= {seq: finite[seq] and min(one.choices) >= 0 for seq, one in read_out.items()}
         self.counted.add_time("vocabulary", begin)
         return [
             StepResult(
                 after.get(seq, ()), last.get(seq, ()), chosen.get(seq), finite.get(seq, True),
                 tuple(scores[seq]()) if seq in scores else (), tails.get(seq),
-                readings[seq]() if seq in readings else None,
+                read_out.get(seq),
             )
             for seq in (scheduled.sequence for scheduled in work)
         ]  # fmt: skip

@@ -11,9 +11,9 @@ from dgemma.engine.engine import Engine
 from dgemma.errors import InvalidRequest
 from dgemma.params import SamplingParams
 from dgemma.tasks import make_example
-from dgemma.types import Output, Request
+from dgemma.types import Request
 from tests.support.engine_checks import check_scheduler
-from tests.support.engines import last
+from tests.support.engines import last, run_preempted
 from tests.support.nano import nano, nano_engine, random_request
 
 pytestmark = pytest.mark.model
@@ -112,19 +112,8 @@ def test_several_canvases_alone_in_a_batch_and_preempted() -> None:
     streams = [engine.submit(request) for request in requests]
     assert [last(stream) for stream in streams] == alone
     for request, expected in zip(requests, alone, strict=True):
-        seq = engine.prepare(request)
-        engine.add(seq)
-        found: list[Output] = []
-        for number in range(2000):
-            if number % 3 == 2 and seq in engine.scheduler.running:
-                engine.scheduler.preempt(seq)
-            engine.step()
-            while (event := seq.events.take()) is not None:
-                found += [] if event.output is None else [event.output]
-            if found:
-                break
-        assert found == [expected]
-    check_scheduler(engine.scheduler)
+        _, output = run_preempted(engine, request, lambda number, _: number % 3 == 2)
+        assert output == expected
 
 
 def test_without_a_calibration_it_is_refused() -> None:

@@ -11,10 +11,10 @@ from dgemma.engine.engine import Engine
 from dgemma.errors import InvalidRequest
 from dgemma.params import SamplingParams
 from dgemma.tasks import TASKS, make_example
-from dgemma.types import Event, Output, Request
+from dgemma.types import Output, Request
 from tests.support.engine_checks import check_scheduler
 from tests.support.engines import engine as random_engine
-from tests.support.engines import last
+from tests.support.engines import last, run_preempted
 from tests.support.engines import request as tiny_request
 from tests.support.nano import by_reference, nano, nano_engine
 
@@ -103,20 +103,9 @@ def test_preempted(cases: list[tuple[Request, Output]]) -> None:
     """A draft or a reading that loses its pages: a token twice, or one of the draft is kept."""
     for request, plain in cases[: 2 * len(TASKS)]:
         for every in (2, 3):
-            engine = nano_engine()
-            seq = engine.prepare(exact(request))
-            engine.add(seq)
-            events: list[Event] = []
-            for number in range(1000):
-                if number % every == every - 1 and seq in engine.scheduler.running:
-                    engine.scheduler.preempt(seq)
-                engine.step()
-                while (event := seq.events.take()) is not None:
-                    events.append(event)
-                if events and events[-1].output is not None:
-                    break
-            output = events[-1].output
-            assert output is not None
+            events, output = run_preempted(
+                nano_engine(), exact(request), lambda number, _, n=every: number % n == n - 1
+            )
             same_answer(output, plain)
             assert sum((event.ids for event in events if event.type == "commit"), ()) == (
                 output.token_ids

@@ -282,3 +282,19 @@ def test_deadlines_count_from_arrival(field: str) -> None:
     one.step()
     assert seq.output is not None and "9.0 s" in str(seq.output.error)
     assert early.output is None
+
+
+@pytest.mark.parametrize("params", [{"mode": "exact"}, {"verdict": True}])
+def test_nan_in_a_reading(params: dict[str, Any]) -> None:
+    """An id of -1 in the answer, or a verdict of numbers that JSON does not have."""
+    one = engine()
+    seq = one.prepare(request(**params))
+    one.add(seq)
+    while not seq.proposed:
+        one.step()
+        assert seq.output is None
+    unused = next(i for i in range(64) if i not in seq.proposed)  # so the hidden states are finite
+    one.model.get_parameter("embed.weight")[unused] = torch.nan
+    one.step()
+    assert seq.output is not None and seq.output.finish_reason == "error"
+    assert "not finite" in str(seq.output.error) and min(seq.output.token_ids, default=0) >= 0

@@ -20,7 +20,7 @@ from dgemma.params import SamplingParams
 from dgemma.tasks import make_example
 from dgemma.types import PAGE, CanvasControl, Event, Output, Request
 from tests.support.engine_checks import check_scheduler
-from tests.support.engines import assert_same, engine, last, request, run, tiny
+from tests.support.engines import assert_same, engine, last, request, run, run_preempted, tiny
 from tests.support.nano import by_reference, nano, nano_engine, random_request
 
 LOOSE = {"confidence_threshold": 2.4, "stability_threshold": 0}
@@ -75,18 +75,9 @@ def test_preempted_at_every_step(number: int) -> None:
     """A race that loses its canvases with its pages, or goes on with one of them."""
     made = replace(asked(number, max_tokens=12), frames=False)
     expected = last(engine().submit(made))
-    for when in range(1, expected.usage.steps + 4):
+    for turn in range(1, expected.usage.steps + 4):
         one = Engine(TINY, end_ids=())
-        seq = one.prepare(made)
-        one.add(seq)
-        for turn in range(100):
-            if turn == when and seq in one.scheduler.running:
-                one.scheduler.preempt(seq)
-                check_scheduler(one.scheduler)
-            one.step()
-            if seq.output is not None:
-                break
-        assert seq.output == expected
+        assert run_preempted(one, made, lambda now, _, t=turn: now == t)[1] == expected
 
 
 def test_the_events_of_a_race() -> None:
@@ -144,7 +135,7 @@ def test_pages_of_a_race_are_given_back() -> None:
     assert held == [6, 6, 6, *[2] * 6, 0], "two blocks each, until the best goes on alone"
 
 
-def test_a_fork_begins_with_the_tokens_of_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fork_begins_with_the_tokens_of_its_block() -> None:
     """The other rows of a race read whatever was in their pages."""
     one = engine()
     made = asked(1, 60)

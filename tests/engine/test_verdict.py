@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence as Values
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from dgemma.engine.engine import Engine
+from dgemma.engine.sequence import Sequence
 from dgemma.params import SamplingParams
-from dgemma.types import Event, Output, Request, Verdict
+from dgemma.types import Output, Request, Verdict
 from tests.support.engine_checks import check_scheduler
-from tests.support.engines import last
+from tests.support.engines import last, run_preempted
 from tests.support.nano import nano, nano_engine, random_request
 
 pytestmark = pytest.mark.model
@@ -39,7 +41,7 @@ def same_but_for_the_verdict(output: Output, plain: Output) -> None:
     assert replace(output, verdict=None) == plain
 
 
-def agrees(verdict: Verdict, expected: Sequence[float]) -> None:
+def agrees(verdict: Verdict, expected: Values[float]) -> None:
     """The log-probabilities are those of the score; one more is that of the end."""
     got = verdict.logprobs
     assert len(got) - len(expected) in (0, 1)
@@ -115,22 +117,14 @@ def test_preempted_while_it_is_read() -> None:
     request = replace(random_request(6), priority=0)
     request = asked(replace(request, params=replace(request.params, max_tokens=250, stop=None)))
     expected = last(roomy.submit(request))
-    read = 0
+    read = list[bool]()
+
+    def when(number: int, seq: Sequence, passes: int) -> bool:
+        chosen = number == passes or (bool(seq.proposed) and number % 2 == 1)
+        read.append(chosen and bool(seq.proposed))
+        return chosen
+
     for passes in range(0, 40, 3):
         engine = nano_engine(endless=True)
-        seq = engine.prepare(request)
-        engine.add(seq)
-        events: list[Event] = []
-        for number in range(1000):
-            once = number == passes or (seq.proposed and number % 2)
-            if once and seq in engine.scheduler.running:
-                read += bool(seq.proposed)
-                engine.scheduler.preempt(seq)
-            engine.step()
-            while (event := seq.events.take()) is not None:
-                events.append(event)
-            if events and events[-1].output is not None:
-                break
-        check_scheduler(engine.scheduler)
-        assert events[-1].output == expected
-    assert read > 10
+        assert run_preempted(engine, request, partial(when, passes=passes))[1] == expected
+    assert sum(read) > 10

@@ -8,6 +8,7 @@ from typing import Any
 
 from dgemma.diffusion.canvas import Generation
 from dgemma.engine.engine import Engine
+from dgemma.engine.sequence import Sequence as Live
 from dgemma.events import EventStream
 from dgemma.interfaces import Matcher, Reader
 from dgemma.model.config import AttentionShape, ModelConfig
@@ -15,6 +16,7 @@ from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import SamplingParams
 from dgemma.request_parts import ThoughtIds
 from dgemma.types import Delta, Event, Output, Request
+from tests.support.engine_checks import check_scheduler
 
 
 def tiny(seed: int = 0, *, context: int = 256, layers: int = 2) -> DiffusionGemma:
@@ -74,6 +76,29 @@ def assert_same(output: Output, made: Generation) -> None:
     assert output.usage.steps == sum(made.steps)
     assert output.usage.discarded_steps == made.discarded_steps
     assert output.usage.canvases == len(made.canvases)
+
+
+def run_preempted(
+    one: Engine, request: Request, when: Callable[[int, Live], object]
+) -> tuple[list[Event], Output]:
+    """All events and the output of a request that is preempted before the passes that `when` picks.
+
+    Args:
+        when: of the number of the pass and the sequence, which is running.
+    """
+    seq = one.prepare(request)
+    one.add(seq)
+    events: list[Event] = []
+    for number in range(10_000):
+        if seq in one.scheduler.running and when(number, seq):
+            one.scheduler.preempt(seq)
+        one.step()
+        check_scheduler(one.scheduler)
+        while (event := seq.events.take()) is not None:
+            events.append(event)
+        if events and events[-1].output is not None:
+            return events, events[-1].output
+    raise AssertionError("it does not end")
 
 
 class EndingReader(Reader):
