@@ -16,14 +16,19 @@ if TYPE_CHECKING:
     from dgemma.llm import LLM
 
 
+MODES: list[Mode] = ["diffusion", "autoregressive", "exact"]
+"""Those that write answers."""
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     add_model(parser)
     add = parser.add_argument
     add("-n", type=positive, metavar="N", default=500, help="examples of each task (500)")
     add("--tasks", default="sudoku,json", help="comma-separated, or all (sudoku,json)")
-    modes = ("both", "diffusion", "autoregressive")
-    add("--mode", choices=modes, default="both", help="how answers are decoded (both)")
+    modes = ("both", "all", *MODES)
+    about = "how answers are decoded; both: diffusion and autoregressive; all: exact, too (both)"
+    add("--mode", choices=modes, default="both", help=about)
     against = "compare with a setting such as max_steps=12,ignore_tail=true, paired; repeatable"
     add("--against", action="append", metavar="SETTING", default=[], help=against)
     canvas = "compare pinning, filling, schemas and decisions with the plain way, paired"
@@ -64,8 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise InvalidRequest("--canvas prints tables alone; leave out --json and --against")
     if arguments.verdict and (arguments.json or arguments.against or arguments.canvas):
         raise InvalidRequest("--verdict prints its table alone; leave out --json and --against")
-    both: list[Mode] = ["diffusion", "autoregressive"]
-    modes = both if arguments.mode == "both" else [arguments.mode]
+    modes = {"both": MODES[:2], "all": MODES}.get(arguments.mode, [arguments.mode])
     llm = open_model(arguments)
     with Progress("evaluating") as bar:
         return _evaluate(llm, tasks, modes, arguments, bar)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dgemma.cli.evaluate import MODES
 from dgemma.evaluate.run import Tally, evaluate
 from dgemma.types import Mode
 from tests.support.nano import nano
@@ -46,3 +47,12 @@ def test_passes_of_sudoku(
     passes = [tallies["sudoku", mode].steps / HELD_OUT for mode in BOTH]
     record("nano: passes a Sudoku, token by token / denoised", passes[1] / passes[0], ">= 5")
     assert passes[1] >= 5 * passes[0]
+
+
+def test_exact_has_the_answers_of_decoding_token_by_token() -> None:
+    """A mode of the table that is another one in truth, or counts its passes as the other does."""
+    plain, exact = MODES[1:]
+    found = evaluate(nano(), ["json"], [plain, exact], 8, report=lambda _: None)
+    one, other = found["json", plain], found["json", exact]
+    assert one.scores == other.scores and one.tokens == other.tokens
+    assert other.steps < one.steps / 3
