@@ -16,11 +16,12 @@ from dgemma.device import DeviceChoice, choose
 from dgemma.errors import CheckpointError
 from dgemma.frontend import read_text_files
 from dgemma.model.transformer import DiffusionGemma
+from dgemma.quant.modules import swap
 from dgemma.text.chat import ChatTemplate
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.weights.files import Checkpoint, open_checkpoint
 from dgemma.weights.find import find_model
-from dgemma.weights.load import load_weights
+from dgemma.weights.load import load_weights, packed_formats
 from dgemma.weights.save import save_weights
 
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -72,6 +73,10 @@ def load_model(
         model = DiffusionGemma(checkpoint.config)
     count = sum(p.numel() for p in model.parameters())
     choice = choose(device, dtype, count, checkpoint.dtype)
+    if not grad:
+        formats = packed_formats(model, checkpoint)
+        formats.pop("embed.weight", None)  # unpacked once, for lookup, head and soft embedding
+        swap(model, formats, choice.dtype)
     model.choose_kernels(choice.device, choice.dtype, grad=grad, attention=attention)
     if weights:
         load_weights(model, checkpoint, device=choice.device, dtype=choice.dtype, progress=progress)

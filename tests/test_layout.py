@@ -62,7 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": BASE,
     "model": {"kernels"} | BASE,
     "diffusion": {"kernels", "matcher"} | BASE,
-    "weights": {"files", "model"} | BASE,
+    "weights": {"files", "model", "quant"} | BASE,
     "quant": {"model", "kernels"} | BASE,
     "loading": {"frontend", "model", "weights", "quant", "text"} | BASE,
     "engine": {"events", "interfaces", "matcher", "model", "kernels", "diffusion"} | BASE,

@@ -22,6 +22,7 @@ from dgemma.model.hf_generation import (
 )
 from dgemma.weights.find import CONFIG
 from dgemma.weights.safetensors import INDEX, Safetensors
+from dgemma.weights.schemes import read_packed
 from dgemma.weights.source import DTYPES, TensorSource
 
 GENERATION_CONFIG = "generation_config.json"
@@ -50,8 +51,10 @@ class Checkpoint:
 
     @property
     def dtype(self) -> str:
-        """The number format that most bytes are in, in torch's word ("bfloat16") if it has one."""
+        """That of most bytes, in torch's word if it has one; "bfloat16" if any are packed."""
         held: Counter[str] = Counter()
+        if any(tensor.format for tensor in self.source.tensors.values()):
+            return "bfloat16"
         for tensor in self.source.tensors.values():
             held[tensor.dtype] += tensor.nbytes
         most = held.most_common(1)[0][0] if held else ""
@@ -115,5 +118,6 @@ def open_checkpoint(directory: Path, strict: bool = True) -> Checkpoint:
     config = load_config(directory, strict)
     generation = load_generation(directory)
     index = directory / INDEX
-    source = Safetensors(directory, read_json(index) if read.exists(index) else None)
+    stored = Safetensors(directory, read_json(index) if read.exists(index) else None)
+    source = read_packed(stored, config.extra)
     return Checkpoint(directory=directory, config=config, generation=generation, source=source)

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from dgemma.errors import CheckpointError
+from dgemma.quant.modules import keeps_packed, put
+from dgemma.quant.packed import Format, Packed, joined, stacked
 from dgemma.weights.files import Checkpoint
 from dgemma.weights.names import Index, copy_of, is_vision, layouts, to_ours
 from dgemma.weights.source import DTYPES, TensorSource, few
@@ -58,12 +60,11 @@ def load_weights(
         progress: called after each tensor with the bytes that are loaded, and all of them.
 
     Raises:
-        CheckpointError: one report of all missing, unexpected and mis-shaped tensors; a packed
-            format; or a weight that is not finite. The network is not to be used then.
+        CheckpointError: one report of all missing, unexpected and mis-shaped tensors, or a
+            weight that is not finite. The network is not to be used then.
     """
     device = torch.device(device)
     source, wanted = checkpoint.source, model.state_dict()
-    _refuse_packed(checkpoint)
     aside = aside_names(source)
     chosen = _compare(wanted, checkpoint, aside)
     if aside:
@@ -77,6 +78,11 @@ def load_weights(
     done = 0
     for name, parts in chosen.items():
         first = next(iter(parts))
+        if any(source.tensors[part].format for part in parts):
+            _load_packed(model, name, parts, source, device, dtype, check_finite, mapped)
+            done += sum(source.tensors[part].nbytes for part in parts)
+            progress(done, total)
+            continue
         stored = DTYPES[source.tensors[first].dtype]
         becomes = dtype if dtype is not None and stored.is_floating_point else stored
         if mapped and becomes == stored and len(parts) == 1:
@@ -155,14 +161,68 @@ def _assign(model: nn.Module, name: str, value: Tensor) -> None:
     setattr(owner, leaf, value)
 
 
-def _refuse_packed(checkpoint: Checkpoint) -> None:
-    for key in ("quantization_config", "quantization"):
-        if key in checkpoint.config.extra:
-            method = few([str(checkpoint.config.extra[key].get("quant_method", "packed"))])
-            raise CheckpointError(
-                f"{checkpoint.directory} holds {method} weights, which are not supported yet; take "
-                "the BF16 checkpoint"
-            )
+def packed_formats(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Format]:
+    """The weights that the files hold packed, each in one format, by our names.
+
+    Raises:
+        CheckpointError: see `load_weights`.
+    """
+    held = checkpoint.source.tensors
+    chosen = _compare(model.state_dict(), checkpoint, aside_names(checkpoint.source))
+    found = {name: {held[part].format for part in parts} for name, parts in chosen.items()}
+    return {
+        name: form
+        for name, formats in found.items()
+        if len(formats) == 1 and (form := next(iter(formats))) is not None
+    }
+
+
+def _load_packed(
+    model: nn.Module, name: str, parts: Layout, source: TensorSource, device: torch.device,
+    dtype: torch.dtype | None, check_finite: bool, mapped: bool,
+) -> None:  # fmt: skip
+    """Put packed numbers into a module that keeps them, or unpack them into a plain one."""
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    if keeps_packed(owner):
+        packed = _assembled([(i, source.packed(part, keep=mapped)) for part, i in parts.items()])
+        if not mapped and len(parts) == 1:
+            packed = packed.clone()  # so that nothing depends on the file later
+        for scales in packed.parts.values():
+            if check_finite and scales.dtype in (torch.float32, torch.float16, torch.bfloat16):
+                _fill(next(iter(parts)), scales, scales, check_finite)
+        put(owner, leaf, packed.to(device))
+        return
+    shape = model.state_dict()[name].shape
+    target = torch.empty(shape, dtype=dtype or torch.float32, device=device)
+    for part, index in parts.items():
+        if source.tensors[part].format is None:
+            _fill(part, target[index], source.read(part, keep=False), check_finite)
+        else:
+            _unpack(part, target[index], source.packed(part, keep=False), check_finite)
+    _assign(model, name, target)
+
+
+def _assembled(pieces: list[tuple[Index, Packed]]) -> Packed:
+    """One tensor of ours from the parts that a file has it in."""
+    experts: dict[int | None, list[Packed]] = {}
+    for index, packed in pieces:
+        first = index[0] if index else None
+        experts.setdefault(first if isinstance(first, int) else None, []).append(packed)
+    whole = [joined(rows) for rows in experts.values()]
+    return whole[0] if None in experts else stacked(whole)
+
+
+def _unpack(name: str, target: Tensor, packed: Packed, check_finite: bool) -> None:
+    """Fill `target` with unpacked numbers, some rows at a time."""
+    if target.dim() > 2:
+        for number, matrix in enumerate(target):
+            _unpack(name, matrix, packed[number], check_finite)
+        return
+    step = max(1, CHUNK // max(1, packed.columns))
+    for low in range(0, target.shape[0], step):
+        piece = packed[low : low + step].dequantise(target.dtype)
+        _fill(name, target[low : low + step], piece, check_finite)
 
 
 def _compare(

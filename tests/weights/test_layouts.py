@@ -114,17 +114,17 @@ def test_a_part_that_is_not_finite(
 
 
 @pytest.mark.parametrize("key", ["quantization_config", "quantization"])
-def test_packed_files_are_refused_before_anything_is_read(
+def test_unknown_formats_are_refused_before_anything_is_read(
     tmp_path: Path, config: ModelConfig, meta_model: MetaModel, random_model: RandomModel, key: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """By the name of the format, and not by the names of thousands of tensors."""
     directory = write(tmp_path / "m", config, in_file(random_model(config).state_dict(), 1))
     path = directory / "config.json"
-    values = json.loads(path.read_text()) | {key: {"quant_method": "compressed-tensors"}}
+    values = json.loads(path.read_text()) | {key: {"quant_method": "quip"}}
     path.write_text(json.dumps(values))
     monkeypatch.setattr(Safetensors, "read", lambda *_, **__: pytest.fail("a tensor was read"))
-    with pytest.raises(CheckpointError, match="compressed-tensors weights"):
+    with pytest.raises(CheckpointError, match="quip weights"):
         load_weights(meta_model(config), open_checkpoint(directory))
 
 

@@ -1,0 +1,1 @@
+"""Number formats of packed weights, and the modules that compute with them."""

@@ -1,0 +1,107 @@
+"""A matrix, or a stack of them, as a file packs it: codes, scales, and the rule that joins them.
+
+Every format of every file becomes this one type, without a second copy in memory. Knows nothing
+about files or networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dgemma.kernels.linear import rows_linear
+
+Parts = Mapping[str, Tensor]
+"""The tensors of a packed matrix by their names. Each is [..., R, *]: a row of the matrix has its
+own codes and scales, so rows and experts are cut out of all parts alike."""
+
+
+class Format(Protocol):
+    """How numbers are packed. Two formats that are equal unpack alike."""
+
+    @property
+    def name(self) -> str:
+        """For messages and reasons: "Q4_K", "int4 in groups of 32"."""
+
+    def unpack(self, parts: Parts, columns: int) -> Tensor:
+        """The numbers, fp32 [..., R, K], rounded nowhere.
+
+        Args:
+            parts: codes and scales, each [..., R, *].
+            columns: K. The last group or byte may hold more than that.
+        """
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Packed:
+    """Packed numbers with the shape [..., R, K].
+
+    Attributes:
+        format: how.
+        columns: K.
+        parts: see `Parts`.
+    """
+
+    format: Format
+    columns: int
+    parts: Parts
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the numbers."""
+        return (*next(iter(self.parts.values())).shape[:-1], self.columns)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all parts."""
+        return sum(part.nbytes for part in self.parts.values())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parts are."""
+        return next(iter(self.parts.values())).device
+
+    def __getitem__(self, index: Any) -> Packed:
+        """Some matrices or rows, cut out of all dimensions but the last."""
+        return replace(self, parts={name: part[index] for name, part in self.parts.items()})
+
+    def to(self, device: torch.device | str) -> Packed:
+        """The same on a device."""
+        return replace(self, parts={n: part.to(device) for n, part in self.parts.items()})
+
+    def clone(self) -> Packed:
+        """A copy of all parts."""
+        return replace(self, parts={n: part.clone() for n, part in self.parts.items()})
+
+    def dequantise(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The numbers, computed in fp32 and then rounded to `dtype`: [..., R, K]."""
+        return self.format.unpack(self.parts, self.columns).to(dtype)
+
+    def rows(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The numbers of the rows `ids` of a matrix: int64 [...] -> [..., K]."""
+        flat = self[ids.flatten()].dequantise(dtype)
+        return flat.view(*ids.shape, self.columns)
+
+    def linear(self, x: Tensor) -> Tensor:
+        """`x @ W.T` with unpacked numbers: [N, K] -> [N, R] in the dtype of `x`."""
+        return rows_linear(x, self.dequantise(x.dtype))
+
+
+def stacked(pieces: Sequence[Packed]) -> Packed:
+    """Matrices of one shape as a stack: the first dimension counts them."""
+    first = pieces[0]
+    parts = {name: torch.stack([p.parts[name] for p in pieces]) for name in first.parts}
+    return replace(first, parts=parts)
+
+
+def joined(pieces: Sequence[Packed]) -> Packed:
+    """The rows of several matrices, one after the other."""
+    first = pieces[0]
+    if len(pieces) == 1:
+        return first
+    parts = {name: torch.cat([p.parts[name] for p in pieces], -2) for name in first.parts}
+    return replace(first, parts=parts)
