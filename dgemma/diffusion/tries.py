@@ -6,7 +6,8 @@
     resume   after the last round the best canvas goes on from where it was set aside, for the steps
              that all tries together have left of `max_steps`; if there are none, it is finished
 
-Tries that come to the same argmax have nothing new to say, so they end the restarts. The best has
+A try that comes to the argmax of an earlier one has nothing new to say: it is set aside at once.
+When a quarter of the tries have done so (one of four, two of eight), the restarts end. The best has
 the least mean entropy. A first canvas that begins with an end id is an empty answer; where restarts
 are asked for, it is set aside like one that does not converge, and is the best only among its like.
 
@@ -47,6 +48,7 @@ class Tries:
         steps: passes so far in which any of them took part.
         best: of those set aside.
         seen: the argmax canvases of those set aside.
+        twins: how many of them came to one that was seen before.
         finished: the one that counts, with its reason.
         shown: the one that leads after the last step, as it was before and after it; with a reason
             if it is the finished one.
@@ -57,6 +59,7 @@ class Tries:
     steps: int = 0
     best: Try | None = None
     seen: frozenset[tuple[int, ...]] = frozenset()
+    twins: int = 0
     finished: Try | None = None
     shown: tuple[Canvas, ...] = ()
 
@@ -96,7 +99,7 @@ def advance(
         begin: makes the canvases of the next round.
     """
     steps = tries.steps + 1
-    poor = {one for one in after if _is_poor(one.canvas, schedule, spec)}
+    poor = {one for one in after if _is_poor(one.canvas, schedule, spec, tries.seen)}
     won = [one for one in after if one.canvas.reason == "converged" and one not in poor]
     if won:
         first = min(won, key=_rank)
@@ -104,26 +107,30 @@ def advance(
             tries, running=(), steps=steps, finished=first, shown=_shown(tries, first.canvas)
         )
     aside = [one for one in after if one.canvas.reason or one in poor]
-    best, seen, twins = tries.best, tries.seen, False
+    best, seen, twins = tries.best, tries.seen, tries.twins
     for one in aside:
         if best is None or _rank(one) < _rank(best):
             best = replace(one, hidden=one.hidden.clone())  # not those of a whole batch
         if one in poor and one.canvas.reason != "converged":  # empty ones are all alike
-            assert one.canvas.argmax is not None
-            ids = tuple(one.canvas.argmax.tolist())
-            twins, seen = twins or ids in seen, seen | {ids}
+            ids = _argmax(one.canvas)
+            twins, seen = twins + (ids in seen), seen | {ids}
     tries = replace(
         tries,
         running=tuple(one.canvas for one in after if one not in aside),
         steps=steps,
         best=best,
         seen=seen,
+        twins=twins,
         shown=_shown(tries, replace(min(after, key=_rank).canvas, reason="")),
     )
     if tries.running:
         return tries
     count = tries.begun + schedule.race
-    if poor.issuperset(aside) and not twins and count <= schedule.tries * schedule.race:
+    if (
+        poor.issuperset(aside)
+        and 4 * twins < schedule.tries
+        and count <= schedule.tries * schedule.race
+    ):
         return replace(tries, running=tuple(map(begin, range(tries.begun, count))), begun=count)
     assert best is not None
     return _resume(tries, best, schedule)
@@ -152,12 +159,19 @@ def _rank(one: Try) -> tuple[bool, float, int]:
     return canvas.reason == "converged", canvas.mean_entropy, canvas.attempt
 
 
-def _is_poor(canvas: Canvas, schedule: Schedule, spec: CanvasSpec) -> bool:
+def _argmax(canvas: Canvas) -> tuple[int, ...]:
+    assert canvas.argmax is not None
+    return tuple(canvas.argmax.tolist())
+
+
+def _is_poor(
+    canvas: Canvas, schedule: Schedule, spec: CanvasSpec, seen: frozenset[tuple[int, ...]]
+) -> bool:
     """Whether a canvas is to be begun anew, as often as that is allowed."""
     if not schedule.restart_after or canvas.until is not None:
         return False
     if canvas.reason != "converged":
-        return canvas.made >= schedule.restart_after
+        return canvas.made >= schedule.restart_after or bool(seen and _argmax(canvas) in seen)
     if canvas.index:
         return False
     assert canvas.argmax is not None

@@ -204,3 +204,22 @@ def test_an_empty_canvas_does_not_win() -> None:
     _, made = run(beliefs, race=2, restart_after=8)
     assert made.token_ids[0] == 51 and made.steps == (3,)
     assert run(beliefs, race=2)[1].token_ids == ()
+
+
+def test_a_try_that_comes_to_an_earlier_answer_is_set_aside_at_once() -> None:
+    """It would cost all of its steps to say the same again. One such try of four ends the restarts;
+    the first canvas, whose entropy is the least, goes on."""
+    beliefs = [*wavering(100)[:2], told(102, 1.0), told(300, 9.0), told(102, 9.0), *wavering(500)]
+    _, made = run(beliefs, restart_after=3, tries=4)
+    assert attempts(made) == [0, 0, 0, 1, 1] + [0] * 7
+    assert made.steps == (12,) and made.discarded_steps == 2
+
+
+def test_eight_tries_may_come_to_an_earlier_answer_once() -> None:
+    """Hard puzzles need more tries than the first repetition leaves them."""
+    again = [told(101, 9.0)] * 2
+    beliefs = [*wavering(100)[:2], *again[:1], *sure(20)]
+    _, made = run(beliefs, restart_after=2, tries=8)
+    assert attempts(made) == [0, 0, 1, 2, 2] and made.token_ids[0] == 20
+    _, made = run([*wavering(100)[:2], *again, *wavering(500)], restart_after=2, tries=8)
+    assert attempts(made) == [0, 0, 1, 2] + [0] * 8
