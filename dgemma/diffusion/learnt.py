@@ -19,6 +19,13 @@ MEMORY = 4096
 """Canvases after which all counts are halved, so that the past fades."""
 ENOUGH = 50
 """Canvases from which a server takes a limit of its own."""
+PLAIN = RELEASED.merged(SamplingParams(ignore_tail=False, temperature=1.0))
+"""What a request and a checkpoint that say nothing stand for."""
+OWN = (
+    "entropy_bound", "t_min", "t_max", "confidence_threshold", "stability_threshold",
+    "ignore_tail", "temperature",
+)  # fmt: skip
+"""Fields by which a canvas converges sooner or later."""
 UNLIMITED = 16
 """Of so many requests that ask for a learnt limit one gets none, so that there is always a canvas
 to learn from: those that are begun anew are cut off at the limit, which would fall and fall."""
@@ -130,11 +137,14 @@ class LearntLimits:
         Args:
             params: of the request, every default filled in.
             converged: steps of each of its canvases that converged.
-            defaults: the checkpoint's own; a request with fewer steps than these is not counted.
+            defaults: the checkpoint's own; a request with fewer steps than these is not counted,
+                nor one that converges by other rules.
         """
-        steps, usual = params.max_steps or 0, defaults.merged(RELEASED).max_steps or 0
+        usual, drawn = defaults.merged(PLAIN), params.merged(PLAIN)
+        steps, most = drawn.max_steps or 0, usual.max_steps or 0
         once = not params.restart_after and (params.race or 1) == 1 and params.quality is None
-        if self.learning and once and steps >= usual:
+        own = all(getattr(drawn, name) == getattr(usual, name) for name in OWN)
+        if self.learning and once and own and steps >= most:
             with self._lock:
                 for steps in converged:
                     self._counts.add(steps)

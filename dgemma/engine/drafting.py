@@ -74,7 +74,8 @@ def take_draft_reading(seq: Sequence, reading: Reading) -> int:
     state.canvas, state.known, seq.proposed, seq.drafting = None, None, [], False
     ended = found.token in state.spec.end_ids
     ids = proposed[: found.count] + ([] if ended else [found.token])
-    seq.events.put(seq.commit(ids, ended, draft.step + 1))
+    # The draft's first step shared the pass of the token before it, whose commit counts it.
+    seq.events.put(seq.commit(ids, ended, draft.step))
     if seq.output is not None:
         return 0
     seq.context += kept

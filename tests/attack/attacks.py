@@ -271,6 +271,37 @@ def _unread(caller: Caller, body: Any, streams: int, read: bool, until: float) -
     return found
 
 
+@attack("races of 16, 64 tries of a canvas that never converges, careful ones; clients hang up")
+def races_and_restarts(caller: Caller) -> Run:
+    long = ASK | {"max_tokens": 4_000, "min_tokens": 4_000}
+    never = {"confidence_threshold": 0.0, "tries": 64}
+    bodies = (
+        long | {"diffusion": never | {"race": 16, "restart_after": 1}},
+        long | {"diffusion": never | {"restart_after": 48, "quality": "careful"}, "n": 16},
+        long | {"diffusion": never | {"quality": "careful", "restart_after": 0, "race": 16}},
+        long | {"diffusion": never | {"race": 4, "restart_after": 48}, "n": 4, "logprobs": True},
+    )  # fmt: skip
+
+    def one(number: int) -> str:
+        return caller.post(CHAT, bodies[number % len(bodies)], 0.5 if number % 2 else 5)
+
+    return partial(at_once, 8, one)
+
+
+@attack("16 drafted answers of 4,000 tokens, and others that end at a stop string; clients hang up")
+def exact_drafts(caller: Caller) -> Run:
+    bodies = (
+        ASK | {"max_tokens": 4_000, "n": 16, "mode": "exact", "temperature": 100.0},
+        ASK | {"max_tokens": 4_000, "n": 16, "mode": "exact", "stop": ["e", "an"]},
+        ASK | {"max_tokens": 4_000, "mode": "exact", "temperature": 1.0},
+    )  # fmt: skip
+
+    def one(number: int) -> str:
+        return caller.post(CHAT, bodies[number % len(bodies)], 0.5 if number % 2 else 5)
+
+    return partial(at_once, 6, one)
+
+
 @attack("requests whose client hangs up at once, hundreds a second")
 def hanging_up(caller: Caller) -> Run:
     body = json.dumps(ASK | {"max_tokens": 2_000, "min_tokens": 2_000, "n": 4}).encode()

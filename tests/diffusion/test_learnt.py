@@ -78,9 +78,12 @@ def test_a_server_learns() -> None:
 
 @pytest.mark.parametrize("params", [
     {"restart_after": 3}, {"race": 4}, {"quality": "careful"}, {"max_steps": 12},
+    {"confidence_threshold": 100.0}, {"stability_threshold": 0}, {"entropy_bound": 1e6},
+    {"temperature": 0.0}, {"t_max": 0.5}, {"t_min": 0.5}, {"ignore_tail": True},
 ])  # fmt: skip
 def test_canvases_that_were_cut_short_teach_nothing(params: dict[str, int]) -> None:
-    """Catches a limit that falls and falls, since it sees only what stayed below it."""
+    """Catches a limit that falls and falls, since it sees only what stayed below it; and one that
+    a stranger sets to a single step, by a request that calls everything converged."""
     limits = learning()
     limits.learn(SamplingParams.of(FREE, **params), [2] * 100, SamplingParams())  # type: ignore[arg-type]
     assert limits.restart_after == 0

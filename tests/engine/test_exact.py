@@ -99,6 +99,18 @@ def test_fewer_passes(cases: list[tuple[Request, Output]], record: Callable[...,
     assert shares["json"] <= 0.25 and max(shares.values()) <= 1.15
 
 
+def test_commits_add_up_to_the_passes(cases: list[tuple[Request, Output]]) -> None:
+    """A pass that gives a token and the first step of a draft is in the commits of both."""
+    engine = nano_engine()
+    for request, plain in cases[: 2 * len(TASKS)]:
+        events = list(engine.submit(exact(request)))
+        output = events[-1].output
+        assert output is not None
+        same_answer(output, plain)
+        commits = [event for event in events if event.type == "commit"]
+        assert sum(event.step for event in commits) == output.usage.steps
+
+
 def test_preempted(cases: list[tuple[Request, Output]]) -> None:
     """A draft or a reading that loses its pages: a token twice, or one of the draft is kept."""
     for request, plain in cases[: 2 * len(TASKS)]:
