@@ -340,13 +340,14 @@ class LLM:
     ) -> Decision:  # fmt: skip
         """Answer typed questions by one reading; see `dgemma.compose.decide.decide`.
 
-        A `state` of messages is the whole prompt.
+        A `state` of messages is the whole prompt. The model's own `calibration` is the default.
         """
         if isinstance(state, list | tuple) and state and isinstance(state[0], Mapping):
             state = self.chat_ids(state)
         return self.run_plan(
             decide(self.facts, state, questions, samples=samples, joint=joint, seed=seed,  # type: ignore[arg-type]
-                   calibration=calibration, canvas_length=canvas_length)
+                   calibration=self.calibration if calibration is None else calibration,
+                   canvas_length=canvas_length)
         )  # fmt: skip
 
 

@@ -63,7 +63,8 @@ def integer(name: str, value: Any, option: SamplingOption) -> object:
     if value in option.words:
         return value
     if isinstance(value, bool) or not isinstance(value, int):
-        raise refused(name, "be an integer", value)
+        words = "".join(f" or {word!r}" for word in option.words)
+        raise refused(name, f"be an integer{words}", value)
     if value < option.least:
         raise refused(name, f"be at least {option.least}", value)
     if option.most is not None and value > option.most:

@@ -121,12 +121,14 @@ class SamplingParams:
         refused_by=_WHOLE,
     )  # fmt: skip
     restart_after: int | Literal["auto"] | None = option(
-        integer, "restart a canvas that has not converged after N steps; 0: never (0)",
+        integer, "restart a canvas that has not converged after N steps; auto: as measured for the "
+        "model; 0: never (0)",
         0, 10_000, words=("auto",),
     )  # fmt: skip
     tries: int | None = option(
-        integer, f"most times that a canvas is begun ({DEFAULT_TRIES})", 1, 64
-    )
+        integer, "most times that a canvas is begun, by restart_after or quality "
+        f"({DEFAULT_TRIES})", 1, 64,
+    )  # fmt: skip
     race: int | None = option(
         integer, "canvases side by side; the first to converge counts (1)", 1, 16
     )

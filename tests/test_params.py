@@ -70,6 +70,7 @@ def test_bytes_are_no_strings() -> None:
     ("temperature", -1.0, "must be 0, or 0.001 to 1000, got -1.0"),
     ("temperature", 1e-4, "must be 0, or 0.001 to 1000, got 0.0001"),
     ("t_min", 0, "must be 0.001 to 1000, got 0"),
+    ("restart_after", "aut", "must be an integer or 'auto', got 'aut'"),
     ("entropy_bound", -1, "must be at least 0 and fin"),
     ("top_p", 0, "must be above 0 and at most 1, got 0"), ("min_p", 2, "must be 0 to 1, got 2"),
 ])  # fmt: skip

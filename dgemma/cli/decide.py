@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgemma.cli.files import read_argument, read_text
-from dgemma.cli.options import add_model, open_model, say
+from dgemma.cli.options import add_calibration, add_model, open_model, say
 from dgemma.errors import InvalidRequest, nearest
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=int, metavar="N", default=1, help="draws to average (1)")
     add("--seed", type=int, metavar="N", default=0, help="of the first draw (0)")
     add("--joint", action="store_true", help="ask all questions on one canvas")
-    add("--calibration", type=Path, metavar="FILE", help="fitted temperatures")
+    add_calibration(parser)
     parser.epilog = "example:\n  dgemma decide nano 'Parity: 3182' --choice '' even odd"
 
 
@@ -137,7 +137,6 @@ def run(arguments: argparse.Namespace) -> int:
         state = [{"role": "user", "content": state}]
     decision = llm.decide(
         state, questions, samples=arguments.samples, joint=arguments.joint, seed=arguments.seed,
-        calibration=llm.calibration if arguments.calibration else None,
     )  # fmt: skip
     if arguments.json:
         print(json.dumps(asdict(decision), ensure_ascii=False))

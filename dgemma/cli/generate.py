@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         )  # fmt: skip
         output = show(events, painter if arguments.live else None)
         if output.verdict is not None:
-            say(verdict_text(output.verdict))
+            say(verdict_text(output.verdict, output.usage.discarded_steps))
     if output.error:
         say(f"dgemma: error: {output.error}")
     return 1 if output.finish_reason == "error" else 0

@@ -104,10 +104,11 @@ class Transcript:
         return self._new_line()
 
 
-def verdict_text(verdict: Verdict) -> str:
-    """The encoder's verdict in one line."""
+def verdict_text(verdict: Verdict, discarded: int = 0) -> str:
+    """The encoder's verdict in one line, with the steps of discarded tries apart."""
     count, differ = len(verdict.logprobs), len(verdict.disagreements)
-    rest = "converged" if verdict.converged else "not converged"
+    rest = f"{discarded} more discarded, " if discarded else ""
+    rest += "converged" if verdict.converged else "not converged"
     if verdict.below:
         rest += f", {verdict.below} unlikely in every try"
     return (

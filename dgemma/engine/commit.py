@@ -148,6 +148,7 @@ def take_reading(seq: Sequence, reading: Reading, next_canvas: Callable[[Sequenc
     state.finished, seq.proposed = None, []
     chosen = _chosen(seq, done)
     if chosen is None:
+        seq.restarts += 1
         state.tries = next_tries(state.schedule, next_canvas(seq), state.begun)
         return 0
     ids = list(chosen.commit.token_ids)

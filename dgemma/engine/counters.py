@@ -26,6 +26,7 @@ class Counters:
         encoded_tokens: those that were, prompts and committed canvases alike.
         preemptions: how often a request was preempted, for want of pages or for another owner.
         passes: forwards, those that failed too; `steps`: denoising steps of all requests.
+        restarts: how often a canvas of a finished request was begun anew; a race counts as one.
         committed_tokens: of all answers.
         schedule_s, forward_s, vocabulary_s, apply_s: seconds spent in the parts of a step, as
             the host sees them.
@@ -46,6 +47,7 @@ class Counters:
     preemptions: int = 0
     passes: int = 0
     steps: int = 0
+    restarts: int = 0
     committed_tokens: int = 0
     schedule_s: float = 0.0
     forward_s: float = 0.0
@@ -87,7 +89,8 @@ class Counters:
         name = f"{part}_s"
         setattr(self, name, getattr(self, name) + (self.now() - begin))
 
-    def add_end(self, reason: FinishReason) -> None:
-        """Count a finished request."""
+    def add_end(self, reason: FinishReason, restarts: int) -> None:
+        """Count a finished request, and how often its canvases were begun anew."""
+        self.restarts += restarts
         name = f"ended_{reason}"
         setattr(self, name, getattr(self, name) + 1)

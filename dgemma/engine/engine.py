@@ -383,7 +383,7 @@ class Engine:
 
     def _report(self, seq: Sequence) -> None:
         assert seq.done is not None and seq.done.output is not None
-        self._counted.add_end(seq.done.output.finish_reason)
+        self._counted.add_end(seq.done.output.finish_reason, seq.restarts)
         self.limits.learnt.learn(seq.request.params, seq.converged, self.defaults)
         seq.events.put(seq.done)
 

@@ -57,6 +57,7 @@ class Sequence:
         emitted: how many of them are on the canvas that runs.
         canvases, steps: finished canvases, denoising steps (or autoregressive passes) so far.
         discarded_steps: those of tries that were thrown away.
+        restarts: how often a canvas was begun anew.
         converged: steps of each canvas that converged.
         scores: of the committed tokens, if the request asks for them.
         constraint: how the answer was kept in its grammar.
@@ -94,6 +95,7 @@ class Sequence:
     canvases: int = 0
     steps: int = 0
     discarded_steps: int = 0
+    restarts: int = 0
     trace: list[TraceStep] = field(default_factory=list)
     converged: list[int] = field(default_factory=list)
     scores: list[TokenScore] = field(default_factory=list)

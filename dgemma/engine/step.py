@@ -179,6 +179,7 @@ def _take_step(seq: Sequence, after: list[Try]) -> None:
     else:
         anew = partial(begin, seq.seed, first.index, spec, schedule, first.controls, _control(seq))
         tries = advance(before, after, schedule, spec, anew)
+        seq.restarts += tries.begun > before.begun
         state.tries, state.begun = replace(tries, finished=None), max(state.begun, tries.begun)
         old, shown = tries.shown
     if seq.request.trace:

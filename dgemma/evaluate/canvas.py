@@ -15,7 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from dgemma.compose.calibration import expected_calibration_error, fit_temperature, tempered
+from dgemma.compose.calibration import (
+    Calibration,
+    expected_calibration_error,
+    fit_temperature,
+    tempered,
+)
 from dgemma.compose.fill import Hole
 from dgemma.compose.questions import Choice
 from dgemma.evaluate.paired import difference
@@ -216,7 +221,8 @@ def decisions(llm: LLM, n: int) -> list[Calibrated]:
 
     def read(i: int) -> tuple[str, tuple[float, ...], int]:
         kind, example, choices, answer = questions[i]
-        decision = llm.decide(example.messages, [Choice("label", "", choices)], seed=i)
+        question, plain = Choice("label", "", choices), Calibration()
+        decision = llm.decide(example.messages, [question], seed=i, calibration=plain)
         shares = tuple(p for _, p in decision.answers[0].probabilities)
         return kind, shares, choices.index(answer)
 

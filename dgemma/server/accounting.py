@@ -60,6 +60,7 @@ class CostedReply(BaseModel):
     diffusion_usage: DiffusionUsage
     timings: Timings
     seeds: list[int] = Field(description="of each answer, given or drawn")
+    restart_after: list[int] = Field(description="of each answer, the number used; 0: never")
 
 
 def count(metrics: Metrics, ends: Sequence[End], share: int | None = None) -> None:
@@ -123,4 +124,5 @@ def costs_beside(ends: Sequence[End]) -> dict[str, Any]:
             "step_tok_s": rate(denoised),
         },
         "seeds": [end.output.seed for end in ends],
+        "restart_after": [end.output.restart_after for end in ends],
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from dgemma.compose.calibration import Calibration
 from dgemma.events import EventStream
 from dgemma.frontend import Frontend
 from dgemma.params import SamplingParams
@@ -18,6 +19,7 @@ class Model(Protocol):
 
     defaults: SamplingParams
     frontend: Frontend
+    calibration: Calibration
 
     def submit(self, request: Request) -> EventStream:
         """Start a request; `async for` its stream, or `close` it."""

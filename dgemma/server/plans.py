@@ -154,9 +154,12 @@ class PlanRun(Generic[T]):
         text_s: float | None = None,
     ) -> End:  # fmt: skip
         """The same for a text, with the cost of all requests that led to it."""
-        prompt = found.outputs[-1].usage.prompt_tokens if found.outputs else 0
-        usage = replace(found.usage, prompt_tokens=prompt, completion_tokens=tokens)
-        output = Output(text=text, seed=found.seed, usage=usage, stopped_by=stopped_by)
+        last = found.outputs[-1] if found.outputs else Output()
+        prompt = last.usage.prompt_tokens
+        output = Output(
+            text=text, seed=found.seed, restart_after=last.restart_after, stopped_by=stopped_by,
+            usage=replace(found.usage, prompt_tokens=prompt, completion_tokens=tokens),
+        )  # fmt: skip
         return self.end(output, text_s)
 
 

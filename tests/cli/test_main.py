@@ -275,6 +275,7 @@ def test_the_line_of_a_verdict() -> None:
     verdict = Verdict(logprobs=(-0.5, -1.5), disagreements=(1,), steps=3)
     told = "verdict: log-probability -1.000 a token, -1.500 at least; 1 of 2 tokens not the first "
     assert verdict_text(verdict) == f"{told}choice; 3 steps, converged"
+    assert verdict_text(verdict, 2) == f"{told}choice; 3 steps, 2 more discarded, converged"
     poor = replace(verdict, converged=False, below=2)
     assert verdict_text(poor).endswith("3 steps, not converged, 2 unlikely in every try")
 

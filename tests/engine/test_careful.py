@@ -53,7 +53,7 @@ def test_the_likeliest_of_all_tries_is_committed() -> None:
     """The last try, whatever it is like; or a report of another one than that committed."""
     engine, others = careful_engine(ALWAYS), 0
     for number in range(6):
-        request = asked(number, tries=3)
+        request, restarts = asked(number, tries=3), engine.counters().restarts
         output = last(engine.submit(request))
         assert output.verdict is not None and output.verdict.below == 1
         first = last(engine.submit(plain(request)))
@@ -61,6 +61,7 @@ def test_the_likeliest_of_all_tries_is_committed() -> None:
         assert output.verdict.mean >= first.verdict.mean
         assert output.usage.steps - output.usage.discarded_steps == output.verdict.steps
         assert output.usage.discarded_steps > 0
+        assert engine.counters().restarts > restarts
         others += output.token_ids != first.token_ids
     check_scheduler(engine.scheduler)
     assert others > 0

@@ -101,6 +101,18 @@ def test_what_was_thrown_away_is_counted() -> None:
         assert output.usage.steps == kept + output.usage.discarded_steps == len(output.trace)
 
 
+def test_restarts_are_counted() -> None:
+    """Canvases begun anew that no counter shows, or one for each row of a race."""
+    one, rounds = engine(), 0
+    before = one.counters().restarts
+    for number in range(20):
+        events, _ = run(one.submit(asked(number)))
+        race = SETTINGS[number % len(SETTINGS)].get("race", 1)
+        seen = {(e.canvas, e.attempt // race) for e in events if e.type == "frame"}
+        rounds += len(seen) - len({canvas for canvas, _ in seen})
+    assert one.counters().restarts - before == rounds > 10
+
+
 def test_rows_of_a_race_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """A race of four passes for one canvas when passes are filled and shares are counted."""
     one = engine()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dgemma.compose.calibration import Calibration
 from dgemma.compose.questions import Choice, Predicate, Question, Score
 from dgemma.server.apis.decisions.schema import DecisionsRequest, SystemOneRequest
 from tests.support.bodies import APPLIED, APPLY, EDIT, MESSAGE, NAMED, STATE, said
@@ -67,6 +68,19 @@ def test_system_one_says_the_same_in_its_own_words() -> None:
     assert serve(model).post(JEV, NAMED | {"questions": {"q": meant}}).status_code == 200
     shown = nano().frontend.tokenizer.decode(model.asked[0].token_ids)
     assert "yes: hot" in shown and "no: cold" in shown
+
+
+def test_temperatures_of_the_checkpoint_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches fitted temperatures beside a checkpoint that only its limits are read from."""
+    question = QUESTIONS[:1]
+    plain = nano().decide(STATE, question, calibration=Calibration())["food"]
+    monkeypatch.setattr(nano(), "calibration", Calibration({"predicate": 3.0}))
+    flat = nano().decide(STATE, question)["food"]
+    assert 0.5 < flat.confidence < plain.confidence
+    assert nano().decide(STATE, question, calibration=Calibration())["food"] == plain
+    [said] = serve().post(OPENAI, ASK | {"questions": ASK["questions"][:1]}).json()["answers"]
+    narrow = nano().decide(STATE, question, canvas_length=32)["food"]
+    assert said["probability"] == narrow.probability
 
 
 def test_questions_about_a_conversation() -> None:

@@ -51,7 +51,9 @@ def judged(request: Request) -> Written:
     ]  # fmt: skip
     usage = Usage(prompt_tokens=4, completion_tokens=5, canvases=2, steps=9, discarded_steps=3)
     ids = tuple(one for part in parts for one in part)
-    output = Output(text="One two three", token_ids=ids, usage=usage, verdict=OPINION)
+    output = Output(
+        text="One two three", token_ids=ids, restart_after=8, usage=usage, verdict=OPINION
+    )
     return Written([*commits, Event(type="done", output=output)])
 
 
@@ -91,6 +93,7 @@ def test_verdicts_in_openais_form(path: str, scored: dict[str, Any]) -> None:
     reply = client.post(path, body | {"n": 2}).json()
     assert [choice["diffusion"] for choice in reply["choices"]] == [{"verdict": SAID}] * 2
     assert reply["diffusion_usage"]["discarded_steps"] == 2 * 3
+    assert reply["restart_after"] == [8, 8]
     found = events(client.post(path, body | {"stream": True}))
     sides = [event["diffusion"] for event in found if "diffusion" in event]
     assert [(side["type"], side["canvas"], side["try"]) for side in sides] == [
@@ -99,6 +102,7 @@ def test_verdicts_in_openais_form(path: str, scored: dict[str, Any]) -> None:
     assert [side["verdict"]["mean"] for side in sides] == [-1.0, -2.0]
     [last] = [one for event in found for one in event["choices"] if one["finish_reason"]]
     assert last["diffusion"] == {"verdict": SAID}
+    assert found[-1]["restart_after"] == [8]
     reply = client.post(path, body | scored).json()
     assert len(reply["choices"][0]["diffusion"]["verdict"]["logprobs"]) == 3
     found = events(client.post(path, body | scored | {"stream": True}))
@@ -111,7 +115,8 @@ def test_the_verdict_of_messages() -> None:
     """Catches a field that this API accepts and does not answer."""
     client = serve(Recorder(judged))
     body = {"messages": QUESTION, "max_tokens": 9, "diffusion": {"verdict": True}}
-    assert client.post(MESSAGES, body).json()["verdict"] == SAID
+    reply = client.post(MESSAGES, body).json()
+    assert (reply["verdict"], reply["restart_after"]) == (SAID, 8)
     assert json.dumps(SAID, separators=(",", ":")) in client.post(
         MESSAGES, body | {"stream": True}
     ).text.replace(": ", ":").replace(", ", ",")
@@ -287,3 +292,14 @@ def test_metrics_tell_of_what_was_thrown_away() -> None:
     before = numbers(client)["dgemma_discarded_steps_total[]"]
     assert client.post(CHAT, ASK).status_code == 200
     assert numbers(client)["dgemma_discarded_steps_total[]"] == before + 3
+
+
+@pytest.mark.model
+def test_replies_say_what_auto_stood_for() -> None:
+    """Catches an answer that cannot be had again, since its number is not told."""
+    auto: dict[str, Any] = {"seed": 1, "diffusion": {"restart_after": "auto"}}
+    measured = nano().calibration.restart_after
+    client = serve()
+    assert client.post(CHAT, ASK | auto).json()["restart_after"] == [measured]
+    hole = {"prompt": "Mira has a ", "suffix": " that gives milk.", "max_tokens": 8}
+    assert client.post("/v1/fim/completions", hole | auto).json()["restart_after"] == [measured]

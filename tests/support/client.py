@@ -100,6 +100,7 @@ class Recorder:
         self.asked: list[Request] = []
         self.defaults, self.frontend, self.facts = llm.defaults, llm.frontend, llm.facts
         self.counters, self.close = llm.counters, llm.close
+        self.calibration = llm.calibration
         self._answer = answer
 
     def submit(self, request: Request) -> EventStream:

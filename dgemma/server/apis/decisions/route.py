@@ -107,7 +107,7 @@ async def _decided(
     if questions:
         plan = decide(
             facts, state, questions, samples=body.samples, joint=body.joint, seed=body.seed,
-            canvas_length=body.canvas_length,
+            calibration=service.model.calibration, canvas_length=body.canvas_length,
         )  # fmt: skip
         decision = await PlanRun(exchange, plan).result()
     tokens, steps = decision.usage.prompt_tokens, decision.usage.steps

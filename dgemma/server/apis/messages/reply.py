@@ -139,7 +139,8 @@ def last(end: End) -> Event:
         "delta": {"stop_reason": stop_reason(output), "stop_sequence": output.stopped_by},
         "usage": {"input_tokens": spent.prompt_tokens, "output_tokens": spent.completion_tokens},
         "diffusion_usage": beside["diffusion_usage"], "timings": beside["timings"],
-        "seed": output.seed, **({"invalid_tool_calls": invalid} if invalid else {}),
+        "seed": output.seed, "restart_after": output.restart_after,
+        **({"invalid_tool_calls": invalid} if invalid else {}),
         **({} if output.verdict is None else {"verdict": verdict_reply(output.verdict)}),
     }  # fmt: skip
 
@@ -209,5 +210,6 @@ class MessageReply(BaseModel):
     diffusion_usage: DiffusionUsage
     timings: Timings
     seed: int = Field(description="given or drawn")
+    restart_after: int = Field(description="the number used; 0: never")
     verdict: VerdictReply | None = Field(default=None, description="on request")
     invalid_tool_calls: list[InvalidCall] | None = None
