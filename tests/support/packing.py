@@ -99,10 +99,11 @@ def fp4_codes(values: Tensor) -> tuple[Tensor, Tensor]:
     return codes[..., 0::2] | (codes[..., 1::2] << 4), FP4[codes.long()]
 
 
-def nvfp4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def nvfp4(weight: Tensor, outer: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Codes, scales of 16, the matrix's own scale [..., 1, 1], and the numbers."""
     *lead, rows, columns = weight.shape
-    outer = weight.abs().amax((-1, -2), keepdim=True) / 2688
+    if outer is None:
+        outer = weight.abs().amax((-1, -2), keepdim=True) / 2688
     groups = weight.view(*lead, rows, columns // 16, 16)
     scale = (groups.abs().amax(-1) / 6 / outer).to(torch.float8_e4m3fn)
     used = scale.float()[..., None]
