@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dgemma.errors import CheckpointError
-from dgemma.loading import load_model
+from dgemma.loading import load_model, save_model
 from dgemma.quant.modules import PackedExperts, PackedLinear
 from tests.support.packed_files import CONFIG, assert_loads_as, random_state, write
 from tests.support.packing import Parts, fp8_blocks, mxfp4, nvfp4, packed_state
@@ -212,6 +212,16 @@ def test_a_config_without_packed_weights_is_refused(tmp_path: Path) -> None:
     """The config says packed, the files are plain: one of the two is not meant."""
     stored, _ = packed_state(random_state(), per_row, which=lambda name: False)
     refused(tmp_path, stored, config(), "says that its weights are packed .*, but none is")
+
+
+def test_unpacked_weights_are_saved_as_plain_ones(tmp_path: Path) -> None:
+    """A network that is trained is unpacked; its new config must not say that it is packed."""
+    stored, wanted = packed_state(random_state(), per_row)
+    path = write(tmp_path / "packed", stored, config())
+    loaded = load_model(path, device="cpu", dtype="float32", grad=True)
+    saved = save_model(loaded.model, loaded.checkpoint, tmp_path / "plain")
+    again = assert_loads_as(saved, wanted, replace(CONFIG, dtype="float32"))
+    assert not any(isinstance(module, PackedLinear) for module in again.modules())
 
 
 @pytest.mark.parametrize("size", [None, [128], [0, 128], "128"])
