@@ -115,6 +115,13 @@ def test_modes(tmp_path: Path, mode: str) -> None:
     assert_loads_as(write(tmp_path, stored, config(mode, bits, group), SIZES), wanted, SIZES)
 
 
+def test_a_mode_has_usual_sizes(tmp_path: Path) -> None:
+    """A config may name the mode alone."""
+    stored, wanted = packed_state(random_state(SIZES), nvfp4_words, experts="stacks")
+    said = {"quantization": {"mode": "nvfp4"}}
+    assert_loads_as(write(tmp_path, stored, said, SIZES), wanted, SIZES)
+
+
 @pytest.mark.parametrize(
     ("change", "said", "match"),
     [
@@ -129,6 +136,7 @@ def test_modes(tmp_path: Path, mode: str) -> None:
         ({}, {UP: False}, f"says that {UP} is not packed, but {UP}.scales is there"),
         ({}, {UP: {"bits": 7, "group_size": 64}}, "7 bits"),
         ({}, {UP: {"bits": [4], "group_size": 64}}, "not supported"),
+        ({}, {UP: {"bits": 4.0, "group_size": 64}}, "4.0 bits"),
         ({}, {UP: {"bits": 4, "group_size": 16}}, "groups of 16, which"),
         ({}, {UP: {"bits": 4, "group_size": 64, "mode": "int"}}, "mode int"),
         ({}, {UP: {"bits": 4, "group_size": 64, "mode": "mxfp4"}}, "not supported"),

@@ -49,7 +49,9 @@ def read_packed(
     config = _config(extra, own or {})
     if config is None:
         return source
-    method = str(config.get("quant_method", "mlx" if "bits" in config else "packed"))
+    method = str(
+        config.get("quant_method", "mlx" if config.keys() & {"bits", "mode"} else "packed")
+    )
     if method not in SCHEMES:
         raise CheckpointError(
             f"{source.path} holds {few([method])} weights, which are not supported; these are: "

@@ -49,7 +49,8 @@ def _rule(config: Mapping[str, Any], module: str) -> tuple[str, int, int]:
     usual = MODES.get(mode) if isinstance(mode, str) else None
     bits, group = own.get("bits"), own.get("group_size")
     rule = (mode, bits or (usual and usual[0]), group or (usual and usual[1]))
-    known = usual is not None and (
+    known = usual is not None and all(type(number) is int for number in rule[1:])
+    known = known and (
         rule[1:] == usual if mode != "affine" else rule[1] in BITS and rule[2] in GROUPS
     )
     if not known:
