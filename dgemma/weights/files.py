@@ -22,7 +22,7 @@ from dgemma.model.hf_generation import (
 )
 from dgemma.weights.find import CONFIG
 from dgemma.weights.safetensors import INDEX, Safetensors
-from dgemma.weights.schemes import read_packed
+from dgemma.weights.schemes import QUANT_CONFIG, read_packed
 from dgemma.weights.source import DTYPES, TensorSource
 
 GENERATION_CONFIG = "generation_config.json"
@@ -119,5 +119,8 @@ def open_checkpoint(directory: Path, strict: bool = True) -> Checkpoint:
     generation = load_generation(directory)
     index = directory / INDEX
     stored = Safetensors(directory, read_json(index) if read.exists(index) else None)
-    source = read_packed(stored, config.extra)
+    quantiser = directory / QUANT_CONFIG
+    source = read_packed(
+        stored, config.extra, read_json(quantiser) if read.exists(quantiser) else None
+    )
     return Checkpoint(directory=directory, config=config, generation=generation, source=source)

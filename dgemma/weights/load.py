@@ -33,6 +33,9 @@ CHUNK = 1 << 24
 MOST_LINES = 40
 """Of a report."""
 
+NOT_FINITE = {torch.float8_e4m3fn: (127, 127), torch.float8_e8m0fnu: (255, 255)}
+"""NaN by its bits: a mask of the byte, and what is left of it. These formats have no infinity."""
+
 Layout = dict[str, Index]
 """The tensors of a file that one of ours is made of, and the part that each is."""
 
@@ -106,7 +109,11 @@ def _copies(source: TensorSource) -> dict[str, str]:
     """The tensors that repeat another of the files, and which."""
     held = source.tensors
     pairs = ((name, copy_of(name) or "") for name in held)
-    return {name: twin for name, twin in pairs if twin in held and held[twin].dtype in DTYPES}
+    return {
+        name: twin
+        for name, twin in pairs
+        if twin in held and (held[twin].format or held[twin].dtype in DTYPES)
+    }
 
 
 def _check_copies(source: TensorSource) -> None:
@@ -114,7 +121,8 @@ def _check_copies(source: TensorSource) -> None:
     copies = _copies(source)
     for name, twin in copies.items():
         one, other = source.tensors[name], source.tensors[twin]
-        if (one.dtype, one.shape) != (other.dtype, other.shape) or not _equal(source, name, twin):
+        alike = (one.dtype, one.shape, one.format) == (other.dtype, other.shape, other.format)
+        if not alike or not _equal(source, name, twin):
             raise CheckpointError(
                 f"{name} differs from {twin} in {source.path}, but these weights are tied in this "
                 "network; train with tied weights, or remove the one that is not meant"
@@ -125,9 +133,14 @@ def _check_copies(source: TensorSource) -> None:
 
 def _equal(source: TensorSource, one: str, other: str) -> bool:
     """Whether two tensors hold the same bytes, read chunk by chunk."""
-    pair = [source.read(name, keep=False).view(-1).view(torch.uint8) for name in (one, other)]
-    pieces = zip(*(torch.split(whole, CHUNK) for whole in pair), strict=True)
-    return all(torch.equal(a, b) for a, b in pieces)
+    if source.tensors[one].format is None:
+        pairs = [[source.read(name, keep=False) for name in (one, other)]]
+    else:
+        parts = [source.packed(name, keep=False).parts for name in (one, other)]
+        pairs = [[part[word] for part in parts] for word in parts[0]]
+    flat = ([whole.view(-1).view(torch.uint8) for whole in pair] for pair in pairs)
+    pieces = (zip(*(torch.split(whole, CHUNK) for whole in pair), strict=True) for pair in flat)
+    return all(torch.equal(a, b) for pair in pieces for a, b in pair)
 
 
 def _fill(name: str, target: Tensor, source: Tensor, check_finite: bool) -> None:
@@ -188,9 +201,8 @@ def _load_packed(
         packed = _assembled([(i, source.packed(part, keep=mapped)) for part, i in parts.items()])
         if not mapped and len(parts) == 1:
             packed = packed.clone()  # so that nothing depends on the file later
-        for scales in packed.parts.values():
-            if check_finite and scales.dtype in (torch.float32, torch.float16, torch.bfloat16):
-                _fill(next(iter(parts)), scales, scales, check_finite)
+        if check_finite:
+            _check_finite(next(iter(parts)), packed)
         put(owner, leaf, packed.to(device))
         return
     shape = model.state_dict()[name].shape
@@ -201,6 +213,21 @@ def _load_packed(
         else:
             _unpack(part, target[index], source.packed(part, keep=False), check_finite)
     _assign(model, name, target)
+
+
+def _check_finite(name: str, packed: Packed) -> None:
+    """Refuse NaN and infinity in scales and in codes of 8-bit floats, without unpacking them."""
+    for part in packed.parts.values():
+        if part.dtype in (torch.float32, torch.float16, torch.bfloat16):
+            _fill(name, part, part, check_finite=True)
+        elif part.dtype in NOT_FINITE:
+            mask, worst = NOT_FINITE[part.dtype]
+            for piece in torch.split(part.view(torch.uint8).flatten(), CHUNK):
+                if bool(((piece & mask) == worst).any()):
+                    raise CheckpointError(
+                        f"{name} holds NaN in its codes or scales; the file is damaged: take "
+                        "another checkpoint"
+                    )
 
 
 def _assembled(pieces: list[tuple[Index, Packed]]) -> Packed:

@@ -6,8 +6,10 @@ belong together. Every tensor of the files is then in one group, plain, or set a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -35,7 +37,7 @@ class Group:
     build: Callable[[Read], Packed]
 
 
-Scheme = Callable[[Mapping[str, object], Mapping[str, StoredTensor]], Mapping[str, Group]]
+Scheme = Callable[[Mapping[str, Any], Mapping[str, StoredTensor]], Mapping[str, Group]]
 """From a quantization config and the stored tensors to the groups, by the plain tensor's name.
 
 A scheme raises `CheckpointError` for what it does not know, a scale that is missing, or one that
@@ -56,10 +58,8 @@ class PackedSource:
             CheckpointError: a tensor that belongs to two groups.
         """
         self.inner, self.groups, self.path = inner, groups, inner.path
-        members = [name for group in groups.values() for name in group.stored]
-        taken = set(members)
-        if len(taken) < len(members):
-            twice = sorted({name for name in members if members.count(name) > 1})
+        taken = Counter(name for group in groups.values() for name in group.stored)
+        if twice := sorted(name for name, count in taken.items() if count > 1):
             raise CheckpointError(f"{inner.path}: {few(twice)} belong to two weights each")
         held = {n: t for n, t in inner.tensors.items() if n not in taken and n not in aside}
         for name, group in groups.items():

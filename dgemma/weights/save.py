@@ -16,6 +16,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,10 @@ def save_weights(
             "config.json describes a vision part whose weights are not saved; other programs may "
             "fill it with random ones"
         )
+    plain = {
+        k: v for k, v in config.extra.items() if k not in ("quantization_config", "quantization")
+    }
+    config = replace(config, extra=plain)  # these weights are not packed, whatever they came from
     everything = tensors | vision
     kinds = {n: dtype if dtype and n in tensors else t.dtype for n, t in everything.items()}
     write_checkpoint(

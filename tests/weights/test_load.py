@@ -215,9 +215,9 @@ def test_packed_weights_are_refused(
 ) -> None:
     """A quantised checkpoint would otherwise report thousands of unexpected tensors."""
     path = single / "config.json"
-    values = json.loads(path.read_text()) | {"quantization_config": {"quant_method": "modelopt"}}
+    values = json.loads(path.read_text()) | {"quantization_config": {"quant_method": "quanto"}}
     path.write_text(json.dumps(values))
-    with pytest.raises(CheckpointError, match="modelopt weights"):
+    with pytest.raises(CheckpointError, match="quanto weights"):
         load_weights(meta_model(config), open_checkpoint(single))
 
 
