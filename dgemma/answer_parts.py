@@ -91,3 +91,12 @@ class Verdict:
     def minimum(self) -> float:
         """The least log-probability; 0.0 of no tokens."""
         return min(self.logprobs, default=0.0)
+
+    @property
+    def score(self) -> float:
+        """The least log-probability, less 0.1 for each step: the figure that tells most.
+
+        The encoder finds what was blended, the steps find what does not settle. Any weight from
+        0.02 to 0.5 tells nano's answers apart as well.
+        """
+        return self.minimum - 0.1 * self.steps

@@ -42,7 +42,8 @@ def as_json(output: Output) -> str:
     values = asdict(output)
     values["usage"]["tokens_per_step"] = output.usage.tokens_per_step
     if output.verdict is not None:
-        values["verdict"] |= {"mean": output.verdict.mean, "minimum": output.verdict.minimum}
+        values["verdict"] |= {"mean": output.verdict.mean, "minimum": output.verdict.minimum,
+                              "score": output.verdict.score}  # fmt: skip
     for name in ("trace", "prompt_ids"):
         values.pop(name)
     return json.dumps(values, ensure_ascii=False)

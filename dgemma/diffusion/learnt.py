@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from typing import Any
 
 from dgemma.errors import bad_field
 from dgemma.params import RELEASED, SamplingParams
@@ -140,11 +141,15 @@ class LearntLimits:
             defaults: the checkpoint's own; a request with fewer steps than these is not counted,
                 nor one that converges by other rules.
         """
-        usual, drawn = defaults.merged(PLAIN), params.merged(PLAIN)
-        steps, most = drawn.max_steps or 0, usual.max_steps or 0
         once = not params.restart_after and (params.race or 1) == 1 and params.quality is None
-        own = all(getattr(drawn, name) == getattr(usual, name) for name in OWN)
+        own = all(_first(n, params, PLAIN) == _first(n, defaults, PLAIN) for n in OWN)
+        steps, most = (_first("max_steps", of, PLAIN) for of in (params, defaults))
         if self.learning and once and own and steps >= most:
             with self._lock:
                 for steps in converged:
                     self._counts.add(steps)
+
+
+def _first(name: str, *sources: SamplingParams) -> Any:
+    """The first value that is set."""
+    return next((v for of in sources if (v := getattr(of, name)) is not None), None)

@@ -15,9 +15,9 @@ from dgemma.evaluate.run import BATCH, HELD_OUT_SEED, answers, score
 from dgemma.llm import LLM
 from dgemma.params import SamplingParams
 from dgemma.tasks import make_example
-from dgemma.types import Output, Request
+from dgemma.types import Output, Request, Verdict
 
-SIGNS = ("encoder, mean log-probability", "encoder, least log-probability",
+SIGNS = ("verdict, score", "encoder, mean log-probability", "encoder, least log-probability",
          "denoiser, mean entropy", "denoising steps")  # fmt: skip
 """The figures of an answer, in the order of `Judged.signs`."""
 
@@ -94,8 +94,14 @@ def judge(
     seed: int = HELD_OUT_SEED, report: Callable[[str], None] = print,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> list[Judged]:  # fmt: skip
-    """Grades and figures of `n` held-out examples of each task; see `evaluate`."""
-    asked = (setting or SamplingParams()).merged(SamplingParams(logprobs=0, verdict=True))
+    """Grades and figures of `n` held-out examples of each task; see `evaluate`.
+
+    Args:
+        setting: of the answers; by default no canvas is restarted, so that poor ones are judged.
+    """
+    asked = (setting or SamplingParams()).merged(
+        SamplingParams(restart_after=0, logprobs=0, verdict=True)
+    )
     made = []
     for task in tasks:
         examples = [make_example(task, "heldout", seed, i) for i in range(n)]
@@ -119,7 +125,8 @@ def signs_of(output: Output, logprobs: Sequence[float]) -> tuple[float, ...]:
     """The figures of one answer, in the order of `SIGNS`; the greater, the better."""
     entropy = fmean([one.entropy for one in output.scores]) if output.scores else 0.0
     mean = fmean(logprobs) if logprobs else 0.0
-    return mean, min(logprobs, default=0.0), -entropy, -float(output.usage.steps)
+    found = Verdict(logprobs=tuple(logprobs), steps=output.usage.steps)
+    return found.score, mean, found.minimum, -entropy, -float(found.steps)
 
 
 def as_markdown(made: Sequence[Judged]) -> str:

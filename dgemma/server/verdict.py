@@ -20,6 +20,7 @@ class VerdictReply(BaseModel):
 
     mean: float = Field(description="log-probability of a token, in nats")
     minimum: float = Field(description="of the least likely token")
+    score: float = Field(description="minimum, less 0.1 for each step; the greater, the better")
     disagreements: list[int] = Field(description="tokens that are not the encoder's first choice")
     steps: int = Field(description="denoising steps, those of discarded tries left out")
     converged: bool = Field(description="whether every canvas came to rest")
@@ -41,6 +42,7 @@ def verdict_reply(found: Verdict, *, each: bool = False) -> dict[str, Any]:
     """
     said: dict[str, Any] = {
         "mean": max(found.mean, LEAST), "minimum": max(found.minimum, LEAST),
+        "score": max(found.score, LEAST),
         "disagreements": list(found.disagreements), "steps": found.steps,
         "converged": found.converged, "below": found.below,
     }  # fmt: skip

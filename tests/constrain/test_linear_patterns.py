@@ -23,6 +23,7 @@ OTHERS = {
     "weights/hub_download.py": "what a hub answers",
     "weights/names.py": "names of tensors",
     "weights/load.py": "names of tensors",
+    "weights/schemes/matching.py": "names of modules, by a checkpoint's patterns of few repeats",
 }
 """Modules whose expressions see no user's text, and what they see."""
 MADE = {

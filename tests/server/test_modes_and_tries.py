@@ -32,8 +32,8 @@ from tests.support.nano import nano
 CHAT, COMPLETIONS, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/messages"
 OPINION = Verdict(logprobs=(-0.5, -math.inf, -0.1), disagreements=(1,), steps=7, converged=False,
                   below=1)  # fmt: skip
-SAID = {"mean": LEAST, "minimum": LEAST, "disagreements": [1], "steps": 7, "converged": False,
-        "below": 1}  # fmt: skip
+SAID = {"mean": LEAST, "minimum": LEAST, "score": LEAST, "disagreements": [1], "steps": 7,
+        "converged": False, "below": 1}  # fmt: skip
 
 
 def full(request: Request) -> Any:
