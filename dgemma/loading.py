@@ -16,7 +16,7 @@ from dgemma.device import DeviceChoice, choose
 from dgemma.errors import CheckpointError
 from dgemma.frontend import read_text_files
 from dgemma.model.transformer import DiffusionGemma
-from dgemma.quant.modules import swap
+from dgemma.quant.modules import keeps_packed, swap
 from dgemma.text.chat import ChatTemplate
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.weights.files import Checkpoint, open_checkpoint
@@ -74,9 +74,7 @@ def load_model(
     count = sum(p.numel() for p in model.parameters())
     choice = choose(device, dtype, count, checkpoint.dtype)
     if not grad:
-        formats = packed_formats(model, checkpoint)
-        formats.pop("embed.weight", None)  # unpacked once, for lookup, head and soft embedding
-        swap(model, formats, choice.dtype)
+        swap(model, packed_formats(model, checkpoint))
     model.choose_kernels(choice.device, choice.dtype, grad=grad, attention=attention)
     if weights:
         load_weights(model, checkpoint, device=choice.device, dtype=choice.dtype, progress=progress)
@@ -98,6 +96,11 @@ def save_model(
         CheckpointError: the directory holds a checkpoint that is to stay, or something else, or
             cannot be written.
     """
+    if any(map(keeps_packed, model.modules())):
+        raise CheckpointError(
+            f"{checkpoint.directory} holds packed weights, which cannot be written; copy that "
+            "directory instead"
+        )
     target = os.path.expanduser(directory)
     if not overwrite and os.path.isdir(target) and os.listdir(target):
         raise CheckpointError(

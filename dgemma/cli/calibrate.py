@@ -22,8 +22,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
     add_model(parser)
     add = parser.add_argument
-    add("-n", type=positive, metavar="N", default=200, help="examples of each task (200)")
-    add("--tasks", default="all", help="nano's tasks to run, comma-separated (all)")
+    add("-n", type=positive, metavar="N", help="examples of each task (200)")
+    add("--tasks", help="nano's tasks to run, comma-separated (all)")
     prompts = "own prompts in place of tasks: JSON lines with messages or prompt, and answer"
     add("--prompts", type=Path, metavar="FILE", help=prompts)
     out = "file to write (calibration.json beside the checkpoint, which is read on load)"
@@ -59,7 +59,9 @@ def run(arguments: argparse.Namespace) -> int:
     from dgemma.compose.calibration import FILE, Calibration
     from dgemma.tasks import tasks_named
 
-    tasks = tasks_named(arguments.tasks)
+    if arguments.prompts is not None and (arguments.tasks or arguments.n):
+        raise InvalidRequest("--prompts takes the place of --tasks and -n; leave those out")
+    tasks = tasks_named(arguments.tasks or "all")
     rows = None if arguments.prompts is None else read_prompts(arguments.prompts)
     target = arguments.out or directory_of(arguments) / FILE
     check_target(target)
@@ -93,5 +95,5 @@ def _runs(
     if rows is not None:
         named = {str(arguments.prompts): from_prompts(llm, rows)}
     else:
-        named = {task: from_task(llm, task, arguments.n) for task in tasks}
+        named = {task: from_task(llm, task, arguments.n or 200) for task in tasks}
     return [answer(llm, name, asked, bar.part) for name, asked in named.items()]

@@ -216,10 +216,12 @@ class Calibration:
         """The given file, else the one beside a checkpoint; an empty one if there is none.
 
         Raises:
-            InvalidRequest: the given file holds something else.
+            InvalidRequest: the given file is not there, or holds something else.
             ConfigError: the one beside the checkpoint does.
         """
         if given is not None:
+            if not exists(Path(given)):
+                raise InvalidRequest(f"{given} is not there; `dgemma calibrate` writes it")
             return cls.load(given)
         path = directory / FILE
         try:

@@ -9,6 +9,16 @@ from torch import Tensor
 
 from dgemma.quant.packed import Parts
 
+_NUMBERS = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).to(torch.float32)
+
+
+def e4m3_numbers(codes: Tensor) -> Tensor:
+    """The numbers of codes, fp32. On a CPU by a table: `.to` converts them one by one, slowly."""
+    if codes.device.type != "cpu":
+        return codes.to(torch.float32)
+    index = codes.view(torch.uint8).flatten().to(torch.int32)
+    return _NUMBERS.index_select(0, index).view(codes.shape)
+
 
 def spread(scale: Tensor, group: int, columns: int) -> Tensor:
     """A scale for each column: [..., G] -> [..., K]; the last group may be cut short."""
@@ -35,4 +45,4 @@ class Float8:
     def unpack(self, parts: Parts, columns: int) -> Tensor:
         """See `Format`."""
         scale = parts["scale"].to(torch.float32)
-        return parts["codes"].to(torch.float32) * spread(scale, self.group or columns, columns)
+        return e4m3_numbers(parts["codes"]) * spread(scale, self.group or columns, columns)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dgemma.kernels.experts import experts_grouped, experts_sparse
-from dgemma.model.layers import Embedding, Experts, Linear
+from dgemma.model.layers import Experts, Linear
 from dgemma.quant.packed import Format, Packed
 
 
@@ -38,9 +38,8 @@ class PackedLinear(nn.Module):
 
     def __init__(self, plain: Linear, formats: Mapping[str, Format]) -> None:
         super().__init__()
-        self.in_features, self.out_features = plain.in_features, plain.out_features
         self.formats = formats
-        self.weight = _placeholder(self.out_features, self.in_features)
+        self.weight = _placeholder(plain.out_features, plain.in_features)
 
     def forward(self, x: Tensor) -> Tensor:  # [N, in] -> [N, out]
         assert isinstance(self.weight, PackedBuffers)
@@ -64,7 +63,8 @@ class PackedExperts(nn.Module):
         """Choose the kernel, for good: its name and the reason."""
         names = ", ".join(dict.fromkeys(f.name for f in self.formats.values()))
         self.kernel = experts_sparse if dtype == torch.float32 else experts_grouped
-        return "unpacked", f"{names}: each expert is unpacked for its product; {device}"
+        reason = f"{names}: no kernel for it yet, each expert is unpacked for its product; {device}"
+        return "unpacked", reason
 
     def forward(self, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:  # [N, D] -> [N, D]
         assert isinstance(self.gate_up_proj, PackedBuffers)
@@ -85,53 +85,19 @@ class Unpacking:
         return self.packed[expert].dequantise(self.dtype)
 
 
-class PackedEmbedding(nn.Module):
-    """A table that is unpacked row by row and tile by tile; see `EmbeddingTable`."""
-
-    weight: PackedBuffers | nn.Parameter
-
-    def __init__(self, plain: Embedding, formats: Mapping[str, Format]) -> None:
-        super().__init__()
-        self.size, self.width, self.formats = plain.size, plain.width, formats
-        self.weight = _placeholder(self.size, self.width)
-        self.dtype = torch.float32
-
-    @property
-    def device(self) -> torch.device:
-        """Where the table is."""
-        weight = self.weight
-        return weight.packed.device if isinstance(weight, PackedBuffers) else weight.device
-
-    def scale(self) -> Tensor:
-        """sqrt(D), rounded to the dtype of the activations."""
-        return torch.tensor(self.width**0.5, dtype=self.dtype, device=self.device)
-
-    def rows(self, ids: Tensor) -> Tensor:  # [...] -> [..., D]
-        assert isinstance(self.weight, PackedBuffers)
-        return self.weight.packed.rows(ids, self.dtype)
-
-    def tile(self, low: int, high: int) -> Tensor:  # [high - low, D]
-        assert isinstance(self.weight, PackedBuffers)
-        return self.weight.packed[low:high].dequantise(self.dtype)
+_PACKED = {Linear: PackedLinear, Experts: PackedExperts}
 
 
-PackedModule = PackedLinear | PackedExperts | PackedEmbedding
-_PACKED = {Linear: PackedLinear, Experts: PackedExperts, Embedding: PackedEmbedding}
-
-
-def swap(model: nn.Module, formats: Mapping[str, Format], dtype: torch.dtype) -> list[str]:
+def swap(model: nn.Module, formats: Mapping[str, Format]) -> None:
     """Put packed modules in the places of plain ones.
+
+    Weights of other modules are unpacked when they are read, and so are experts of which only one
+    stack is packed.
 
     Args:
         model: on the meta device.
-        formats: of each weight that stays packed, by its name in `model.state_dict()`.
-        dtype: of the activations.
-
-    Returns:
-        The weights of `formats` that have no such module: they are to be unpacked. Experts stay
-        packed only if both of their stacks do.
+        formats: of each packed weight, by its name in `model.state_dict()`.
     """
-    left = []
     owners: dict[str, dict[str, Format]] = {}
     for name, form in formats.items():
         path, _, leaf = name.rpartition(".")
@@ -139,14 +105,8 @@ def swap(model: nn.Module, formats: Mapping[str, Format], dtype: torch.dtype) ->
     for path, theirs in owners.items():
         plain = model.get_submodule(path)
         make = _PACKED.get(type(plain))
-        if make is None or len(theirs) < len(list(plain.parameters(recurse=False))):
-            left += [f"{path}.{leaf}" for leaf in theirs]
-            continue
-        packed = make(plain, theirs)
-        if isinstance(packed, PackedEmbedding):
-            packed.dtype = dtype
-        model.set_submodule(path, packed)
-    return left
+        if make is not None and len(theirs) == len(list(plain.parameters(recurse=False))):
+            model.set_submodule(path, make(plain, theirs))
 
 
 def put(module: nn.Module, leaf: str, packed: Packed) -> None:
@@ -157,7 +117,7 @@ def put(module: nn.Module, leaf: str, packed: Packed) -> None:
 
 def keeps_packed(module: nn.Module) -> bool:
     """Whether a module computes with packed weights."""
-    return isinstance(module, PackedLinear | PackedExperts | PackedEmbedding)
+    return isinstance(module, PackedLinear | PackedExperts)
 
 
 def _placeholder(*shape: int) -> nn.Parameter:

@@ -55,16 +55,6 @@ class Packed:
         """Of the numbers."""
         return (*next(iter(self.parts.values())).shape[:-1], self.columns)
 
-    @property
-    def nbytes(self) -> int:
-        """Of all parts."""
-        return sum(part.nbytes for part in self.parts.values())
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parts are."""
-        return next(iter(self.parts.values())).device
-
     def __getitem__(self, index: Any) -> Packed:
         """Some matrices or rows, cut out of all dimensions but the last."""
         return replace(self, parts={name: part[index] for name, part in self.parts.items()})
@@ -80,11 +70,6 @@ class Packed:
     def dequantise(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The numbers, computed in fp32 and then rounded to `dtype`: [..., R, K]."""
         return self.format.unpack(self.parts, self.columns).to(dtype)
-
-    def rows(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The numbers of the rows `ids` of a matrix: int64 [...] -> [..., K]."""
-        flat = self[ids.flatten()].dequantise(dtype)
-        return flat.view(*ids.shape, self.columns)
 
     def linear(self, x: Tensor) -> Tensor:
         """`x @ W.T` with unpacked numbers: [N, K] -> [N, R] in the dtype of `x`."""

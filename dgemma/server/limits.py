@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dgemma.params import DEFAULT_TRIES, bounds
+from dgemma.params import DEFAULT_TRIES, RELEASED, bounds
 from dgemma.server.errors import Refusal
 from dgemma.server.settings import ServerLimits
 
@@ -24,19 +24,26 @@ def check_limit(name: str, value: int | None, most: int | None) -> None:
         raise limited(name, f"{name} {value} is above this server's {most}; ask for less")
 
 
-def check_restarts(after: int | str | None, tries: int | None, limits: ServerLimits) -> None:
+def check_restarts(
+    after: int | str | None, tries: int | None, careful: bool, steps: int | None,
+    limits: ServerLimits,
+) -> None:  # fmt: skip
     """Refuse a canvas whose tries together may take more steps than the limit allows.
 
     Args:
         after: steps of a try, if the request gives a number.
+        careful: a try that converges may be followed by another, too.
+        steps: most steps of a canvas, if the request gives them.
 
     Raises:
         Refusal: 400.
     """
-    name = "restart_after" if after else "tries"
+    name = "restart_after" if after else "quality" if careful else "tries"
     most = limits.max_steps or bounds("max_steps")[1]
-    steps = (after if isinstance(after, int) else 1) * (tries or DEFAULT_TRIES)
-    if (after or tries) and most is not None and steps > most:
+    once = (steps or RELEASED.max_steps or 0) if careful else 1
+    once = after if isinstance(after, int) and after else once
+    steps = once * (tries or DEFAULT_TRIES)
+    if (after or tries or careful) and most is not None and steps > most:
         raise limited(
             name, f"{name} lets a canvas take {steps} steps in all its tries, more than this "
             f"server's {most}; ask for fewer steps or tries",

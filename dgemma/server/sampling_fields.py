@@ -304,7 +304,10 @@ class SamplingFields(Ignorable):
         check_limit("max_tokens", values["max_tokens"], limits.max_tokens)
         check_limit("max_steps", values["max_steps"], limits.max_steps)
         check_limit("race", values["race"], limits.n)
-        check_restarts(values["restart_after"], values["tries"], limits)
+        check_restarts(
+            values["restart_after"], values["tries"], values["quality"] is not None,
+            values["max_steps"], limits,
+        )  # fmt: skip
         for name in CONSTRAINT_FIELDS:
             if values.get(name) is not None:
                 check_schema(values[name], name, limits)

@@ -65,6 +65,8 @@ def test_beside_the_checkpoint(tmp_path: Path, run: Callable[..., Ran]) -> None:
     (["--tasks", "sudokus"], "did you mean 'sudoku'"),
     (["--out", "no/such.json"], "no/such.json"),
     (["--out", "bad.jsonl"], "bad.jsonl is not a calibration"),
+    (["--prompts", "bad.jsonl", "-n", "5"], "leave those out"),
+    (["--prompts", "bad.jsonl", "--tasks", "json"], "leave those out"),
 ])  # fmt: skip
 def test_refused(
     words: list[str], said: str, tmp_path: Path, run: Callable[..., Ran],

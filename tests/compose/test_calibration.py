@@ -62,3 +62,9 @@ def test_files_that_are_no_files(tmp_path: Path) -> None:
     for name, said in (("pipe", "a pipe"), ("large", "more than"), ("lost", "No such file")):
         with pytest.raises(ConfigError, match=f"{said}.*remove it"):
             Calibration.of(None, tmp_path / name)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    """The remedy is not to remove it."""
+    with pytest.raises(InvalidRequest, match="x.json is not there; `dgemma calibrate` writes it"):
+        Calibration.of(tmp_path / "x.json", tmp_path)

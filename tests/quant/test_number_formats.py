@@ -7,7 +7,7 @@ import torch
 
 from dgemma.quant.affine import Affine, bit_stream
 from dgemma.quant.float4 import Float4
-from dgemma.quant.float8 import Float8
+from dgemma.quant.float8 import Float8, e4m3_numbers
 from tests.support.packing import FP4, stream
 
 GENERATOR = torch.Generator().manual_seed(1)
@@ -68,3 +68,10 @@ def test_fp8_in_groups() -> None:
     found = Float8(32).unpack({"codes": codes, "scale": scale}, 127)
     right = codes.double() * scale.double().repeat_interleave(32, -1)[:, :127]
     assert torch.equal(found, right.float())
+
+
+def test_every_code_of_e4m3() -> None:
+    """The table gives what torch's own conversion gives, NaN included."""
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).view(16, 16)
+    found = e4m3_numbers(codes)
+    assert torch.equal(found.nan_to_num(99.0), codes.float().nan_to_num(99.0))

@@ -170,6 +170,9 @@ def test_a_plan_has_no_verdict(path: str, body: dict[str, Any]) -> None:
     (CHAT, {"messages": QUESTION, "diffusion_tries": 21}, "diffusion_tries"),
     (CHAT, {"messages": QUESTION, "diffusion_restart_after": "auto", "diffusion_tries": 21},
      "diffusion_restart_after"),
+    (CHAT, {"messages": QUESTION, "diffusion": {"quality": "careful"}}, "diffusion.quality"),
+    (CHAT, {"messages": QUESTION, "diffusion": {"quality": "careful", "max_steps": 6}},
+     "diffusion.quality"),
 ])  # fmt: skip
 def test_tries_and_races_are_bounded(path: str, body: dict[str, Any], name: str) -> None:
     """Catches one request that takes the rows of many, or a canvas that takes the steps of many."""

@@ -224,6 +224,16 @@ def test_unpacked_weights_are_saved_as_plain_ones(tmp_path: Path) -> None:
     assert not any(isinstance(module, PackedLinear) for module in again.modules())
 
 
+def test_packed_weights_are_not_saved(tmp_path: Path) -> None:
+    """Codes have no name in the released layout: nothing is written, and the error says so."""
+    stored, _ = packed_state(random_state(), per_row)
+    path = write(tmp_path / "packed", stored, config())
+    loaded = load_model(path, device="cpu", dtype="float32")
+    with pytest.raises(CheckpointError, match="packed weights.*copy that directory"):
+        save_model(loaded.model, loaded.checkpoint, tmp_path / "plain")
+    assert not (tmp_path / "plain").exists()
+
+
 @pytest.mark.parametrize("size", [None, [128], [0, 128], "128"])
 def test_a_strange_block_is_refused(tmp_path: Path, size: object) -> None:
     """The block cannot be guessed from shapes."""
