@@ -45,7 +45,7 @@ from dgemma.model.cache import PagedMemory
 from dgemma.model.size import page_bytes, page_counts, window_pages
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import DRAWN_BITS, SamplingParams
-from dgemma.types import PAGE, FinishReason, Request
+from dgemma.types import PAGE, Event, FinishReason, Request
 
 CHUNK = 1024
 """Most prompt tokens of one request that a step encodes."""
@@ -244,7 +244,7 @@ class Engine:
                 self._end(seq, "error", error)
             elif seq.output is None:
                 seq.finish("error", error)
-                self._report(seq)
+                seq.events.put(self._count(seq))
 
     @property
     def running(self) -> int:
@@ -271,7 +271,7 @@ class Engine:
             live, self._live = self._live, set()
             for seq in live:
                 seq.finish("error" if error else "cancelled", error)
-                self._report(seq)
+                seq.events.put(self._count(seq))
             self._counted.preemptions += self.scheduler.preemptions
             self._counted.prefix_hit_tokens += self.scheduler.pages.hit_tokens
             self.scheduler = self._scheduler(self._pages())
@@ -375,26 +375,26 @@ class Engine:
     def _retire(self, seq: Sequence) -> None:
         """Take a finished sequence out and report its end."""
         self._live.remove(seq)
+        done = self._count(seq)  # before it leaves its place: it is always in one or the other
         self.searches.discard(seq)
         try:
             self.scheduler.remove(seq)
         finally:  # even after a fault here nobody may wait for this sequence
-            self._report(seq)
+            seq.events.put(done)
 
-    def _report(self, seq: Sequence) -> None:
+    def _count(self, seq: Sequence) -> Event:
+        """Count a finished sequence; its last event."""
         assert seq.done is not None and seq.done.output is not None
         self._counted.add_end(seq.done.output.finish_reason, seq.restarts)
         self.limits.learnt.learn(seq.request.params, seq.converged, self.defaults)
-        seq.events.put(seq.done)
+        return seq.done
 
     def forget(self) -> None:
         """Drop the keys and values that are only kept for later requests."""
         with self._alone():
             self.scheduler.pages.forget()
 
-    # -- counters ------------------------------------------------------------------------------
-
     def counters(self) -> Counters:
         """The state of the engine and its work so far, as plain numbers."""
-        counted = replace(self._counted, restart_after=self.limits.learnt.restart_after or 0)
-        return counted.beside(self.scheduler)
+        found = self._counted.beside(self.scheduler)  # places first: who left them is counted
+        return replace(found, restart_after=self.limits.learnt.restart_after or 0)

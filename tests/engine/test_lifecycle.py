@@ -298,3 +298,31 @@ def test_nan_in_a_reading(params: dict[str, Any]) -> None:
     one.step()
     assert seq.output is not None and seq.output.finish_reason == "error"
     assert "not finite" in str(seq.output.error) and min(seq.output.token_ids, default=0) >= 0
+
+
+@pytest.mark.parametrize("moment", ["reading", "leaving"])
+def test_no_count_misses_a_request_that_ends_meanwhile(moment: str) -> None:
+    """Counts are read in other threads: one said that nothing runs, and that nothing had ended."""
+    one = engine()
+    stream = one.submit(request())
+    one.step()
+    found = []
+
+    class Leaving(list):  # type: ignore[type-arg]
+        """The request ends while the places are counted, or its counts are read as it leaves."""
+
+        def __len__(self) -> int:
+            if moment == "reading":
+                stream.close()
+            return super().__len__()
+
+        def remove(self, seq: Any) -> None:
+            super().remove(seq)
+            if moment == "leaving":
+                found.append(one.counters())
+
+    one.scheduler.running = Leaving(one.scheduler.running)
+    if moment == "reading":
+        found.append(one.counters())
+    stream.close()
+    assert [(counts.running, counts.ended_cancelled) for counts in found] == [(0, 1)]
