@@ -158,7 +158,7 @@ def test_a_small_run_against_a_server_of_its_own(
     the report."""
     monkeypatch.setenv("DGEMMA_API_KEYS", "sk-of-the-user-not-ours")
     file = tmp_path / "own.jsonl"
-    file.write_text("\n".join(json.dumps({"prompt": f"Parity: {n}10973"}) for n in range(6)))
+    file.write_text("\n".join(json.dumps({"prompt": f"Parity: {n} quokka"}) for n in range(6)))
     json_, svg = tmp_path / "r.json", tmp_path / "r.svg"
     code, out, err = run(
         "serving", "nano", "--concurrency", "1,2", "--requests", "4", "--rates", "50",
@@ -179,7 +179,7 @@ def test_a_small_run_against_a_server_of_its_own(
     ElementTree.fromstring(svg.read_text())
     assert svg.read_text().count("<circle") == 3 * (1 + 6)  # loads, each a rate and six times
     for told in (out, json_.read_text(), svg.read_text()):
-        assert "10973" not in told and "sk-" not in told
+        assert "quokka" not in told and "sk-" not in told
     assert "--rates 50" in report["command"] and report["subject"]["device"] == "cpu"
 
 
