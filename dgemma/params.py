@@ -36,7 +36,7 @@ WIDTH_STEP, END_ROOM = 32, 16
 """An automatic canvas is a multiple of the one, with room for `max_tokens` and the other."""
 
 DEFAULT_TRIES = 4
-"""Most times that a canvas is begun, if `restart_after` is given without `tries`."""
+"""Most times that a canvas is begun if `tries` is not given; see `most_tries`."""
 
 CONSTRAINT_FIELDS = ("json_schema", "regex", "grammar", "choices", "structure")
 """Fields that constrain an answer as a whole; at most one of them is given."""
@@ -127,7 +127,7 @@ class SamplingParams:
     )  # fmt: skip
     tries: int | None = option(
         integer, "most times that a canvas is begun, by restart_after or quality "
-        f"({DEFAULT_TRIES})", 1, 64,
+        f"({DEFAULT_TRIES}, or fewer that fit in max_steps)", 1, 64,
     )  # fmt: skip
     race: int | None = option(
         integer, "canvases side by side; the first to converge counts (1)", 1, 16
@@ -247,6 +247,12 @@ class SamplingParams:
         """The field that constrains the answer as a whole, if one does."""
         return next((name for name in CONSTRAINT_FIELDS if getattr(self, name) is not None), None)
 
+    @property
+    def most_tries(self) -> int:
+        """Most times that a canvas is begun."""
+        careful = self.quality is not None
+        return most_tries(self.tries, self.restart_after, self.max_steps, careful)
+
     def once(self) -> SamplingParams:
         """The same without restarts and races."""
         return dataclasses.replace(self, restart_after=0, race=1)
@@ -316,6 +322,22 @@ RELEASED = SamplingParams(
     confidence_threshold=0.005, stability_threshold=1,
 )  # fmt: skip
 """The sampler of the released checkpoint (its `generation_config.json`)."""
+
+
+def most_tries(
+    tries: int | None, after: int | str | None, steps: int | None, careful: bool
+) -> int:
+    """Most times that a canvas is begun, by the fields of the request; "auto" counts as none.
+
+    Without `tries` it is as many of `DEFAULT_TRIES` as fit in `max_steps`, but two at least; a
+    canvas that `max_steps` ends before it could be restarted is begun once.
+    """
+    if tries is not None:
+        return tries
+    if careful or not isinstance(after, int) or not after:
+        return DEFAULT_TRIES
+    most = steps or RELEASED.max_steps or 0
+    return min(DEFAULT_TRIES, max(2, most // after)) if after < most else 1
 
 
 def canvas_width(params: SamplingParams, full: int) -> int:

@@ -165,3 +165,15 @@ def test_a_prompt_that_fits_a_narrower_canvas() -> None:
 def test_drawn_seeds_survive_json() -> None:
     """Catches a seed that is reported and that JavaScript rounds: doubles hold 53 bits."""
     assert float(2**DRAWN_BITS - 1) == 2**DRAWN_BITS - 1 and DRAWN_BITS <= 53
+
+
+@pytest.mark.parametrize(("fields", "most"), [
+    ({}, 4), ({"restart_after": 0}, 4), ({"restart_after": 8}, 4), ({"restart_after": 14}, 3),
+    ({"restart_after": 30}, 2), ({"restart_after": 48}, 1), ({"restart_after": 90}, 1),
+    ({"restart_after": 8, "max_steps": 8}, 1), ({"restart_after": 7, "max_steps": 8}, 2),
+    ({"restart_after": 8, "max_steps": 8, "tries": 3}, 3), ({"restart_after": "auto"}, 4),
+    ({"restart_after": 30, "quality": "careful"}, 4), ({"quality": "careful", "tries": 2}, 2),
+])  # fmt: skip
+def test_how_often_a_canvas_is_begun(fields: dict[str, Any], most: int) -> None:
+    """Tries that nobody asked for and that cost more than a canvas may take in all."""
+    assert SamplingParams(**fields).most_tries == most

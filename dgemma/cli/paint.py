@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from dgemma.cli.cells import clean
-from dgemma.params import DEFAULT_TRIES, SamplingParams
+from dgemma.params import SamplingParams
 from dgemma.text.calls import QUOTE
 from dgemma.text.parse import MarkerIds, StreamParser, thought_is_open
 from dgemma.types import (
@@ -131,7 +131,7 @@ class Painter:
             params: of the answer, the checkpoint's own among them: how often a canvas is begun.
         """
         params = params or SamplingParams()
-        self._tries, self._race = params.tries or DEFAULT_TRIES, params.race or 1
+        self._tries, self._race = params.most_tries, params.race or 1
         self._restarted = (-1, -1)  # the request and the canvas that was begun anew
         is_open = prompt is not None and thought_is_open(MarkerIds.of(tokenizer), prompt)
         self._parser = StreamParser(tokenizer, chat=prompt is not None, thought_open=is_open)

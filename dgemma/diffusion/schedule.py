@@ -65,7 +65,7 @@ class Schedule:
             greedy=full.temperature == 0,
             stable_prefix=bool(full.stable_prefix),
             restart_after=full.restart_after or 0,
-            tries=full.tries or DEFAULT_TRIES,
+            tries=full.most_tries,
             race=full.race or 1,
         )
 

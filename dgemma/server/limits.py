@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dgemma.params import DEFAULT_TRIES, RELEASED, bounds
+from dgemma.params import RELEASED, bounds, most_tries
 from dgemma.server.errors import Refusal
 from dgemma.server.settings import ServerLimits
 
@@ -42,7 +42,7 @@ def check_restarts(
     most = limits.max_steps or bounds("max_steps")[1]
     once = (steps or RELEASED.max_steps or 0) if careful else 1
     once = after if isinstance(after, int) and after else once
-    steps = once * (tries or DEFAULT_TRIES)
+    steps = once * most_tries(tries, after, steps, careful)
     if (after or tries or careful) and most is not None and steps > most:
         raise limited(
             name, f"{name} lets a canvas take {steps} steps in all its tries, more than this "

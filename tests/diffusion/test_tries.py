@@ -118,7 +118,7 @@ def test_an_empty_first_canvas_is_begun_anew() -> None:
     assert run(empty)[1].token_ids == ()
     _, made = run([*empty, *sure(20)], restart_after=8)
     assert made.token_ids == (20, 21, 22, 23) and made.discarded_steps == 2
-    _, made = run(empty * 4, restart_after=8)
+    _, made = run(empty * 4, restart_after=8, tries=4)
     assert made.token_ids == () and made.finish_reason == "stop" and made.canvases[0][0] == END
     assert made.steps == (8,) and made.discarded_steps == 6, "all are empty, so it is"
     _, made = run([*empty, *wavering()], restart_after=3, tries=2)

@@ -33,12 +33,15 @@ def nano(dtype: str = "float32") -> LLM:
 
 
 def nano_engine(*, endless: bool = False, chunk: int = 512, **options: Any) -> Engine:
-    """A fresh engine on nano's network; an endless one knows no end ids: many canvases."""
+    """A fresh engine on nano's network; an endless one knows no end ids: many canvases.
+
+    Nothing is restarted unless a request asks for it; golden tokens have nano's own defaults.
+    """
     llm = nano()
     return Engine(
         llm.model,
         end_ids=() if endless else llm.engine.spec.end_ids,
-        defaults=llm.defaults,
+        defaults=llm.defaults.once(),
         chunk=chunk,
         **options,
     )
