@@ -236,9 +236,7 @@ def invalid(errors: Sequence[Mapping[str, Any]]) -> Refusal:
     first = min(errors, key=lambda e: e["type"] == "missing", default=None)
     if first is None:
         return Refusal(400, "the request is malformed")
-    parts = [part for part in first["loc"] if isinstance(part, int) or _NAME.fullmatch(part)]
-    where = ".".join(str(part) for part in parts)
-    where = re.sub(r"\.(\d+)", r"[\1]", where)
+    where = _field(first)
     ctx = first.get("ctx") or {}
     if first["type"] in ("unknown_field", "refused_field"):
         name = ".".join(part for part in (where, str(ctx.get("field", ""))) if part)
@@ -254,7 +252,16 @@ def invalid(errors: Sequence[Mapping[str, Any]]) -> Refusal:
         return Refusal(400, said, param=where, code="invalid_value")
     message = str(first["msg"])
     message = message[:1].lower() + message[1:]
+    if first["type"].startswith("int_"):  # a number, or one of some words
+        words = (e for e in errors if e["type"] == "literal_error" and _field(e) == where)
+        message += "".join(f" or {word['ctx']['expected']}" for word in words)
     return Refusal(400, f"{where}: {message}", param=where, code="invalid_value")
+
+
+def _field(error: Mapping[str, Any]) -> str:
+    """The name of the field at fault: `messages[0].content`."""
+    parts = [part for part in error["loc"] if isinstance(part, int) or _NAME.fullmatch(part)]
+    return re.sub(r"\.(\d+)", r"[\1]", ".".join(str(part) for part in parts))
 
 
 # -- for the OpenAPI document ----------------------------------------------------------------------

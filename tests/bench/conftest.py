@@ -13,6 +13,7 @@ import bench.offline
 import bench.run
 import bench.scale
 import bench.serving
+import bench.verdict
 import bench.vocabulary
 from dgemma.bench import machine
 from dgemma.bench.make import make
@@ -24,6 +25,7 @@ FRAMED = {
     "offline": bench.offline,
     "scale": bench.scale,
     "serving": bench.serving,
+    "verdict": bench.verdict,
     "vocabulary": bench.vocabulary,
 }
 """Programs that share the frame of `bench.run`."""

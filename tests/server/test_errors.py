@@ -143,6 +143,9 @@ def test_a_body_must_come_in_time(client: Client, monkeypatch: pytest.MonkeyPatc
     ({"diffusion_seed_canvas": [5] * 97}, "diffusion_seed_canvas", "96 wide"),
     ({"diffusion_canvas_length": 4096}, "diffusion_canvas_length", "above the model's"),
     ({"vllm_xargs": {"diffusion_maxsteps": 1}}, "vllm_xargs.diffusion_maxsteps", "use only"),
+    ({"diffusion": {"restart_after": "aut"}}, "diffusion.restart_after", "integer or 'auto'"),
+    ({"diffusion_canvas_length": 1.5}, "diffusion_canvas_length", "integer or 'auto'"),
+    ({"diffusion_restart_after": -1}, "diffusion_restart_after", "greater than or equal to 0"),
     ({"model": "../../etc/passwd"}, "model", "not served here"),
     ({"model": "nanoo"}, "model", "did you mean 'nano'?"),
 ])  # fmt: skip
