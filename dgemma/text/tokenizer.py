@@ -19,9 +19,9 @@ from tokenizers import AddedToken, decoders, models, normalizers
 from tokenizers import Tokenizer as Backend
 
 from dgemma.errors import ContextOverflow, InvalidRequest, TokenizerError
+from dgemma.files.gguf import GgufError, GgufFile, split_files
 from dgemma.files.read import exists, parse_json, read_text, reason
 from dgemma.text.byte_table import REMEDY, byte_table
-from dgemma.text.gguf import read_metadata
 from dgemma.text.lossless import SPACE, keeps_all
 from dgemma.text.tokenizer_json import read_backend
 
@@ -72,6 +72,24 @@ class Tokenizer:
                 raise TokenizerError(f"{source}: plain text becomes control token {text}; {REMEDY}")
 
     @classmethod
+    def find(cls, path: str | Path) -> Tokenizer | None:
+        """The tokenizer of a checkpoint, or None if it has none; see `from_checkpoint`."""
+        if Path(path).is_file():
+            there = "tokenizer.ggml.model" in _opened(path)
+        else:
+            there = exists(Path(path) / "tokenizer.json")
+        return cls.from_checkpoint(path) if there else None
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path) -> Tokenizer:
+        """The tokenizer of a checkpoint, which is a directory or a GGUF file.
+
+        Raises:
+            TokenizerError: it has none, or one that cannot be used.
+        """
+        return cls.from_gguf(path) if Path(path).is_file() else cls.from_directory(path)
+
+    @classmethod
     def from_directory(cls, path: str | Path) -> Tokenizer:
         """The tokenizer of a checkpoint directory in Hugging Face's layout.
 
@@ -101,7 +119,7 @@ class Tokenizer:
         Raises:
             TokenizerError: no GGUF file, or its vocabulary is not one of Gemma 4.
         """
-        metadata = read_metadata(path)
+        metadata = _opened(path)
         kind = metadata.get("tokenizer.ggml.model")
         if kind != "gemma4":
             raise TokenizerError(f"{path}: vocabulary {kind!r} is not 'gemma4'; use tokenizer.json")
@@ -109,7 +127,7 @@ class Tokenizer:
             tokens: list[str] = metadata["tokenizer.ggml.tokens"]
             keys = zip(_NAMES, ("bos", "eos", "padding"), strict=True)
             names = {key: tokens[metadata[f"tokenizer.ggml.{name}_token_id"]] for key, name in keys}
-            backend = _gguf_backend(metadata)
+            backend = _gguf_backend(tokens, metadata)
         except Exception as error:  # the library raises nothing narrower
             text = f"{path}: broken vocabulary ({type(error).__name__}: {error})"
             raise TokenizerError(f"{text}; download the file again") from error
@@ -299,14 +317,25 @@ class Detokenizer:
         return self._utf8.decode(b"", True)
 
 
-def _gguf_backend(metadata: Mapping[str, Any]) -> Backend:
+def _opened(path: str | Path) -> GgufFile:
+    """The GGUF file, of several the first."""
+    try:
+        return GgufFile(split_files(path)[0])
+    except GgufError as error:
+        raise TokenizerError(str(error)) from error
+
+
+def _gguf_backend(tokens: list[str], metadata: Mapping[str, Any]) -> Backend:
     """The vocabulary of Gemma 4 that GGUF metadata holds."""
-    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     types: list[int] = metadata["tokenizer.ggml.token_type"]
     merges = [merge.partition(" ")[::2] for merge in metadata["tokenizer.ggml.merges"]]
     vocab = {token: token_id for token_id, token in enumerate(tokens)}
     kinds = (_GGUF_CONTROL, _GGUF_USER_DEFINED)
-    control = [token for token, kind in zip(tokens, types, strict=True) if kind in kinds]
+    control = [
+        token
+        for token, kind in zip(tokens, types, strict=True)
+        if kind in kinds or (token.startswith("<") and _CONTROL_FORM.fullmatch(token))
+    ]
     return gemma_backend(vocab, merges, control)
 
 
