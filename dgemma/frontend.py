@@ -128,7 +128,7 @@ class Frontend:
     ) -> None:  # fmt: skip
         """
         Args:
-            source: the checkpoint's directory, for messages.
+            source: the checkpoint's directory or GGUF file, for messages.
             tokenizer, template: None if the checkpoint has none.
             end_ids: ids that end an answer.
             canvas: tokens of the model's canvas.
@@ -341,7 +341,7 @@ class Frontend:
 
     @property
     def source(self) -> Path:
-        """The checkpoint's directory."""
+        """The checkpoint's directory or GGUF file."""
         return self._source
 
     def grammar(self, request: Request) -> tuple[str, Any] | None:

@@ -53,7 +53,8 @@ _BOOL, _STRING, _ARRAY = 7, 8, 9
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 10: "Q", 11: "q", 12: "d"}
 _DEEPEST = 8
 _LENGTH = struct.Struct("<Q").unpack_from
-_SPLIT = re.compile(r"(?s)(.*)-(\d{5})-of-(\d{5})\.gguf")
+SPLIT = re.compile(r"-(\d{5})-of-(\d{5})(?=\.gguf$)")
+"""The end of the name of one of several files."""
 
 
 class GgufError(ValueError):
@@ -318,6 +319,16 @@ class _Walk:
         return GgufError(f"{self._path}: broken GGUF header, {what} at byte {self.at}; {DAMAGED}")
 
 
+def is_gguf(path: str | Path) -> bool:
+    """Whether a file is one by its name or by how it begins."""
+    try:
+        check_regular(path)
+        with open(path, "rb") as file:
+            return str(path).lower().endswith(".gguf") or file.read(4) == MAGIC
+    except OSError:
+        return str(path).lower().endswith(".gguf")
+
+
 def split_files(path: str | Path) -> list[Path]:
     """All files of a set whose names end in `-00001-of-00003.gguf`; any other file alone.
 
@@ -325,10 +336,10 @@ def split_files(path: str | Path) -> list[Path]:
         GgufError: one of them is missing.
     """
     path = Path(path)
-    match = _SPLIT.fullmatch(path.name)
+    match = SPLIT.search(path.name)
     if match is None:
         return [path]
-    base, number, count = match[1], int(match[2]), int(match[3])
+    base, number, count = path.name[: match.start()], int(match[1]), int(match[2])
     if not 1 <= number <= count <= MOST_SPLITS:
         raise GgufError(f"{path} is not one of {count} splits by its name; restore the name")
     paths = [path.with_name(f"{base}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]

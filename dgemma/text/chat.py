@@ -22,8 +22,8 @@ from typing import Any, NoReturn
 import jinja2
 
 from dgemma.errors import InvalidRequest, TemplateError, bad_field
-from dgemma.files.gguf import GgufError, GgufFile, split_files
 from dgemma.files.read import exists, read_json, read_text, reason
+from dgemma.text.gguf import read_template
 from dgemma.text.messages import clean_messages, clean_tools, plain_json
 from dgemma.text.template_costs import TooMuchWork, limited
 from dgemma.text.template_sandbox import TemplateEnvironment
@@ -161,12 +161,9 @@ class ChatTemplate:
 
     @classmethod
     def _in_gguf(cls, path: str | Path, tokenizer: Tokenizer) -> ChatTemplate | None:
-        try:
-            source = GgufFile(split_files(path)[0]).get("tokenizer.chat_template")
-        except GgufError as error:
-            raise TemplateError(str(error)) from error
+        source = read_template(path)
         where = f"the chat template in {path}"
-        return cls(source, tokenizer, where) if isinstance(source, str) else None
+        return None if source is None else cls(source, tokenizer, where)
 
     def beginnings(self) -> list[tuple[int, ...]]:
         """What prompts begin with before any text of a caller, for each kind of conversation:
