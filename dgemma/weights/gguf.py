@@ -63,9 +63,11 @@ class GgufSource:
         """
         try:
             paths = split_files(path)
-            self.path, self.keys = paths[0], GgufFile(paths[0])
+            files = [GgufFile(one) for one in paths]
+            for number, file in enumerate(files):
+                _check_split(file, number, len(files))
+            self.path, self.keys = paths[0], files[0]
             check_architecture(self.path, self.keys)
-            files = [self.keys, *map(GgufFile, paths[1:])]
             self._stored = _stored(files)
         except GgufError as error:
             raise CheckpointError(str(error)) from error
@@ -140,17 +142,21 @@ class GgufSource:
         return turning / len(values)
 
 
+def _check_split(file: GgufFile, number: int, count: int) -> None:
+    """Whether a file is the one of several that its name says."""
+    given = file.get("split.no", number), file.get("split.count", count)
+    if given != (number, count):
+        raise CheckpointError(
+            f"{file.path} has split.no {shown(given[0])} and split.count {shown(given[1])}, not "
+            f"{number} and {count} as its name says. Give all splits their own names back: "
+            "NAME-00001-of-00003.gguf and so on"
+        )
+
+
 def _stored(files: Sequence[GgufFile]) -> dict[str, GgufEntry]:
     """The tensors of all files by their own names."""
     found: dict[str, GgufEntry] = {}
-    for number, file in enumerate(files):
-        count, place = file.get("split.count", len(files)), file.get("split.no", number)
-        if (count, place) != (len(files), number):
-            raise CheckpointError(
-                f"{file.path} says that it is split {shown(place)}, from 0 on, of {shown(count)}; "
-                f"its name says {number} of {len(files)}. Give all splits their own names back: "
-                "NAME-00001-of-00003.gguf and so on"
-            )
+    for file in files:
         for name, place in file.tensors.items():
             if name in found:
                 raise CheckpointError(

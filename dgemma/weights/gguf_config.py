@@ -93,7 +93,7 @@ def gguf_config(
     tokens = tokens if isinstance(tokens, list) else []
     text = _text_config(own, share)
     text["vocab_size"] = len(tokens) or own.take("vocab_size", int) or rows
-    end_ids = _end_ids(keys, tokens)
+    end_ids = _end_ids(path, keys, tokens)
     text |= {
         "bos_token_id": keys.get("tokenizer.ggml.bos_token_id", 2),
         "pad_token_id": keys.get("tokenizer.ggml.padding_token_id", 0),
@@ -189,14 +189,12 @@ def _generation(own: Section, end_ids: list[int]) -> GenerationDefaults:
         raise ConfigError(f"{own.where}: diffusion.eb_...: {error}") from error
 
 
-def _end_ids(keys: Mapping[str, Any], tokens: Sequence[str]) -> list[int]:
+def _end_ids(path: Path, keys: Mapping[str, Any], tokens: Sequence[str]) -> list[int]:
     """The ids that end an answer."""
-    named = [keys.get("tokenizer.ggml.eos_token_id", 1)]
-    named += [_index(tokens, word) for word in END_TOKENS]
-    named.append(keys.get("tokenizer.ggml.eot_token_id"))
-    for one in named:
-        if not isinstance(one, int | None):
-            raise ConfigError(f"tokenizer.ggml.eos_token_id or eot is {shown(one)}, not an id")
+    given = {key: keys.get(f"tokenizer.ggml.{key}") for key in ("eos_token_id", "eot_token_id")}
+    own = Section(f"{path}: tokenizer.ggml", given)
+    named = [own.take("eos_token_id", int, 1), *(_index(tokens, word) for word in END_TOKENS)]
+    named.append(own.take("eot_token_id", int))
     return [i for i in dict.fromkeys(named) if i is not None]
 
 
