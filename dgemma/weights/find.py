@@ -104,18 +104,20 @@ def _within(path: Path, name: str) -> Path:
 
 
 def _gguf_files(directory: Path) -> list[Path]:
-    """The GGUF files of a directory, of each set of splits the first that is there."""
-    found = sorted(p for p in directory.glob("*") if p.suffix.lower() == GGUF)
-    firsts: dict[str, Path] = {}
-    for path in found:
-        if not path.name.lower().startswith(VISION):
-            firsts.setdefault(SPLIT.sub("", path.name), path)
-    return list(firsts.values())
+    """The GGUF files of a directory, else of its folders; of each set of splits one."""
+    for places in ("*", "*/*"):
+        found = sorted(path for path in directory.glob(places) if path.suffix.lower() == GGUF)
+        models = [path for path in found if not path.name.lower().startswith(VISION)]
+        if models:
+            return list({SPLIT.sub("", str(path)): path for path in reversed(models)}.values())[
+                ::-1
+            ]
+    return []
 
 
 def _listed(directory: Path, most: int = 30) -> str:
     """The GGUF files of a directory, for a message."""
-    names = [path.name for path in _gguf_files(directory)]
+    names = [path.relative_to(directory).as_posix() for path in _gguf_files(directory)]
     more = [f"and {len(names) - most} more"] if len(names) > most else []
     return ": " + ", ".join(names[:most] + more) if names else ""
 
@@ -158,11 +160,6 @@ def _cached_snapshot(name: str, revision: str) -> tuple[Path | None, str]:
             return None, f"{ref} cannot be read"
     snapshot = root / "snapshots" / commit
     inside = snapshot.parent.name == "snapshots"
-    if not inside or not (os.path.isfile(snapshot / CONFIG) or _holds_gguf(snapshot)):
+    if not inside or not (os.path.isfile(snapshot / CONFIG) or _gguf_files(snapshot)):
         return None, f"{root} has no complete snapshot of revision {revision!r}"
     return snapshot, ""
-
-
-def _holds_gguf(snapshot: Path) -> bool:
-    """Whether a snapshot holds a GGUF file, in it or in a folder of it."""
-    return any(path.suffix.lower() == GGUF for path in snapshot.rglob("*"))
