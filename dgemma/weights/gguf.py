@@ -21,7 +21,8 @@ from dgemma.model.config import ModelConfig
 from dgemma.model.hf_generation import GenerationDefaults
 from dgemma.model.json_section import shown
 from dgemma.quant.gguf_blocks import FORMATS, NVFP4
-from dgemma.quant.packed import Packed
+from dgemma.quant.gguf_package import LIBRARY, LibraryFormat, load_library
+from dgemma.quant.packed import Format, Packed
 from dgemma.weights.gguf_config import check_architecture, gguf_config
 from dgemma.weights.gguf_names import (
     GGUF,
@@ -95,6 +96,8 @@ class GgufSource:
         """See `TensorSource`."""
         info = self.tensors[name]
         assert info.format is not None
+        if isinstance(info.format, LibraryFormat):
+            load_library()  # says what to install before it is needed
         *lead, rows, columns = info.shape
         parts = {"blocks": self._bytes(info, keep).view(*lead, rows, -1)}
         if info.format is NVFP4:
@@ -173,7 +176,7 @@ def _stored(files: Sequence[GgufFile]) -> dict[str, GgufEntry]:
 
 
 def _entry(path: Path, name: str, place: GgufTensor) -> GgufEntry:
-    form = FORMATS.get(place.kind)
+    form: Format | None = FORMATS.get(place.kind) or LIBRARY.get(place.kind)
     if form is not None and len(place.shape) < 2:
         raise CheckpointError(
             f"{path}: {few([name])} is a vector in {form.name}, which is not supported; take "

@@ -343,7 +343,7 @@ def test_wrong_splits(tmp_path: Path) -> None:
     load_model(path, device="cpu", weights=False)
 
 
-def test_not_finite(tmp_path: Path) -> None:
+def test_a_plain_weight_that_is_not_finite(tmp_path: Path) -> None:
     """A plain weight that no computation can use."""
     path, _ = changed(
         tmp_path / "m.gguf",
@@ -352,6 +352,32 @@ def test_not_finite(tmp_path: Path) -> None:
         ],
     )
     with pytest.raises(CheckpointError, match="holds NaN or infinity"):
+        load_model(path, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("word", "at", "byte"),
+    [("Q4_K", 3, 0x7C), ("Q4_K", 1, 0xFE), ("Q6_K", 209, 0x7F), ("Q5_1", 3, 0xFC),
+     ("Q8_0", 1, 0x7D), ("MXFP4", 0, 0xFF)],
+)  # fmt: skip
+def test_scales_that_are_not_finite(tmp_path: Path, word: str, at: int, byte: int) -> None:
+    """They lie among the codes, in the last block of a matrix; nothing else in it may alarm."""
+    size = FORMATS[NUMBERS[word]].size
+
+    def damaged(tensors: list[Tensor]) -> list[Tensor]:
+        out = []
+        for one in tensors:
+            data = bytearray(one.data)
+            if one.name == "blk.1.ffn_gate_up_exps.weight":
+                data[len(data) - size + at] = byte
+            out.append(replace(one, data=bytes(data)))
+        return out
+
+    tensors, _ = tensors_of(STATE, all_of(word))
+    path = write(tmp_path / "m.gguf", KEYS, tensors)
+    load_model(path, device="cpu")
+    write(path, KEYS, damaged(tensors))
+    with pytest.raises(CheckpointError, match=f"gate_up_proj holds NaN or infinity in its {word}"):
         load_model(path, device="cpu")
 
 
