@@ -67,14 +67,15 @@ def gguf(
     alignment: int = 32,
 ) -> bytes:  # fmt: skip
     """A whole file."""
-    head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(keys))
-    head += b"".join(entry(key, *value) for key, value in keys.items())
-    body = b""
+    head = [b"GGUF", struct.pack("<IQQ", version, len(tensors), len(keys))]
+    head += [entry(key, *value) for key, value in keys.items()]
+    body = bytearray()
     for tensor in tensors:
         body += bytes(-len(body) % alignment)
         offset = len(body) if tensor.offset is None else tensor.offset
-        head += text(tensor.name) + struct.pack("<I", len(tensor.dims))
-        head += struct.pack(f"<{len(tensor.dims)}Q", *tensor.dims)
-        head += struct.pack("<IQ", tensor.kind, offset)
+        head.append(text(tensor.name) + struct.pack("<I", len(tensor.dims)))
+        head.append(struct.pack(f"<{len(tensor.dims)}Q", *tensor.dims))
+        head.append(struct.pack("<IQ", tensor.kind, offset))
         body += tensor.data
-    return head + bytes(-len(head) % alignment) + body if tensors else head
+    front = b"".join(head)
+    return front + bytes(-len(front) % alignment) + body if tensors else front
