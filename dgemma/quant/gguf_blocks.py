@@ -16,6 +16,13 @@ from torch import Tensor
 
 from dgemma.quant.packed import Parts
 
+Places = tuple[tuple[int, int], ...]
+"""Bytes of a block, each with a mask: all of its bits are set where a scale is not finite."""
+HALF = 0x7C
+"""The exponent in the second byte of a 16-bit float."""
+CHUNK = 1 << 24
+"""Bytes that are looked at together."""
+
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
@@ -29,6 +36,7 @@ class GgufFormat:
         number: ggml's type number.
         elements, size: numbers and bytes of a block.
         values: unpacks blocks.
+        places: where a block has its scales; see `finite_blocks`.
     """
 
     name: str
@@ -36,6 +44,7 @@ class GgufFormat:
     elements: int
     size: int
     values: Callable[[Tensor], Tensor]
+    places: Places = ((1, HALF),)
 
     def unpack(self, parts: Parts, columns: int) -> Tensor:
         """See `Format`."""
@@ -43,6 +52,23 @@ class GgufFormat:
         rows = blocks.shape[:-1]
         found = self.values(blocks.reshape(-1, self.size)).view(*rows, -1)[..., :columns]
         return found * parts["scale"] if "scale" in parts else found
+
+    def finite(self, parts: Parts) -> bool:
+        """Whether the scales among the codes are numbers; see `finite_blocks`."""
+        return finite_blocks(parts["blocks"].reshape(-1, self.size), self.places)
+
+
+def finite_blocks(blocks: Tensor, places: Places) -> bool:
+    """Whether no scale in blocks is NaN or infinite, without unpacking them.
+
+    Args:
+        blocks: uint8 [B, bytes of a block].
+        places: the bytes to look at, and what they must not be.
+    """
+    pieces = torch.split(blocks, max(1, CHUNK // blocks.shape[1])) if places else ()
+    return not any(
+        bool(((piece[:, at] & mask) == mask).any()) for piece in pieces for at, mask in places
+    )
 
 
 def _half(blocks: Tensor, at: int) -> Tensor:
@@ -150,17 +176,18 @@ def _nvfp4(blocks: Tensor) -> Tensor:
     return (scale * _look_up(E2M1, _halves(blocks[:, 4:].view(-1, 4, 8)))).view(-1, 64)
 
 
+TWO = ((1, HALF), (3, HALF))
 Q4_0 = GgufFormat("Q4_0", 2, 32, 18, _q4_0)
-Q4_1 = GgufFormat("Q4_1", 3, 32, 20, _q4_1)
+Q4_1 = GgufFormat("Q4_1", 3, 32, 20, _q4_1, TWO)
 Q5_0 = GgufFormat("Q5_0", 6, 32, 22, _q5_0)
-Q5_1 = GgufFormat("Q5_1", 7, 32, 24, _q5_1)
+Q5_1 = GgufFormat("Q5_1", 7, 32, 24, _q5_1, TWO)
 Q8_0 = GgufFormat("Q8_0", 8, 32, 34, _q8_0)
-Q4_K = GgufFormat("Q4_K", 12, 256, 144, _q4_k)
-Q5_K = GgufFormat("Q5_K", 13, 256, 176, _q5_k)
-Q6_K = GgufFormat("Q6_K", 14, 256, 210, _q6_k)
+Q4_K = GgufFormat("Q4_K", 12, 256, 144, _q4_k, TWO)
+Q5_K = GgufFormat("Q5_K", 13, 256, 176, _q5_k, TWO)
+Q6_K = GgufFormat("Q6_K", 14, 256, 210, _q6_k, ((209, HALF),))
 IQ4_NL = GgufFormat("IQ4_NL", 20, 32, 18, _iq4_nl)
-MXFP4 = GgufFormat("MXFP4", 39, 32, 17, _mxfp4)
-NVFP4 = GgufFormat("NVFP4", 40, 64, 36, _nvfp4)
+MXFP4 = GgufFormat("MXFP4", 39, 32, 17, _mxfp4, ((0, 0xFF),))
+NVFP4 = GgufFormat("NVFP4", 40, 64, 36, _nvfp4, ())
 FORMATS = {
     form.number: form
     for form in (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, IQ4_NL, MXFP4, NVFP4)

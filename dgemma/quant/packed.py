@@ -21,7 +21,11 @@ own codes and scales, so rows and experts are cut out of all parts alike."""
 
 
 class Format(Protocol):
-    """How numbers are packed. Two formats that are equal unpack alike."""
+    """How numbers are packed. Two formats that are equal unpack alike.
+
+    A format whose scales lie among its codes also has `finite(parts) -> bool`: whether they are
+    all numbers.
+    """
 
     @property
     def name(self) -> str:

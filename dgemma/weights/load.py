@@ -217,6 +217,12 @@ def _load_packed(
 
 def _check_finite(name: str, packed: Packed) -> None:
     """Refuse NaN and infinity in scales and in codes of 8-bit floats, without unpacking them."""
+    within = getattr(packed.format, "finite", None)  # scales among the codes
+    if within is not None and not within(packed.parts):
+        raise CheckpointError(
+            f"{name} holds NaN or infinity in its {packed.format.name} scales; the file is "
+            "damaged: take another checkpoint"
+        )
     for part in packed.parts.values():
         if part.dtype in (torch.float32, torch.float16, torch.bfloat16):
             _fill(name, part, part, check_finite=True)
@@ -292,8 +298,9 @@ def _compare(
     if len(lines) > MOST_LINES:
         lines[MOST_LINES:] = [f"\n  and {len(lines) - MOST_LINES} lines more"]
     if lines:
+        config = "metadata" if checkpoint.source.path.is_file() else "config.json"
         raise CheckpointError(
-            f"the weights in {checkpoint.source.path} do not fit its config.json:{''.join(lines)}\n"
+            f"the weights in {checkpoint.source.path} do not fit its {config}:{''.join(lines)}\n"
             "Both must come from one checkpoint; download it again, or restore the changed file."
         )
     return chosen
