@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dgemma.errors import CheckpointError
@@ -89,9 +90,9 @@ def _group(tensors: Stored, name: str, state_name: str, kind: str, read: Read) -
     def build(read: Read) -> Packed:
         scale = read(absmax).flatten()
         if inner:
-            wide = read(coarse).flatten().repeat_interleave(inner)[:blocks]
-            scale = read(fine).flatten()[scale.long()] * wide + state.offset
-        scale = scale.repeat_interleave(block // state.group)[: count // state.group]
+            outer = read(coarse).flatten()[torch.arange(blocks) // inner]
+            scale = read(fine).flatten()[scale.long()] * outer + state.offset
+        scale = scale[torch.arange(0, count, state.group) // block]
         codes = low_first(read(name).view(rows, columns // 2))
         return Packed(form, columns, {"codes": codes, "scale": scale.view(rows, -1)})
 
@@ -130,7 +131,7 @@ def _state(tensors: Stored, name: str, read: Read) -> State:
             f"shape {str(shape)[:80]}, blocksize {str(block)[:40]}, nested_blocksize "
             f"{str(inner)[:40]}, nested_offset {str(offset)[:40]}",
         )
-    state = State(*whole, inner, float(offset))
+    state = State(whole[0], whole[1], whole[2], inner, float(offset))
     if state.columns % 2 or state.group < min(LEAST_GROUP, state.columns):
         raise CheckpointError(
             f"{name}: rows of {state.columns} numbers do not fit blocks of {state.block}; take the "

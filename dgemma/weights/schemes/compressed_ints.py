@@ -110,7 +110,7 @@ def packed_group(
 
 def zeros_across(words: Tensor, bits: int, rows: int) -> Tensor:
     """Zero points that are packed across the rows: [..., W, G] -> uint8 [..., R, G]."""
-    codes = bit_stream(as_bytes(words.transpose(-1, -2).contiguous()), bits)
+    codes = bit_stream(as_bytes(words.transpose(-1, -2)), bits)
     return codes[..., :rows].to(torch.uint8).transpose(-1, -2).contiguous()
 
 

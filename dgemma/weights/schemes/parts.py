@@ -106,6 +106,8 @@ def need(
 def as_bytes(words: Tensor) -> Tensor:
     """Words of 32 bit as bytes, the lowest first: [..., W] -> uint8 [..., 4 W]."""
     assert sys.byteorder == "little"
+    if words.stride(-1) != 1:  # turned; `contiguous` leaves a single word as it is
+        words = words.clone(memory_format=torch.contiguous_format)
     return words.view(torch.uint8)
 
 

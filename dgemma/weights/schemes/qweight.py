@@ -178,7 +178,7 @@ def awq_codes(words: Tensor, bits: int = 4) -> Tensor:
 
 def _turned(words: Tensor) -> Tensor:
     """A bit stream down the columns, one for each row of the matrix: [W, N] -> uint8 [N, 4 W]."""
-    return as_bytes(words.T.contiguous())
+    return as_bytes(words.T)
 
 
 def nibbles(codes: Tensor) -> Tensor:
