@@ -19,7 +19,7 @@ from tests.support.packed_files import (
     unpacked,
     write,
 )
-from tests.support.packing import Pack, Parts, fp8_blocks, packed_state
+from tests.support.packing import Pack, Parts, fp8_blocks, mixed_state, packed_state
 from tests.support.packing_ints import int_quantized, pack_quantized
 
 UP = "model.decoder.layers.1.experts.2.up_proj"
@@ -110,20 +110,13 @@ def test_int_quantized_stacks_and_single_scales() -> None:
 
 
 def test_mixed_precision(tmp_path: Path) -> None:
-    """A format for each group: attention 8 bit, MLP fp8, experts 4 bit; some experts plain."""
-    state = random_state()
-    ways: dict[str, Pack] = {
-        "self_attn": lambda w: pack_quantized(w, 8, 0),
+    """A format for each group: attention 8 bit, MLP fp8, experts 4 bit."""
+    packs: dict[str, Pack] = {
+        "attention": lambda w: pack_quantized(w, 8, 0),
         ".mlp.": lambda w: fp8_blocks(w, 1, w.shape[-1], "weight_scale"),
         "experts": four,
     }
-    done = {word: packed_state(state, pack) for word, pack in ways.items()}
-    stored, wanted = packed_state(state, four, which=lambda name: False)
-    for word, (theirs, ours) in done.items():
-        mine = {name: part for name, part in theirs.items() if word in name}
-        stored = {n: t for n, t in stored.items() if word not in n or "norm" in n} | mine
-        near = word.replace("self_attn", "attention")
-        wanted |= {name: value for name, value in ours.items() if near in name}
+    stored, wanted = mixed_state(random_state(), packs)
     groups = {
         "attention": {"targets": ["re:.*self_attn.*"], "weights": rule(8, 0),
                       "format": "pack-quantized"},

@@ -68,6 +68,11 @@ def read_packed(
     method = str(
         config.get("quant_method", "mlx" if config.keys() & {"bits", "mode"} else "packed")
     )
+    if method == "torchao":
+        raise CheckpointError(
+            f"{source.path} holds torchao weights, which are pickled objects and never read; take "
+            "the BF16 checkpoint, or one that is packed for compressed-tensors"
+        )
     if method not in SCHEMES:
         raise CheckpointError(
             f"{source.path} holds {few([method])} weights, which are not supported; these are: "

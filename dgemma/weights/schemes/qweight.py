@@ -57,7 +57,7 @@ def read_awq(config: Mapping[str, Any], tensors: Stored, read: Read) -> dict[str
 def read_auto_round(config: Mapping[str, Any], tensors: Stored, read: Read) -> dict[str, Group]:
     """See `Scheme`."""
     packing = config.get("packing_format", "auto_round:auto_gptq")
-    if packing not in AUTO_ROUND:
+    if not isinstance(packing, str) or packing not in AUTO_ROUND:
         known = f"{', '.join(AUTO_ROUND)}, and its export to compressed-tensors (llm_compressor)"
         raise _unknown("packing_format", packing, known)
     return _groups(config, tensors, AUTO_ROUND[packing])
