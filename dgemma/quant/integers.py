@@ -22,7 +22,7 @@ class Integers:
 
     "codes" are a little-endian bit stream along each row, uint8 [..., R, ceil(K bits / 8)]: with 4
     bits two a byte, the low one first. They are int8 [..., R, K] where the files have signed
-    numbers. "scale" is [..., R, G]. "zero", uint8 or int8 [..., R, G], is there if `zero` is None.
+    numbers. "scale" is [..., R, G]. "zero", integers [..., R, G], is there if `zero` is None.
     "order" is there if `ordered`: the group of each column, uint8 or int16 [..., R, K].
 
     Attributes:

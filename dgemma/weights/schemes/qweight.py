@@ -7,7 +7,7 @@ Source: their configs, headers, and packing rules; checked against the packages,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,8 @@ from dgemma.weights.schemes.parts import (
     need,
 )
 
-BITS = (2, 3, 4, 8)
+BITS = {"gptq": (2, 3, 4, 8), "gptq_v2": (2, 3, 4, 8), "awq": (4,)}
+"""GPTQModel has another order for 5, 6 and 7; AutoRound has not."""
 AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 """Which nibble of a word holds each of its eight columns."""
 AUTO_ROUND = {
@@ -43,7 +44,7 @@ def read_gptq(config: Mapping[str, Any], tensors: Stored, read: Read) -> dict[st
     version = config.get("checkpoint_format", "gptq")
     if version not in ("gptq", "gptq_v2"):
         raise _unknown("checkpoint_format", version, "gptq and gptq_v2")
-    return _groups(config, tensors, version)
+    return _groups(config, tensors, version, BITS[version])
 
 
 def read_awq(config: Mapping[str, Any], tensors: Stored, read: Read) -> dict[str, Group]:
@@ -51,7 +52,7 @@ def read_awq(config: Mapping[str, Any], tensors: Stored, read: Read) -> dict[str
     version = config.get("version", "gemm")
     if str(version).lower() != "gemm":
         raise _unknown("version", version, "gemm")
-    return _groups(config, tensors, "awq")
+    return _groups(config, tensors, "awq", BITS["awq"])
 
 
 def read_auto_round(config: Mapping[str, Any], tensors: Stored, read: Read) -> dict[str, Group]:
@@ -60,7 +61,8 @@ def read_auto_round(config: Mapping[str, Any], tensors: Stored, read: Read) -> d
     if not isinstance(packing, str) or packing not in AUTO_ROUND:
         known = f"{', '.join(AUTO_ROUND)}, and its export to compressed-tensors (llm_compressor)"
         raise _unknown("packing_format", packing, known)
-    return _groups(config, tensors, AUTO_ROUND[packing])
+    layout = AUTO_ROUND[packing]
+    return _groups(config, tensors, layout, BITS["awq"] if layout == "awq" else range(2, 9))
 
 
 def _unknown(key: str, value: object, known: str) -> CheckpointError:
@@ -70,16 +72,20 @@ def _unknown(key: str, value: object, known: str) -> CheckpointError:
     )
 
 
-def _groups(config: Mapping[str, Any], tensors: Stored, layout: str) -> dict[str, Group]:
+def _groups(
+    config: Mapping[str, Any], tensors: Stored, layout: str, known: Sequence[int]
+) -> dict[str, Group]:
     modules = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
-    return {f"{m}.weight": _group(config, tensors, m, layout) for m in modules}
+    return {f"{m}.weight": _group(config, tensors, m, layout, known) for m in modules}
 
 
-def _group(config: Mapping[str, Any], tensors: Stored, module: str, layout: str) -> Group:
+def _group(
+    config: Mapping[str, Any], tensors: Stored, module: str, layout: str, known: Sequence[int]
+) -> Group:
     codes, zeros, scales, order = (
         f"{module}.{word}" for word in ("qweight", "qzeros", "scales", "g_idx")
     )
-    bits, rows, columns = _sizes(tensors, codes, zeros, scales, awq=layout == "awq")
+    bits, rows, columns = _sizes(tensors, codes, zeros, scales, known, layout == "awq")
     groups = tensors[scales].shape[0]
     group, mixed = _rule(config, module, columns, groups)
     need(tensors, zeros, codes, ("I32",), [(groups, rows * bits // 32)])
@@ -90,11 +96,13 @@ def _group(config: Mapping[str, Any], tensors: Stored, module: str, layout: str)
     mixed = mixed and order in tensors
     form = Integers(bits, group, None, ordered=mixed)
     unpacked = awq_codes if layout == "awq" else across
-    less = 1 if layout == "gptq" else 0
+    less = layout == "gptq"
 
     def build(read: Read) -> Packed:
         found = _turned(read(codes)) if layout != "awq" else nibbles(awq_codes(read(codes)).T)
-        zero = unpacked(read(zeros), bits) + less
+        zero = unpacked(read(zeros), bits)
+        if less:
+            zero = zero.to(torch.int16 if bits == 8 else torch.uint8) + 1
         parts = {"codes": found, "zero": zero.T.contiguous()}
         parts["scale"] = read(scales).T.contiguous()
         if order in tensors:
@@ -112,7 +120,7 @@ def _group(config: Mapping[str, Any], tensors: Stored, module: str, layout: str)
 
 
 def _sizes(
-    tensors: Stored, codes: str, zeros: str, scales: str, *, awq: bool
+    tensors: Stored, codes: str, zeros: str, scales: str, known: Sequence[int], awq: bool
 ) -> tuple[int, int, int]:
     """Bits, rows and columns, by the shapes of the files."""
     for name, dtypes in ((codes, ("I32",)), (zeros, ("I32",)), (scales, FLOATS)):
@@ -126,16 +134,15 @@ def _sizes(
     high, wide = tensors[codes].shape
     columns = high if awq else high * 32 // max(1, bits)
     if (
-        bits not in ((4,) if awq else BITS)
+        bits not in known
         or rows * bits != tensors[zeros].shape[1] * 32
         or wide != (rows // 8 if awq else rows)
         or (not awq and columns * bits != high * 32)
     ):
         raise CheckpointError(
             f"{codes} is {[high, wide]}, {zeros} is {list(tensors[zeros].shape)} and {scales} is "
-            f"{list(tensors[scales].shape)}: these are no codes of "
-            f"{'4' if awq else '2, 3, 4 or 8'} bits of one matrix; take the files again, or the "
-            "BF16 checkpoint"
+            f"{list(tensors[scales].shape)}: these are no codes of {' or '.join(map(str, known))} "
+            "bits of one matrix; take the files again, or the BF16 checkpoint"
         )
     return bits, rows, columns
 
