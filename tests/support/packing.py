@@ -28,7 +28,7 @@ def packed_state(
 
     Args:
         experts: "each" (one by one), "bare" (stacks, without a word behind their names), "stacks",
-            or "switch_glu".
+            "switch_glu" or "switch_mlp".
         which: the names of ours that are packed.
     """
     stored, wanted = {}, {name: value.clone() for name, value in state.items()}
@@ -62,7 +62,7 @@ def mixed_state(
     for word, some in ways.items():
         pack = packs.get(word)
         theirs, ours = packed_state(
-            some, pack or (lambda w: ({}, w)), which=is_packed if pack else lambda name: False
+            some, pack or (lambda w: ({}, w)), which=lambda name: pack is not None and some[name].dim() > 1
         )
         stored, wanted = stored | theirs, wanted | ours
     return stored, wanted
@@ -89,6 +89,8 @@ def _pieces(
     ):
         if experts == "switch_glu":
             out.append((f"{base}.switch_glu.{part}", rows, goal))
+        elif experts == "switch_mlp":
+            out.append((f"{base.removesuffix('experts')}mlp.switch_mlp.{part}", rows, goal))
         else:
             out += [(f"{base}.{e}.{part}", rows[e], goal[e]) for e in range(len(rows))]
     return out

@@ -162,12 +162,10 @@ def test_lists_input_and_cache_scales_change_nothing(
 
 def test_a_packed_head(tmp_path: Path) -> None:
     """vllm #48521: a packed copy of the table is the table, or it is refused."""
-    state = random_state()
-    stored, wanted = packed_state(
-        state, four, which=lambda n: n == "embed.weight" or "experts" in n
-    )
+    packs: dict[str, Pack] = {"embed": lambda w: pack_quantized(w, 4, 32, mixed=True)}
+    stored, wanted = mixed_state(random_state(), packs | {"experts": four})
     table = "model.decoder.embed_tokens"
-    words = ("weight_packed", "weight_scale", "weight_shape")
+    words = ("weight_packed", "weight_scale", "weight_shape", "weight_g_idx")
     stored |= {f"lm_head.{word}": stored[f"{table}.{word}"].clone() for word in words}
     assert_loads_as(write(tmp_path / "tied", stored, config(rule())), wanted)
     stored["lm_head.weight_packed"] = stored["lm_head.weight_packed"] ^ 1
