@@ -52,7 +52,8 @@ def mixed_state(
     """`packed_state` in several ways.
 
     Args:
-        packs: by a word in our names; the first that is there counts.
+        packs: by a word in our names; the first that is there counts. A whole name packs what
+            quantisers leave plain, too.
     """
     stored: dict[str, Tensor] = {}
     wanted: dict[str, Tensor] = {}
@@ -60,10 +61,9 @@ def mixed_state(
     for name, value in state.items():
         ways.setdefault(next((w for w in packs if w in name), ""), {})[name] = value
     for word, some in ways.items():
-        pack = packs.get(word)
-        theirs, ours = packed_state(
-            some, pack or (lambda w: ({}, w)), which=lambda name: pack is not None and some[name].dim() > 1
-        )
+        named = {name for name in some if is_packed(name) or name == word}
+        pack = packs.get(word, lambda w: ({"weight": w}, w))
+        theirs, ours = packed_state(some, pack, which=named.__contains__)
         stored, wanted = stored | theirs, wanted | ours
     return stored, wanted
 

@@ -162,7 +162,7 @@ def test_lists_input_and_cache_scales_change_nothing(
 
 def test_a_packed_head(tmp_path: Path) -> None:
     """vllm #48521: a packed copy of the table is the table, or it is refused."""
-    packs: dict[str, Pack] = {"embed": lambda w: pack_quantized(w, 4, 32, mixed=True)}
+    packs: dict[str, Pack] = {"embed.weight": lambda w: pack_quantized(w, 4, 32, mixed=True)}
     stored, wanted = mixed_state(random_state(), packs | {"experts": four})
     table = "model.decoder.embed_tokens"
     words = ("weight_packed", "weight_scale", "weight_shape", "weight_g_idx")
