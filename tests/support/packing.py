@@ -28,7 +28,7 @@ def packed_state(
 
     Args:
         experts: "each" (one by one), "bare" (stacks, without a word behind their names), "stacks",
-            or "switch_glu".
+            "switch_glu" or "switch_mlp".
         which: the names of ours that are packed.
     """
     stored, wanted = {}, {name: value.clone() for name, value in state.items()}
@@ -43,6 +43,28 @@ def packed_state(
             for word, part in parts.items():
                 stored[_joined(module, word, bare)] = part
             target.copy_(numbers)
+    return stored, wanted
+
+
+def mixed_state(
+    state: Mapping[str, Tensor], packs: Mapping[str, Pack]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """`packed_state` in several ways.
+
+    Args:
+        packs: by a word in our names; the first that is there counts. A whole name packs what
+            quantisers leave plain, too.
+    """
+    stored: dict[str, Tensor] = {}
+    wanted: dict[str, Tensor] = {}
+    ways: dict[str, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        ways.setdefault(next((w for w in packs if w in name), ""), {})[name] = value
+    for word, some in ways.items():
+        named = {name for name in some if is_packed(name) or name == word}
+        pack = packs.get(word, lambda w: ({"weight": w}, w))
+        theirs, ours = packed_state(some, pack, which=named.__contains__)
+        stored, wanted = stored | theirs, wanted | ours
     return stored, wanted
 
 
@@ -67,6 +89,8 @@ def _pieces(
     ):
         if experts == "switch_glu":
             out.append((f"{base}.switch_glu.{part}", rows, goal))
+        elif experts == "switch_mlp":
+            out.append((f"{base.removesuffix('experts')}mlp.switch_mlp.{part}", rows, goal))
         else:
             out += [(f"{base}.{e}.{part}", rows[e], goal[e]) for e in range(len(rows))]
     return out

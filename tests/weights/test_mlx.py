@@ -69,7 +69,7 @@ def own(rule: object, *named: str) -> dict[str, object]:
     return {module: rule for module in modules if any(word in module for word in named)}
 
 
-@pytest.mark.parametrize("experts", ["stacks", "switch_glu"])
+@pytest.mark.parametrize("experts", ["stacks", "switch_glu", "switch_mlp"])
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 def test_affine(tmp_path: Path, bits: int, experts: str) -> None:
     """Embedding, router and self-conditioning too; stacks as mlx-vlm and mlx-lm name them."""
