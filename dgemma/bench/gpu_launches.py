@@ -156,5 +156,10 @@ def _attention(
                 yield Reach(f"{kind}, {segments} x {length} rows, {reach} keys", call)
 
 
-KERNELS: dict[str, Lister] = {"attention": attention, "attention, fp8": packed_attention, "experts": experts, "head": head}
+KERNELS: dict[str, Lister] = {
+    "attention": attention,
+    "attention, fp8": packed_attention,
+    "experts": experts,
+    "head": head,
+}
 """Part of a step -> its calls, those with the largest blocks first."""

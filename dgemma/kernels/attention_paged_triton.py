@@ -45,6 +45,9 @@ FEW_ROWS = (
 )
 """For single tokens; with heads of more than 256 numbers from the second on, in fp32 the last."""
 
+FEW_PACKED = (AttentionTiles(16, 32, 8, 2), AttentionTiles(16, 16, 4, 1))
+"""The same for wide heads in e4m3: with four warps the numbers they become spill."""
+
 NARROW = (
     AttentionTiles(64, 64, 8, 2),
     AttentionTiles(64, 32, 8, 2),
@@ -60,7 +63,7 @@ WIDE = (
     AttentionTiles(16, 16, 4, 1),
 )
 """For wider heads. The first needs the tensor memory of sm_100: elsewhere its sums of 64 rows do
-not fit the registers, and 72 to 144 bytes a thread spill."""
+not fit the registers, and 72 to 144 bytes a thread spill. So they do for keys in e4m3."""
 
 SHARED_PRODUCTS = (90, 100)
 """Capabilities whose tensor cores read operands of 64 rows from shared memory."""
@@ -69,16 +72,19 @@ BARRIER_BYTES = 1024
 
 
 def candidates(
-    rows: int, head_dim: int, dtype: torch.dtype, capability: int
+    rows: int, head_dim: int, dtype: torch.dtype, capability: int, packed: bool
 ) -> tuple[AttentionTiles, ...]:
-    """Block sizes for `rows` folded rows (queries x heads of a group) a segment, largest first."""
+    """Block sizes for `rows` folded rows (queries x heads of a group) a segment, largest first.
+
+    `packed`: keys and values are in e4m3.
+    """
     if dtype == torch.float32:
         return FEW_ROWS[-1:]
     if rows <= 16:
-        return FEW_ROWS[head_dim > 256 :]
+        return FEW_PACKED if packed and head_dim > 256 else FEW_ROWS[head_dim > 256 :]
     if head_dim <= 256:
         return NARROW
-    return WIDE[capability != 100 :]
+    return WIDE[capability != 100 or packed :]
 
 
 def shared_bytes(tiles: AttentionTiles, head_dim: int, dtype: torch.dtype, capability: int) -> int:
@@ -259,7 +265,7 @@ def attend_pages(q: Tensor, buffer: Tensor, at: PagedSegments) -> Tensor:
         capability = limits().capability
         launch_largest(
             f"attention, heads of {width} in {q.dtype}",
-            candidates(at.longest * group, width, q.dtype, capability),
+            candidates(at.longest * group, width, q.dtype, capability, buffer.dtype == E4M3),
             lambda tiles: shared_bytes(tiles, width, q.dtype, capability),
             lambda tiles: _run(q, buffer, at, out, tiles),
         )
