@@ -150,8 +150,7 @@ def _attend_pages(
     held, token = row < count * GROUP, tl.minimum(row // GROUP, count - 1)
     head = tl.program_id(1) * GROUP + row % GROUP
     column, inside = tl.arange(0, POWER), tl.arange(0, POWER) < WIDTH
-    begin = tl.load(low + segment).to(tl.int32)
-    before = tl.load(stored + segment).to(tl.int32)
+    begin, before = tl.load(low + segment).to(tl.int32), tl.load(stored + segment).to(tl.int32)
     ordered = tl.load(causal + segment) != 0
     since, last = _seen(begin, before, ordered, count, token, window, WINDOWED)
     at = tl.load(first + segment) + token
@@ -172,20 +171,17 @@ def _attend_pages(
         page = tl.load(table + segment * blocks + (low_key - start_of_table) // PAGE)
         slot = page * PAGE + low_key % PAGE + tl.arange(0, BLOCK)
         k = tl.load(k_at + slot[None, :] * k_slot, mask=there[None, :] & inside[:, None], other=0)
-        if PACKED:
-            k = _number(k, query.dtype)
+        k = _number(k, query.dtype) if PACKED else k
         scores = tl.dot(query, k, input_precision="ieee") * 1.4426950408889634
         seen = there[None, :] & (key[None, :] <= last[:, None]) & (key[None, :] >= since[:, None])
         scores = tl.where(seen, scores, float("-inf"))
         best = tl.maximum(peak, tl.max(scores, 1))
         safe = tl.where(best == float("-inf"), 0.0, best)  # no key seen yet: all weights zero
         p, fade = tl.exp2(scores - safe[:, None]), tl.exp2(peak - safe)
-        weight = weight * fade + tl.sum(p, 1)
+        peak, weight = best, weight * fade + tl.sum(p, 1)
         v = tl.load(v_at + slot[:, None] * k_slot, mask=there[:, None] & inside[None, :], other=0)
-        if PACKED:
-            v = _number(v, query.dtype)
+        v = _number(v, query.dtype) if PACKED else v
         mixed = tl.dot(p.to(v.dtype), v, mixed * fade[:, None], input_precision="ieee")
-        peak = best
     to = at * HEADS + head
     if SPLIT:
         to += tl.program_id(2).to(tl.int64) * rows * HEADS

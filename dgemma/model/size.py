@@ -12,6 +12,7 @@ import torch
 
 from dgemma.errors import InvalidRequest
 from dgemma.kernels.attention import FEWEST, SCORES
+from dgemma.kernels.e4m3 import choose_cache
 from dgemma.kernels.head_tiles import TILE_ELEMENTS
 from dgemma.kernels.sampling import BLOCK
 from dgemma.model.attention import QUERY_BLOCK
@@ -81,13 +82,13 @@ def peak(
     batch: int = 1,
     chunk: int = 1024,
     sliding_pages: int | None = None,
-    full: torch.dtype | None = None,
+    cache_dtype: str = "auto",
 ) -> Peak:
     """Predict the memory of a run on a CPU.
 
     Args:
         dtype: of weights, activations and cache.
-        full: of the keys and values of full layers; None: as `dtype`.
+        cache_dtype: see `choose_cache`.
         prompt: tokens of each request's prompt.
         batch: requests that run side by side.
         chunk: prompt tokens that one forward encodes of a request.
@@ -109,7 +110,7 @@ def peak(
     words += 60 * (batch * canvas * config.vocab_size // BLOCK)
     scores = 2 * _scores(config, prompt) * item * half
     work = routed + scores + layer + words if half else max(layer, words)
-    dtypes = cache_dtypes(dtype, full)
+    dtypes = cache_dtypes(dtype, choose_cache(dtype, cache_dtype)[0])
     pages = page_bytes(config, dtypes)
     blocks = -(-(prompt + canvas) // PAGE)
     if dtypes["full_attention"] != dtype:  # one request's keys of a layer are unpacked at a time

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from dgemma.engine.engine import Engine
-from dgemma.kernels.e4m3 import E4M3
 from dgemma.model.size import page_bytes, peak
 from dgemma.types import PAGE, Request
 from tests.support.engines import assert_same, last, request, run_preempted, tiny
@@ -65,7 +64,7 @@ def test_the_prediction_counts_both_copies() -> None:
     """Codes are kept, and one layer's numbers at a time are beside them."""
     config = tiny(0, context=4096, layers=8).config
     plain = peak(config, torch.float32, 3000)
-    packed = peak(config, torch.float32, 3000, full=E4M3)
+    packed = peak(config, torch.float32, 3000, cache_dtype="fp8")
     whole = page_bytes(config, {"full_attention": torch.float32,
                                 "sliding_attention": torch.float32})["full_attention"]  # fmt: skip
     pages = -(-(3000 + config.canvas_length) // PAGE)
