@@ -146,8 +146,12 @@ def _pages(llm: LLM, prompt: int) -> CacheSize:
     full = held.pages_full_used + held.pages_full_cached
     sliding = held.pages_sliding - held.pages_sliding_free
     used = full * one["full_attention"] + sliding * one["sliding_attention"]
-    predicted = peak(config, llm.model.dtype, prompt, sliding_pages=held.pages_sliding).cache
-    return CacheSize(prompt, predicted, used)
+    dtype, cache = llm.model.dtype, llm.model.cache_dtypes["full_attention"]
+    predicted = peak(
+        config, dtype, prompt, sliding_pages=held.pages_sliding,
+        cache_dtype="auto" if cache == dtype else "fp8",
+    )  # fmt: skip
+    return CacheSize(prompt, predicted.cache, used)
 
 
 def _network(

@@ -298,7 +298,7 @@ def measure(where: Where, options: argparse.Namespace, say: Say) -> tuple[Report
     else:
         directory, device, dtype = where.resolved()
         words = ["--device", where.device, "--dtype", where.dtype]
-        words += ["--attention", where.attention]
+        words += ["--attention", where.attention, "--cache-dtype", where.cache_dtype]
         words += [] if where.strict else ["--no-strict"]
         with serving(str(directory), words, where.threads) as target:
             points = drive(target, loads, mix, options, say)

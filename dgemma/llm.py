@@ -245,10 +245,8 @@ class LLM:
         asked = shown, thinking, chat_template_kwargs
         prompts = [self.chat_ids(one, *asked) for one in batch or [messages]]
         drawn = SamplingParams.of(params, **sampling)
-        outputs = run_drafts(
-            self.submit, self.frontend, prompts, drawn, n=n, best_of=best_of, chat=True,
-            tool_use=calls,
-        )  # fmt: skip
+        outputs = run_drafts(self.submit, self.frontend, prompts, drawn, n=n, best_of=best_of,
+                             chat=True, tool_use=calls)  # fmt: skip
         return outputs if batch is not None or n > 1 else outputs[0]
 
     def stream(
@@ -356,7 +354,7 @@ def load(
     dtype: str | torch.dtype = "auto", calibration: str | Path | None = None,
     cache_bytes: int | None = None, max_running: int = 32, attention: str = "auto",
     progress: Callable[[int, int], None] = lambda done, total: None,
-    share_prefix_cache: bool = False, learn_restart: bool = False,
+    share_prefix_cache: bool = False, learn_restart: bool = False, cache_dtype: str = "auto",
 ) -> LLM:  # fmt: skip
     """Load a model.
 
@@ -365,6 +363,7 @@ def load(
         device: "auto", "cpu" or "cuda".
         dtype: "auto" (on a CPU fp32 under 1 GB of weights, else the checkpoint's own), "float32",
             "bfloat16" or "float16".
+        cache_dtype: "fp8" keeps the keys and values of full layers in 8 bits (e4m3).
         strict: refuse unknown keys in config.json.
         cache_bytes: memory for the keys and values of all requests; None: a quarter of a CPU's
             free memory, 0.8 of a GPU's, and never more than could be of use.
@@ -380,8 +379,9 @@ def load(
         DGemmaError: of a kind that names the fault, with its remedy; nothing is half loaded.
     """
     found = load_model(
-        name, device=device, dtype=dtype, strict=strict, attention=attention, progress=progress
-    )
+        name, device=device, dtype=dtype, strict=strict, attention=attention, progress=progress,
+        cache_dtype=cache_dtype,
+    )  # fmt: skip
     return LLM(
         found.model, found.checkpoint, found.choice, found.tokenizer, found.template,
         cache_bytes=cache_bytes, max_running=max_running, share_prefix_cache=share_prefix_cache,

@@ -52,6 +52,7 @@ def load_model(
     name: str | Path, *, device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto", strict: bool = True,
     weights: bool = True, grad: bool = False, attention: str = "auto",
+    cache_dtype: str = "auto",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LoadedModel:  # fmt: skip
     """Find, open, build and fill a model.
@@ -60,7 +61,7 @@ def load_model(
         name, device, dtype, strict, progress: see `dgemma.llm.load`.
         weights: False leaves the network on the meta device: every choice is made, in no time.
         grad: the weights are to be trained, and the kernels have gradients.
-        attention: see `choose_path`.
+        attention, cache_dtype: see `DiffusionGemma.choose_kernels`.
 
     Raises:
         ModelNotFound, ConfigError, CheckpointError, TokenizerError, TemplateError, DeviceError,
@@ -75,7 +76,9 @@ def load_model(
     choice = choose(device, dtype, count, checkpoint.dtype)
     if not grad:
         swap(model, packed_formats(model, checkpoint))
-    model.choose_kernels(choice.device, choice.dtype, grad=grad, attention=attention)
+    model.choose_kernels(
+        choice.device, choice.dtype, grad=grad, attention=attention, cache_dtype=cache_dtype
+    )
     if weights:
         load_weights(model, checkpoint, device=choice.device, dtype=choice.dtype, progress=progress)
         checkpoint.source.close()

@@ -32,6 +32,9 @@ PAGE = 64
 ATTENTION_PATHS = ("auto", "reference", "paged")
 """Ways from queries to keys: each request by itself, or all requests at once."""
 
+CACHE_DTYPES = ("auto", "fp8")
+"""Number formats of the keys and values of full layers: the model's, or e4m3."""
+
 MOST_PRIORITY, MOST_SECONDS = 1000, 10**9
 """Bounds of `Request.priority` and of its times."""
 

@@ -32,8 +32,9 @@ NEVER = 1e-30
 def ours(job: CompareRun) -> dict[str, Any]:
     """Prefill and steps of the engine."""
     llm = Where(
-        job.directory, job.device, job.dtype, job.threads, strict=False, attention=job.attention
-    ).open()
+        job.directory, job.device, job.dtype, job.threads, strict=False, attention=job.attention,
+        cache_dtype=job.cache_dtype,
+    ).open()  # fmt: skip
     prompts = [prompt_ids(llm.config, job.prompt)]
     run(llm, prompts, 1)  # reads the weights from the disk
     timeline = run(llm, prompts, job.steps)

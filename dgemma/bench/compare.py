@@ -54,7 +54,7 @@ class CompareRun:
     Attributes:
         directory: of the checkpoint.
         cache: of the reference: "dynamic", or "static", with which it compiles its step.
-        attention: our own path.
+        attention, cache_dtype: our own.
     """
 
     directory: str
@@ -65,6 +65,7 @@ class CompareRun:
     threads: int
     cache: str = "dynamic"
     attention: str = "auto"
+    cache_dtype: str = "auto"
 
 
 @dataclass
@@ -184,7 +185,7 @@ def report(where: Where, options: Namespace, say: Callable[[str], None]) -> Repo
     prompt_ids(config, options.prompt)  # refused before anything is run
     job = CompareRun(
         str(directory), options.prompt, options.steps, device, dtype, torch.get_num_threads(),
-        options.cache, where.attention,
+        options.cache, where.attention, where.cache_dtype,
     )  # fmt: skip
     modes = list(MODES) if options.modes == "both" else [options.modes]
     results = measure(job, options.pairs, modes, say)

@@ -65,7 +65,7 @@ class Where:
     Attributes:
         threads: None: torch's own choice.
         command: the command that asks for the measurement.
-        attention: the path; see `dgemma.llm.load`.
+        attention, cache_dtype: see `dgemma.llm.load`.
     """
 
     model: str
@@ -75,13 +75,14 @@ class Where:
     strict: bool
     command: str = ""
     attention: str = "auto"
+    cache_dtype: str = "auto"
 
     def open(self) -> LLM:
         """Load it."""
         self.set_threads()
         return load(
             self.model, device=self.device, dtype=self.dtype, strict=self.strict,
-            attention=self.attention,
+            attention=self.attention, cache_dtype=self.cache_dtype,
         )  # fmt: skip
 
     def set_threads(self) -> None:
@@ -111,6 +112,7 @@ class Where:
             "device": str(device),
             "dtype": str(dtype).removeprefix("torch."),
             "attention": choose_path(torch.device(str(device)), path=self.attention)[0],
+            "cache": self.cache_dtype,
         }
 
     def report(self, title: str, llm: LLM, *found: Any) -> Report:

@@ -15,7 +15,7 @@ for which it has no room is reported. `my_kernel` comes from `cuda_kernels`: tri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from dgemma.kernels.attention import choose_attention
 from dgemma.kernels.attention_paged import PagedSegments
 from dgemma.kernels.controls import Controls
 from dgemma.kernels.cuda import cuda_kernels
+from dgemma.kernels.e4m3 import E4M3
 from dgemma.kernels.experts import choose_experts
 from dgemma.kernels.head import Head, choose_head
 from dgemma.model.config import ModelConfig
@@ -122,10 +123,21 @@ def head(config: ModelConfig, dtype: torch.dtype) -> Iterator[Reach]:
 
 def attention(config: ModelConfig, dtype: torch.dtype) -> Iterator[Reach]:
     """Attention of batches of canvases, prompts and single tokens, in both kinds of layers."""
+    return _attention(config, dtype, {"full": dtype, "sliding": dtype})
+
+
+def packed_attention(config: ModelConfig, dtype: torch.dtype) -> Iterator[Reach]:
+    """The same over keys and values in e4m3, which full layers alone have."""
+    return _attention(config, dtype, {"full": E4M3})
+
+
+def _attention(
+    config: ModelConfig, dtype: torch.dtype, cached: Mapping[str, torch.dtype]
+) -> Iterator[Reach]:
     if choose_attention(dtype, CUDA)[0] != "triton":
         return
     fused = cuda_kernels().attend
-    for kind in ("full", "sliding"):
+    for kind, stored in cached.items():
         shape = getattr(config, kind)
         for prefix in KEYS:
             for segments, length in ((16, config.canvas_length), (1, 1024), (1, 1)):
@@ -140,9 +152,14 @@ def attention(config: ModelConfig, dtype: torch.dtype) -> Iterator[Reach]:
                     window=config.sliding_window if kind == "sliding" else None,
                     page=PAGE, longest=length, reach=reach,
                 )  # fmt: skip
-                call = partial(fused, q, meta(*size, dtype=dtype), at)
+                call = partial(fused, q, meta(*size, dtype=stored), at)
                 yield Reach(f"{kind}, {segments} x {length} rows, {reach} keys", call)
 
 
-KERNELS: dict[str, Lister] = {"attention": attention, "experts": experts, "head": head}
+KERNELS: dict[str, Lister] = {
+    "attention": attention,
+    "attention, fp8": packed_attention,
+    "experts": experts,
+    "head": head,
+}
 """Part of a step -> its calls, those with the largest blocks first."""

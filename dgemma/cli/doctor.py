@@ -43,7 +43,8 @@ def facts(arguments: argparse.Namespace) -> list[tuple[str, str, str]]:
 
     found = load_model(
         path, device=arguments.device, dtype=arguments.dtype,
-        attention=arguments.attention, strict=not arguments.no_strict, weights=False,
+        attention=arguments.attention, cache_dtype=arguments.cache_dtype,
+        strict=not arguments.no_strict, weights=False,
     )  # fmt: skip
     choice = found.choice
     free = free_bytes(choice.device)

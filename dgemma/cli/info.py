@@ -76,7 +76,8 @@ def _run_memory(config: ModelConfig, arguments: argparse.Namespace) -> dict[str,
     most = config.max_position_embeddings - config.canvas_length
     if arguments.prompt > most:
         raise InvalidRequest(f"--prompt must be at most {most}, got {arguments.prompt}")
-    parts = peak(config, dtype, arguments.prompt, arguments.batch)
+    cache = arguments.cache_dtype
+    parts = peak(config, dtype, arguments.prompt, arguments.batch, cache_dtype=cache)
     # The memory of this very process by now is that of the interpreter and torch.
     torch.ones(64, 64, dtype=dtype) @ torch.ones(64, 64, dtype=dtype)
     runtime = status_bytes("VmHWM") or 0

@@ -17,7 +17,7 @@ from dgemma.cli.progress import Progress, amount, clear_line
 from dgemma.errors import ModelNotFound, unreadable
 from dgemma.files.read import MOST_TEXT_BYTES, read_bytes
 from dgemma.params import CONSTRAINT_FIELDS, OPTIONS, RELEASED, SamplingParams
-from dgemma.types import ATTENTION_PATHS
+from dgemma.types import ATTENTION_PATHS, CACHE_DTYPES
 from dgemma.weights.find import find_model
 
 if TYPE_CHECKING:
@@ -130,6 +130,8 @@ def add_model(
         about += "auto: paged on CUDA, else reference"
         add("--attention", choices=ATTENTION_PATHS, default="auto", help=about)
     add("--dtype", choices=DTYPES, default="auto", help="number format (auto)")
+    about = "number format of the keys and values of full layers; auto: as the model (auto)"
+    add("--cache-dtype", choices=CACHE_DTYPES, default="auto", help=about)
     add("--no-strict", action="store_true", help="accept unknown keys in the model's config.json")
 
 
@@ -155,7 +157,8 @@ def open_model(arguments: argparse.Namespace, **more: Any) -> LLM:
         progress.start(f"loading {arguments.model}")  # with an estimate of its own
         return load(
             arguments.model, device=arguments.device, dtype=arguments.dtype,
-            attention=arguments.attention, strict=not arguments.no_strict, progress=progress,
+            attention=arguments.attention, cache_dtype=arguments.cache_dtype,
+            strict=not arguments.no_strict, progress=progress,
             calibration=getattr(arguments, "calibration", None), **more,
         )  # fmt: skip
 

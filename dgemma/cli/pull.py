@@ -16,6 +16,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_name(parser)
     parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit (main)")
     parser.add_argument("--endpoint", metavar="URL", help="address of the hub (huggingface.co)")
+    about = "take only files whose names match, such as '*Q4_K_M*.gguf'; repeatable"
+    parser.add_argument("--include", action="append", metavar="GLOB", help=about)
     parser.epilog = "example:\n  dgemma pull google/diffusiongemma-26B-A4B-it"
 
 
@@ -27,5 +29,6 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     from dgemma.weights.hub import pull
 
-    print(pull(arguments.model, arguments.revision, arguments.endpoint))
+    include = arguments.include or ()
+    print(pull(arguments.model, arguments.revision, arguments.endpoint, include))
     return 0

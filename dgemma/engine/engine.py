@@ -125,9 +125,9 @@ class Engine:
         )
         if cache_bytes is None:
             cache_bytes = int(free_bytes(model.device) * SHARE[model.device.type])
-        full, sliding = page_counts(config, model.dtype, cache_bytes, max_running, chunk)
-        self.memory = PagedMemory(config, full, sliding, model.dtype, model.device)
-        self.page_bytes = page_bytes(config, model.dtype)
+        full, sliding = page_counts(config, model.cache_dtypes, cache_bytes, max_running, chunk)
+        self.memory = PagedMemory(config, full, sliding, model.cache_dtypes, model.device)
+        self.page_bytes = page_bytes(config, model.cache_dtypes)
         self._scheduler = partial(
             Scheduler, chunk=chunk, max_running=max_running, max_tokens=max_tokens,
             max_waiting=max_waiting, shared=SHARED_CANVASES * config.canvas_length,

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dgemma.kernels.e4m3 import codes, numbers, stored
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PagedSegments:
@@ -99,7 +101,8 @@ def gather_indices(at: PagedSegments, rows: int) -> GatheredSegments:
 
 def write_pages(buffer: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:
     """Put keys and values [N, Hkv, hd] into their slots of `buffer` [2, Hkv, slots, hd]."""
-    buffer.index_copy_(2, slots, torch.stack((k.transpose(0, 1), v.transpose(0, 1))))
+    both = torch.stack((k.transpose(0, 1), v.transpose(0, 1)))
+    codes(buffer).index_copy_(2, slots, stored(both, buffer))
 
 
 def attend_gathered(q: Tensor, buffer: Tensor, at: GatheredSegments) -> Tensor:
@@ -107,7 +110,8 @@ def attend_gathered(q: Tensor, buffer: Tensor, at: GatheredSegments) -> Tensor:
 
     Args:
         q: [N, H, hd]; H is a multiple of Hkv.
-        buffer: [2, Hkv, slots, hd]; keys and values of the rows themselves are there already.
+        buffer: [2, Hkv, slots, hd], in the dtype of `q` or e4m3; keys and values of the rows
+            themselves are there already.
 
     Returns:
         [N, H, hd]; rows that only fill up mean nothing.
@@ -116,8 +120,10 @@ def attend_gathered(q: Tensor, buffer: Tensor, at: GatheredSegments) -> Tensor:
     _, kv_heads, _, _ = buffer.shape
     count, _, length, reach = at.seen.shape
     group = heads // kv_heads
-    found = buffer.index_select(2, at.keys).view(2, kv_heads, count, reach, width)
-    keys, values = found.transpose(1, 2)  # [R, Hkv, S, hd]
+    place = codes(buffer)
+    found = place.index_select(2, at.keys)
+    found = found if place is buffer else numbers(found, q)
+    keys, values = found.view(2, kv_heads, count, reach, width).transpose(1, 2)  # [R, Hkv, S, hd]
     folded = q.index_select(0, at.queries).view(count, length, kv_heads, group, width)
     folded = folded.permute(0, 2, 3, 1, 4).reshape(count, kv_heads, group * length, width)
     seen = at.seen.expand(count, group, length, reach).reshape(count, 1, group * length, reach)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dgemma.errors import InvalidRequest
 from dgemma.kernels.attention_paged import PagedSegments
+from dgemma.kernels.e4m3 import E4M3, codes
 from dgemma.kernels.launch import FUSED, launch_largest, limits
 
 MOST_SPANS = 32
@@ -44,6 +45,9 @@ FEW_ROWS = (
 )
 """For single tokens; with heads of more than 256 numbers from the second on, in fp32 the last."""
 
+FEW_PACKED = (AttentionTiles(16, 32, 8, 2), AttentionTiles(16, 16, 4, 1))
+"""The same for wide heads in e4m3: with four warps the numbers they become spill."""
+
 NARROW = (
     AttentionTiles(64, 64, 8, 2),
     AttentionTiles(64, 32, 8, 2),
@@ -59,7 +63,7 @@ WIDE = (
     AttentionTiles(16, 16, 4, 1),
 )
 """For wider heads. The first needs the tensor memory of sm_100: elsewhere its sums of 64 rows do
-not fit the registers, and 72 to 144 bytes a thread spill."""
+not fit the registers, and 72 to 144 bytes a thread spill. So they do for keys in e4m3."""
 
 SHARED_PRODUCTS = (90, 100)
 """Capabilities whose tensor cores read operands of 64 rows from shared memory."""
@@ -68,16 +72,19 @@ BARRIER_BYTES = 1024
 
 
 def candidates(
-    rows: int, head_dim: int, dtype: torch.dtype, capability: int
+    rows: int, head_dim: int, dtype: torch.dtype, capability: int, packed: bool
 ) -> tuple[AttentionTiles, ...]:
-    """Block sizes for `rows` folded rows (queries x heads of a group) a segment, largest first."""
+    """Block sizes for `rows` folded rows (queries x heads of a group) a segment, largest first.
+
+    `packed`: keys and values are in e4m3.
+    """
     if dtype == torch.float32:
         return FEW_ROWS[-1:]
     if rows <= 16:
-        return FEW_ROWS[head_dim > 256 :]
+        return FEW_PACKED if packed and head_dim > 256 else FEW_ROWS[head_dim > 256 :]
     if head_dim <= 256:
         return NARROW
-    return WIDE[capability != 100 :]
+    return WIDE[capability != 100 or packed :]
 
 
 def shared_bytes(tiles: AttentionTiles, head_dim: int, dtype: torch.dtype, capability: int) -> int:
@@ -113,16 +120,25 @@ def _seen(begin, before, ordered, count, token, window, WINDOWED: tl.constexpr):
     return since, last
 
 
+@triton.jit
+def _number(code, DTYPE: tl.constexpr):
+    """Codes of e4m3 as numbers, on any GPU: the bits go to those of fp16, which counts exponents
+    from 8 less. Every step is exact."""
+    bits = code.to(tl.uint16)
+    half = ((bits & 0x80) << 8 | (bits & 0x7F) << 7).to(tl.float16, bitcast=True) * 256.0
+    return tl.where((bits & 0x7F) == 0x7F, float("nan"), half).to(DTYPE)
+
+
 @triton.jit(do_not_specialize=["rows", "tiles", "blocks", "window", "span"])
 def _attend_pages(
-    q, keys, values,  # [N, H, hd], [Hkv, slots, hd] twice
+    q, keys, values,  # [N, H, hd], [Hkv, slots, hd] twice; these may be codes of e4m3
     out,  # [N, H, hd]; with spans fp32 [spans, N, H, hd], not yet divided
     peaks, sums,  # fp32 [spans, N, H]: base-2 maximum and sum of the weights; with spans only
     first, length, stored, low, causal, table,  # int64 [R] and [R, blocks], see `PagedSegments`
     q_token, q_head, k_head, k_slot,  # strides
     rows, tiles, blocks, window, span,  # N; row tiles of a segment; keys of a span
     HEADS: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, POWER: tl.constexpr,
-    WINDOWED: tl.constexpr, SPLIT: tl.constexpr, PAGE: tl.constexpr,
+    WINDOWED: tl.constexpr, SPLIT: tl.constexpr, PACKED: tl.constexpr, PAGE: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One block of folded rows of one key head of one segment over one span of its keys."""
@@ -134,8 +150,7 @@ def _attend_pages(
     held, token = row < count * GROUP, tl.minimum(row // GROUP, count - 1)
     head = tl.program_id(1) * GROUP + row % GROUP
     column, inside = tl.arange(0, POWER), tl.arange(0, POWER) < WIDTH
-    begin = tl.load(low + segment).to(tl.int32)
-    before = tl.load(stored + segment).to(tl.int32)
+    begin, before = tl.load(low + segment).to(tl.int32), tl.load(stored + segment).to(tl.int32)
     ordered = tl.load(causal + segment) != 0
     since, last = _seen(begin, before, ordered, count, token, window, WINDOWED)
     at = tl.load(first + segment) + token
@@ -155,17 +170,18 @@ def _attend_pages(
         there = key < high
         page = tl.load(table + segment * blocks + (low_key - start_of_table) // PAGE)
         slot = page * PAGE + low_key % PAGE + tl.arange(0, BLOCK)
-        k = tl.load(k_at + slot[None, :] * k_slot, mask=there[None, :] & inside[:, None], other=0.0)
+        k = tl.load(k_at + slot[None, :] * k_slot, mask=there[None, :] & inside[:, None], other=0)
+        k = _number(k, query.dtype) if PACKED else k
         scores = tl.dot(query, k, input_precision="ieee") * 1.4426950408889634
         seen = there[None, :] & (key[None, :] <= last[:, None]) & (key[None, :] >= since[:, None])
         scores = tl.where(seen, scores, float("-inf"))
         best = tl.maximum(peak, tl.max(scores, 1))
         safe = tl.where(best == float("-inf"), 0.0, best)  # no key seen yet: all weights zero
         p, fade = tl.exp2(scores - safe[:, None]), tl.exp2(peak - safe)
-        weight = weight * fade + tl.sum(p, 1)
-        v = tl.load(v_at + slot[:, None] * k_slot, mask=there[:, None] & inside[None, :], other=0.0)
+        peak, weight = best, weight * fade + tl.sum(p, 1)
+        v = tl.load(v_at + slot[:, None] * k_slot, mask=there[:, None] & inside[None, :], other=0)
+        v = _number(v, query.dtype) if PACKED else v
         mixed = tl.dot(p.to(v.dtype), v, mixed * fade[:, None], input_precision="ieee")
-        peak = best
     to = at * HEADS + head
     if SPLIT:
         to += tl.program_id(2).to(tl.int64) * rows * HEADS
@@ -212,7 +228,7 @@ def check(q: Tensor, buffer: Tensor, at: PagedSegments) -> None:
     """
     if torch.is_grad_enabled() and (q.requires_grad or buffer.requires_grad):
         raise InvalidRequest("the Triton attention has no backward: use the reference path")
-    if q.dtype != buffer.dtype:
+    if buffer.dtype not in (q.dtype, E4M3):
         raise InvalidRequest(f"dtypes differ: {q.dtype}, {buffer.dtype}")
     if q.shape[2] != buffer.shape[3] or q.shape[1] % buffer.shape[1]:
         raise InvalidRequest(f"shapes do not fit: {tuple(q.shape)}, {tuple(buffer.shape)}")
@@ -227,7 +243,8 @@ def attend_pages(q: Tensor, buffer: Tensor, at: PagedSegments) -> Tensor:
 
     Args:
         q: [N, H, hd]; H is a multiple of Hkv. Any strides but a contiguous last axis.
-        buffer: [2, Hkv, slots, hd]; keys and values of the rows themselves are there already.
+        buffer: [2, Hkv, slots, hd], in the dtype of `q` or e4m3; keys and values of the rows
+            themselves are there already.
         at: see `PagedSegments`.
 
     Returns:
@@ -244,7 +261,7 @@ def attend_pages(q: Tensor, buffer: Tensor, at: PagedSegments) -> Tensor:
         capability = limits().capability
         launch_largest(
             f"attention, heads of {width} in {q.dtype}",
-            candidates(at.longest * group, width, q.dtype, capability),
+            candidates(at.longest * group, width, q.dtype, capability, buffer.dtype == E4M3),
             lambda tiles: shared_bytes(tiles, width, q.dtype, capability),
             lambda tiles: _run(q, buffer, at, out, tiles),
         )
@@ -266,14 +283,14 @@ def _run(q: Tensor, buffer: Tensor, at: PagedSegments, out: Tensor, size: Attent
     if spans > 1:
         parts = torch.empty(spans, *q.shape, dtype=torch.float32, device=q.device)
         peaks, sums = parts.new_zeros(2, spans, rows, heads)
-    keys, values = buffer
+    keys, values = codes(buffer)
     _attend_pages[(count * tiles, kv_heads, spans)](
         q, keys, values, parts, peaks, sums,
         at.first, at.length, at.stored, at.low, at.causal, at.table,
         q.stride(0), q.stride(1), buffer.stride(1), buffer.stride(2),
         rows, tiles, blocks, at.window or 0, span,
         HEADS=heads, GROUP=group, WIDTH=width, POWER=power,
-        WINDOWED=at.window is not None, SPLIT=spans > 1, PAGE=at.page,
+        WINDOWED=at.window is not None, SPLIT=spans > 1, PACKED=buffer.dtype == E4M3, PAGE=at.page,
         ROWS=size.rows, BLOCK=size.keys, num_warps=size.warps, num_stages=size.stages, **FUSED,
     )  # fmt: skip
     if spans > 1:

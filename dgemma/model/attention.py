@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dgemma.kernels.attention import grouped
+from dgemma.kernels.e4m3 import codes, numbers, stored
 from dgemma.kernels.workspace import WORKSPACE
 from dgemma.model.batch import ForwardBatch
 from dgemma.model.cache import PagedMemory, Segment
@@ -88,20 +89,27 @@ class SegmentPages:
     seen: slice | Tensor
 
     def put(self, buffer: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write keys and values [T, Hkv, hd]; those that are seen, [Hkv, S, hd] each."""
-        if isinstance(self.new, slice):
-            buffer[0, :, self.new] = k.transpose(0, 1)
-            buffer[1, :, self.new] = v.transpose(0, 1)
-        else:
-            buffer[0].index_copy_(1, self.new, k.transpose(0, 1))
-            buffer[1].index_copy_(1, self.new, v.transpose(0, 1))
+        """Write keys and values [T, Hkv, hd]; those that are seen, [Hkv, S, hd] each.
+
+        A token's own key is read as it is stored, so its bits do not depend on which tokens came
+        with it.
+        """
+        place = codes(buffer)
+        for half, x in zip(place, (k, v), strict=True):
+            new = stored(x, buffer).transpose(0, 1)
+            if isinstance(self.new, slice):
+                half[:, self.new] = new
+            else:
+                half.index_copy_(1, self.new, new)
         if isinstance(self.seen, slice):
-            return buffer[0, :, self.seen], buffer[1, :, self.seen]
-        _, heads, _, width = buffer.shape
-        size = 2, heads, len(self.seen), width
-        gathered = WORKSPACE.take("gathered keys", 2 * heads, len(self.seen) * width, k).view(size)
-        torch.index_select(buffer, 2, self.seen, out=gathered)
-        return gathered[0], gathered[1]
+            found = place[:, :, self.seen]
+        else:
+            _, heads, _, width = place.shape
+            size = 2, heads, len(self.seen), width
+            found = WORKSPACE.take("gathered keys", 2 * heads, size[2] * width, place).view(size)
+            torch.index_select(place, 2, self.seen, out=found)
+        keys, values = found if place is buffer else numbers(found, k)
+        return keys, values
 
 
 class ReferenceAttention:

@@ -6,7 +6,7 @@ canvas that is being denoised lies after the encoded tokens and is written over 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,14 @@ from torch import Tensor
 from dgemma.errors import InvalidRequest
 from dgemma.model.config import LayerType, ModelConfig
 from dgemma.types import PAGE
+
+CacheDtypes = Mapping[LayerType, torch.dtype]
+"""Of the keys and values in layers of each kind."""
+
+
+def cache_dtypes(dtype: torch.dtype, full: torch.dtype | None = None) -> CacheDtypes:
+    """One dtype for all layers, or another one for the full layers."""
+    return {"full_attention": full or dtype, "sliding_attention": dtype}
 
 
 class PagedMemory:
@@ -33,8 +41,9 @@ class PagedMemory:
     """
 
     def __init__(
-        self, config: ModelConfig, full: int, sliding: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
+        self, config: ModelConfig, full: int, sliding: int, dtypes: CacheDtypes,
+        device: torch.device,
+    ) -> None:  # fmt: skip
         """
         Args:
             full, sliding: pages of the layers of either kind.
@@ -47,7 +56,7 @@ class PagedMemory:
         for layer, kind in enumerate(config.layer_types):
             shape = config.attention(layer)
             size = 2, shape.num_key_value_heads, (pages[kind] + 1) * PAGE, shape.head_dim
-            self.buffers.append(torch.empty(size, dtype=dtype, device=device))
+            self.buffers.append(torch.empty(size, dtype=dtypes[kind], device=device))
 
     def copy(self, kind: LayerType, source: int, target: int, count: int) -> None:
         """Copy the first `count` tokens of a page to another page, in all layers of a kind."""
@@ -155,7 +164,7 @@ class Cache:
     """
 
     def __init__(
-        self, config: ModelConfig, rows: int, max_length: int, most_new: int, dtype: torch.dtype,
+        self, config: ModelConfig, rows: int, max_length: int, most_new: int, dtypes: CacheDtypes,
         device: torch.device,
     ) -> None:  # fmt: skip
         """
@@ -164,7 +173,7 @@ class Cache:
         """
         blocks = -(-max_length // PAGE)
         ring = min(blocks, -(-(config.sliding_window - 1 + most_new) // PAGE) + 1)
-        self.memory = PagedMemory(config, rows * blocks, rows * ring, dtype, device)
+        self.memory = PagedMemory(config, rows * blocks, rows * ring, dtypes, device)
         self.rows = [
             CacheRow(
                 max_length,

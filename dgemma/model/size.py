@@ -12,9 +12,11 @@ import torch
 
 from dgemma.errors import InvalidRequest
 from dgemma.kernels.attention import FEWEST, SCORES
+from dgemma.kernels.e4m3 import choose_cache
 from dgemma.kernels.head_tiles import TILE_ELEMENTS
 from dgemma.kernels.sampling import BLOCK
 from dgemma.model.attention import QUERY_BLOCK
+from dgemma.model.cache import CacheDtypes, cache_dtypes
 from dgemma.model.config import LayerType, ModelConfig
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.types import PAGE
@@ -80,11 +82,13 @@ def peak(
     batch: int = 1,
     chunk: int = 1024,
     sliding_pages: int | None = None,
+    cache_dtype: str = "auto",
 ) -> Peak:
     """Predict the memory of a run on a CPU.
 
     Args:
         dtype: of weights, activations and cache.
+        cache_dtype: see `choose_cache`.
         prompt: tokens of each request's prompt.
         batch: requests that run side by side.
         chunk: prompt tokens that one forward encodes of a request.
@@ -102,18 +106,22 @@ def peak(
     routed = rows * top_k * (width + 3 * inner) * item * half
     layer = rows * (6 * width + 3 * heads + 3 * config.intermediate_size) * item
     tile = min(TILE_ELEMENTS, batch * canvas * config.vocab_size)
-    blocks = batch * canvas * config.vocab_size // BLOCK
-    words = tile * (8 + 2 * item) + batch * canvas * width * (4 + 3 * item) + 60 * blocks
+    words = tile * (8 + 2 * item) + batch * canvas * width * (4 + 3 * item)
+    words += 60 * (batch * canvas * config.vocab_size // BLOCK)
     scores = 2 * _scores(config, prompt) * item * half
     work = routed + scores + layer + words if half else max(layer, words)
-    pages = page_bytes(config, dtype)
-    full = batch * -(-(prompt + canvas) // PAGE)
+    dtypes = cache_dtypes(dtype, choose_cache(dtype, cache_dtype)[0])
+    pages = page_bytes(config, dtypes)
+    blocks = -(-(prompt + canvas) // PAGE)
+    if dtypes["full_attention"] != dtype:  # one request's keys of a layer are unpacked at a time
+        whole = page_bytes(config, cache_dtypes(dtype))["full_attention"]
+        work += blocks * whole // max(1, config.layer_types.count("full_attention"))
     if sliding_pages is None:
-        sliding_pages = page_counts(config, dtype, None, 32, chunk)[1]
-    sliding = min(full, sliding_pages)
+        sliding_pages = page_counts(config, dtypes, None, 32, chunk)[1]
+    sliding = min(batch * blocks, sliding_pages)
     return Peak(
         weights=measure(config).parameters * item,
-        cache=full * pages["full_attention"] + sliding * pages["sliding_attention"],
+        cache=batch * blocks * pages["full_attention"] + sliding * pages["sliding_attention"],
         work=work + (KEPT_16_BIT if half else KEPT),
     )
 
@@ -129,17 +137,17 @@ def _scores(config: ModelConfig, prompt: int) -> int:
     return most
 
 
-def page_bytes(config: ModelConfig, dtype: torch.dtype) -> dict[LayerType, int]:
+def page_bytes(config: ModelConfig, dtypes: CacheDtypes) -> dict[LayerType, int]:
     """Bytes of a page of the engine's memory in all layers of each kind together."""
     out: dict[LayerType, int] = {"full_attention": 0, "sliding_attention": 0}
     for layer, kind in enumerate(config.layer_types):
         shape = config.attention(layer)
-        out[kind] += PAGE * 2 * shape.num_key_value_heads * shape.head_dim * dtype.itemsize
+        out[kind] += PAGE * 2 * shape.num_key_value_heads * shape.head_dim * dtypes[kind].itemsize
     return out
 
 
 def page_counts(
-    config: ModelConfig, dtype: torch.dtype, budget: int | None, running: int, chunk: int
+    config: ModelConfig, dtypes: CacheDtypes, budget: int | None, running: int, chunk: int
 ) -> tuple[int, int]:
     """How many pages the full and the sliding layers get.
 
@@ -151,7 +159,7 @@ def page_counts(
     Raises:
         InvalidRequest: the budget does not suffice for one short request.
     """
-    one = page_bytes(config, dtype)
+    one = page_bytes(config, dtypes)
     context = -(-config.max_position_embeddings // PAGE)
     window = window_pages(config, chunk)
     # Twice as much as runs, so that finished requests stay cached; a window more often still: it
@@ -188,7 +196,7 @@ def measure(config: ModelConfig) -> Size:
     total = sum(p.numel() for p in model.parameters())
     experts = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n)
     idle = experts - experts * config.top_k_experts // config.num_experts
-    numbers = page_bytes(config, torch.int8)
+    numbers = page_bytes(config, cache_dtypes(torch.int8))
     return Size(
         parameters=total,
         active=total - idle,

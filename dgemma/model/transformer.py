@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from dgemma.errors import InvalidRequest
 from dgemma.kernels.attention import PAGED, choose_attention, choose_path
 from dgemma.kernels.cuda import cuda_kernels
+from dgemma.kernels.e4m3 import choose_cache
 from dgemma.kernels.head import Head
 from dgemma.model.attention import Attention, ReferenceAttention
 from dgemma.model.batch import BatchMaker, CachedPath, ForwardBatch
-from dgemma.model.cache import Cache, PagedMemory, Segment
+from dgemma.model.cache import Cache, CacheDtypes, PagedMemory, Segment, cache_dtypes
 from dgemma.model.config import LayerType, ModelConfig
 from dgemma.model.layers import (
     Embedding,
@@ -89,7 +90,7 @@ class DiffusionGemma(nn.Module):
 
     def choose_kernels(
         self, device: torch.device, dtype: torch.dtype, *, grad: bool = False,
-        attention: str = "auto",
+        attention: str = "auto", cache_dtype: str = "auto",
     ) -> None:  # fmt: skip
         """Choose how every part computes; once all modules are in their places.
 
@@ -99,6 +100,7 @@ class DiffusionGemma(nn.Module):
             device, dtype: of the weights, which need not be there yet.
             grad: whether gradients are wanted.
             attention: see `choose_path`.
+            cache_dtype: see `choose_cache`.
 
         Raises:
             InvalidRequest, MissingExtra: a path that cannot be taken.
@@ -111,6 +113,8 @@ class DiffusionGemma(nn.Module):
             self.attention_path = PagedAttention(self.config, kernel)
         else:
             self.attention_path = ReferenceAttention(self.config, name)
+        full, kept = choose_cache(dtype, cache_dtype, grad)
+        self._full_cache = None if full == dtype else full
         self._maker: BatchMaker | None = None
         layers = [layer for layer in self.layers if isinstance(layer, Layer)]
         experts = {layer.experts.choose(device, dtype, grad): None for layer in layers}
@@ -119,6 +123,7 @@ class DiffusionGemma(nn.Module):
             ("head", self.head.kernel, self.head.reason),
             ("attention path", *choose_path(device, grad, attention)),
             ("attention kernel", name, why),
+            ("cache", str(full).removeprefix("torch."), kept),
         )
 
     # -- parts ---------------------------------------------------------------------------------
@@ -132,6 +137,11 @@ class DiffusionGemma(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.embed.device
+
+    @property
+    def cache_dtypes(self) -> CacheDtypes:
+        """Those of the keys and values that are kept."""
+        return cache_dtypes(self.dtype, self._full_cache)
 
     def forward(self, batch: ForwardBatch) -> Tensor:
         """Hidden states of all rows after the final norm: [N, D]. Keys are in the memory."""
@@ -186,7 +196,7 @@ class DiffusionGemma(nn.Module):
                 f"{self.config.max_position_embeddings} positions; ask for fewer"
             )
         most_new = max(PREFILL_CHUNK, self.config.canvas_length)
-        return Cache(self.config, batch_size, max_length, most_new, self.dtype, self.device)
+        return Cache(self.config, batch_size, max_length, most_new, self.cache_dtypes, self.device)
 
     def encode(
         self, token_ids: Tensor, cache: Cache, lengths: Sequence[int] | None = None

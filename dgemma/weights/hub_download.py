@@ -11,9 +11,11 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 
 import httpx
@@ -36,6 +38,9 @@ logger = logging.getLogger("dgemma")
 ENDINGS = (".safetensors", ".json", ".jinja", ".md", ".model", ".txt")
 BEGINNINGS = ("tokenizer", "LICENSE", "NOTICE")
 HASH = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
+SAFE = re.compile(r"[^\\\x00-\x1f]+")
+MOST_SHOWN = 20
+"""File names in an error."""
 READ_BYTES = 1 << 22
 """Bytes hashed at a time."""
 
@@ -45,7 +50,7 @@ class RemoteFile:
     """A file of a repository.
 
     Attributes:
-        name: file name; folders are not downloaded.
+        name: file name, with the folders that it is in.
         digest: sha256 of a large file, sha1 of a small one's git blob; its name in the cache.
         size: bytes.
         large: whether it is an LFS file.
@@ -57,13 +62,15 @@ class RemoteFile:
     large: bool
 
 
-def download(name: str, revision: str | None, endpoint: str | None) -> Path:
+def download(
+    name: str, revision: str | None, endpoint: str | None, include: Sequence[str] = ()
+) -> Path:
     """See `hub.pull`."""
     endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
     cache = hub_cache()
     with _translated(name, revision, endpoint):
-        commit, files = _listing(name, revision, endpoint)
-        if CONFIG not in (file.name for file in files):
+        commit, files = _listing(name, revision, endpoint, include)
+        if not include and CONFIG not in (file.name for file in files):
             raise ModelNotFound(f"{name} at {endpoint} has no {CONFIG}: there is no model to load")
         folder = repo_folder_name(repo_id=name, repo_type="model")
         blobs, locks = cache / folder / "blobs", cache / ".locks" / folder
@@ -78,7 +85,7 @@ def download(name: str, revision: str | None, endpoint: str | None) -> Path:
             revision=revision,
             endpoint=endpoint,
             cache_dir=cache,
-            allow_patterns=[file.name for file in files],
+            allow_patterns=[escape(file.name) for file in files],
         )
     snapshot = Path(found)
     if snapshot.name != commit:
@@ -92,14 +99,30 @@ def download(name: str, revision: str | None, endpoint: str | None) -> Path:
     return snapshot
 
 
-def _listing(name: str, revision: str | None, endpoint: str) -> tuple[str, list[RemoteFile]]:
-    """The commit of a revision, and those of its files that a model needs."""
+def _wanted(file: str, include: Sequence[str]) -> bool:
+    """Whether a file is taken: those that match, or those that a model needs."""
+    if include:
+        return any(fnmatchcase(file, pattern) for pattern in include)
+    return "/" not in file and (file.endswith(ENDINGS) or file.startswith(BEGINNINGS))
+
+
+def _listing(
+    name: str, revision: str | None, endpoint: str, include: Sequence[str]
+) -> tuple[str, list[RemoteFile]]:
+    """The commit of a revision, and those of its files that are wanted."""
     info = HfApi(endpoint=endpoint).model_info(name, revision=revision, files_metadata=True)
+    there = [found.rfilename for found in info.siblings or ()]
+    for pattern in include:
+        if not any(fnmatchcase(file, pattern) for file in there):
+            shown = ", ".join(there[:MOST_SHOWN]) + ", ..." * (len(there) > MOST_SHOWN)
+            raise ModelNotFound(f"no file of {name} matches {pattern!r}; it has {shown}")
     files = []
     for found in info.siblings or ():
         file = found.rfilename
-        if "/" in file or not (file.endswith(ENDINGS) or file.startswith(BEGINNINGS)):
+        if not _wanted(file, include):
             continue
+        if not SAFE.fullmatch(file) or {"", ".", ".."} & set(file.split("/")):
+            raise CheckpointError(f"{endpoint} has a file named {file!r}, which is not downloaded")
         if found.lfs is not None:
             files.append(RemoteFile(file, found.lfs.sha256, found.lfs.size, True))
         else:

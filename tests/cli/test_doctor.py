@@ -47,6 +47,15 @@ def test_doctor(run: Callable[..., Ran]) -> None:
     assert len(run("doctor")[1].splitlines()) == len(rows)
 
 
+def test_doctor_names_the_cache(run: Callable[..., Ran]) -> None:
+    """An option that commands take and do not pass on."""
+    for words, row in (
+        ((), "cache float32 auto: as the model"),
+        (("--cache-dtype", "fp8"), "cache float8_e4m3fn asked for: full layers in e4m3"),
+    ):
+        assert row in " ".join(run("doctor", "--device", "cpu", *words)[1].split())
+
+
 def test_doctor_names_the_attention_path(run: Callable[..., Ran]) -> None:
     """A path that was asked for by one word and is shown by another."""
     for words, rows in (

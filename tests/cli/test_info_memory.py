@@ -18,9 +18,10 @@ RUN = """
 import sys, dgemma
 from dgemma.bench.clock import status_bytes
 from dgemma.cli.main import main
-model, prompt, dtype = sys.argv[1:]
-assert main(["info", model, "--dtype", dtype, "--prompt", prompt, "--json"]) == 0
-llm = dgemma.load(model, device="cpu", dtype=dtype)
+model, prompt, dtype, cache = sys.argv[1:]
+options = ["--dtype", dtype, "--cache-dtype", cache, "--prompt", prompt, "--json"]
+assert main(["info", model, *options]) == 0
+llm = dgemma.load(model, device="cpu", dtype=dtype, cache_dtype=cache)
 llm.generate([5] * int(prompt), dgemma.SamplingParams(max_tokens=1, max_steps=2, seed=0))
 print(status_bytes("VmHWM"))
 """
@@ -34,17 +35,20 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="VmHWM is Linux's")
 @pytest.mark.parametrize(
-    ("dtype", "prompt"),
+    ("dtype", "prompt", "cache"),
     [
-        ("float32", 64),
-        ("bfloat16", 1000),
-        pytest.param("float32", 2000, marks=pytest.mark.full),
+        ("float32", 64, "auto"),
+        ("bfloat16", 1000, "auto"),
+        pytest.param("bfloat16", 2000, "fp8", marks=pytest.mark.full),
+        pytest.param("float32", 2000, "auto", marks=pytest.mark.full),
     ],
 )
-def test_the_prediction_is_within_5_percent(mini: Path, dtype: str, prompt: int) -> None:
+def test_the_prediction_is_within_5_percent(
+    mini: Path, dtype: str, prompt: int, cache: str
+) -> None:
     """A part left out (scratch, cache growth, a copy of the weights at loading) shows here."""
     ran = subprocess.run(
-        [sys.executable, "-c", RUN, str(mini), str(prompt), dtype],
+        [sys.executable, "-c", RUN, str(mini), str(prompt), dtype, cache],
         check=True, capture_output=True, text=True,
     )  # fmt: skip
     said, end = json.JSONDecoder().raw_decode(ran.stdout)

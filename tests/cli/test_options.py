@@ -173,4 +173,6 @@ def test_what_is_pulled(run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
     """Another revision, or another hub, than was asked for."""
     monkeypatch.setattr(hub, "pull", lambda *given: given)
     words = ("pull", "org/name", "--revision", "v2", "--endpoint", "http://localhost:1")
-    assert run(*words)[1] == "('org/name', 'v2', 'http://localhost:1')\n"
+    assert run(*words)[1] == "('org/name', 'v2', 'http://localhost:1', ())\n"
+    words = ("pull", "org/name", "--include", "*.gguf", "--include", "*.json")
+    assert run(*words)[1] == "('org/name', None, None, ['*.gguf', '*.json'])\n"

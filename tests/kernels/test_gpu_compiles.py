@@ -82,4 +82,7 @@ def test_released_and_bundled_sizes_are_listed() -> None:
         model: [part for part in KERNELS if list(KERNELS[part](config_of(model), torch.float16))]
         for model in MODELS
     }
-    assert parts == {"26B": ["attention", "experts", "head"], "nano": ["attention"]}
+    assert parts == {
+        "26B": ["attention", "attention, fp8", "experts", "head"],
+        "nano": ["attention", "attention, fp8"],
+    }

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dgemma.errors import InvalidRequest
+from dgemma.kernels.e4m3 import E4M3
 from dgemma.model.paged import PagedAttention
 from tests.support.engines import tiny
 from tests.support.paged import PagedCase, Span, paged_case
@@ -17,6 +18,7 @@ from tests.support.paged import PagedCase, Span, paged_case
 pytest.importorskip("triton", reason="the kernels need the triton package")
 from dgemma.kernels import attention_paged_triton
 from dgemma.kernels.attention_paged_triton import (
+    FEW_PACKED,
     FEW_ROWS,
     NARROW,
     WIDE,
@@ -54,11 +56,11 @@ def compare(case: PagedCase) -> Tensor:
 
 def given(
     spans: Sequence[Span], heads: int, kv_heads: int, width: int, dtype: torch.dtype,
-    window: int | None = None, large: float = 1.0,
+    window: int | None = None, large: float = 1.0, cache: torch.dtype | None = None,
 ) -> PagedCase:  # fmt: skip
     return paged_case(
         spans, heads, kv_heads, width, window=window, dtype=usable(dtype), device=DEVICE,
-        large=large,
+        large=large, cache=cache,
     )  # fmt: skip
 
 
@@ -72,6 +74,26 @@ dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.b
 def test_equal_to_the_definition(spans: list[Span], window: int | None, dtype: torch.dtype) -> None:
     """Ragged lengths, one query, no prefix; NaN beside the keys shows a read out of bounds."""
     compare(given(spans, 4, 2, 24, dtype, window))
+
+
+@here
+@dtypes
+@pytest.mark.parametrize("spans", [MIXED, MIXED[2:3]])
+@pytest.mark.parametrize("width", [24, 512])
+def test_keys_in_e4m3(width: int, spans: list[Span], dtype: torch.dtype) -> None:
+    """A code read as another number; small ones (subnormal in e4m3) lost; NaN beside the keys."""
+    compare(given(spans, 4, 2, width, dtype, cache=E4M3))
+
+
+@here
+def test_every_code() -> None:
+    """One key with one value: attention gives the value itself, NaN included."""
+    every = torch.arange(256, dtype=torch.uint8, device=DEVICE)
+    case = given([Span(1, 0)], 1, 1, 256, torch.float32, cache=E4M3)
+    buffer = torch.zeros_like(case.buffer.view(torch.uint8))
+    buffer[1, 0, case.at.slots[0]] = every
+    got = attend_pages(case.q, buffer.view(E4M3), case.at)[0, 0]
+    torch.testing.assert_close(got, every.view(E4M3).float(), rtol=0, atol=0, equal_nan=True)
 
 
 @here
@@ -95,7 +117,7 @@ def test_the_released_heads(
 
 
 @here
-@pytest.mark.parametrize("tiles", sorted({*FEW_ROWS, *NARROW, *WIDE}, key=str))
+@pytest.mark.parametrize("tiles", sorted({*FEW_ROWS, *FEW_PACKED, *NARROW, *WIDE}, key=str))
 def test_every_size_of_blocks(tiles: AttentionTiles, monkeypatch: pytest.MonkeyPatch) -> None:
     """Smaller devices take smaller blocks; none may be the first to be run by a user."""
     monkeypatch.setattr(attention_paged_triton, "candidates", lambda *_: (tiles,))

@@ -29,6 +29,7 @@ def test_kernels_are_chosen_before_there_are_weights(dtype: torch.dtype, grad: b
     assert fresh == {
         "experts": "sparse", "head": "rows",
         "attention path": "reference", "attention kernel": "sdpa",
+        "cache": "float32",
     }  # fmt: skip
     model.choose_kernels(CPU, dtype, grad=grad)
     assert model.kernels == (
@@ -36,6 +37,7 @@ def test_kernels_are_chosen_before_there_are_weights(dtype: torch.dtype, grad: b
         ("head", *choose_head(config.vocab_size, CPU)),
         ("attention path", *choose_path(CPU, grad)),
         ("attention kernel", *choose_attention(dtype, CPU, grad)),
+        ("cache", str(dtype).removeprefix("torch."), "auto: as the model"),
     )
     chosen = EXPERTS[model.kernels[0][1]]
     assert all(layer.experts.kernel is chosen for layer in model.layers)

@@ -14,7 +14,7 @@ from torch import Tensor
 from dgemma.kernels.attention import ATTENTION
 from dgemma.model.attention import ReferenceAttention
 from dgemma.model.batch import BatchMaker, CachedPath
-from dgemma.model.cache import Cache
+from dgemma.model.cache import Cache, cache_dtypes
 from dgemma.model.config import ModelConfig
 from dgemma.model.paged import PagedAttention
 from tests.support.oracle import tiny_pair
@@ -46,7 +46,7 @@ def seen(
 ) -> Tensor:
     """What each query of prompt (in pieces) and canvas gets of the needle: [T + canvas]."""
     shape = config.attention(layer)
-    cache = Cache(config, 1, 4096, 64, torch.float32, torch.device("cpu"))
+    cache = Cache(config, 1, 4096, 64, cache_dtypes(torch.float32), torch.device("cpu"))
     row, path = cache.rows[0], path_of(config, kernel)
     maker = BatchMaker({}, path, torch.empty(0, config.hidden_size))
     total = sum(pieces) + canvas

@@ -49,8 +49,9 @@ def paged_case(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     large: float = 1.0,
+    cache: torch.dtype | None = None,
 ) -> PagedCase:
-    """Random numbers; pages lie in an order of their own."""
+    """Random numbers; pages lie in an order of their own. `cache`: the dtype of the buffer."""
     generator = torch.Generator().manual_seed(sum(s.length + 7 * s.stored for s in spans) + width)
     counts = [-(-(s.stored + s.length) // PAGE) for s in spans]
     order = iter((torch.randperm(sum(counts), generator=generator) + 1).tolist())
@@ -58,17 +59,19 @@ def paged_case(
     buffer = torch.full((2, kv_heads, (sum(counts) + 1) * PAGE, width), float("nan"))
     rows = sum(s.length for s in spans) + 5
     q = torch.randn(rows, heads, width, generator=generator) * 2 * width**-0.5 * large
-    q, buffer = q.to(dtype), buffer.to(dtype)
+    q, buffer = q.to(dtype), buffer.to(cache or dtype)
     lows = [0 if window is None else max(0, s.stored - window + 1) for s in spans]
     slots, expected, first = [], [], 0
     for span, own in zip(spans, pages, strict=True):
         total = span.stored + span.length
         at = torch.tensor([own[k // PAGE] * PAGE + k % PAGE for k in range(total)])
         numbers = torch.randn(2, kv_heads, total, width, generator=generator)
-        buffer[:, :, at] = numbers.to(dtype)
+        _bits(buffer)[:, :, at] = _bits(numbers.to(buffer.dtype))
         slots.append(at[span.stored :])
         rows_here = q[first : first + span.length]
-        expected.append(defined(rows_here, buffer[:, :, at], span, window))
+        expected.append(
+            defined(rows_here, _bits(buffer)[:, :, at].view(buffer.dtype), span, window)
+        )
         first += span.length
     blocks = [own[low // PAGE :] for own, low in zip(pages, lows, strict=True)]
     most = max(map(len, blocks)) + 1
@@ -97,6 +100,11 @@ def paged_case(
         ),
         torch.cat(expected),
     )
+
+
+def _bits(x: Tensor) -> Tensor:
+    """As integers of the same size: torch does not index every dtype."""
+    return x.view({1: torch.uint8, 2: torch.int16, 4: torch.int32}[x.element_size()])
 
 
 def defined(q: Tensor, keys: Tensor, span: Span, window: int | None) -> Tensor:

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
 from dgemma.errors import CheckpointError, MissingExtra, ModelNotFound
 from dgemma.model.config import ModelConfig
 from dgemma.model.transformer import DiffusionGemma
+from dgemma.weights.cached import cached_models
 from dgemma.weights.files import open_checkpoint
 from dgemma.weights.find import find_model, hub_cache
 from dgemma.weights.hub import pull
@@ -59,7 +61,7 @@ class FakeHub:
 
     def large(self, name: str) -> bool:
         """Whether a file is stored as an LFS file."""
-        return name.endswith((".safetensors", ".bin", "tokenizer.json"))
+        return name.endswith((".safetensors", ".bin", ".gguf", "tokenizer.json"))
 
     def entry(self, name: str, key: str) -> dict[str, Any]:
         """What the hub says of a file; `key` is its word for the name."""
@@ -100,7 +102,7 @@ class Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
+        path = unquote(self.path.partition("?")[0])
         self.hub.requests.append((self.command, path, self.headers.get("Range")))
         if self.hub.gated:
             return self.answer(b"{}", 403, X_Error_Code="GatedRepo")
@@ -220,6 +222,45 @@ def test_second_pull_fetches_nothing_and_repairs_damage(
     for name in (shard(hub), "config.json"):
         assert (snapshot / name).read_bytes() == hub.files[name]
         assert len(hub.fetched(name)) == 1
+
+
+def test_only_some_files(hub: FakeHub) -> None:
+    """One of ten quantised files costs the disk of all ten. Such a repository has no config."""
+    hub.files = {"q4.gguf": b"4" * 5000, "q8.gguf": b"8" * 5000, "Q6/a-1[x].gguf": b"6" * 5000,
+                 "README.md": b"# all"}  # fmt: skip
+    with pytest.raises(ModelNotFound, match=r"no config\.json"):
+        pull(NAME)
+    snapshot = pull(NAME, include=["q4*"])
+    assert (snapshot / "q4.gguf").read_bytes() == hub.files["q4.gguf"]
+    assert {path.name for path in snapshot.iterdir()} == {"q4.gguf"}
+    assert not hub.fetched("q8.gguf") and not hub.fetched("README.md")
+    hub.requests.clear()
+    assert pull(NAME, include=["q4.gguf", "Q6/*", "*.md"]) == snapshot
+    assert not hub.fetched("q4.gguf") and not hub.fetched("q8.gguf")
+    assert (snapshot / "Q6/a-1[x].gguf").read_bytes() == hub.files["Q6/a-1[x].gguf"]
+    assert [model.name for model in cached_models()] == [
+        f"{NAME}:Q6/a-1[x].gguf", f"{NAME}:q4.gguf"
+    ]  # fmt: skip
+    with pytest.raises(ModelNotFound, match=r"no file .* matches 'q5\*'; it has .*q8\.gguf"):
+        pull(NAME, include=["q5*"])
+
+
+def test_one_file_is_resumed(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file that people pull alone is the one of 17 GB."""
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    hub.files = {"q4.gguf": bytes(range(256)) * 40}
+    hub.cut["q4.gguf"] = 1
+    snapshot = pull(NAME, include=["*.gguf"])
+    assert hub.fetched("q4.gguf") == [None, "bytes=5000-"]
+    assert (snapshot / "q4.gguf").read_bytes() == hub.files["q4.gguf"]
+
+
+@pytest.mark.parametrize("name", ["../q4.gguf", "a/../../q4.gguf", "/q4.gguf", "a\\q4.gguf"])
+def test_names_are_no_paths(hub: FakeHub, name: str) -> None:
+    """With patterns, folders are downloaded: a bad mirror's must not lead out of the snapshot."""
+    hub.files = {name: b"4" * 5000}
+    with pytest.raises(CheckpointError, match="not downloaded"):
+        pull(NAME, include=["*"])
 
 
 def test_resumes_within_a_pull(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
