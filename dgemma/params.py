@@ -324,9 +324,7 @@ RELEASED = SamplingParams(
 """The sampler of the released checkpoint (its `generation_config.json`)."""
 
 
-def most_tries(
-    tries: int | None, after: int | str | None, steps: int | None, careful: bool
-) -> int:
+def most_tries(tries: int | None, after: int | str | None, steps: int | None, careful: bool) -> int:
     """Most times that a canvas is begun, by the fields of the request; "auto" counts as none.
 
     Without `tries` it is as many of `DEFAULT_TRIES` as fit in `max_steps`, but two at least; a

@@ -119,7 +119,9 @@ def constrained() -> Iterator[Found]:
     yield kept("regex-digits", user(HELLO), 4, regex="[0-9]{3}-[0-9]{4}")
     yield kept("regex-grid", told("sudoku", 3), 5, max_steps=16, regex="([1-9]{9}\n){8}[1-9]{9}")
     yield kept("grammar", told("chat", 5), 6, grammar='start: ("yes" | "no") " " /[a-z]{2,6}/ "."')
-    yield kept("table", user("Make a table."), 7, grammar="markdown-table", max_steps=16, restart_after=0)
+    yield kept(
+        "table", user("Make a table."), 7, grammar="markdown-table", max_steps=16, restart_after=0
+    )
     yield kept("choices", told("labels", 4), 8, choices=["music", "food", "sport", "weather"])
     yield kept(
         "choices-alike",
