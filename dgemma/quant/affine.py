@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dgemma.quant.float8 import spread
-from dgemma.quant.packed import Parts
+from dgemma.quant.packed import Groups, Parts
 
 
 def bit_stream(stream: Tensor, bits: int) -> Tensor:
@@ -53,3 +53,11 @@ class Affine:
         )
         codes = bit_stream(parts["codes"], self.bits)[..., :columns].to(torch.float32)
         return codes.mul_(scale).add_(bias)
+
+    def groups(self, parts: Parts, columns: int) -> Groups | None:
+        """See `Format`."""
+        if self.bits > 4:
+            return None
+        codes = bit_stream(parts["codes"], self.bits)[..., :columns].to(torch.uint8)
+        scale, bias = (parts[name].to(torch.float32) for name in ("scale", "bias"))
+        return Groups(codes, scale, bias, self.group)

@@ -46,3 +46,6 @@ class Float8:
         """See `Format`."""
         scale = parts["scale"].to(torch.float32)
         return e4m3_numbers(parts["codes"]) * spread(scale, self.group or columns, columns)
+
+    def groups(self, parts: Parts, columns: int) -> None:
+        """See `Format`."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dgemma.quant.packed import Parts
+from dgemma.quant.packed import Groups, Parts
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -29,6 +29,7 @@ class GgufFormat:
         number: ggml's type number.
         elements, size: numbers and bytes of a block.
         values: unpacks blocks.
+        codes: of 4 bits, uint8 [B, elements]; scale and bias of each group, fp32 [B, groups].
     """
 
     name: str
@@ -36,6 +37,7 @@ class GgufFormat:
     elements: int
     size: int
     values: Callable[[Tensor], Tensor]
+    codes: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
 
     def unpack(self, parts: Parts, columns: int) -> Tensor:
         """See `Format`."""
@@ -43,6 +45,16 @@ class GgufFormat:
         rows = blocks.shape[:-1]
         found = self.values(blocks.reshape(-1, self.size)).view(*rows, -1)[..., :columns]
         return found * parts["scale"] if "scale" in parts else found
+
+    def groups(self, parts: Parts, columns: int) -> Groups | None:
+        """See `Format`."""
+        if self.codes is None:
+            return None
+        blocks = parts["blocks"]
+        found = self.codes(blocks.reshape(-1, self.size))
+        codes, scale, bias = (part.reshape(*blocks.shape[:-1], -1) for part in found)
+        group = self.elements // found[1].shape[-1]
+        return Groups(codes[..., :columns], scale, bias, group)
 
 
 def _half(blocks: Tensor, at: int) -> Tensor:
@@ -150,12 +162,26 @@ def _nvfp4(blocks: Tensor) -> Tensor:
     return (scale * _look_up(E2M1, _halves(blocks[:, 4:].view(-1, 4, 8)))).view(-1, 64)
 
 
-Q4_0 = GgufFormat("Q4_0", 2, 32, 18, _q4_0)
-Q4_1 = GgufFormat("Q4_1", 3, 32, 20, _q4_1)
+def _q4_0_codes(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    scale = _half(blocks, 0)
+    return _halves(blocks[:, 2:]), scale, -8 * scale
+
+
+def _q4_1_codes(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _halves(blocks[:, 4:]), _half(blocks, 0), _half(blocks, 2)
+
+
+def _q4_k_codes(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    scale, least = _scales(blocks)
+    return _chunks(blocks, 16).flatten(1), scale[..., 0], -least[..., 0]
+
+
+Q4_0 = GgufFormat("Q4_0", 2, 32, 18, _q4_0, _q4_0_codes)
+Q4_1 = GgufFormat("Q4_1", 3, 32, 20, _q4_1, _q4_1_codes)
 Q5_0 = GgufFormat("Q5_0", 6, 32, 22, _q5_0)
 Q5_1 = GgufFormat("Q5_1", 7, 32, 24, _q5_1)
 Q8_0 = GgufFormat("Q8_0", 8, 32, 34, _q8_0)
-Q4_K = GgufFormat("Q4_K", 12, 256, 144, _q4_k)
+Q4_K = GgufFormat("Q4_K", 12, 256, 144, _q4_k, _q4_k_codes)
 Q5_K = GgufFormat("Q5_K", 13, 256, 176, _q5_k)
 Q6_K = GgufFormat("Q6_K", 14, 256, 210, _q6_k)
 IQ4_NL = GgufFormat("IQ4_NL", 20, 32, 18, _iq4_nl)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,21 @@ from dgemma.kernels.linear import rows_linear
 Parts = Mapping[str, Tensor]
 """The tensors of a packed matrix by their names. Each is [..., R, *]: a row of the matrix has its
 own codes and scales, so rows and experts are cut out of all parts alike."""
+
+
+class Groups(NamedTuple):
+    """Codes of at most 4 bits: w = scale * code + bias, or scale * e2m1(code) without a bias.
+
+    Attributes:
+        codes: uint8 [..., R, K], from 0 to 15.
+        scale, bias: fp32 [..., R, G]; the last group may be cut short.
+        group: columns that share them.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    bias: Tensor | None
+    group: int
 
 
 class Format(Protocol):
@@ -34,6 +49,9 @@ class Format(Protocol):
             parts: codes and scales, each [..., R, *].
             columns: K. The last group or byte may hold more than that.
         """
+
+    def groups(self, parts: Parts, columns: int) -> Groups | None:
+        """The same numbers as codes of 4 bits; None where these do not hold them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,0 +1,114 @@
+"""Products of 8-bit integers on a CPU: weights per channel, rows per token.
+
+A row becomes uint8 with the zero point 128, which is what oneDNN has fast code for; with int8 rows
+it runs a loop that is thousands of times slower. Knows nothing about formats of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dgemma.kernels.workspace import WORKSPACE
+
+ZERO = 128
+"""The code of zero."""
+
+ROWS_HINT = 16
+"""Of an expert on a canvas; oneDNN packs weights for this many."""
+
+
+class Weights8(Protocol):
+    """A matrix [R, K] that is multiplied as 8-bit integers."""
+
+    @property
+    def nbytes(self) -> int:
+        """All that is kept."""
+
+    def product(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
+        """[N, K] codes of rows -> [N, R], still without the rows' own scales."""
+
+
+def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes uint8 [N, K] and scales fp32 [N, 1] of rows: x = scale * (code - 128), rounded."""
+    most = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).float()
+    scale = most.clamp(min=1e-30) / 127
+    wide = WORKSPACE.take("rows before codes", *x.shape, x, torch.float32)
+    torch.mul(x, scale.reciprocal(), out=wide)
+    # The cast cuts off: half more rounds, and no code is below 1.
+    return wide.add_(ZERO + 0.5).to(torch.uint8), scale
+
+
+class Int8Matrix:
+    """Weights int8 [R, K] with a scale for each channel, packed for oneDNN."""
+
+    def __init__(self, codes: Tensor, scale: Tensor) -> None:
+        """Pack them.
+
+        Args:
+            codes: int8 [R, K], from -127 to 127.
+            scale: fp32 [R].
+        """
+        self.scale, self.zero = scale, torch.zeros(len(scale), dtype=torch.int64)
+        shape = [ROWS_HINT, codes.shape[1]]
+        self.packed = torch.ops.onednn.qlinear_prepack(codes.contiguous(), shape)
+
+    @property
+    def nbytes(self) -> int:
+        """See `Weights8`."""
+        packed: int = torch.ops.mkldnn._nbytes(self.packed)
+        return packed + self.scale.nbytes + self.zero.nbytes
+
+    def product(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
+        """See `Weights8`."""
+        out: Tensor = torch.ops.onednn.qlinear_pointwise(
+            codes, 1.0, ZERO, self.packed, self.scale, self.zero, None, 1.0, 0,
+            torch.bfloat16 if dtype == torch.bfloat16 else torch.float32, "none", [], "",
+        )  # fmt: skip
+        return out
+
+
+def quantise_channels(weight: Tensor) -> Int8Matrix:
+    """The nearest int8 of each number of a matrix, fp32 [R, K], by the largest of its channel."""
+    scale = weight.abs().amax(-1).clamp(min=1e-30) / 127
+    return Int8Matrix((weight / scale[:, None]).round_().to(torch.int8), scale)
+
+
+def linear_8bit(x: Tensor, weight: Weights8) -> Tensor:
+    """`x @ W.T` with rows rounded to 8 bit: [N, K] -> [N, R] in the dtype of `x`."""
+    codes, scale = quantise_rows(x)
+    return torch.mul(weight.product(codes, x.dtype), scale).to(x.dtype)
+
+
+def experts_8bit(
+    x: Tensor, index: Tensor, weight: Tensor,
+    gate_up: Sequence[Weights8], down: Sequence[Weights8],
+) -> Tensor:  # fmt: skip
+    """`experts_grouped` with rows, and what the activation makes of them, rounded to 8 bit."""
+    rows, top_k = index.shape
+    order = index.flatten().argsort(stable=True)  # assignments, grouped by expert
+    counts = torch.bincount(index.flatten(), minlength=len(gate_up)).tolist()
+    ends = list(accumulate(counts))
+    used = [
+        (e, slice(end - n, end)) for e, (n, end) in enumerate(zip(counts, ends, strict=True)) if n
+    ]
+    codes, scale = quantise_rows(x)
+    theirs = order // top_k
+    codes = codes.index_select(0, theirs)
+    inner = torch.cat([gate_up[e].product(codes[here], x.dtype) for e, here in used])
+    inner.mul_(scale.index_select(0, theirs))
+    gate, up = inner.chunk(2, dim=-1)
+    codes, scale = quantise_rows(F.gelu(gate, approximate="tanh").mul_(up))
+    out = torch.cat([down[e].product(codes[here], x.dtype) for e, here in used])
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    mix = weight * scale[:, 0][place].view(rows, top_k)  # a row's scale and its expert's weight
+    summed = torch.zeros(x.shape, dtype=torch.float32)
+    for k, slots in enumerate(place.view(rows, top_k).unbind(1)):
+        summed.addcmul_(out.index_select(0, slots), mix[:, k, None])
+    return summed.to(x.dtype)
