@@ -89,11 +89,10 @@ def _doubled_e2m1(codes: Tensor) -> None:
     The numbers are 0 to 4 in steps of 1, then 6, 8, 12.
     """
     places = codes.bitwise_left_shift_(4).bitwise_right_shift_(4)
-    bent = WORKSPACE.take("places of e2m1", *codes.shape, codes)
-    torch.clamp(places, -6, 6, out=bent)
-    beyond_4 = WORKSPACE.take("places of e2m1 again", *codes.shape, codes)
-    torch.clamp(places, -4, 4, out=beyond_4)
-    places.mul_(4).sub_(beyond_4).sub_(bent, alpha=2)
+    rows, width = codes.shape
+    to_4 = torch.clamp(places, -4, 4, out=WORKSPACE.take("places to 4", rows, width, codes))
+    to_6 = torch.clamp(places, -6, 6, out=WORKSPACE.take("places to 6", rows, width, codes))
+    places.mul_(4).sub_(to_4).sub_(to_6, alpha=2)
 
 
 def _integers(scale: Tensor, bias: Tensor, low: int, high: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,8 +19,18 @@ from dgemma.kernels.workspace import WORKSPACE
 ZERO = 128
 """The code of zero."""
 
-ROWS_HINT = 16
-"""Of an expert on a canvas; oneDNN packs weights for this many."""
+
+def has_int8(device: torch.device) -> tuple[bool, str]:
+    """Whether this machine multiplies 8-bit integers fast and without overflow, and why."""
+    if device.type != "cpu":
+        return False, str(device)
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False, "this torch has no oneDNN"
+    if torch.cpu._is_amx_tile_supported():
+        return True, "AMX"
+    if torch.cpu._is_vnni_supported():
+        return True, "VNNI"
+    return False, "this processor has no VNNI"
 
 
 class Weights8(Protocol):
@@ -38,7 +48,7 @@ def quantise_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Codes uint8 [N, K] and scales fp32 [N, 1] of rows: x = scale * (code - 128), rounded."""
     most = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).float()
     scale = most.clamp(min=1e-30) / 127
-    wide = WORKSPACE.take("rows before codes", *x.shape, x, torch.float32)
+    wide = WORKSPACE.take("rows before codes", len(x), x.shape[1], x, torch.float32)
     torch.mul(x, scale.reciprocal(), out=wide)
     # The cast cuts off: half more rounds, and no code is below 1.
     return wide.add_(ZERO + 0.5).to(torch.uint8), scale
@@ -55,8 +65,7 @@ class Int8Matrix:
             scale: fp32 [R].
         """
         self.scale, self.zero = scale, torch.zeros(len(scale), dtype=torch.int64)
-        shape = [ROWS_HINT, codes.shape[1]]
-        self.packed = torch.ops.onednn.qlinear_prepack(codes.contiguous(), shape)
+        self.packed = torch.ops.onednn.qlinear_prepack(codes.contiguous(), None)
 
     @property
     def nbytes(self) -> int:

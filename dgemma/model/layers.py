@@ -153,7 +153,9 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(count, width, inner))
         self.kernel: ExpertsKernel = experts_sparse
 
-    def choose(self, device: torch.device, dtype: torch.dtype, grad: bool) -> tuple[str, str]:
+    def choose(
+        self, device: torch.device, dtype: torch.dtype, grad: bool, room: float
+    ) -> tuple[str, str]:
         """Choose the kernel, for good: its name and the reason."""
         count, _, inner = self.down_proj.shape
         name, reason = choose_experts(count, inner, dtype, device, grad)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dgemma.device import free_bytes
 from dgemma.errors import InvalidRequest
 from dgemma.kernels.attention import PAGED, choose_attention, choose_path
 from dgemma.kernels.cuda import cuda_kernels
@@ -91,7 +92,7 @@ class DiffusionGemma(nn.Module):
 
     def choose_kernels(
         self, device: torch.device, dtype: torch.dtype, *, grad: bool = False,
-        attention: str = "auto",
+        attention: str = "auto", room: float | None = None,
     ) -> None:  # fmt: skip
         """Choose how every part computes; once all modules are in their places.
 
@@ -101,6 +102,8 @@ class DiffusionGemma(nn.Module):
             device, dtype: of the weights, which need not be there yet.
             grad: whether gradients are wanted.
             attention: see `choose_path`.
+            room: bytes of memory for each number of the network, from which kernels choose how
+                they keep weights; None: what is free.
 
         Raises:
             InvalidRequest, MissingExtra: a path that cannot be taken.
@@ -115,7 +118,10 @@ class DiffusionGemma(nn.Module):
             self.attention_path = ReferenceAttention(self.config, name)
         self._maker: BatchMaker | None = None
         choosers: list[Any] = [module for module in self.modules() if hasattr(module, "choose")]
-        chosen = [(module.part, *module.choose(device, dtype, grad)) for module in choosers]
+        if room is None:
+            free = free_bytes(device) if device.type == "cpu" else 0
+            room = free / sum(p.numel() for p in self.parameters())
+        chosen = [(module.part, *module.choose(device, dtype, grad, room)) for module in choosers]
         self.kernels = (
             *sorted(dict.fromkeys(chosen), key=itemgetter(0)),
             ("head", self.head.kernel, self.head.reason),

@@ -54,10 +54,13 @@ class Affine:
         codes = bit_stream(parts["codes"], self.bits)[..., :columns].to(torch.float32)
         return codes.mul_(scale).add_(bias)
 
-    def groups(self, parts: Parts, columns: int) -> Groups | None:
+    @property
+    def four_bits(self) -> bool:
         """See `Format`."""
-        if self.bits > 4:
-            return None
+        return self.bits <= 4
+
+    def groups(self, parts: Parts, columns: int) -> Groups:
+        """See `Format`."""
         codes = bit_stream(parts["codes"], self.bits)[..., :columns].to(torch.uint8)
         scale, bias = (parts[name].to(torch.float32) for name in ("scale", "bias"))
         return Groups(codes, scale, bias, self.group)

@@ -10,7 +10,20 @@ import torch
 from torch import Tensor
 
 from dgemma.kernels.experts import ExpertsKernel, experts_grouped, experts_sparse
+from dgemma.kernels.int4 import Int4Matrix
+from dgemma.kernels.int8 import (
+    Int8Matrix,
+    Weights8,
+    experts_8bit,
+    has_int8,
+    linear_8bit,
+    quantise_channels,
+)
 from dgemma.quant.packed import Format, Packed
+
+ROOM_FOR_INT8 = 1.5
+"""Free bytes for each number from which 4-bit weights become int8. A third is for everything else.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +47,7 @@ class PackedKernel:
 
 
 def choose_packed(
-    part: str, formats: Collection[Format], device: torch.device, dtype: torch.dtype
+    part: str, formats: Collection[Format], device: torch.device, dtype: torch.dtype, room: float
 ) -> tuple[PackedKernel, str]:
     """The kernel for a module, and the reason as text.
 
@@ -43,11 +56,21 @@ def choose_packed(
         formats: of all weights of the module.
         device: of weights and rows.
         dtype: of the rows. In fp32 numbers are unpacked and nothing is rounded.
+        room: free bytes for each number of the network.
     """
     names = ", ".join(dict.fromkeys(form.name for form in formats))
     if dtype == torch.float32:
         return EXACT, f"{names}: fp32 rounds nothing, so it is unpacked for each product"
-    return UNPACKED, f"{names}: no kernel for it, unpacked for each product; {device}"
+    fast, machine = has_int8(device)
+    if not fast:
+        return UNPACKED, f"{names}: no kernel for it, unpacked for each product; {machine}"
+    if part == "linear" or not all(form.four_bits for form in formats):
+        return INT8, f"{names}, rounded to int8 per channel at load; rows of 8 bit; {machine}"
+    if room >= ROOM_FOR_INT8:
+        why = f"{room:.1f} bytes are free for each number, and int8 is faster than 4 bits"
+        return INT8, f"{names}, rounded to int8 per channel at load: {why}; {machine}"
+    why = f"{room:.1f} bytes are free for each number, and int8 wants {ROOM_FOR_INT8}"
+    return INT4, f"{names}, kept in 4 bits, unpacked to int8 for each product: {why}; {machine}"
 
 
 def as_it_is(packed: Packed) -> Packed:
@@ -85,3 +108,28 @@ def _unpacking(kernel: ExpertsKernel) -> Callable[..., Tensor]:
 
 EXACT = PackedKernel("exact", as_it_is, linear_unpacked, _unpacking(experts_sparse))
 UNPACKED = PackedKernel("unpacked", as_it_is, linear_unpacked, _unpacking(experts_grouped))
+
+
+def _each(make: Callable[[Packed], Weights8]) -> Callable[[Packed], Weights8 | list[Weights8]]:
+    """A `prepare` that takes the matrices of a stack one by one: little is unpacked at a time."""
+
+    def prepare(packed: Packed) -> Weights8 | list[Weights8]:
+        if len(packed.shape) == 2:
+            return make(packed)
+        return [make(packed[number]) for number in range(packed.shape[0])]
+
+    return prepare
+
+
+def _int8(packed: Packed) -> Int8Matrix:
+    return quantise_channels(packed.dequantise())
+
+
+def _int4(packed: Packed) -> Int4Matrix:
+    groups = packed.format.groups(packed.parts, packed.columns)
+    assert groups is not None
+    return Int4Matrix(*groups)
+
+
+INT8 = PackedKernel("int8", _each(_int8), linear_8bit, experts_8bit)
+INT4 = PackedKernel("int4", _each(_int4), linear_8bit, experts_8bit)

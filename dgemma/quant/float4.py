@@ -51,6 +51,11 @@ class Float4:
         numbers = numbers * spread(parts["scale"].to(torch.float32), self.group, columns)
         return numbers * parts["outer"] if "outer" in parts else numbers
 
+    @property
+    def four_bits(self) -> bool:
+        """See `Format`."""
+        return True
+
     def groups(self, parts: Parts, columns: int) -> Groups:
         """See `Format`."""
         low, high = parts["codes"] & 15, parts["codes"] >> 4

@@ -46,10 +46,14 @@ class GgufFormat:
         found = self.values(blocks.reshape(-1, self.size)).view(*rows, -1)[..., :columns]
         return found * parts["scale"] if "scale" in parts else found
 
-    def groups(self, parts: Parts, columns: int) -> Groups | None:
+    @property
+    def four_bits(self) -> bool:
         """See `Format`."""
-        if self.codes is None:
-            return None
+        return self.codes is not None
+
+    def groups(self, parts: Parts, columns: int) -> Groups:
+        """See `Format`."""
+        assert self.codes is not None
         blocks = parts["blocks"]
         found = self.codes(blocks.reshape(-1, self.size))
         codes, scale, bias = (part.reshape(*blocks.shape[:-1], -1) for part in found)

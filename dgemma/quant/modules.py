@@ -31,9 +31,11 @@ class PackedModule(nn.Module):
             empty = torch.empty(value.shape, device="meta")
             self.register_parameter(name, nn.Parameter(empty, requires_grad=False))
 
-    def choose(self, device: torch.device, dtype: torch.dtype, grad: bool) -> tuple[str, str]:
+    def choose(
+        self, device: torch.device, dtype: torch.dtype, grad: bool, room: float
+    ) -> tuple[str, str]:
         """Choose the kernel, for good, before the weights are there: its name and the reason."""
-        self.kernel, reason = choose_packed(self.part, self.formats.values(), device, dtype)
+        self.kernel, reason = choose_packed(self.part, self.formats.values(), device, dtype, room)
         return self.kernel.name, reason
 
 

@@ -50,8 +50,12 @@ class Format(Protocol):
             columns: K. The last group or byte may hold more than that.
         """
 
-    def groups(self, parts: Parts, columns: int) -> Groups | None:
-        """The same numbers as codes of 4 bits; None where these do not hold them."""
+    @property
+    def four_bits(self) -> bool:
+        """Whether `groups` gives the same numbers as codes of at most 4 bits."""
+
+    def groups(self, parts: Parts, columns: int) -> Groups:
+        """See `four_bits`; the arguments are those of `unpack`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
