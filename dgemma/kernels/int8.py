@@ -6,7 +6,7 @@ it runs a loop that is thousands of times slower. Knows nothing about formats of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Protocol
 
@@ -31,6 +31,10 @@ def has_int8(device: torch.device) -> tuple[bool, str]:
     if torch.cpu._is_vnni_supported():
         return True, "VNNI"
     return False, "this processor has no VNNI"
+
+
+CACHED = 1 << 17
+"""Numbers that are rounded at a time, so that they stay in the cache."""
 
 
 class Weights8(Protocol):
@@ -82,10 +86,22 @@ class Int8Matrix:
         return out
 
 
-def quantise_channels(weight: Tensor) -> Int8Matrix:
-    """The nearest int8 of each number of a matrix, fp32 [R, K], by the largest of its channel."""
-    scale = weight.abs().amax(-1).clamp(min=1e-30) / 127
-    return Int8Matrix((weight / scale[:, None]).round_().to(torch.int8), scale)
+def quantise_channels(rows: Callable[[int, int], Tensor], shape: tuple[int, int]) -> Int8Matrix:
+    """The nearest int8 of each number of a matrix, by the largest of its channel.
+
+    Args:
+        rows: low and high -> the rows between, fp32 [high - low, K], to be written over.
+        shape: R and K.
+    """
+    codes, scales = torch.empty(shape, dtype=torch.int8), torch.empty(shape[0])
+    step = max(1, CACHED // shape[1])
+    for low in range(0, shape[0], step):
+        high = min(low + step, shape[0])
+        part = rows(low, high)
+        scale = torch.linalg.vector_norm(part, torch.inf, dim=-1).clamp_(min=1e-30).div_(127)
+        scales[low:high] = scale
+        codes[low:high] = part.mul_(scale.reciprocal()[:, None]).round_()
+    return Int8Matrix(codes, scales)
 
 
 def linear_8bit(x: Tensor, weight: Weights8) -> Tensor:

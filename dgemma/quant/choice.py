@@ -122,7 +122,8 @@ def _each(make: Callable[[Packed], Weights8]) -> Callable[[Packed], Weights8 | l
 
 
 def _int8(packed: Packed) -> Int8Matrix:
-    return quantise_channels(packed.dequantise())
+    rows, columns = packed.shape
+    return quantise_channels(lambda low, high: packed[low:high].dequantise(), (rows, columns))
 
 
 def _int4(packed: Packed) -> Int4Matrix:

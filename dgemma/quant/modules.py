@@ -91,3 +91,13 @@ def put(module: nn.Module, leaf: str, packed: Packed) -> None:
 def keeps_packed(module: nn.Module) -> bool:
     """Whether a module computes with packed weights."""
     return isinstance(module, PackedModule)
+
+
+def kept_bytes(module: nn.Module) -> int:
+    """What a filled packed module keeps in memory."""
+    assert isinstance(module, PackedModule)
+    total = 0
+    for leaf in module.formats:
+        kept = getattr(module, leaf)
+        total += sum(one.nbytes for one in (kept if isinstance(kept, list) else [kept]))
+    return total

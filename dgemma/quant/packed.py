@@ -77,6 +77,11 @@ class Packed:
         """Of the numbers."""
         return (*next(iter(self.parts.values())).shape[:-1], self.columns)
 
+    @property
+    def nbytes(self) -> int:
+        """Of all parts."""
+        return sum(part.nbytes for part in self.parts.values())
+
     def __getitem__(self, index: Any) -> Packed:
         """Some matrices or rows, cut out of all dimensions but the last."""
         return replace(self, parts={name: part[index] for name, part in self.parts.items()})
