@@ -129,6 +129,13 @@ class DiffusionGemma(nn.Module):
             ("attention kernel", name, why),
         )
 
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Pack what the kernels want packed, now that the weights are there."""
+        for layer in self.layers:
+            if isinstance(layer.experts, Experts):
+                layer.experts.prepare()
+
     # -- parts ---------------------------------------------------------------------------------
 
     @property
