@@ -74,20 +74,20 @@ def is_packed(name: str) -> bool:
     return name.startswith("layers.") and "proj" in name and "router" not in name
 
 
-def affine(weight: Tensor, bits: int) -> Packed:
+def affine(weight: Tensor, bits: int, group: int = GROUP) -> Packed:
     """The nearest codes of a matrix or a stack, [..., R, K], with a scale and a bias a group.
 
     Raises:
         InvalidRequest: the groups do not divide K.
     """
     if weight.dim() > 2:
-        return stacked([affine(matrix, bits) for matrix in weight])
+        return stacked([affine(matrix, bits, group) for matrix in weight])
     if len(weight) > ROWS:
-        return joined([affine(rows, bits) for rows in torch.split(weight, ROWS)])
+        return joined([affine(rows, bits, group) for rows in torch.split(weight, ROWS)])
     rows, columns = weight.shape
-    if columns % GROUP:
-        raise InvalidRequest(f"{columns} columns; this program takes multiples of {GROUP}")
-    groups = weight.float().view(rows, -1, GROUP)
+    if columns % group:
+        raise InvalidRequest(f"{columns} columns; this program takes multiples of {group}")
+    groups = weight.float().view(rows, -1, group)
     low, high = groups.aminmax(dim=-1)
     scale = (high - low).clamp(min=1e-12) / (2**bits - 1)
     codes = groups.sub_(low[..., None]).div_(scale[..., None]).round_().to(torch.uint8)
@@ -95,21 +95,23 @@ def affine(weight: Tensor, bits: int) -> Packed:
     if bits == 4:
         codes = codes[:, 0::2] | (codes[:, 1::2] << 4)
     parts = {"codes": codes, "scale": scale.bfloat16(), "bias": low.bfloat16()}
-    return Packed(Affine(bits, GROUP), columns, parts)
+    return Packed(Affine(bits, group), columns, parts)
 
 
-def twin(plain_model: DiffusionGemma, bits: int, device: torch.device) -> DiffusionGemma:
+def twin(
+    plain_model: DiffusionGemma, bits: int, device: torch.device, group: int = GROUP
+) -> DiffusionGemma:
     """A network with packed weights, which shares all others."""
     state = plain_model.state_dict()
     with torch.device("meta"):
         model = DiffusionGemma(plain_model.config)
-    swap(model, {name: Affine(bits, GROUP) for name in state if is_packed(name)})
+    swap(model, {name: Affine(bits, group) for name in state if is_packed(name)})
     model.choose_kernels(device, plain_model.dtype, room=ROOMS[bits])
     for name, value in state.items():
         path, _, leaf = name.rpartition(".")
         owner = model.get_submodule(path)
         if keeps_packed(owner):
-            put(owner, leaf, affine(value, bits))
+            put(owner, leaf, affine(value, bits, group))
         else:
             setattr(owner, leaf, nn.Parameter(value, requires_grad=False))
     return model.eval()
@@ -161,7 +163,7 @@ def decoding(llm: LLM, prompt: int, tokens: int) -> dict[str, float]:
     engine.forget()
 
     def drive(after: Callable[[], None]) -> list[float]:
-        params = SamplingParams(seed=0, max_tokens=tokens)
+        params = SamplingParams(max_tokens=tokens)
         stream = engine.submit(Request(token_ids=ids, params=params, mode="autoregressive"))
         spent = []
         while engine.running:
@@ -245,12 +247,15 @@ def measure(where: Where, options: argparse.Namespace, say: Say) -> tuple[Report
     if options.steps < 2 or options.tokens < 2:
         raise InvalidRequest("the first step is not counted; give --steps and --tokens above 1")
     sides = {16: llm}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small pieces: two threads would only wait for each other
     for bits in ROOMS:
         say(f"packing in {bits} bits")
         model = twin(llm.model, bits, llm.choice.device)
         sides[bits] = LLM(model, llm.checkpoint, llm.choice, llm.tokenizer, llm.template)
         for part, name, why in model.kernels[:2]:
             say(f"  {part}: {name} ({why})")
+    torch.set_num_threads(threads)
     with torch.inference_mode():
         sizes = {bits: layer_bytes(side.model) for bits, side in sides.items()}
         turns = take_turns(sides, options, say)

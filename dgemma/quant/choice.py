@@ -47,13 +47,14 @@ class PackedKernel:
 
 
 def choose_packed(
-    part: str, formats: Collection[Format], device: torch.device, dtype: torch.dtype, room: float
-) -> tuple[PackedKernel, str]:
+    part: str, formats: Collection[Format], columns: Collection[int], device: torch.device,
+    dtype: torch.dtype, room: float,
+) -> tuple[PackedKernel, str]:  # fmt: skip
     """The kernel for a module, and the reason as text.
 
     Args:
         part: "linear" or "experts".
-        formats: of all weights of the module.
+        formats, columns: of all weights of the module.
         device: of weights and rows.
         dtype: of the rows. In fp32 numbers are unpacked and nothing is rounded.
         room: free bytes for each number of the network.
@@ -64,7 +65,8 @@ def choose_packed(
     fast, machine = has_int8(device)
     if not fast:
         return UNPACKED, f"{names}: no kernel for it, unpacked for each product; {machine}"
-    if part == "linear" or not all(form.four_bits for form in formats):
+    four = all(form.four_bits for form in formats) and not any(k % 2 for k in columns)
+    if part == "linear" or not four:
         return INT8, f"{names}, rounded to int8 per channel at load; rows of 8 bit; {machine}"
     if room >= ROOM_FOR_INT8:
         why = f"{room:.1f} bytes are free for each number, and int8 is faster than 4 bits"

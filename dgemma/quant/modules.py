@@ -35,7 +35,10 @@ class PackedModule(nn.Module):
         self, device: torch.device, dtype: torch.dtype, grad: bool, room: float
     ) -> tuple[str, str]:
         """Choose the kernel, for good, before the weights are there: its name and the reason."""
-        self.kernel, reason = choose_packed(self.part, self.formats.values(), device, dtype, room)
+        columns = [value.shape[-1] for value in self.parameters()]
+        self.kernel, reason = choose_packed(
+            self.part, self.formats.values(), columns, device, dtype, room
+        )
         return self.kernel.name, reason
 
 
