@@ -20,6 +20,7 @@ from dgemma.kernels.int8 import (
 )
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.skipif(not has_int8(CPU)[0], reason=has_int8(CPU)[1])
 SIZES = ((704, 352), (352, 704), (64, 1408), (96, 2112), (2112, 96), (40, 24))
 """Rows and columns; the last one has halves of K that no power of two but 4 divides."""
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -26,15 +24,13 @@ CPU = torch.device("cpu")
 EIGHT: tuple[Format, ...] = (Affine(8, 64), Affine(6, 64), Float8(), Float8(128), Q8_0)
 FOUR: tuple[Format, ...] = (Affine(4, 64), Affine(2, 32), Float4(16), Q4_0, Q4_1, Q4_K)
 NO_VNNI = (False, "this processor has no VNNI")
+computes = pytest.mark.skipif(not has_int8(CPU)[0], reason=has_int8(CPU)[1])
 
 
 @pytest.fixture(autouse=True)
-def fast(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with VNNI, whatever this one has; tests that compute skip without it."""
-    if request.node.get_closest_marker("computes") and not has_int8(CPU)[0]:
-        pytest.skip(has_int8(CPU)[1])
     monkeypatch.setattr(choice, "has_int8", lambda device: (device.type == "cpu", "VNNI"))
-    yield
 
 
 def chosen(part: str, *formats: Format, room: float = 0.0, columns: int = 704) -> tuple[str, str]:
@@ -79,6 +75,7 @@ def test_codes_of_blocks_are_their_numbers(number: int) -> None:
     torch.testing.assert_close(codes * wide + low, packed.dequantise(), rtol=1e-5, atol=1e-6)
 
 
+@computes
 def test_what_is_kept_is_all_that_is_kept() -> None:
     """The file's parts go; experts take 4.5 bits and the rest 8: under a third of 16 bit."""
     generator = torch.Generator().manual_seed(0)
@@ -103,7 +100,9 @@ def packed_nano(bits: int) -> LLM:
     return LLM(model, plain.checkpoint, plain.choice, plain.tokenizer, plain.template)
 
 
+@computes
 @pytest.mark.slow
+@pytest.mark.model
 @pytest.mark.parametrize(("bits", "lost"), [(8, 4), (4, 8)])
 def test_answers_of_nano(bits: int, lost: int) -> None:
     """Of 32 objects it writes nearly as many right as in bf16: a kernel that is wrong in one layer
