@@ -27,7 +27,9 @@ class PackedModule(nn.Module):
     def __init__(self, plain: nn.Module, formats: Mapping[str, Format]) -> None:
         super().__init__()
         self.formats, self.kernel = formats, EXACT
+        self.shapes: dict[str, torch.Size] = {}
         for name, value in plain.named_parameters(recurse=False):
+            self.shapes[name] = value.shape
             empty = torch.empty(value.shape, device="meta")
             self.register_parameter(name, nn.Parameter(empty, requires_grad=False))
 
