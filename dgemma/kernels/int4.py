@@ -77,10 +77,10 @@ class Int4Matrix:
         groups = out.view(2, self.step.shape[1], -1, rows)
         return torch.addcmul(self.start, groups, self.step, out=groups).view(-1, rows)
 
-    def product(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
+    def product(self, codes: Tensor) -> Tensor:
         """See `Weights8`."""
         found = torch._int_mm(codes, self.unpacked()).sub_(self.shift)
-        return (found * self.scale).to(dtype)
+        return found.to(torch.float32).mul_(self.scale)
 
 
 def _doubled_e2m1(codes: Tensor) -> None:
