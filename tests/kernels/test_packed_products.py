@@ -67,10 +67,7 @@ def int4_matrix(
 @pytest.mark.parametrize("rows", [1, 3, 16, 64])
 @pytest.mark.parametrize(("out", "columns"), SIZES)
 def test_int8_rounds_nothing_but_the_rows(out: int, columns: int, rows: int) -> None:
-    """The product equals that of the rounded rows in fp32, and the rows are rounded to 1 in 127.
-
-    Seen to fail with the zero point of the codes off by one, and with a code cut off, not rounded.
-    """
+    """The product equals that of the rounded rows in fp32, and the rows are rounded to 1 in 127."""
     weight, numbers = int8_matrix(out, columns)
     x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(1)) * 3
     codes, scale = quantise_rows(x)
@@ -115,10 +112,7 @@ def test_the_range_of_int8_is_kept() -> None:
 
 @pytest.mark.parametrize("rows", [1, 3, 16, 64])
 def test_experts_of_both_kinds(rows: int) -> None:
-    """Some experts get no row; the rows' scales and the experts' weights meet in one sum.
-
-    Seen to fail with the scales of rows in the order of experts.
-    """
+    """Some experts get no row; the rows' scales and the experts' weights meet in one sum."""
     generator = torch.Generator().manual_seed(rows)
     x = torch.randn(rows, 96, generator=generator) * torch.rand(rows, 1, generator=generator) * 9
     weight, index = torch.rand(rows, 6, generator=generator).topk(2, dim=-1)
