@@ -82,6 +82,7 @@ def load_model(
     if weights:
         load_weights(model, checkpoint, device=choice.device, dtype=choice.dtype, progress=progress)
         checkpoint.source.close()
+        model.prepare()
     model.eval().requires_grad_(grad)
     return LoadedModel(model, checkpoint, choice, tokenizer, template)
 

@@ -77,27 +77,37 @@ def products(
         routed: layer -> rows that each expert gets.
     """
     out = []
-    canvas = model.config.canvas_length
+    canvas, like = model.config.canvas_length, model.embed.weight
     for number, layer in enumerate(model.layers):
         attention: Any = layer.attention
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             if getattr(attention, name) is not None:
-                weight = getattr(attention, name).weight
+                weight = _plain(getattr(attention, name), "weight", like)
                 out.append(_linear("attention", f"layer {number} {name}", weight, rows))
         out += _scores(model, number, rows // canvas, canvas, keys[number])
         mlp: Any = layer.mlp
         for name in ("gate_proj", "up_proj", "down_proj"):
-            out.append(_linear("dense", f"layer {number} {name}", getattr(mlp, name).weight, rows))
+            weight = _plain(getattr(mlp, name), "weight", like)
+            out.append(_linear("dense", f"layer {number} {name}", weight, rows))
         router: Any = layer.router
-        out.append(_linear("experts", f"layer {number} router", router.proj.weight, rows))
+        weight = _plain(router.proj, "weight", like)
+        out.append(_linear("experts", f"layer {number} router", weight, rows))
         experts: Any = layer.experts
         for name in ("gate_up_proj", "down_proj"):
-            stack = getattr(experts, name)
+            stack = _plain(experts, name, like)
             out.append(_experts(f"layer {number} {name}", stack, routed[number]))
     for name in ("gate_proj", "up_proj", "down_proj"):
-        weight = getattr(model.self_conditioning, name).weight
+        weight = _plain(getattr(model.self_conditioning, name), "weight", like)
         out.append(_linear("dense", f"self-conditioning {name}", weight, rows))
     return [*out, *_vocabulary(model.embed.tile(0, model.embed.size), rows)]
+
+
+def _plain(module: Any, leaf: str, like: Tensor) -> Tensor:
+    """A weight; for a packed one others of its shape, in the dtype of the activations."""
+    weight = getattr(module, leaf)
+    if isinstance(weight, Tensor):
+        return weight
+    return _fill(module.shapes[leaf], like.dtype, like.device)
 
 
 def _fill(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -22,7 +22,7 @@ MEASURES = {
     "generate": "tokens per second, time to the first frame and commit",
     "gpu": "the GPU kernels, compiled for GPUs that are not there; takes no model",
 }
-IN_A_CHECKOUT = ("scale", "offline", "serving", "vocabulary", "llama")
+IN_A_CHECKOUT = ("scale", "offline", "serving", "vocabulary", "llama", "packed")
 """Programs that are not in the wheel."""
 
 

@@ -3,8 +3,9 @@
 Four ways that give the same numbers within rounding. `experts_sparse` is the reference: expert by
 expert, routed rows only. `experts_grouped` sorts the rows by expert once and does everything
 but the products for all experts together; it is for 16 bit on a CPU, `experts_triton` for CUDA;
-neither has a backward. `experts_dense` computes every expert on every row and weighs the unrouted
-ones with zero, which wins where experts are tiny. Knows nothing about routing, layers or configs.
+neither has a backward. "prepacked" is the grouped way on copies of the matrices, see `Prepacked`.
+`experts_dense` computes every expert on every row and weighs the unrouted ones with zero, which
+wins where experts are tiny. Knows nothing about routing, layers or configs.
 """
 
 from __future__ import annotations
@@ -28,9 +29,14 @@ DENSE_LIMIT = 1024
 """Largest total width (experts x inner width) at which computing every expert is cheaper."""
 
 
+ROOM_FOR_PREPACKED = 3.0
+"""Free bytes for each number of a network from which experts are packed again: 2 for the copy."""
+
+
 def choose_experts(
-    num_experts: int, inner: int, dtype: torch.dtype, device: torch.device, grad: bool = False
-) -> tuple[str, str]:
+    num_experts: int, inner: int, dtype: torch.dtype, device: torch.device, grad: bool = False,
+    room: float = 0.0,
+) -> tuple[str, str]:  # fmt: skip
     """The name of the faster way for these sizes, and the reason as text.
 
     "triton" is a kernel of `cuda_kernels`, the others are in `EXPERTS`.
@@ -39,6 +45,7 @@ def choose_experts(
         num_experts, inner: sizes of the layer.
         dtype, device: of weights and rows.
         grad: whether gradients are wanted; the fast ways for large layers have no backward.
+        room: free bytes for each number of the network.
     """
     width = num_experts * inner
     if width <= DENSE_LIMIT:
@@ -50,7 +57,31 @@ def choose_experts(
         return "triton", f"{why}; {device}"
     if dtype == torch.float32:
         return "sparse", f"{why}; fp32 keeps every row apart, bit for bit"
-    return "grouped", f"{why}; 16 bit"
+    if dtype != torch.bfloat16 or not _packs_bf16(device):
+        return "grouped", f"{why}; 16 bit"
+    free = f"{room:.1f} bytes are free for each number, a copy packed for oneDNN"
+    if room < ROOM_FOR_PREPACKED:
+        return "grouped", f"{why}; bf16; {free} wants {ROOM_FOR_PREPACKED}"
+    return "prepacked", f"{why}; bf16; {free} is faster"
+
+
+def _packs_bf16(device: torch.device) -> bool:
+    """Whether oneDNN has packed weights in bf16 here."""
+    mkldnn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return device.type == "cpu" and mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+class Prepacked:
+    """A copy of a stack of bf16 matrices [E, R, K] in the order in which oneDNN reads them."""
+
+    def __init__(self, stack: Tensor) -> None:
+        self.shape = stack.shape
+        pack = torch.ops.mkldnn._reorder_linear_weight
+        self.matrices = [pack(matrix.contiguous(), None) for matrix in stack]
+
+    def __getitem__(self, expert: int) -> Tensor:
+        matrix: Tensor = self.matrices[expert]
+        return matrix
 
 
 def experts_sparse(
@@ -97,12 +128,12 @@ def experts_grouped(
         (e, slice(end - n, end)) for e, (n, end) in enumerate(zip(counts, ends, strict=True)) if n
     ]
     for expert, here in used:
-        torch.mm(sorted_rows[here], gate_up[expert].T, out=inner[here])
+        _multiply(sorted_rows[here], gate_up[expert], inner[here])
     gate, up = inner.chunk(2, dim=-1)
     act = F.gelu(gate, approximate="tanh").mul_(up)
     out = sorted_rows  # its memory is free now
     for expert, here in used:
-        torch.mm(act[here], down[expert].T, out=out[here])
+        _multiply(act[here], down[expert], out[here])
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order), device=x.device)
     summed = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
@@ -110,6 +141,14 @@ def experts_grouped(
     for k, slots in enumerate(place.view(rows, top_k).unbind(1)):
         summed.addcmul_(torch.index_select(out, 0, slots, out=one), weight[:, k, None])
     return summed.to(x.dtype)
+
+
+def _multiply(rows: Tensor, matrix: Tensor, out: Tensor) -> None:
+    """`rows @ matrix.T` into `out`."""
+    if matrix.is_mkldnn:
+        out.copy_(torch.ops.mkldnn._linear_pointwise(rows, matrix, None, "none", [], ""))
+    else:
+        torch.mm(rows, matrix.T, out=out)
 
 
 def experts_dense(
@@ -130,4 +169,5 @@ EXPERTS: dict[str, ExpertsKernel] = {
     "dense": experts_dense,
     "sparse": experts_sparse,
     "grouped": experts_grouped,
+    "prepacked": experts_grouped,
 }

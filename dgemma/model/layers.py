@@ -8,12 +8,20 @@ Source: `transformers` 5.17 `modeling_diffusion_gemma.py`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dgemma.kernels.cuda import cuda_kernels
-from dgemma.kernels.experts import EXPERTS, ExpertsKernel, choose_experts, experts_sparse
+from dgemma.kernels.experts import (
+    EXPERTS,
+    ExpertsKernel,
+    Prepacked,
+    choose_experts,
+    experts_sparse,
+)
 from dgemma.kernels.linear import rows_linear
 from dgemma.kernels.norm import rms_norm
 from dgemma.model.config import AttentionShape, ModelConfig
@@ -144,22 +152,37 @@ class Router(nn.Module):
 class Experts(nn.Module):
     """The expert matrices, stacked; gate rows come first in `gate_up_proj`."""
 
+    part = "experts"
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         count, inner, width = config.num_experts, config.moe_intermediate_size, config.hidden_size
         self.gate_up_proj = nn.Parameter(torch.empty(count, 2 * inner, width))
         self.down_proj = nn.Parameter(torch.empty(count, width, inner))
         self.kernel: ExpertsKernel = experts_sparse
+        self.prepacks = False
+        self._prepacked: list[Any] | None = None
 
-    def choose(self, device: torch.device, dtype: torch.dtype, grad: bool) -> tuple[str, str]:
+    def choose(
+        self, device: torch.device, dtype: torch.dtype, grad: bool, room: float
+    ) -> tuple[str, str]:
         """Choose the kernel, for good: its name and the reason."""
         count, _, inner = self.down_proj.shape
-        name, reason = choose_experts(count, inner, dtype, device, grad)
+        name, reason = choose_experts(count, inner, dtype, device, grad, room)
         self.kernel = cuda_kernels().experts if name == "triton" else EXPERTS[name]
+        self.prepacks, self._prepacked = name == "prepacked", None
         return name, reason
 
+    def prepare(self) -> list[Any]:
+        """The matrices as the kernel wants them; once the weights are there, and for good."""
+        if not self.prepacks:
+            return [self.gate_up_proj, self.down_proj]
+        if self._prepacked is None:
+            self._prepacked = [Prepacked(self.gate_up_proj), Prepacked(self.down_proj)]
+        return self._prepacked
+
     def forward(self, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:  # [N, D] -> [N, D]
-        return self.kernel(x, index, weight, self.gate_up_proj, self.down_proj)
+        return self.kernel(x, index, weight, *self.prepare())
 
 
 class SelfConditioning(nn.Module):

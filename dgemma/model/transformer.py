@@ -12,10 +12,13 @@ parity tests.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dgemma.device import free_bytes
 from dgemma.errors import InvalidRequest
 from dgemma.kernels.attention import PAGED, choose_attention, choose_path
 from dgemma.kernels.cuda import cuda_kernels
@@ -90,7 +93,7 @@ class DiffusionGemma(nn.Module):
 
     def choose_kernels(
         self, device: torch.device, dtype: torch.dtype, *, grad: bool = False,
-        attention: str = "auto", cache_dtype: str = "auto",
+        attention: str = "auto", cache_dtype: str = "auto", room: float | None = None,
     ) -> None:  # fmt: skip
         """Choose how every part computes; once all modules are in their places.
 
@@ -101,6 +104,8 @@ class DiffusionGemma(nn.Module):
             grad: whether gradients are wanted.
             attention: see `choose_path`.
             cache_dtype: see `choose_cache`.
+            room: bytes of memory for each number of the network, from which kernels choose how
+                they keep weights; None: what is free.
 
         Raises:
             InvalidRequest, MissingExtra: a path that cannot be taken.
@@ -116,15 +121,25 @@ class DiffusionGemma(nn.Module):
         full, kept = choose_cache(dtype, cache_dtype, grad)
         self._full_cache = None if full == dtype else full
         self._maker: BatchMaker | None = None
-        layers = [layer for layer in self.layers if isinstance(layer, Layer)]
-        experts = {layer.experts.choose(device, dtype, grad): None for layer in layers}
+        choosers: list[Any] = [module for module in self.modules() if hasattr(module, "choose")]
+        if room is None:
+            free = free_bytes(device) if device.type == "cpu" else 0
+            room = free / sum(p.numel() for p in self.parameters())
+        chosen = [(module.part, *module.choose(device, dtype, grad, room)) for module in choosers]
         self.kernels = (
-            *(("experts", *chosen) for chosen in experts),
+            *sorted(dict.fromkeys(chosen), key=itemgetter(0)),
             ("head", self.head.kernel, self.head.reason),
             ("attention path", *choose_path(device, grad, attention)),
             ("attention kernel", name, why),
             ("cache", str(full).removeprefix("torch."), kept),
         )
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Pack what the kernels want packed, now that the weights are there."""
+        for layer in self.layers:
+            if isinstance(layer.experts, Experts):
+                layer.experts.prepare()
 
     # -- parts ---------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dgemma.quant.float8 import spread
-from dgemma.quant.packed import Parts
+from dgemma.quant.packed import Groups, Parts
 
 
 def bit_stream(stream: Tensor, bits: int) -> Tensor:
@@ -55,3 +55,14 @@ class Affine:
         )
         codes = bit_stream(parts["codes"], self.bits)[..., :columns].to(torch.float32)
         return codes.mul_(scale).add_(bias)
+
+    @property
+    def four_bits(self) -> bool:
+        """See `Format`."""
+        return self.bits <= 4
+
+    def groups(self, parts: Parts, columns: int) -> Groups:
+        """See `Format`."""
+        codes = bit_stream(parts["codes"], self.bits)[..., :columns].to(torch.uint8)
+        scale, bias = (parts[name].to(torch.float32) for name in ("scale", "bias"))
+        return Groups(codes, scale, bias, self.group)

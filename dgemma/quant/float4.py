@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dgemma.quant.float8 import spread
-from dgemma.quant.packed import Parts
+from dgemma.quant.packed import Groups, Parts
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 E2M1_SIGNED = E2M1 + tuple(-value for value in E2M1)
@@ -54,3 +54,16 @@ class Float4:
         # Exact so far: two significant bits times four. The outer scale rounds once.
         numbers = numbers * spread(parts["scale"].to(torch.float32), self.group, columns)
         return numbers * parts["outer"] if "outer" in parts else numbers
+
+    @property
+    def four_bits(self) -> bool:
+        """See `Format`."""
+        return True
+
+    def groups(self, parts: Parts, columns: int) -> Groups:
+        """See `Format`."""
+        low, high = parts["codes"] & 15, parts["codes"] >> 4
+        codes = torch.stack([low, high], -1).flatten(-2)[..., :columns]
+        scale = parts["scale"].to(torch.float32)
+        scale = scale * parts["outer"] if "outer" in parts else scale
+        return Groups(codes, scale, None, self.group)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dgemma.quant.packed import Parts
+from dgemma.quant.packed import Groups, Parts
 
 Places = tuple[tuple[int, int], ...]
 """Bytes of a block, each with a mask: all of its bits are set where a scale is not finite."""
@@ -37,6 +37,7 @@ class GgufFormat:
         elements, size: numbers and bytes of a block.
         values: unpacks blocks.
         places: where a block has its scales; see `finite_blocks`.
+        codes: of 4 bits, uint8 [B, elements]; scale and bias of each group, fp32 [B, groups].
     """
 
     name: str
@@ -45,6 +46,7 @@ class GgufFormat:
     size: int
     values: Callable[[Tensor], Tensor]
     places: Places = ((1, HALF),)
+    codes: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
 
     def unpack(self, parts: Parts, columns: int) -> Tensor:
         """See `Format`."""
@@ -56,6 +58,20 @@ class GgufFormat:
     def finite(self, parts: Parts) -> bool:
         """Whether the scales among the codes are numbers; see `finite_blocks`."""
         return finite_blocks(parts["blocks"].reshape(-1, self.size), self.places)
+
+    @property
+    def four_bits(self) -> bool:
+        """See `Format`."""
+        return self.codes is not None
+
+    def groups(self, parts: Parts, columns: int) -> Groups:
+        """See `Format`."""
+        assert self.codes is not None
+        blocks = parts["blocks"]
+        found = self.codes(blocks.reshape(-1, self.size))
+        codes, scale, bias = (part.reshape(*blocks.shape[:-1], -1) for part in found)
+        group = self.elements // found[1].shape[-1]
+        return Groups(codes[..., :columns], scale, bias, group)
 
 
 def finite_blocks(blocks: Tensor, places: Places) -> bool:
@@ -176,13 +192,27 @@ def _nvfp4(blocks: Tensor) -> Tensor:
     return (scale * _look_up(E2M1, _halves(blocks[:, 4:].view(-1, 4, 8)))).view(-1, 64)
 
 
+def _q4_0_codes(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    scale = _half(blocks, 0)
+    return _halves(blocks[:, 2:]), scale, -8 * scale
+
+
+def _q4_1_codes(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _halves(blocks[:, 4:]), _half(blocks, 0), _half(blocks, 2)
+
+
+def _q4_k_codes(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    scale, least = _scales(blocks)
+    return _chunks(blocks, 16).flatten(1), scale[..., 0], -least[..., 0]
+
+
 TWO = ((1, HALF), (3, HALF))
-Q4_0 = GgufFormat("Q4_0", 2, 32, 18, _q4_0)
-Q4_1 = GgufFormat("Q4_1", 3, 32, 20, _q4_1, TWO)
+Q4_0 = GgufFormat("Q4_0", 2, 32, 18, _q4_0, codes=_q4_0_codes)
+Q4_1 = GgufFormat("Q4_1", 3, 32, 20, _q4_1, TWO, _q4_1_codes)
 Q5_0 = GgufFormat("Q5_0", 6, 32, 22, _q5_0)
 Q5_1 = GgufFormat("Q5_1", 7, 32, 24, _q5_1, TWO)
 Q8_0 = GgufFormat("Q8_0", 8, 32, 34, _q8_0)
-Q4_K = GgufFormat("Q4_K", 12, 256, 144, _q4_k, TWO)
+Q4_K = GgufFormat("Q4_K", 12, 256, 144, _q4_k, TWO, _q4_k_codes)
 Q5_K = GgufFormat("Q5_K", 13, 256, 176, _q5_k, TWO)
 Q6_K = GgufFormat("Q6_K", 14, 256, 210, _q6_k, ((209, HALF),))
 IQ4_NL = GgufFormat("IQ4_NL", 20, 32, 18, _iq4_nl)

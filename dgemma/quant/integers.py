@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dgemma.quant.affine import bit_stream
 from dgemma.quant.float8 import spread
-from dgemma.quant.packed import Parts
+from dgemma.quant.packed import Groups, Parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +56,15 @@ class Integers:
         if self.ordered:
             return values.gather(-1, parts["order"].to(torch.int64))
         return spread(values, self.group or columns, columns)
+
+    @property
+    def four_bits(self) -> bool:
+        """See `Format`."""
+        return self.bits <= 4 and not self.ordered
+
+    def groups(self, parts: Parts, columns: int) -> Groups:
+        """See `Format`."""
+        codes = bit_stream(parts["codes"], self.bits)[..., :columns].to(torch.uint8)
+        scale = parts["scale"].to(torch.float32)
+        zero = parts["zero"].to(torch.float32) if self.zero is None else self.zero
+        return Groups(codes, scale, -zero * scale, self.group or columns)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,21 @@ Parts = Mapping[str, Tensor]
 """The tensors of a packed matrix by their names. Each is [..., R, *]: a row of the matrix has its
 own codes and scales, so rows and experts are cut out of all parts alike. What holds for all rows is
 one row in memory, seen as many (`expand`)."""
+
+
+class Groups(NamedTuple):
+    """Codes of at most 4 bits: w = scale * code + bias, or scale * e2m1(code) without a bias.
+
+    Attributes:
+        codes: uint8 [..., R, K], from 0 to 15.
+        scale, bias: fp32 [..., R, G]; the last group may be cut short.
+        group: columns that share them.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    bias: Tensor | None
+    group: int
 
 
 class Format(Protocol):
@@ -40,6 +55,13 @@ class Format(Protocol):
             columns: K. The last group or byte may hold more than that.
         """
 
+    @property
+    def four_bits(self) -> bool:
+        """Whether `groups` gives the same numbers as codes of at most 4 bits."""
+
+    def groups(self, parts: Parts, columns: int) -> Groups:
+        """See `four_bits`; the arguments are those of `unpack`."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Packed:
@@ -59,6 +81,11 @@ class Packed:
     def shape(self) -> tuple[int, ...]:
         """Of the numbers."""
         return (*next(iter(self.parts.values())).shape[:-1], self.columns)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all parts."""
+        return sum(part.nbytes for part in self.parts.values())
 
     def __getitem__(self, index: Any) -> Packed:
         """Some matrices or rows, cut out of all dimensions but the last."""

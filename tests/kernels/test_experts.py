@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgemma.kernels.experts import EXPERTS, choose_experts, experts_sparse
+from dgemma.kernels import experts
+from dgemma.kernels.experts import EXPERTS, Prepacked, choose_experts, experts_sparse
 from tests.support.oracle import tiny_pair
 
 WIDTH, INNER, COUNT = 24, 16, 12
@@ -67,3 +68,26 @@ def test_gradients_still_flow() -> None:
     assert (
         layer.experts.down_proj.grad is not None and layer.attention.q_proj.weight.grad is not None
     )
+
+
+def test_prepacked_matrices_give_the_grouped_way() -> None:
+    """In bf16 the same numbers, with free memory alone, and only after the weights are there."""
+    if choose_experts(128, 704, torch.bfloat16, torch.device("cpu"), room=9)[0] != "prepacked":
+        pytest.skip("oneDNN has no bf16 here")
+    given = [x.bfloat16() if x.is_floating_point() else x for x in routed(70, 8)]
+    given[2] = given[2].float()
+    packed = [*given[:3], Prepacked(given[3]), Prepacked(given[4])]
+    right = EXPERTS["grouped"](*given)
+    torch.testing.assert_close(EXPERTS["prepacked"](*packed), right, atol=1e-2, rtol=1e-2)
+
+
+def test_prepacking_needs_memory_and_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of all experts must not push a machine into swapping."""
+    monkeypatch.setattr(experts, "_packs_bf16", lambda device: True)
+    cpu = torch.device("cpu")
+    name, why = choose_experts(128, 704, torch.bfloat16, cpu, room=2.9)
+    assert name == "grouped" and "2.9 bytes are free" in why
+    assert choose_experts(128, 704, torch.bfloat16, cpu, room=3.1)[0] == "prepacked"
+    assert choose_experts(128, 704, torch.float16, cpu, room=3.1)[0] == "grouped"
+    assert choose_experts(128, 704, torch.float32, cpu, room=3.1)[0] == "sparse"
+    assert choose_experts(128, 704, torch.bfloat16, cpu, grad=True, room=3.1)[0] == "sparse"

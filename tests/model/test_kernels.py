@@ -31,7 +31,7 @@ def test_kernels_are_chosen_before_there_are_weights(dtype: torch.dtype, grad: b
         "attention path": "reference", "attention kernel": "sdpa",
         "cache": "float32",
     }  # fmt: skip
-    model.choose_kernels(CPU, dtype, grad=grad)
+    model.choose_kernels(CPU, dtype, grad=grad, room=0)
     assert model.kernels == (
         ("experts", *choose_experts(128, 16, dtype, CPU, grad)),
         ("head", *choose_head(config.vocab_size, CPU)),

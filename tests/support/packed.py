@@ -46,12 +46,16 @@ class PackedLinear(Packed):
 
 
 class PackedExperts(nn.Module):
+    part = "experts"
+
     def __init__(self, plain: Experts) -> None:
         super().__init__()
         self.gate_up_proj = Packed(*plain.gate_up_proj.shape)
         self.down_proj = Packed(*plain.down_proj.shape)
 
-    def choose(self, device: torch.device, dtype: torch.dtype, grad: bool) -> tuple[str, str]:
+    def choose(
+        self, device: torch.device, dtype: torch.dtype, grad: bool, room: float
+    ) -> tuple[str, str]:
         count, _, inner = self.down_proj.weight_packed.shape
         name, reason = choose_experts(count, inner, dtype, device, grad)
         self.kernel = EXPERTS[name]
