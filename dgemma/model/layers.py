@@ -144,6 +144,8 @@ class Router(nn.Module):
 class Experts(nn.Module):
     """The expert matrices, stacked; gate rows come first in `gate_up_proj`."""
 
+    part = "experts"
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         count, inner, width = config.num_experts, config.moe_intermediate_size, config.hidden_size

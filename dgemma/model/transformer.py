@@ -12,6 +12,8 @@ parity tests.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -112,10 +114,10 @@ class DiffusionGemma(nn.Module):
         else:
             self.attention_path = ReferenceAttention(self.config, name)
         self._maker: BatchMaker | None = None
-        layers = [layer for layer in self.layers if isinstance(layer, Layer)]
-        experts = {layer.experts.choose(device, dtype, grad): None for layer in layers}
+        choosers: list[Any] = [module for module in self.modules() if hasattr(module, "choose")]
+        chosen = [(module.part, *module.choose(device, dtype, grad)) for module in choosers]
         self.kernels = (
-            *(("experts", *chosen) for chosen in experts),
+            *sorted(dict.fromkeys(chosen), key=itemgetter(0)),
             ("head", self.head.kernel, self.head.reason),
             ("attention path", *choose_path(device, grad, attention)),
             ("attention kernel", name, why),

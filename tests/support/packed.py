@@ -46,6 +46,8 @@ class PackedLinear(Packed):
 
 
 class PackedExperts(nn.Module):
+    part = "experts"
+
     def __init__(self, plain: Experts) -> None:
         super().__init__()
         self.gate_up_proj = Packed(*plain.gate_up_proj.shape)

@@ -1,0 +1,87 @@
+"""How packed weights compute: chosen once, before the weights are there, with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dgemma.kernels.experts import ExpertsKernel, experts_grouped, experts_sparse
+from dgemma.quant.packed import Format, Packed
+
+
+@dataclass(frozen=True, slots=True)
+class PackedKernel:
+    """One way to compute with packed weights.
+
+    `W` is what `prepare` makes of a matrix or a stack. It takes the place of the packed numbers, so
+    it keeps of them only what it needs.
+
+    Attributes:
+        name: for `kernels` of a network.
+        prepare: called once for each `Packed`, on the device, when all of it is there: -> W.
+        linear: rows x [N, K] and W of a matrix -> [N, R] in the dtype of x.
+        experts: x, index and weight as in `ExpertsKernel`, W of gate_up and of down -> [N, D].
+    """
+
+    name: str
+    prepare: Callable[[Packed], Any]
+    linear: Callable[[Tensor, Any], Tensor]
+    experts: Callable[[Tensor, Tensor, Tensor, Any, Any], Tensor]
+
+
+def choose_packed(
+    part: str, formats: Collection[Format], device: torch.device, dtype: torch.dtype
+) -> tuple[PackedKernel, str]:
+    """The kernel for a module, and the reason as text.
+
+    Args:
+        part: "linear" or "experts".
+        formats: of all weights of the module.
+        device: of weights and rows.
+        dtype: of the rows. In fp32 numbers are unpacked and nothing is rounded.
+    """
+    names = ", ".join(dict.fromkeys(form.name for form in formats))
+    if dtype == torch.float32:
+        return EXACT, f"{names}: fp32 rounds nothing, so it is unpacked for each product"
+    return UNPACKED, f"{names}: no kernel for it, unpacked for each product; {device}"
+
+
+def as_it_is(packed: Packed) -> Packed:
+    """A `prepare` for kernels that read the file's own parts."""
+    return packed
+
+
+def linear_unpacked(x: Tensor, packed: Packed) -> Tensor:
+    """See `Packed.linear`."""
+    return packed.linear(x)
+
+
+class Unpacking:
+    """A packed stack in the place of a plain one: `stack[expert]` is unpacked when asked for."""
+
+    def __init__(self, packed: Packed, dtype: torch.dtype) -> None:
+        self.packed, self.dtype, self.shape = packed, dtype, packed.shape
+
+    def __getitem__(self, expert: int) -> Tensor:
+        """The numbers of one matrix, [R, K]."""
+        return self.packed[expert].dequantise(self.dtype)
+
+
+def _unpacking(kernel: ExpertsKernel) -> Callable[..., Tensor]:
+    """Experts that are unpacked one by one for a kernel of plain weights."""
+
+    def experts(
+        x: Tensor, index: Tensor, weight: Tensor, gate_up: Packed, down: Packed
+    ) -> Tensor:  # [N, D] -> [N, D]
+        stacks = Unpacking(gate_up, x.dtype), Unpacking(down, x.dtype)
+        return kernel(x, index, weight, *stacks)  # type: ignore[arg-type]
+
+    return experts
+
+
+EXACT = PackedKernel("exact", as_it_is, linear_unpacked, _unpacking(experts_sparse))
+UNPACKED = PackedKernel("unpacked", as_it_is, linear_unpacked, _unpacking(experts_grouped))
