@@ -46,6 +46,28 @@ def packed_state(
     return stored, wanted
 
 
+def mixed_state(
+    state: Mapping[str, Tensor], packs: Mapping[str, Pack]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """`packed_state` in several ways.
+
+    Args:
+        packs: by a word in our names; the first that is there counts.
+    """
+    stored: dict[str, Tensor] = {}
+    wanted: dict[str, Tensor] = {}
+    ways: dict[str, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        ways.setdefault(next((w for w in packs if w in name), ""), {})[name] = value
+    for word, some in ways.items():
+        pack = packs.get(word)
+        theirs, ours = packed_state(
+            some, pack or (lambda w: ({}, w)), which=is_packed if pack else lambda name: False
+        )
+        stored, wanted = stored | theirs, wanted | ours
+    return stored, wanted
+
+
 def _joined(module: str, word: str, bare: bool) -> str:
     if bare:
         return module if word == "weight" else f"{module}_{word.removeprefix('weight_')}"
