@@ -33,6 +33,7 @@ class PackedKind:
 KINDS = {
     "int4": PackedKind(1),
     "int8": PackedKind(0),
+    "signed int8": PackedKind(0),
     "e2m1": PackedKind(1),
     "e4m3": PackedKind(0),
     "Q4_0": PackedKind(16, 32, 18),
@@ -60,7 +61,7 @@ class PackedMatrix:
         scale: [..., R, G], float or uint8; None: blocks have their own.
         extra: what `EXTRA` says, contiguous; None: nothing.
         group: columns that share a scale; at least K: one for each row.
-        scale_kind: "float", or what its bytes are: "e4m3", "e8m0".
+        scale_kind: "float", or what its bytes are: "e4m3", "e8m0"; "none": there is no scale.
         extra_kind: "none"; "bias": a sum after the scale, [..., R, G]; "zero": a difference before
             it, [..., R, G]; "outer": a factor of each row, [..., R, 1].
         offset: is taken from each code.
@@ -72,7 +73,7 @@ class PackedMatrix:
     scale: Tensor | None = None
     extra: Tensor | None = None
     group: int = 0
-    scale_kind: str = "float"
+    scale_kind: str = "none"
     extra_kind: str = "none"
     offset: int = 0
 
@@ -111,4 +112,5 @@ def kernels_decode(kind: str, columns: int, group: int = 0) -> bool:
 
 def pairs_apart(x: Tensor) -> Tensor:
     """Rows with all even columns before all odd ones: [N, K] -> [N, K], K even."""
-    return x.unflatten(1, (-1, 2)).transpose(1, 2).reshape(x.shape)
+    x = x.contiguous()
+    return x.view(x.shape[0], -1, 2).transpose(1, 2).reshape(x.shape)

@@ -134,6 +134,8 @@ def _apart(
         a = _e4m3(a) * s
         b = a
     else:
+        if KIND == "signed int8":
+            a, b = a ^ 128, b ^ 128  # and 128 is in OFFSET
         a, b = _number(a), _number(b)
         if EXTRA == "zero":
             zero = _spread(extra + group, inside, GROUPS - first, "float", SPAN, 1, LANES)
@@ -268,11 +270,11 @@ def decode(
         a, b = _six(codes, row, inside, low, WIDTH)
     elif KIND == "NVFP4":
         a, b = _nvfp4(codes, row, inside, low, WIDTH)
-    elif KIND == "int4" or KIND == "int8" or KIND == "e2m1" or KIND == "e4m3":
+    elif SCALE == "none":
+        a, b = _small_blocks(codes, row, inside, low, KIND, WIDTH, LANES)
+    else:
         a, b = _apart(codes, scale, extra, row, inside, low,
                       KIND, GROUP, SCALE, EXTRA, OFFSET, WIDTH, LANES)  # fmt: skip
-    else:
-        a, b = _small_blocks(codes, row, inside, low, KIND, WIDTH, LANES)
     if EXTRA == "outer":
         outer = tl.load(extra + row, mask=inside, other=0.0)[None, :]
         a, b = a * outer, b * outer

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dgemma.kernels.experts import ExpertsKernel, experts_grouped, experts_sparse
+from dgemma.quant.cuda import decodes, experts_packed, linear_packed
 from dgemma.quant.packed import Format, Packed
 
 
@@ -47,6 +49,8 @@ def choose_packed(
     names = ", ".join(dict.fromkeys(form.name for form in formats))
     if dtype == torch.float32:
         return EXACT, f"{names}: fp32 rounds nothing, so it is unpacked for each product"
+    if device.type == "cuda" and find_spec("triton") is not None and all(map(decodes, formats)):
+        return TRITON, f"{names}: unpacked inside the product; {device}"
     return UNPACKED, f"{names}: no kernel for it, unpacked for each product; {device}"
 
 
@@ -84,4 +88,5 @@ def _unpacking(kernel: ExpertsKernel) -> Callable[..., Tensor]:
 
 
 EXACT = PackedKernel("exact", as_it_is, linear_unpacked, _unpacking(experts_sparse))
+TRITON = PackedKernel("triton", as_it_is, linear_packed, experts_packed)
 UNPACKED = PackedKernel("unpacked", as_it_is, linear_unpacked, _unpacking(experts_grouped))

@@ -9,6 +9,7 @@ from dgemma.quant.affine import Affine
 from dgemma.quant.float4 import Float4
 from dgemma.quant.float8 import Float8
 from dgemma.quant.gguf_blocks import GgufFormat
+from dgemma.quant.integers import Integers
 from dgemma.quant.packed import Format, Packed
 
 HALVES = {"Q4_1": (0, 2), "Q5_1": (0, 2), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
@@ -49,6 +50,15 @@ def random_packed(form: Format, *lead: int, columns: int, seed: int = 0) -> Pack
         scale, bias = (positive(*lead, groups).bfloat16() / 2**form.bits for _ in range(2))
         codes = some(*lead, columns * form.bits // 8)
         return Packed(form, columns, {"codes": codes, "scale": scale, "bias": bias - 0.5})
+    if isinstance(form, Integers):
+        groups = -(-columns // (form.group or columns))
+        parts = {"codes": some(*lead, columns * form.bits // 8)}
+        parts["scale"] = positive(*lead, groups).bfloat16() / 2**form.bits
+        if form.zero is None:
+            parts["zero"] = some(*lead, groups) % 2**form.bits
+        elif form.bits == 8 and form.zero == 0:  # as files have signed ones
+            parts["codes"] = parts["codes"].view(torch.int8)
+        return Packed(form, columns, parts)
     if isinstance(form, Float4):
         groups = columns // form.group
         codes = some(*lead, columns // 2)
