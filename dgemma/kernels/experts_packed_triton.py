@@ -159,13 +159,13 @@ def _product(
     return y
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["count", "outputs"])
 def _packed_linear(
     x,  # [N, K], in the order of the codes
     codes, scale, extra,  # of [R, K]
     out,  # [N, R]
-    count,  # N
-    WIDTH: tl.constexpr, OUT: tl.constexpr,
+    count, outputs,  # N, R
+    WIDTH: tl.constexpr,
     KIND: tl.constexpr, GROUP: tl.constexpr, SCALE: tl.constexpr, EXTRA: tl.constexpr,
     OFFSET: tl.constexpr, HALF: tl.constexpr, LANES: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -174,11 +174,11 @@ def _packed_linear(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     held = row < count
     column = tl.program_id(1).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = column < OUT
+    inside = column < outputs
     at = x + row[:, None] * WIDTH
     y = _product(at, held, codes, scale, extra, column, inside, WIDTH,
                  KIND, GROUP, SCALE, EXTRA, OFFSET, HALF, LANES, ROWS, COLUMNS)  # fmt: skip
-    to = out + row[:, None] * OUT + column[None, :]
+    to = out + row[:, None] * outputs + column[None, :]
     tl.store(to, y.to(out.dtype.element_ty), mask=held[:, None] & inside[None, :])
 
 
@@ -285,8 +285,8 @@ def linear_packed(x: Tensor, matrix: PackedMatrix) -> Tensor:
     def run(tiles: ExpertTiles) -> None:
         grid = (triton.cdiv(rows, tiles.rows), triton.cdiv(outputs, tiles.columns))
         _packed_linear[grid](
-            x, *matrix.tensors(), out, rows,
-            WIDTH=width, OUT=outputs, **_constants(matrix), **_launch(tiles),
+            x, *matrix.tensors(), out, rows, outputs,
+            WIDTH=width, **_constants(matrix), **_launch(tiles),
         )  # fmt: skip
 
     with torch.cuda.device_of(x):

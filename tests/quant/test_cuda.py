@@ -61,10 +61,10 @@ def test_which_products_are_8_bit() -> None:
         assert not cuda.fits_scaled(x, other)
 
 
-@pytest.mark.parametrize(("capability", "eight"), [((8, 6), False), ((8, 9), True), ((12, 0), True)])
-def test_cards(
-    capability: tuple[int, int], eight: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("capability", "eight"), [((8, 6), False), ((8, 9), True), ((12, 0), True)]
+)
+def test_cards(capability: tuple[int, int], eight: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """An RTX 3090 has no such products."""
     cuda.multiplies_float8.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
