@@ -48,10 +48,12 @@ class Precision:
     eight_bit: bool = False
 
 
-def _all(form: Format) -> dict[str, Mix]:
+def _all(
+    name: str, file: str, form: Format, *, conditioning: bool = False, eight_bit: bool = False
+) -> Precision:
     """Attention, MLPs and experts in one format."""
-    classes = ("attention", "dense_up", "dense_down", "expert_up", "expert_down")
-    return dict.fromkeys(classes, {form: 1.0})
+    mix = {form: 1.0}
+    return Precision(name, file, mix, mix, mix, mix, mix, conditioning, eight_bit)
 
 
 _DOWN: Mix = {Q8_0: 14 / 30, Q5_0: 16 / 30}
@@ -59,8 +61,8 @@ _FOUR: Mix = {Affine(4, 64): 1.0}
 BF16 = Precision("bf16", "the released files")
 PRECISIONS = (
     BF16,
-    Precision("FP8", "RedHat's FP8-dynamic", **_all(Float8()), eight_bit=True),
-    Precision("8-bit", "MLX 8 bit, groups of 64", **_all(Affine(8, 64)), conditioning=True),
+    _all("FP8", "RedHat's FP8-dynamic", Float8(), eight_bit=True),
+    _all("8-bit", "MLX 8 bit, groups of 64", Affine(8, 64), conditioning=True),
     # 13 of the 25 sliding layers have their values in Q6_K: 75 of 1,110 million weights.
     Precision("Q4_K_M", "GGUF Q4_K_M", {Q4_K: 0.932, Q6_K: 0.068}, {Q4_K: 1.0}, _DOWN,
               {Q4_K: 1.0}, _DOWN, conditioning=True),

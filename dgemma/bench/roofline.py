@@ -55,7 +55,7 @@ NOTES = (
     "of the table (184 MB) is larger than any of these caches; for many the rate limits. The tile "
     "of logits in between (32 MB with its weights) is taken to stay in the cache; the RTX 3090 has "
     "6 MB, so up to 10 N V more bytes.",
-    "Precisions: products are in 16 bit whatever the weights are, at the rate of 16 bit; "
+    "Precisions: products are in 16 bit, and at its rate, even if the weights are packed; "
     "FP8 has attention and MLPs in 8 bit where the card multiplies them. Embedding and routers are "
     "in 16 bit; so is the self-conditioning of FP8, NVFP4 and int4. Q4_K_M mixes formats as its "
     "file does. What unpacking costs is left out.",

@@ -122,7 +122,7 @@ def linear_scaled(x: Tensor, packed: Packed) -> Tensor:
     most = x.abs().amax(1, keepdim=True).to(torch.float32)
     scale = (most / torch.finfo(torch.float8_e4m3fn).max).clamp(min=1e-12)
     rounded = (x.to(torch.float32) / scale).to(torch.float8_e4m3fn)
-    by_row = F.ScalingType.RowWise  # type: ignore[attr-defined]
+    by_row = F.ScalingType.RowWise
     return F.scaled_mm(
         rounded, packed.parts["codes"].T, scale, by_row, packed.parts["scale"].T.contiguous(),
         by_row, output_dtype=x.dtype,
