@@ -11,7 +11,7 @@ from dgemma.bench.gpu_launches import CUDA, Lister, Reach, meta
 from dgemma.bench.precisions import PRECISIONS, Precision, empty_packed
 from dgemma.kernels.experts import choose_experts
 from dgemma.model.config import ModelConfig
-from dgemma.quant.choice import choose_packed
+from dgemma.quant.choice import TRITON
 
 ROWS = (4096, 1024, 256, 1)
 """Rows of a forward, most first: enough to reach every block size of the experts."""
@@ -30,7 +30,7 @@ def _listed(precision: Precision, config: ModelConfig, dtype: torch.dtype) -> It
         for up in precision.expert_up:
             for down in precision.expert_down:
                 call = partial(
-                    choose_packed("experts", (up, down), CUDA, dtype)[0].experts,
+                    TRITON.experts,
                     x,
                     meta(rows, config.top_k_experts, dtype=torch.int64),
                     meta(rows, config.top_k_experts),
@@ -51,7 +51,7 @@ def _listed(precision: Precision, config: ModelConfig, dtype: torch.dtype) -> It
         }
         for form, outputs, columns in products:
             call = partial(
-                choose_packed("linear", (form,), CUDA, dtype)[0].linear,
+                TRITON.linear,
                 meta(rows, columns, dtype=dtype),
                 empty_packed(form, outputs, columns=columns),
             )

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from dgemma.kernels.experts import ExpertsKernel, experts_grouped, experts_sparse
-from dgemma.quant.cuda import decodes, experts_packed, linear_packed
+from dgemma.quant.cuda import (
+    decodes,
+    experts_packed,
+    linear_float8,
+    linear_packed,
+    multiplies_float8,
+)
+from dgemma.quant.float8 import Float8
 from dgemma.quant.packed import Format, Packed
 
 
@@ -50,6 +57,9 @@ def choose_packed(
     if dtype == torch.float32:
         return EXACT, f"{names}: fp32 rounds nothing, so it is unpacked for each product"
     if device.type == "cuda" and find_spec("triton") is not None and all(map(decodes, formats)):
+        eight = part == "linear" and dtype == torch.bfloat16 and set(formats) == {Float8()}
+        if eight and multiplies_float8(device):
+            return FLOAT8, f"{names}: products of 8-bit floats, which rows are rounded to; {device}"
         return TRITON, f"{names}: unpacked inside the product; {device}"
     return UNPACKED, f"{names}: no kernel for it, unpacked for each product; {device}"
 
@@ -88,5 +98,6 @@ def _unpacking(kernel: ExpertsKernel) -> Callable[..., Tensor]:
 
 
 EXACT = PackedKernel("exact", as_it_is, linear_unpacked, _unpacking(experts_sparse))
+FLOAT8 = PackedKernel("float8", as_it_is, linear_float8, experts_packed)
 TRITON = PackedKernel("triton", as_it_is, linear_packed, experts_packed)
 UNPACKED = PackedKernel("unpacked", as_it_is, linear_unpacked, _unpacking(experts_grouped))

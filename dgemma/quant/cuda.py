@@ -93,10 +93,13 @@ def experts_packed(
 
 
 def linear_packed(x: Tensor, packed: Packed) -> Tensor:
-    """`x @ W.T`: [N, K] -> [N, R]. See `kernels.experts_packed_triton`, and `linear_scaled`."""
-    if x.is_cuda and multiplies_float8(x.device) and fits_scaled(x, packed):
-        return linear_scaled(x, packed)
+    """`x @ W.T`: [N, K] -> [N, R]. See `kernels.experts_packed_triton`."""
     return cuda_kernels().linear_packed(x, matrix(packed))
+
+
+def linear_float8(x: Tensor, packed: Packed) -> Tensor:
+    """In 8 bit where sizes allow it, else as `linear_packed`: [N, K] -> [N, R]."""
+    return (linear_scaled if fits_scaled(x, packed) else linear_packed)(x, packed)
 
 
 @cache

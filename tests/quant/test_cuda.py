@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dgemma.quant import choice, cuda, gguf_blocks
-from dgemma.quant.choice import TRITON, UNPACKED, choose_packed
+from dgemma.quant.choice import FLOAT8, TRITON, UNPACKED, choose_packed
 from dgemma.quant.float4 import Float4
 from dgemma.quant.float8 import Float8
 from dgemma.quant.packed import Packed
@@ -61,12 +61,26 @@ def test_which_products_are_8_bit() -> None:
         assert not cuda.fits_scaled(x, other)
 
 
-@pytest.mark.parametrize(
-    ("capability", "eight"), [((8, 6), False), ((8, 9), True), ((12, 0), True)]
-)
-def test_cards(capability: tuple[int, int], eight: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An RTX 3090 has no such products."""
+def test_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An RTX 3090 has no such products; experts and other dtypes do not use them."""
+    monkeypatch.setattr(choice, "find_spec", lambda name: object())
+    bf16, form = torch.bfloat16, Float8()
+    for capability, eight in (((8, 6), False), ((8, 9), True), ((12, 0), True)):
+        cuda.multiplies_float8.cache_clear()
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        kernel, reason = choose_packed("linear", [form], CUDA, bf16)
+        assert kernel is (FLOAT8 if eight else TRITON) and ("8-bit" in reason) == eight
+        assert choose_packed("experts", [form, form], CUDA, bf16)[0] is TRITON
+        assert choose_packed("linear", [form], CUDA, torch.float16)[0] is TRITON
+        assert choose_packed("linear", [Float8(128)], CUDA, bf16)[0] is TRITON
     cuda.multiplies_float8.cache_clear()
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert cuda.multiplies_float8(CUDA) is eight
-    cuda.multiplies_float8.cache_clear()
+
+
+def test_8_bit_where_sizes_allow_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product of odd sizes that the card refuses."""
+    asked: list[int] = []
+    monkeypatch.setattr(cuda, "linear_packed", lambda x, packed: asked.append(packed.shape[0]))
+    x = torch.ones(2, 64, dtype=torch.bfloat16)
+    for rows in (48, 40):
+        FLOAT8.linear(x, random_packed(Float8(), rows, columns=64))
+    assert asked == [40]
