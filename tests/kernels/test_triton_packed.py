@@ -9,14 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from dgemma.bench.shapes import TINY
 from dgemma.errors import InvalidRequest
 from dgemma.kernels.experts import experts_sparse
+from dgemma.model.layers import Experts, Linear
 from dgemma.quant import gguf_blocks as gguf
 from dgemma.quant.affine import Affine
+from dgemma.quant.choice import TRITON
 from dgemma.quant.cuda import decodes, experts_packed, linear_packed, matrix
 from dgemma.quant.float4 import Float4
 from dgemma.quant.float8 import Float8
 from dgemma.quant.integers import Integers
+from dgemma.quant.modules import PackedExperts, PackedLinear, put
 from dgemma.quant.packed import Format
 from tests.support.random_packed import random_packed
 
@@ -162,6 +166,46 @@ def test_every_block_size(tiles: ExpertTiles, monkeypatch: pytest.MonkeyPatch) -
     """Blocks that only a device with little room takes."""
     monkeypatch.setattr(kernels, "candidates", lambda *_: (tiles,))
     compare_experts(Float4(16), Float4(16), (37, 64, 32, 2, 1), torch.float32)
+
+
+@here
+@pytest.mark.parametrize(
+    "form", [gguf.Q5_0, gguf.Q8_0, Affine(4, 32), Float4(16)], ids=lambda form: form.name
+)
+@pytest.mark.usefixtures("one_block")
+def test_nothing_after_the_last_row_counts(form: Format) -> None:
+    """A step that is cut short takes scales from memory after the weight: NaN here."""
+    packed = random_packed(form, 3, columns=96)
+    parts = {}
+    for name, part in packed.parts.items():
+        flat = part.view(torch.uint8).flatten()
+        padded = torch.cat((flat, torch.full((256,), 0xFF, dtype=torch.uint8))).to(DEVICE)
+        parts[name] = padded[: flat.numel()].view(part.dtype).view(part.shape)
+    got = linear_packed(torch.ones(1, 96, device=DEVICE), replace(packed, parts=parts))
+    near(got, packed.dequantise().sum(1)[None].to(DEVICE), torch.float32)
+
+
+@here
+@pytest.mark.usefixtures("one_block")
+def test_modules_compute_by_the_kernels() -> None:
+    """What the modules hand to the kernels: the choice is another test's."""
+    linear = PackedLinear(Linear(128, 24), {"weight": gguf.Q8_0})
+    linear.kernel = TRITON
+    packed = random_packed(gguf.Q8_0, 24, columns=128).to(DEVICE)
+    put(linear, "weight", packed)
+    x = torch.ones(2, 128, device=DEVICE)
+    near(linear(x), packed.linear(x), torch.float32)
+    sizes = replace(TINY, num_experts=2, hidden_size=64, moe_intermediate_size=32)
+    experts = PackedExperts(Experts(sizes), {"gate_up_proj": Float8(), "down_proj": Float4(16)})
+    experts.kernel = TRITON
+    gate_up = random_packed(Float8(), 2, 64, columns=64).to(DEVICE)
+    down = random_packed(Float4(16), 2, 64, columns=32).to(DEVICE)
+    put(experts, "gate_up_proj", gate_up)
+    put(experts, "down_proj", down)
+    index = torch.tensor([[1], [0]], device=DEVICE)
+    x, weight = torch.full((2, 64), 0.01, device=DEVICE), torch.ones(2, 1, device=DEVICE)
+    right = experts_sparse(x, index, weight, gate_up.dequantise(), down.dequantise())
+    near(experts(x, index, weight), right, torch.float32)
 
 
 @here
