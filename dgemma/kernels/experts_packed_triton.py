@@ -159,7 +159,7 @@ def _product(
     return y
 
 
-@triton.jit(do_not_specialize=["count", "outputs"])
+@triton.jit(do_not_specialize=["count"])
 def _packed_linear(
     x,  # [N, K], in the order of the codes
     codes, scale, extra,  # of [R, K]
