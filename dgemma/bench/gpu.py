@@ -16,9 +16,15 @@ from multiprocessing import active_children, get_context
 
 import torch
 
-from dgemma.bench.gpu_launches import KERNELS, CompiledLaunch
+from dgemma.bench.gpu_launches import KERNELS, CompiledLaunch, Lister
+from dgemma.bench.gpu_packed import PACKED
 from dgemma.bench.report import Cell, Listing, Report, Table, plain
-from dgemma.bench.roofline import FORMULAS, predictions, roofline_tables
+from dgemma.bench.roofline import (
+    FORMULAS,
+    precision_predictions,
+    predictions,
+    roofline_tables,
+)
 from dgemma.bench.roofline import NOTES as ROOFLINE_NOTES
 from dgemma.bench.shapes import REAL
 from dgemma.errors import InvalidRequest, MissingExtra
@@ -30,6 +36,9 @@ from dgemma.weights.find import find_model
 
 DTYPES = ("bfloat16", "float16")
 MODELS = ("26B", "nano")
+PARTS: dict[str, Lister] = {**KERNELS, **PACKED}
+"""Part of a step, or a precision of packed weights -> its calls."""
+
 COLUMNS = {
     "shared": "shared memory of a block, bytes",
     "limit": "the most that a block may have on that target, bytes",
@@ -53,6 +62,8 @@ NOTES = (
     "The kernels were compiled by Triton's own launch path and ptxas, for devices that were not "
     "there. Their results are tested in Triton's interpreter on a CPU, in fp32 and fp16. Never "
     "run: any kernel on a device, bf16 products of the kernels, the times above.",
+    "Kernels of packed weights: the part is the precision of a file, compiled at the sizes of 26B "
+    "in bfloat16. Weights that two files share are listed with each.",
     "`--json` has every launch.",
 )
 
@@ -96,7 +107,7 @@ def compile_job(job: GpuJob, most: int | None = None) -> GpuJobResult:
         raise MissingExtra(
             "bench gpu needs the triton package; pip install 'dgemma[cuda]'"
         ) from error
-    calls = list(KERNELS[job.part](config_of(job.model), getattr(torch, job.dtype)))
+    calls = list(PARTS[job.part](config_of(job.model), getattr(torch, job.dtype)))
     launches, refused = compile_calls(calls[:most], LIMITS[job.target])
     return GpuJobResult(job, launches, refused)
 
@@ -231,9 +242,10 @@ def report(targets: Sequence[int], command: str, say: Callable[[str], None]) -> 
     jobs = [
         GpuJob(model, part, target, dtype)
         for model in MODELS
-        for part in KERNELS
+        for part in PARTS
         for target in targets
         for dtype in DTYPES
+        if part in KERNELS or (model, dtype) == (MODELS[0], DTYPES[0])
     ]
     say("compiling; with an empty cache a target takes about a minute of one core")
     results = compile_all(jobs)
@@ -251,6 +263,7 @@ def report(targets: Sequence[int], command: str, say: Callable[[str], None]) -> 
             "launches": values(results),
             "refused": [{"job": plain(r.job), "calls": r.refused} for r in results if r.refused],
             "roofline": plain(predictions(REAL)),
+            "precisions": plain(precision_predictions(REAL, measure(REAL).parameters)),
         },
         (checked_note(results), *NOTES, *ROOFLINE_NOTES),
         lead=result_in_words(results, targets),

@@ -18,6 +18,8 @@ class CudaKernels(NamedTuple):
     experts: Callable[..., Tensor]
     absorb: Callable[..., Tensor]
     block_products: Callable[..., Tensor]
+    experts_packed: Callable[..., Tensor]
+    linear_packed: Callable[..., Tensor]
 
 
 @cache
@@ -29,10 +31,13 @@ def cuda_kernels() -> CudaKernels:
     """
     try:
         from dgemma.kernels.attention_paged_triton import attend_pages
+        from dgemma.kernels.experts_packed_triton import experts_packed, linear_packed
         from dgemma.kernels.experts_triton import experts_triton
         from dgemma.kernels.head_triton import absorb, block_products
     except ModuleNotFoundError as error:
         raise MissingExtra(
             "the CUDA kernels need the triton package; pip install 'dgemma[cuda]'"
         ) from error
-    return CudaKernels(attend_pages, experts_triton, absorb, block_products)
+    return CudaKernels(
+        attend_pages, experts_triton, absorb, block_products, experts_packed, linear_packed
+    )

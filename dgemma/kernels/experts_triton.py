@@ -123,7 +123,7 @@ def _plan(
 
 
 @triton.jit
-def _gelu_tanh(x: tl.tensor) -> tl.tensor:
+def gelu_tanh(x: tl.tensor) -> tl.tensor:
     """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), by 0.5 (1 + tanh z) = sigmoid(2 z)."""
     return x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
 
@@ -166,7 +166,7 @@ def _up(
         gate = tl.dot(part, w, gate, input_precision="ieee")
         w = tl.load(gate_at + INNER * WIDTH + low, mask=use, other=0.0)
         up = tl.dot(part, w, up, input_precision="ieee")
-    value = (_gelu_tanh(gate) * up).to(act.dtype.element_ty)
+    value = (gelu_tanh(gate) * up).to(act.dtype.element_ty)
     at = act + place.to(tl.int64)[:, None] * INNER + column[None, :]
     tl.store(at, value, mask=held[:, None] & inside[None, :])
 
@@ -208,6 +208,25 @@ def _down(
         part = tl.load(act_at + low, mask=held[:, None] & more[None, :], other=0.0)
         w = tl.load(down_at + low, mask=more[:, None] & inside[None, :], other=0.0)
         y = tl.dot(part, w, y, input_precision="ieee")
+    store_part(y, weight, index, parts, slot, expert, held, column, inside, TOP, TOP_POWER, WIDTH)
+
+
+@triton.jit
+def store_part(
+    y: tl.tensor,  # [ROWS, COLUMNS] down products of one expert
+    weight: tl.tensor,
+    index: tl.tensor,
+    parts: tl.tensor,
+    slot: tl.tensor,  # int64 [ROWS] assignments
+    expert: tl.int64,
+    held: tl.tensor,
+    column: tl.tensor,
+    inside: tl.tensor,
+    TOP: tl.constexpr,
+    TOP_POWER: tl.constexpr,
+    WIDTH: tl.constexpr,
+) -> None:
+    """Times the routing weights, at the rank of the expert in its row."""
     y *= tl.load(weight + slot, mask=held, other=0.0).to(tl.float32)[:, None]
     # How many of the row's assignments come before this one: lower experts, then lower places.
     mine = slot % TOP
@@ -352,5 +371,11 @@ def _run(
     _down[grid](
         act, down, weight, index, parts, order, plan, total, **shape, **power, **tile, **options
     )
-    grid = (x.shape[0], triton.cdiv(width, ADD_COLUMNS))
+    add_parts(parts, out, top)
+
+
+def add_parts(parts: Tensor, out: Tensor, top: int) -> None:
+    """Sum of each row's `top` parts, [N * K, D] -> [N, D]."""
+    rows, width = out.shape
+    grid = (rows, triton.cdiv(width, ADD_COLUMNS))
     _add[grid](parts, out, TOP=top, WIDTH=width, COLUMNS=ADD_COLUMNS, **FUSED)

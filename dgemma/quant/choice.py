@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -19,6 +20,14 @@ from dgemma.kernels.int8 import (
     linear_8bit,
     quantise_channels,
 )
+from dgemma.quant.cuda import (
+    decodes,
+    experts_packed,
+    linear_float8,
+    linear_packed,
+    multiplies_float8,
+)
+from dgemma.quant.float8 import Float8
 from dgemma.quant.packed import Format, Packed
 
 ROOM_FOR_INT8 = 1.5
@@ -62,6 +71,11 @@ def choose_packed(
     names = ", ".join(dict.fromkeys(form.name for form in formats))
     if dtype == torch.float32:
         return EXACT, f"{names}: fp32 rounds nothing, so it is unpacked for each product"
+    if device.type == "cuda" and find_spec("triton") is not None and all(map(decodes, formats)):
+        eight = part == "linear" and dtype == torch.bfloat16 and set(formats) == {Float8()}
+        if eight and multiplies_float8(device):
+            return FLOAT8, f"{names}: products of 8-bit floats, which rows are rounded to; {device}"
+        return TRITON, f"{names}: unpacked inside the product; {device}"
     fast, machine = has_int8(device)
     if not fast:
         return UNPACKED, f"{names}: no kernel for it, unpacked for each product; {machine}"
@@ -109,6 +123,8 @@ def _unpacking(kernel: ExpertsKernel) -> Callable[..., Tensor]:
 
 
 EXACT = PackedKernel("exact", as_it_is, linear_unpacked, _unpacking(experts_sparse))
+FLOAT8 = PackedKernel("float8", as_it_is, linear_float8, experts_packed)
+TRITON = PackedKernel("triton", as_it_is, linear_packed, experts_packed)
 UNPACKED = PackedKernel("unpacked", as_it_is, linear_unpacked, _unpacking(experts_grouped))
 
 

@@ -17,6 +17,8 @@ import torch
 from dgemma.bench import gpu, roofline
 from dgemma.bench.ceilings import products
 from dgemma.bench.gpu import GpuJob, GpuJobResult, compile_all, compile_job
+from dgemma.bench.gpu_packed import PACKED
+from dgemma.bench.precisions import BF16, PRECISIONS, held_bytes, weight_bytes
 from dgemma.bench.shapes import REAL
 from dgemma.errors import InvalidRequest
 from dgemma.llm import LLM
@@ -39,6 +41,8 @@ def test_report(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> No
         assert {(job.model, job.dtype) for job in jobs} == {
             (model, dtype) for model in gpu.MODELS for dtype in gpu.DTYPES
         }
+        packed = {(job.part, job.target) for job in jobs if job.part in PACKED}
+        assert packed == {(part, target) for part in PACKED for target in (89, 120)}
         return [compile_job(job) for job in jobs if job.part == "head"]
 
     monkeypatch.setattr(gpu, "compile_all", heads)
@@ -51,6 +55,7 @@ def test_report(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> No
     assert {row["target"] for row in rows} == {"sm_89", "sm_120"}
     assert all(row["limit_bytes"] == 99 * 1024 and row["registers"] > 16 for row in rows)
     assert [one["canvases"] for one in values["roofline"]] == [1, 4, 16]
+    assert [one["precision"] for one in values["precisions"]] == [one.name for one in PRECISIONS]
     assert out.startswith("## ") and "compiles for sm_89, sm_120 and fits; nothing was run" in out
     assert out.count("```") == 4 and "| none |" in out
     assert out.count("| head block | sm_120 |") in (1, 2) and "RTX 5090, ms" in out
@@ -164,8 +169,39 @@ def test_step_cost_reads_every_weight_once() -> None:
 
 def test_a_part_takes_the_longer_of_the_two() -> None:
     """Bytes over bandwidth in other units than operations over the rate."""
-    unit = roofline.GpuRate("unit", gb_s=1000, tflop_s=100, memory_gb=1)
+    unit = roofline.GpuRate("unit", gb_s=1000, tflop_s=100, memory_gb=1, tflop8_s=200)
     assert roofline.StepCost("x", flop=1e12, bytes=1e9).ms(unit) == (10.0, "rate")
     assert roofline.StepCost("x", flop=1e12, bytes=2e10).ms(unit) == (20.0, "memory")
+    assert roofline.StepCost("x", flop=1e12, bytes=0, flop8=5e11).ms(unit) == (7.5, "rate")
     first = roofline.predictions(REAL)[0]
     assert first.ms["H200"] < first.ms["H100"] < first.ms["RTX 4090"] < first.ms["RTX 3090"]
+
+
+def test_bytes_of_each_precision() -> None:
+    """Against the files' own sizes, which have a 16-bit embedding here."""
+    size = {one.name: one for one in PRECISIONS}
+    parameters = measure(REAL).parameters
+    held = {name: held_bytes(REAL, one, parameters) / 1e9 for name, one in size.items()}
+    assert held["bf16"] == pytest.approx(2 * parameters / 1e9)
+    assert held["Q4_K_M"] == pytest.approx(17.66, abs=0.1)  # 16.81 with the embedding in Q6_K
+    assert held["NVFP4"] == pytest.approx(17.67, abs=0.1)
+    assert held["FP8"] == pytest.approx(26.0, abs=0.2)
+    bits = {name: 8 * weight_bytes(one.expert_up, 2816) for name, one in size.items()}
+    assert bits["Q4_K_M"] == 4.5 and bits["bf16"] == 16 and bits["8-bit"] == 8.5
+    assert bits["NVFP4"] == pytest.approx(4.5, abs=0.02)
+    assert bits["int4"] == 4.5 and bits["MLX 4-bit"] == 4.5
+
+
+def test_a_step_reads_what_its_precision_holds() -> None:
+    """Many canvases read every weight once, in each precision."""
+    parameters = measure(REAL).parameters
+    plain = sum(part.bytes for part in roofline.step_cost(REAL, 64, 0))
+    for one in PRECISIONS:
+        cost = roofline.step_cost(REAL, 64, 0, one)
+        saved = 2 * parameters - held_bytes(REAL, one, parameters)
+        assert plain - sum(part.bytes for part in cost) == pytest.approx(saved, rel=1e-3, abs=1)
+        assert [part.flop for part in cost] == [
+            part.flop for part in roofline.step_cost(REAL, 64, 0, BF16)
+        ]
+    eight = roofline.step_cost(REAL, 1, 0, PRECISIONS[1])
+    assert [part.flop8 > 0 for part in eight] == [True, True, False, False]

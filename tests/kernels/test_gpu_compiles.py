@@ -17,9 +17,19 @@ from dgemma.bench.shapes import REAL
 from dgemma.kernels.gpu import LIMITS
 
 pytest.importorskip("triton", reason="the kernels need the triton package")
-from dgemma.bench.gpu import DTYPES, MODELS, GpuJob, GpuJobResult, compile_job, config_of, excess
+from dgemma.bench.gpu import (
+    DTYPES,
+    MODELS,
+    PARTS,
+    GpuJob,
+    GpuJobResult,
+    compile_job,
+    config_of,
+    excess,
+)
 from dgemma.bench.gpu_compile import compile_calls
 from dgemma.bench.gpu_launches import KERNELS
+from dgemma.bench.gpu_packed import PACKED
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,6 +40,10 @@ pytestmark = [
 ]
 NO_SPILL = ("sm_89", "sm_90", "sm_100", "sm_120")
 CASES = [(part, target) for part in KERNELS for target in LIMITS]
+PACKED_CASES = [(part, target) for part in PACKED for target in LIMITS]
+SAMPLED = [(part, target) for part, target in PACKED_CASES if part in ("Q4_K_M", "NVFP4")
+           and target in (86, 90)]  # fmt: skip
+"""The files that most people have, on the least shared memory and on the newer tensor cores."""
 
 
 def check(result: GpuJobResult, record: Callable[..., None]) -> None:
@@ -45,7 +59,7 @@ def check(result: GpuJobResult, record: Callable[..., None]) -> None:
     record(f"{result.job.part}: most spilled bytes, {result.launches[0].target}", spill)
 
 
-@pytest.mark.parametrize(("part", "target"), CASES)
+@pytest.mark.parametrize(("part", "target"), CASES + SAMPLED)
 def test_the_largest_launch_compiles(part: str, target: int, record: Callable[..., None]) -> None:
     """A kernel that no GPU of this kind could start, or that keeps its sums in memory."""
     check(compile_job(GpuJob("26B", part, target, "bfloat16"), 1), record)
@@ -66,6 +80,15 @@ def test_every_launch_compiles(
         check(compile_job(GpuJob(model, part, target, dtype)), record)
 
 
+@pytest.mark.full
+@pytest.mark.parametrize(("part", "target"), PACKED_CASES)
+def test_every_launch_with_packed_weights_compiles(
+    part: str, target: int, record: Callable[..., None]
+) -> None:
+    """Every block size and every format of a file."""
+    check(compile_job(GpuJob("26B", part, target, "bfloat16")), record)
+
+
 def test_the_sizes_of_a_batch_compile_nothing_new(monkeypatch: pytest.MonkeyPatch) -> None:
     """A constant that follows the rows: every size of a batch waits for the compiler."""
     monkeypatch.setattr(gpu_launches, "ROWS", (256, 300, 417, 1024, 1337))
@@ -79,10 +102,8 @@ def test_the_sizes_of_a_batch_compile_nothing_new(monkeypatch: pytest.MonkeyPatc
 def test_released_and_bundled_sizes_are_listed() -> None:
     """A report that leaves out the kernels of one of the two."""
     parts = {
-        model: [part for part in KERNELS if list(KERNELS[part](config_of(model), torch.float16))]
+        model: [part for part in PARTS if list(PARTS[part](config_of(model), torch.float16))]
         for model in MODELS
     }
-    assert parts == {
-        "26B": ["attention", "attention, fp8", "experts", "head"],
-        "nano": ["attention", "attention, fp8"],
-    }
+    plain = ["attention", "attention, fp8", "experts", "head"]
+    assert parts == {"26B": [*plain, *PACKED], "nano": plain[:2]} and len(PACKED) == 6

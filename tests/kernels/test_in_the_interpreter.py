@@ -24,7 +24,7 @@ def test_kernels_in_the_interpreter() -> None:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *map(str, MODULES)]
     interpreted = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=interpreted, capture_output=True, text=True)
-    assert len(MODULES) == 3
+    assert len(MODULES) == 4
     assert done.returncode == 0, done.stdout + done.stderr
     for module in MODULES:
         assert module.name in done.stdout
