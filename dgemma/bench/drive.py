@@ -65,7 +65,7 @@ class Where:
     Attributes:
         threads: None: torch's own choice.
         command: the command that asks for the measurement.
-        attention: the path; see `dgemma.llm.load`.
+        attention, memory: see `dgemma.llm.load`.
     """
 
     model: str
@@ -75,13 +75,14 @@ class Where:
     strict: bool
     command: str = ""
     attention: str = "auto"
+    memory: int | None = None
 
     def open(self) -> LLM:
         """Load it."""
         self.set_threads()
         return load(
             self.model, device=self.device, dtype=self.dtype, strict=self.strict,
-            attention=self.attention,
+            attention=self.attention, memory=self.memory,
         )  # fmt: skip
 
     def set_threads(self) -> None:

@@ -124,7 +124,7 @@ def where_of(arguments: argparse.Namespace) -> Where:
 
     return Where(
         arguments.model, arguments.device, arguments.dtype, arguments.threads,
-        not arguments.no_strict, arguments.command_line, arguments.attention,
+        not arguments.no_strict, arguments.command_line, arguments.attention, arguments.memory,
     )  # fmt: skip
 
 
@@ -139,7 +139,8 @@ def deliver(report: Report, path: Path | None) -> None:
 
 def _loading(arguments: argparse.Namespace) -> list[str]:
     """The options given that say how a model is loaded."""
-    defaults = {"device": "auto", "attention": "auto", "dtype": "auto", "no_strict": False}
+    defaults = {"device": "auto", "attention": "auto", "dtype": "auto", "no_strict": False,
+                "memory": None}  # fmt: skip
     return [name for name, usual in defaults.items() if getattr(arguments, name) != usual]
 
 

@@ -44,6 +44,7 @@ def facts(arguments: argparse.Namespace) -> list[tuple[str, str, str]]:
     found = load_model(
         directory, device=arguments.device, dtype=arguments.dtype,
         attention=arguments.attention, strict=not arguments.no_strict, weights=False,
+        memory=arguments.memory,
     )  # fmt: skip
     choice = found.choice
     free = free_bytes(choice.device)
@@ -60,6 +61,7 @@ def facts(arguments: argparse.Namespace) -> list[tuple[str, str, str]]:
             f"of {amount(total_bytes(choice.device))} on this device",
         ),
         *found.model.kernels,
+        *(("plan", "", line) for line in (found.plan.lines() if found.plan else ())),
     ]
     missing = dict[str, list[str]]()
     for name, extra in PACKAGES.items():
