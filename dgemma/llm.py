@@ -363,7 +363,7 @@ def load(
     Args:
         name: a bundled name ("nano"), a directory, or a hub name in the local cache.
         device: "auto", "cpu", "cuda" or "mps".
-        memory: most of the device's memory, such as "18GB" or "16GiB"; see docs/released-weights.md.
+        memory: most that is taken on the device, "18GB" or "16GiB"; see docs/released-weights.md.
         dtype: "float32", "bfloat16", "float16", or "auto" (small on a CPU: fp32, else as stored).
         strict: refuse unknown keys in config.json.
         cache_bytes: memory for keys and values; None: what `memory` leaves, or a share of the free.
@@ -384,8 +384,8 @@ def load(
     )  # fmt: skip
     return LLM(
         found.model, found.checkpoint, found.choice, found.tokenizer, found.template,
-        cache_bytes=found.cache_bytes, max_running=max_running, share_prefix_cache=share_prefix_cache,
-        calibration=calibration, learn_restart=learn_restart,
+        cache_bytes=found.cache_bytes, share_prefix_cache=share_prefix_cache,
+        max_running=max_running, calibration=calibration, learn_restart=learn_restart,
     )  # fmt: skip
 
 

@@ -136,8 +136,7 @@ def _fill(
         host=plan.host_names if mover is not None and plan is not None else (),
     )  # fmt: skip
     if plan is not None and mover is not None:
-        paths = [f"layers.{layer}.experts" for layer in plan.away]
-        offload({path: model.get_submodule(path) for path in paths}, model, mover)
+        offload(model, [f"layers.{layer}.experts" for layer in plan.away], mover)
     checkpoint.source.close()
 
 

@@ -8,7 +8,7 @@ canvases in it. Knows nothing about how experts compute or how they are packed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +23,9 @@ ALIGNMENT = 256
 
 class Mover(Protocol):
     """A device that copies beside its computations."""
+
+    def hold(self, part: Tensor) -> Tensor:
+        """A copy in memory of the host that the device can read by itself."""
 
     def allocate(self, nbytes: int) -> Tensor:
         """Memory of the device, uint8 [nbytes]."""
@@ -40,6 +43,10 @@ class CudaMover:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def hold(self, part: Tensor) -> Tensor:
+        """See `Mover`. The system never moves pinned memory."""
+        return part.pin_memory()
 
     def allocate(self, nbytes: int) -> Tensor:
         """See `Mover`."""
@@ -64,13 +71,8 @@ def mover_of(device: torch.device) -> Mover | None:
     return CudaMover(device) if device.type == "cuda" else None
 
 
-def pinned(part: Tensor) -> Tensor:
-    """A copy in memory that the system never moves, which a device can copy from by itself."""
-    return part.pin_memory()
-
-
 def pinned_bytes(nbytes: int) -> int:
-    """What a part takes there: torch rounds up to a power of two."""
+    """What a part takes in pinned memory: torch rounds up to a power of two."""
     return 1 << (nbytes - 1).bit_length()
 
 
@@ -140,11 +142,6 @@ class OffloadedExperts(nn.Module):
             | dict(inner.named_buffers())
         )
 
-    def choose(self, device: torch.device, dtype: torch.dtype, grad: bool) -> tuple[str, str]:
-        """See `Experts`."""
-        name, reason = self.inner.choose(device, dtype, grad)  # type: ignore[operator]
-        return name, f"{reason}; from the host's memory, layer by layer"
-
     def forward(self, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:  # [N, D] -> [N, D]
         parts = dict(self.stream.take(self.layer))
         out: Tensor = functional_call(self.inner, parts, (x, index, weight))
@@ -152,24 +149,22 @@ class OffloadedExperts(nn.Module):
         return out
 
 
-def offload(
-    experts: Mapping[str, nn.Module], model: nn.Module, mover: Mover,
-    hold: Callable[[Tensor], Tensor] = pinned,
-) -> ExpertStream:  # fmt: skip
+def offload(model: nn.Module, paths: Iterable[str], mover: Mover) -> ExpertStream:
     """Let modules of experts compute on the device while their numbers stay on the host.
 
+    Their parts are moved to memory of `mover` one by one, so that no more than one is there twice.
+
     Args:
-        experts: by their paths in `model`, in the order of a pass; filled, on the host.
-        hold: moves a part to memory that a device copies from; part by part, so that no more than
-            one is there twice.
+        paths: of the modules, in the order of a pass; they are filled, on the host.
     """
     stream = ExpertStream(mover)
-    for path, inner in experts.items():
+    for path in paths:
+        inner = model.get_submodule(path)
         for name in [n for n, _ in (*inner.named_parameters(), *inner.named_buffers())]:
             owner, _, leaf = name.rpartition(".")
             module = inner.get_submodule(owner)
             part = getattr(module, leaf)
-            kept = hold(part.detach())
+            kept = mover.hold(part.detach())
             is_parameter = isinstance(part, nn.Parameter)
             setattr(module, leaf, nn.Parameter(kept, requires_grad=False) if is_parameter else kept)
         model.set_submodule(path, OffloadedExperts(inner, stream))
