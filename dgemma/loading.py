@@ -20,7 +20,7 @@ from dgemma.frontend import read_text_files
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.quant.eight_bit import EIGHT_BIT
 from dgemma.quant.modules import keeps_packed, swap
-from dgemma.quant.offload import Mover, OffloadedExperts, mover_of, offload
+from dgemma.quant.offload import Mover, mover_of, offload
 from dgemma.text.chat import ChatTemplate
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.weights.budget import make_plan
@@ -155,12 +155,8 @@ def save_model(
     """
     if any(map(keeps_packed, model.modules())):
         raise CheckpointError(
-            f"{checkpoint.directory} holds packed weights, which cannot be written; copy that "
-            "directory instead"
-        )
-    if any(isinstance(module, OffloadedExperts) for module in model.modules()):
-        raise CheckpointError(
-            "experts of this model are in the host's memory; load it without memory= to save it"
+            f"{checkpoint.directory} holds packed weights, or was loaded with memory= that packs them; "
+            "these cannot be written: copy that directory instead"
         )
     target = os.path.expanduser(directory)
     if not overwrite and os.path.isdir(target) and os.listdir(target):
