@@ -155,8 +155,8 @@ def save_model(
     """
     if any(map(keeps_packed, model.modules())):
         raise CheckpointError(
-            f"{checkpoint.directory} holds packed weights, or was loaded with memory= that packs them; "
-            "these cannot be written: copy that directory instead"
+            f"{checkpoint.directory} holds packed weights, or memory= had them packed, which "
+            "cannot be written; copy that directory instead"
         )
     target = os.path.expanduser(directory)
     if not overwrite and os.path.isdir(target) and os.listdir(target):

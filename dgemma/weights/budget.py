@@ -32,7 +32,7 @@ CHUNK = 1024
 """Prompt tokens of a forward: the engine's."""
 UNPACKING = 14
 """Bytes a number while a matrix is unpacked: codes, scales and biases in fp32, and the result."""
-FORMATS = {"fp8": 8.1, "int4": 4.7}
+FORMATS = {"fp8": 8.1, "int4": 4.63, "mxfp4": 4.25}
 """What `dgemma quantize` writes, and its bits a number, scales included."""
 
 
@@ -201,9 +201,10 @@ def _too_small(checkpoint: Checkpoint, tries: Sequence[MemoryPlan]) -> str:
     budget = plan.budget or 0
     said = (
         f"{checkpoint.directory} does not fit a memory of {in_gb(budget)}: it takes "
-        f"{in_gb(plan.total)} with a context of {plan.context:,}, {in_gb(packed.total)} with "
-        "attention and dense MLP in 8 bit"
+        f"{in_gb(plan.total)} with a context of {plan.context:,}"
     )
+    if packed.eight_bit:
+        said += f", {in_gb(packed.total)} with attention and dense MLP in 8 bit"
     if away:
         where = "in the file" if plan.device == "cpu" else "in the host's memory"
         said += f", {in_gb(min(one.total for one in away))} with all experts {where}"
