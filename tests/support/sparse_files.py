@@ -87,7 +87,9 @@ def write_sparse(
     for number in range(shards):
         file = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
         header, end = {}, 0
-        for name in names[number * len(names) // shards : (number + 1) * len(names) // shards]:
+        ours = names[number * len(names) // shards : (number + 1) * len(names) // shards]
+        # The widest numbers first, as the library writes them: each begins at a multiple of itself.
+        for name in sorted(ours, key=lambda name: -SIZES[tensors[name][0]]):
             kind, shape = tensors[name]
             start, end = end, end + nbytes(kind, shape)
             header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
