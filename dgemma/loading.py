@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from dgemma.byte_sizes import in_gb, parse_bytes
-from dgemma.device import DeviceChoice, choose, free_bytes
+from dgemma.device import DeviceChoice, choose, choose_dtype, free_bytes
 from dgemma.errors import CheckpointError, InvalidRequest
 from dgemma.frontend import read_text_files
 from dgemma.model.transformer import DiffusionGemma
@@ -111,6 +111,33 @@ def load_model(
     return LoadedModel(
         model, checkpoint, choice, tokenizer, template, plan,
         cache_bytes if plan is None else plan.cache_bytes,
+    )  # fmt: skip
+
+
+def plan_model(
+    name: str | Path, *, device: str, dtype: str | torch.dtype = "auto", strict: bool = True,
+    memory: str | int | None = None, context: int | None = None,
+) -> MemoryPlan:  # fmt: skip
+    """Where the memory of a model would go; nothing is read but headers.
+
+    Args:
+        device: "cpu", "cuda" or "mps", which need not be there.
+        name, dtype, strict, memory: see `load_model`.
+        context: see `make_plan`.
+
+    Raises:
+        InvalidRequest: nothing fits the memory.
+        ModelNotFound, ConfigError, CheckpointError, DeviceError: see `load_model`.
+    """
+    checkpoint = open_checkpoint(find_model(name)[0], strict=strict)
+    with torch.device("meta"):
+        model = DiffusionGemma(checkpoint.config)
+    count = sum(p.numel() for p in model.parameters())
+    number, _ = choose_dtype(dtype, torch.device(device), count, checkpoint.dtype)
+    swap(model, packed_formats(model, checkpoint))
+    return make_plan(
+        model, checkpoint, number, device=device, context=context,
+        budget=None if memory is None else parse_bytes(memory),
     )  # fmt: skip
 
 

@@ -54,6 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "types": {"answer_parts", "request_parts", "params", "errors"},
     "interfaces": {"matcher", "request_parts", "types"},
     "events": {"types"},
+    "byte_sizes": {"errors"},
     "device": {"errors"},
     "text": {"files", "interfaces"} | VALUES,
     "constrain": {"matcher", "text"} | VALUES,
@@ -62,9 +63,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": BASE,
     "model": {"kernels"} | BASE,
     "diffusion": {"kernels", "matcher"} | BASE,
-    "weights": {"files", "model", "quant"} | BASE,
+    "weights": {"byte_sizes", "files", "model", "quant"} | BASE,
     "quant": {"model", "kernels"} | BASE,
-    "loading": {"frontend", "model", "weights", "quant", "text"} | BASE,
+    "loading": {"byte_sizes", "frontend", "model", "weights", "quant", "text"} | BASE,
     "engine": {"events", "interfaces", "matcher", "model", "kernels", "diffusion"} | BASE,
     "compose": PLAIN,
     "server": {"compose", "param_rules"} | PLAIN,
@@ -72,7 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": {"files", "loading", "model", "tasks", "text"} | BASE,
     "evaluate": TRAINING | {"llm", "compose"},
     "bench": TRAINING | {"llm", "loading", "evaluate", "kernels"},
-    "cli": {"dgemma", "files", "llm", "train", "evaluate", "bench", "server", "loading"}
+    "cli": {"byte_sizes", "dgemma", "files", "llm", "train", "evaluate", "bench", "server", "loading"}
     | JOINED
     | TRAINING,
     "dgemma": {"llm", "compose", "events"} | VALUES,  # dgemma/__init__.py: the public names
@@ -83,7 +84,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_DEFER = {"cli", "dgemma", "__main__"}
 """Parts that may import inside functions; elsewhere that is for optional extras alone."""
 
-NO_TORCH = ("answer_parts", "params", "param_rules", "types", "errors", "files", "matcher",
+NO_TORCH = ("answer_parts", "byte_sizes", "params", "param_rules", "types", "errors", "files", "matcher",
             "request_parts", "interfaces", "events", "text", "constrain", "frontend", "tasks",
             "compose", "server", "weights.find",
             *("engine." + name for name in (
