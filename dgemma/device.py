@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from dgemma.errors import DeviceError
 
@@ -92,6 +93,16 @@ def choose(
     place, why = choose_device(device)
     number, because = choose_dtype(dtype, place, parameters, stored)
     return DeviceChoice(place, number, why, because)
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """The widest floats of a device: Metal has none of 64 bit."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def wide(values: Tensor) -> Tensor:
+    """The same numbers in the widest floats of their device."""
+    return values.to(widest(values.device))
 
 
 def total_bytes(device: torch.device) -> int:

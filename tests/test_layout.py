@@ -73,9 +73,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": {"files", "loading", "model", "tasks", "text"} | BASE,
     "evaluate": TRAINING | {"llm", "compose"},
     "bench": TRAINING | {"llm", "loading", "evaluate", "kernels"},
-    "cli": {"byte_sizes", "dgemma", "files", "llm", "train", "evaluate", "bench", "server", "loading"}
+    "cli": {"byte_sizes", "dgemma", "files", "llm", "train", "evaluate", "bench", "server"}
+    | {"loading"}
     | JOINED
-    | TRAINING,
+    | TRAINING,  # fmt: skip
     "dgemma": {"llm", "compose", "events"} | VALUES,  # dgemma/__init__.py: the public names
     "__main__": {"cli"},
 }
@@ -84,9 +85,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_DEFER = {"cli", "dgemma", "__main__"}
 """Parts that may import inside functions; elsewhere that is for optional extras alone."""
 
-NO_TORCH = ("answer_parts", "byte_sizes", "params", "param_rules", "types", "errors", "files", "matcher",
+NO_TORCH = ("answer_parts", "params", "param_rules", "types", "errors", "files", "matcher",
             "request_parts", "interfaces", "events", "text", "constrain", "frontend", "tasks",
-            "compose", "server", "weights.find",
+            "compose", "server", "weights.find", "byte_sizes",
             *("engine." + name for name in (
                 "counters", "deadlines", "owners", "page_allocator", "pages", "places", "plan",
                 "request", "scheduler", "searches", "sequence")))  # fmt: skip
