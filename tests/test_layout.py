@@ -48,14 +48,12 @@ JOINED = {"engine", "compose", "diffusion", "weights", "quant", "text", "constra
 TRAINING = {"model", "weights", "quant", "diffusion", "text", "tasks"} | BASE
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(("answer_parts", "errors", "files", "matcher"), set[str]()),
-    "param_rules": {"errors"},
+    **dict.fromkeys(("byte_sizes", "device", "param_rules"), {"errors"}),
     "params": {"errors", "param_rules"},
     "request_parts": {"errors", "params", "param_rules"},
     "types": {"answer_parts", "request_parts", "params", "errors"},
     "interfaces": {"matcher", "request_parts", "types"},
     "events": {"types"},
-    "byte_sizes": {"errors"},
-    "device": {"errors"},
     "text": {"files", "interfaces"} | VALUES,
     "constrain": {"matcher", "text"} | VALUES,
     "frontend": {"constrain", "interfaces", "matcher", "param_rules", "text"} | VALUES,
