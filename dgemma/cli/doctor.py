@@ -61,8 +61,10 @@ def facts(arguments: argparse.Namespace) -> list[tuple[str, str, str]]:
             f"of {amount(total_bytes(choice.device))} on this device",
         ),
         *found.model.kernels,
-        *(("plan", "", line) for line in (found.plan.lines() if found.plan else ())),
     ]
+    for line in found.plan.lines() if found.plan else ():
+        value, _, reason = line.partition(": ")
+        rows.append(("plan", value, reason))
     missing = dict[str, list[str]]()
     for name, extra in PACKAGES.items():
         try:

@@ -141,8 +141,10 @@ class MemoryPlan:
             said.append(f"{name}: {in_gb(here)}, {precision}{more}")
         if self.away:
             numbers = ", ".join(map(str, self.away))
-            buffers = f"; {BUFFERS} buffers for them: {in_gb(self.buffers)}" if self.streams else ""
-            said.append(f"experts of layers {numbers} {where}{buffers}")
+            buffers = (
+                f"; {BUFFERS} buffers of {in_gb(self.buffers)} together" if self.streams else ""
+            )
+            said.append(f"layers away: {numbers} {where}{buffers}")
         what = f"{self.requests} x {self.context:,} tokens at least"
         said.append(f"keys and values: {in_gb(self.cache)}, {what}")
         said.append(f"temporaries: {in_gb(self.work)}")
