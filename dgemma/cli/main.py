@@ -31,7 +31,7 @@ COMMANDS = {
     "decide": "answer questions about a text with probabilities",
     "serve": "serve a model over HTTP",
     "demo": "watch the bundled model solve a Sudoku, then answer a question",
-    "info": "show sizes and memory of a model, from its config alone",
+    "info": "show sizes and memory of a model, before any weights are read",
     "check": "compare a model with transformers on this machine",
     "pull": "download a model into the local hub cache",
     "calibrate": "fit a model's limits from its own answers",
