@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from dgemma.errors import DeviceError
 
@@ -38,15 +39,19 @@ def choose_device(asked: str | torch.device = "auto") -> tuple[torch.device, str
     if asked == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda"), f"CUDA device found: {torch.cuda.get_device_name()}"
+        if torch.backends.mps.is_available():
+            return torch.device("mps"), "Metal device found"
         return torch.device("cpu"), "no CUDA device found"
     try:
         device = torch.device(asked)
     except (RuntimeError, TypeError) as error:
-        raise DeviceError(f"unknown device {asked!r}; use auto, cpu or cuda") from error
+        raise DeviceError(f"unknown device {asked!r}; use auto, cpu, cuda or mps") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise DeviceError(f"device {asked!r} asked for, but torch sees no CUDA device; use cpu")
-    if device.type not in ("cpu", "cuda"):
-        raise DeviceError(f"device {asked!r} is not supported; use auto, cpu or cuda")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError(f"device {asked!r} asked for, but torch sees no Metal device; use cpu")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise DeviceError(f"device {asked!r} is not supported; use auto, cpu, cuda or mps")
     return device, "asked for"
 
 
@@ -90,11 +95,23 @@ def choose(
     return DeviceChoice(place, number, why, because)
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """The widest floats of a device: Metal has none of 64 bit."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def wide(values: Tensor) -> Tensor:
+    """The same numbers in the widest floats of their device."""
+    return values.to(widest(values.device))
+
+
 def total_bytes(device: torch.device) -> int:
     """All memory of a device."""
     if device.type == "cuda":
         total: int = torch.cuda.mem_get_info(device)[1]
         return total
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -103,6 +120,8 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
         return free
+    if device.type == "mps":
+        return max(0, total_bytes(device) - torch.mps.driver_allocated_memory())
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

@@ -354,19 +354,19 @@ def load(
     dtype: str | torch.dtype = "auto", calibration: str | Path | None = None,
     cache_bytes: int | None = None, max_running: int = 32, attention: str = "auto",
     progress: Callable[[int, int], None] = lambda done, total: None,
-    share_prefix_cache: bool = False, learn_restart: bool = False, cache_dtype: str = "auto",
+    share_prefix_cache: bool = False, learn_restart: bool = False, memory: str | int | None = None,
+    cache_dtype: str = "auto",
 ) -> LLM:  # fmt: skip
     """Load a model.
 
     Args:
         name: a bundled name ("nano"), a directory, or a hub name in the local cache.
-        device: "auto", "cpu" or "cuda".
-        dtype: "auto" (on a CPU fp32 under 1 GB of weights, else the checkpoint's own), "float32",
-            "bfloat16" or "float16".
+        device: "auto", "cpu", "cuda" or "mps".
+        memory: most that is taken on the device, "18GB" or "16GiB"; see docs/released-weights.md.
+        dtype: "float32", "bfloat16", "float16", or "auto" (small on a CPU: fp32, else as stored).
         cache_dtype: "fp8" keeps the keys and values of full layers in 8 bits (e4m3).
         strict: refuse unknown keys in config.json.
-        cache_bytes: memory for the keys and values of all requests; None: a quarter of a CPU's
-            free memory, 0.8 of a GPU's, and never more than could be of use.
+        cache_bytes: memory for keys and values; None: what `memory` leaves, or a share of the free.
         max_running: most requests that are worked on at a time; more wait.
         attention: "reference" (each request by itself, so its tokens never depend on the others),
             "paged" (all requests at once) or "auto": reference on a CPU, paged on CUDA.
@@ -380,12 +380,12 @@ def load(
     """
     found = load_model(
         name, device=device, dtype=dtype, strict=strict, attention=attention, progress=progress,
-        cache_dtype=cache_dtype,
+        cache_dtype=cache_dtype, memory=memory, cache_bytes=cache_bytes, running=max_running,
     )  # fmt: skip
     return LLM(
         found.model, found.checkpoint, found.choice, found.tokenizer, found.template,
-        cache_bytes=cache_bytes, max_running=max_running, share_prefix_cache=share_prefix_cache,
-        calibration=calibration, learn_restart=learn_restart,
+        cache_bytes=found.cache_bytes, share_prefix_cache=share_prefix_cache,
+        max_running=max_running, calibration=calibration, learn_restart=learn_restart,
     )  # fmt: skip
 
 

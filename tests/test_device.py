@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("device", ["abacus", "meta", "cpu:x", ""])
 def test_unknown_device(device: str) -> None:
     """An unknown device falls back to another, or raises what only torch understands."""
-    with pytest.raises(DeviceError, match="use auto, cpu or cuda"):
+    with pytest.raises(DeviceError, match="use auto, cpu, cuda or mps"):
         choose_device(device)
 
 

@@ -48,13 +48,12 @@ JOINED = {"engine", "compose", "diffusion", "weights", "quant", "text", "constra
 TRAINING = {"model", "weights", "quant", "diffusion", "text", "tasks"} | BASE
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(("answer_parts", "errors", "files", "matcher"), set[str]()),
-    "param_rules": {"errors"},
+    **dict.fromkeys(("byte_sizes", "device", "param_rules"), {"errors"}),
     "params": {"errors", "param_rules"},
     "request_parts": {"errors", "params", "param_rules"},
     "types": {"answer_parts", "request_parts", "params", "errors"},
     "interfaces": {"matcher", "request_parts", "types"},
     "events": {"types"},
-    "device": {"errors"},
     "text": {"files", "interfaces"} | VALUES,
     "constrain": {"matcher", "text"} | VALUES,
     "frontend": {"constrain", "interfaces", "matcher", "param_rules", "text"} | VALUES,
@@ -62,9 +61,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kernels": BASE,
     "model": {"kernels"} | BASE,
     "diffusion": {"kernels", "matcher"} | BASE,
-    "weights": {"files", "model", "quant"} | BASE,
+    "weights": {"byte_sizes", "files", "model", "quant"} | BASE,
     "quant": {"model", "kernels"} | BASE,
-    "loading": {"frontend", "model", "weights", "quant", "text"} | BASE,
+    "loading": {"byte_sizes", "frontend", "model", "weights", "quant", "text"} | BASE,
     "engine": {"events", "interfaces", "matcher", "model", "kernels", "diffusion"} | BASE,
     "compose": PLAIN,
     "server": {"compose", "param_rules"} | PLAIN,
@@ -72,9 +71,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train": {"files", "loading", "model", "tasks", "text"} | BASE,
     "evaluate": TRAINING | {"llm", "compose"},
     "bench": TRAINING | {"llm", "loading", "evaluate", "kernels"},
-    "cli": {"dgemma", "files", "llm", "train", "evaluate", "bench", "server", "loading"}
+    "cli": {"byte_sizes", "dgemma", "files", "llm", "train", "evaluate", "bench", "server"}
+    | {"loading"}
     | JOINED
-    | TRAINING,
+    | TRAINING,  # fmt: skip
     "dgemma": {"llm", "compose", "events"} | VALUES,  # dgemma/__init__.py: the public names
     "__main__": {"cli"},
 }
@@ -85,7 +85,7 @@ MAY_DEFER = {"cli", "dgemma", "__main__"}
 
 NO_TORCH = ("answer_parts", "params", "param_rules", "types", "errors", "files", "matcher",
             "request_parts", "interfaces", "events", "text", "constrain", "frontend", "tasks",
-            "compose", "server", "weights.find",
+            "compose", "server", "weights.find", "byte_sizes",
             *("engine." + name for name in (
                 "counters", "deadlines", "owners", "page_allocator", "pages", "places", "plan",
                 "request", "scheduler", "searches", "sequence")))  # fmt: skip

@@ -65,7 +65,7 @@ class Where:
     Attributes:
         threads: None: torch's own choice.
         command: the command that asks for the measurement.
-        attention, cache_dtype: see `dgemma.llm.load`.
+        attention, cache_dtype, memory: see `dgemma.llm.load`.
     """
 
     model: str
@@ -76,13 +76,14 @@ class Where:
     command: str = ""
     attention: str = "auto"
     cache_dtype: str = "auto"
+    memory: int | None = None
 
     def open(self) -> LLM:
         """Load it."""
         self.set_threads()
         return load(
             self.model, device=self.device, dtype=self.dtype, strict=self.strict,
-            attention=self.attention, cache_dtype=self.cache_dtype,
+            attention=self.attention, cache_dtype=self.cache_dtype, memory=self.memory,
         )  # fmt: skip
 
     def set_threads(self) -> None:

@@ -125,7 +125,7 @@ def where_of(arguments: argparse.Namespace) -> Where:
     return Where(
         arguments.model, arguments.device, arguments.dtype, arguments.threads,
         not arguments.no_strict, arguments.command_line, arguments.attention,
-        arguments.cache_dtype,
+        arguments.cache_dtype, arguments.memory,
     )  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def deliver(report: Report, path: Path | None) -> None:
 def _loading(arguments: argparse.Namespace) -> list[str]:
     """The options given that say how a model is loaded."""
     defaults = {"device": "auto", "attention": "auto", "dtype": "auto", "no_strict": False,
-                "cache_dtype": "auto"}  # fmt: skip
+                "cache_dtype": "auto", "memory": None}  # fmt: skip
     return [name for name, usual in defaults.items() if getattr(arguments, name) != usual]
 
 

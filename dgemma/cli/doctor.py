@@ -44,7 +44,7 @@ def facts(arguments: argparse.Namespace) -> list[tuple[str, str, str]]:
     found = load_model(
         path, device=arguments.device, dtype=arguments.dtype,
         attention=arguments.attention, cache_dtype=arguments.cache_dtype,
-        strict=not arguments.no_strict, weights=False,
+        strict=not arguments.no_strict, weights=False, memory=arguments.memory,
     )  # fmt: skip
     choice = found.choice
     free = free_bytes(choice.device)
@@ -62,6 +62,9 @@ def facts(arguments: argparse.Namespace) -> list[tuple[str, str, str]]:
         ),
         *found.model.kernels,
     ]
+    for line in found.plan.lines() if found.plan else ():
+        value, _, reason = line.partition(": ")
+        rows.append(("plan", value, reason))
     missing = dict[str, list[str]]()
     for name, extra in PACKAGES.items():
         try:

@@ -8,12 +8,13 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgemma.cli.options import add_model, path_of, positive
+from dgemma.cli.options import MEMORY, add_model, memory_size, path_of, positive
 from dgemma.cli.progress import amount
 from dgemma.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from dgemma.model.config import ModelConfig
+    from dgemma.weights.plan import MemoryPlan
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,8 +23,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--prompt", type=positive, metavar="N", default=1024, help="prompt tokens of a run (1024)")
     add("--batch", type=positive, metavar="N", default=1, help="requests at once in a run (1)")
+    add("--memory", type=memory_size, metavar="SIZE", help=f"show the plan for {MEMORY}")
+    add("--context", type=positive, metavar="N", help="tokens that the plan has room for (8192)")
+    add("--device", choices=("auto", "cpu", "cuda", "mps"), help="device of the plan, which need "
+        "not be there (auto)")  # fmt: skip
     add("--json", action="store_true", help="print JSON")
-    parser.epilog = "example:\n  dgemma info nano --prompt 4096"
+    parser.epilog = "examples:\n  dgemma info nano --prompt 4096\n  dgemma info nano --memory 60MB"
 
 
 def describe(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -34,6 +39,7 @@ def describe(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     config = load_config(path, strict=not arguments.no_strict)
     size = measure(config)
     run = _run_memory(config, arguments)
+    plan = _plan(path, arguments)
     contexts = [n for n in (1024, 8192, 65536, 262144) if n <= config.max_position_embeddings]
     return {
         "directory": str(path),
@@ -60,7 +66,25 @@ def describe(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "run": run,
         "machine": _machine(run),
         "cache_bytes_16bit": {n: size.cache_bytes(n, 2, config.sliding_window) for n in contexts},
+        "plan": None if plan is None else plan.facts() | {"lines": plan.lines()},
     }
+
+
+def _plan(directory: Path, arguments: argparse.Namespace) -> MemoryPlan | None:
+    """Where the memory would go; None if nobody asks. No weights are read."""
+    if arguments.memory is None and arguments.context is None:
+        if arguments.device is not None:
+            raise InvalidRequest("--device says what a plan is for; give --memory or --context too")
+        return None
+    from dgemma.device import choose_device
+    from dgemma.loading import plan_model
+
+    device = arguments.device or "auto"
+    return plan_model(
+        directory, device=choose_device()[0].type if device == "auto" else device,
+        dtype=arguments.dtype, strict=not arguments.no_strict, memory=arguments.memory,
+        context=arguments.context,
+    )  # fmt: skip
 
 
 def _run_memory(config: ModelConfig, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -145,6 +169,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(facts["directory"])
     for name, text in ROWS.items():
         print(f"  {name:<14}{text.format_map(shown)}")
+    for line in facts["plan"]["lines"] if facts["plan"] else ():
+        print(f"  plan          {line}")
     if facts["vision"]:
         print("  vision        present, not used (text only for now)")
     return 0

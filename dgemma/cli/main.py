@@ -31,7 +31,7 @@ COMMANDS = {
     "decide": "answer questions about a text with probabilities",
     "serve": "serve a model over HTTP",
     "demo": "watch the bundled model solve a Sudoku, then answer a question",
-    "info": "show sizes and memory of a model, from its config alone",
+    "info": "show sizes and memory of a model, before any weights are read",
     "check": "compare a model with transformers on this machine",
     "pull": "download a model, or some of its files, into the local hub cache",
     "list": "list the models in the local hub cache",

@@ -13,8 +13,9 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
+from dgemma.byte_sizes import parse_bytes
 from dgemma.cli.progress import Progress, amount, clear_line
-from dgemma.errors import ModelNotFound, unreadable
+from dgemma.errors import InvalidRequest, ModelNotFound, unreadable
 from dgemma.files.read import MOST_TEXT_BYTES, read_bytes
 from dgemma.params import CONSTRAINT_FIELDS, OPTIONS, RELEASED, SamplingParams
 from dgemma.types import ATTENTION_PATHS, CACHE_DTYPES
@@ -33,8 +34,8 @@ def say(line: str) -> None:
 
 
 def _device(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
-        known = "'auto', 'cpu', 'cuda'"
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
+        known = "'auto', 'cpu', 'cuda', 'mps'"
         raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {known})")
     return text
 
@@ -47,6 +48,18 @@ def positive(text: str) -> int:
 
 
 positive.__name__ = "number"  # what argparse calls it in an error
+
+
+def memory_size(text: str) -> int:
+    """Bytes of a size."""
+    try:
+        return parse_bytes(text)
+    except InvalidRequest as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+MEMORY = "most of the device's memory, such as 18GB or 16GiB: what does not fit is packed in 8 bit "
+MEMORY += "or kept on the host (no limit)"
 
 
 def _number_or_auto(text: str) -> int | str:
@@ -125,7 +138,8 @@ def add_model(
     add_name(parser, then)
     add = parser.add_argument
     if device:
-        add("--device", type=_device, default="auto", help="auto, cpu or cuda (auto)")
+        add("--device", type=_device, default="auto", help="auto, cpu, cuda or mps (auto)")
+        add("--memory", type=memory_size, metavar="SIZE", help=MEMORY)
         about = "reference: one request after the other; paged: all at once; "
         about += "auto: paged on CUDA, else reference"
         add("--attention", choices=ATTENTION_PATHS, default="auto", help=about)
@@ -158,7 +172,7 @@ def open_model(arguments: argparse.Namespace, **more: Any) -> LLM:
         return load(
             arguments.model, device=arguments.device, dtype=arguments.dtype,
             attention=arguments.attention, cache_dtype=arguments.cache_dtype,
-            strict=not arguments.no_strict, progress=progress,
+            strict=not arguments.no_strict, progress=progress, memory=arguments.memory,
             calibration=getattr(arguments, "calibration", None), **more,
         )  # fmt: skip
 

@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dgemma.device import wide
 from dgemma.diffusion.canvas import Canvas, CanvasSpec, Generation
 from dgemma.diffusion.draft_policy import FIRST_DRAFT, DraftPolicy
 from dgemma.diffusion.generate import Encode, Predict, denoise
@@ -143,7 +144,7 @@ def _written(draft: Canvas, spec: CanvasSpec) -> list[int]:
 def _sure(draft: Canvas, nats: float) -> int:
     """How many positions after the known token have a summed entropy of at most so much."""
     assert draft.entropy is not None
-    return int((draft.entropy[1:].double().cumsum(-1) <= nats).sum())
+    return int((wide(draft.entropy[1:]).cumsum(-1) <= nats).sum())
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dgemma.device import widest
 from dgemma.diffusion.canvas import FREE, Canvas, CanvasSpec, Commit
 from dgemma.diffusion.random import Purpose, stream_keys, uniform_ids, uniforms
 from dgemma.diffusion.schedule import Schedule, accept
@@ -137,7 +138,7 @@ def propose(
 
     pins = _pins(canvases, shape[1])  # [B, C], -1 where free, or None
     sortable = entropy if pins is None else entropy.masked_fill(pins >= 0, torch.inf)
-    bounds = torch.tensor([s.entropy_bound for s in schedules], dtype=torch.float64).to(device)
+    bounds = torch.tensor([s.entropy_bound for s in schedules], dtype=widest(device)).to(device)
     accepted = accept(sortable, bounds)
     noise = _noise(
         _keys(canvases, Purpose.NOISE), shape[1], spec, [canvas.controls for canvas in canvases]
@@ -215,22 +216,22 @@ def _verdicts(
     """See `Proposal.verdicts`; pinned positions count in neither of the first two."""
     never = torch.full_like(argmax[0], -1)
     previous = torch.stack([never if c.argmax is None else c.argmax for c in canvases])
-    same, mean = argmax == previous, entropy.mean(-1, dtype=torch.float64)
+    same, mean = argmax == previous, entropy.mean(-1, dtype=widest(entropy.device))
     counted = None
     if any(s.ignore_tail for s in schedules):
         counted = _counted(argmax, schedules, spec)
         same = same | ~counted
-        mean = entropy.where(counted, 0.0).mean(-1, dtype=torch.float64)
+        mean = entropy.where(counted, 0.0).mean(-1, dtype=mean.dtype)
     open_ = torch.ones_like(mean)
     if pins is not None:
         free = pins < 0
-        open_ = free.any(-1).double()
+        open_ = free.any(-1).to(mean.dtype)
         same = same | ~free
         # A canvas without pins must keep the very bits that it has alone.
         summed = entropy.where(free if counted is None else free & counted, 0.0)
-        mine = summed.sum(-1, dtype=torch.float64) / free.sum(-1).clamp(min=1)
+        mine = summed.sum(-1, dtype=mean.dtype) / free.sum(-1).clamp(min=1)
         mean = torch.where(free.all(-1), mean, mine)
-    return torch.stack((same.all(-1).double(), mean, open_), -1)
+    return torch.stack((same.all(-1).to(mean.dtype), mean, open_), -1)
 
 
 def _rows(logprobs: HeadLogprobs | None, number: int, width: int) -> HeadLogprobs | None:

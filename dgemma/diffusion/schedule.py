@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dgemma.device import wide
 from dgemma.params import DEFAULT_TRIES, RELEASED, SamplingParams
 
 
@@ -105,7 +106,7 @@ def accept(entropy: Tensor, entropy_bound: Tensor) -> Tensor:
         bool [B, C].
     """
     # fp64, so that no way of splitting the sum over threads can change a decision.
-    ordered, order = entropy.double().sort(dim=-1, stable=True)
+    ordered, order = wide(entropy).sort(dim=-1, stable=True)
     before = ordered.cumsum(-1) - ordered
-    taken = before <= entropy_bound.double()[:, None]
+    taken = before <= wide(entropy_bound)[:, None]
     return torch.zeros_like(taken).scatter(-1, order, taken)

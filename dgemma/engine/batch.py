@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from dgemma.device import wide
 from dgemma.diffusion.canvas import Canvas, CanvasSpec
 from dgemma.diffusion.exact import choose
 from dgemma.diffusion.sampler import decide, likely_ids, propose, sampling_inputs
@@ -218,10 +219,10 @@ class Readback:
         self._size = 0
 
     def put(self, values: Tensor) -> Callable[[], list[float]]:
-        """Ask for these numbers; the result gives them after the fetch. fp64 holds ids exactly."""
+        """Ask for these numbers; the result gives them after the fetch. floats hold ids exactly."""
         low, self._size = self._size, self._size + values.numel()
         high = self._size
-        self._parts.append(values.flatten().double())
+        self._parts.append(wide(values.flatten()))
         return lambda: self._numbers[low:high]
 
     def fetch(self) -> None:

@@ -50,10 +50,10 @@ from dgemma.types import PAGE, Event, FinishReason, Request
 CHUNK = 1024
 """Most prompt tokens of one request that a step encodes."""
 
-SHARE = {"cpu": 0.25, "cuda": 0.8}
+SHARE = {"cpu": 0.25, "cuda": 0.8, "mps": 0.5}
 """Part of a device's free memory that keys and values may take."""
 
-MOST_TOKENS = {"cpu": CHUNK, "cuda": 8 * CHUNK}
+MOST_TOKENS = {"cpu": CHUNK, "cuda": 8 * CHUNK, "mps": CHUNK}
 """Most tokens of a pass, beside a canvas. On a CPU more are no faster, and newcomers wait."""
 
 SHARED_CANVASES = 4

@@ -99,7 +99,8 @@ def choose_path(device: torch.device, grad: bool = False, path: str = "auto") ->
         return "reference", "gradients are wanted"
     if path != "auto":
         return path, "asked for"
-    return ("paged", "auto: on CUDA") if device.type == "cuda" else ("reference", "auto: on a CPU")
+    where = {"cpu": "a CPU", "cuda": "CUDA", "mps": "Metal"}.get(device.type, device.type)
+    return "paged" if device.type == "cuda" else "reference", f"auto: on {where}"
 
 
 def choose_attention(

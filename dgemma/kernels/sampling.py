@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dgemma.device import wide
+
 BLOCK = 256
 """Ids in a block of the inverse CDF. Part of the meaning of a seed: never change it."""
 
 LOWEST = torch.finfo(torch.float32).min
-BELOW_ONE = 1.0 - 2.0**-53
 
 
 class BlockSums(NamedTuple):
@@ -65,7 +66,7 @@ def block_sums(logits: Tensor) -> BlockSums:
 def entropy(sums: BlockSums) -> Tensor:
     """Nats of each row, fp32 [N]; NaN if a logit is not finite or no id is left."""
     top, weight, scale = _together(sums)
-    moment = (sums.moment.double() + sums.mass.double() * (sums.top.double() - top)) * scale
+    moment = (wide(sums.moment) + wide(sums.mass) * (wide(sums.top) - top)) * scale
     total = weight.sum(-1)
     nats = (total.log() - moment.sum(-1) / total).clamp_(min=0.0)
     # Where all ids of a row are at -inf its largest logit is the lowest finite number.
@@ -80,8 +81,8 @@ def log_total(sums: BlockSums) -> Tensor:
 
 def total(sums: BlockSums, top: Tensor) -> Tensor:
     """Sum of exp(logit - top) over all logits, fp32 [N]; top: fp32 [N]."""
-    scale = (sums.top.double() - top.double()[:, None]).exp()
-    return (sums.mass.double() * scale).sum(-1).float()
+    scale = (wide(sums.top) - wide(top)[:, None]).exp()
+    return (wide(sums.mass) * scale).sum(-1).float()
 
 
 def pick(logits: Tensor, sums: BlockSums, uniforms: Tensor) -> Tensor:
@@ -109,11 +110,11 @@ def pick_block(sums: BlockSums, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """
     _, weight, _ = _together(sums)
     reached = weight.cumsum(-1)
-    target = uniforms.double() * reached[:, -1]
+    target = wide(uniforms) * reached[:, -1]
     block = (reached <= target[:, None]).sum(-1).clamp_(max=reached.shape[1] - 1)
     before = F.pad(reached, (1, 0)).gather(1, block[:, None])[:, 0]
     rest = (target - before) / weight.gather(1, block[:, None])[:, 0]
-    return block, rest.clamp_(0.0, BELOW_ONE)
+    return block, rest.clamp_(0.0, 1 - torch.finfo(rest.dtype).eps / 2)
 
 
 def pick_inside(logits: Tensor, rest: Tensor) -> Tensor:
@@ -127,13 +128,13 @@ def pick_inside(logits: Tensor, rest: Tensor) -> Tensor:
         int64 [N] in [0, 256).
     """
     top = logits.amax(-1, keepdim=True).clamp_(min=LOWEST)
-    reached = (logits - top).exp().double().cumsum(-1)
+    reached = wide((logits - top).exp()).cumsum(-1)
     inside = (reached <= (rest * reached[:, -1])[:, None]).sum(-1)
     return inside.clamp_(max=BLOCK - 1)
 
 
 def _together(sums: BlockSums) -> tuple[Tensor, Tensor, Tensor]:
     """fp64: the row's largest logit [N, 1], each block's mass on the row's scale and the scale."""
-    top = sums.top.double().amax(-1, keepdim=True)
-    scale = (sums.top.double() - top).exp()
-    return top, sums.mass.double() * scale, scale
+    top = wide(sums.top).amax(-1, keepdim=True)
+    scale = (wide(sums.top) - top).exp()
+    return top, wide(sums.mass) * scale, scale

@@ -110,7 +110,7 @@ def peak(
     words += 60 * (batch * canvas * config.vocab_size // BLOCK)
     scores = 2 * _scores(config, prompt) * item * half
     work = routed + scores + layer + words if half else max(layer, words)
-    dtypes = cache_dtypes(dtype, choose_cache(dtype, cache_dtype)[0])
+    dtypes = asked_dtypes(dtype, cache_dtype)
     pages = page_bytes(config, dtypes)
     blocks = -(-(prompt + canvas) // PAGE)
     if dtypes["full_attention"] != dtype:  # one request's keys of a layer are unpacked at a time
@@ -135,6 +135,11 @@ def _scores(config: ModelConfig, prompt: int) -> int:
         row = config.num_attention_heads // shape.num_key_value_heads * (keys + queries)
         most = max(most, min(queries * row, max(SCORES, FEWEST * row)))
     return most
+
+
+def asked_dtypes(dtype: torch.dtype, cache_dtype: str) -> CacheDtypes:
+    """Of the keys and values of a model of `dtype`; see `choose_cache`."""
+    return cache_dtypes(dtype, choose_cache(dtype, cache_dtype)[0])
 
 
 def page_bytes(config: ModelConfig, dtypes: CacheDtypes) -> dict[LayerType, int]:

@@ -13,11 +13,14 @@ _NUMBERS = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).to(tor
 
 
 def e4m3_numbers(codes: Tensor) -> Tensor:
-    """The numbers of codes, fp32. On a CPU by a table: `.to` converts them one by one, slowly."""
-    if codes.device.type != "cpu":
-        return codes.to(torch.float32)
+    """The numbers of codes, fp32; codes may come as bytes.
+
+    By a table but for CUDA: a CPU converts them one by one, slowly, and Metal has no such dtype.
+    """
+    if codes.device.type == "cuda":
+        return codes.view(torch.float8_e4m3fn).to(torch.float32)
     index = codes.view(torch.uint8).flatten().to(torch.int32)
-    return _NUMBERS.index_select(0, index).view(codes.shape)
+    return _NUMBERS.to(codes.device).index_select(0, index).view(codes.shape)
 
 
 def spread(scale: Tensor, group: int, columns: int) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dgemma.kernels.linear import rows_linear
 
+EIGHT_BIT_FLOATS = (torch.float8_e4m3fn, torch.float8_e8m0fnu)
 Parts = Mapping[str, Tensor]
 """The tensors of a packed matrix by their names. Each is [..., R, *]: a row of the matrix has its
 own codes and scales, so rows and experts are cut out of all parts alike. What holds for all rows is
@@ -93,7 +94,23 @@ class Packed:
 
     def to(self, device: torch.device | str) -> Packed:
         """The same on a device."""
-        parts = {n: _changed(part, lambda p: p.to(device)) for n, part in self.parts.items()}
+        parts = self.fit(torch.device(device).type).parts
+        parts = {n: _changed(part, lambda p: p.to(device)) for n, part in parts.items()}
+        return replace(self, parts=parts)
+
+    def fit(self, kind: str) -> Packed:
+        """The same in dtypes that a kind of device has.
+
+        Metal has no 8-bit floats: there codes are kept as bytes, and scales, whose every number
+        bf16 has too, in bf16.
+        """
+        if kind != "mps":
+            return self
+        parts = {
+            name: part if part.dtype not in EIGHT_BIT_FLOATS
+            else part.view(torch.uint8) if name == "codes" else part.to(torch.bfloat16)
+            for name, part in self.parts.items()
+        }  # fmt: skip
         return replace(self, parts=parts)
 
     def clone(self) -> Packed:

@@ -106,6 +106,17 @@ class GgufSource:
             parts["scale"] = scale.expand(*lead, rows).unsqueeze(-1).contiguous()
         return Packed(info.format, columns, parts)
 
+    def packed_like(self, name: str) -> Packed:
+        """See `TensorSource`."""
+        info = self.tensors[name]
+        assert info.format is not None
+        *lead, rows, columns = info.shape
+        size = info.nbytes // prod((*lead, rows))
+        parts = {"blocks": torch.empty(*lead, rows, size, dtype=torch.uint8, device="meta")}
+        if info.format is NVFP4:
+            parts["scale"] = torch.empty(*lead, rows, 1, device="meta")
+        return Packed(info.format, columns, parts)
+
     def close(self) -> None:
         """See `TensorSource`."""
         self._maps.clear()

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from dgemma.errors import CheckpointError
+from dgemma.quant.eight_bit import pack_eight_bit
 from dgemma.quant.modules import keeps_packed, put
 from dgemma.quant.packed import Format, Packed, joined, stacked
 from dgemma.weights.files import Checkpoint
@@ -48,6 +49,7 @@ def load_weights(
     dtype: torch.dtype | None = None,
     check_finite: bool = True,
     mapped: bool | None = None,
+    host: Collection[str] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Fill a network in place.
@@ -60,6 +62,8 @@ def load_weights(
         check_finite: read every weight once and refuse NaN and infinity. False leaves mapped
             weights unread until they are used.
         mapped: keep views of the file if dtype and device allow it; None: from 1 GiB on.
+        host: weights that stay on the host whatever the device, as views of the file if dtype
+            allows it; by our names.
         progress: called after each tensor with the bytes that are loaded, and all of them.
 
     Raises:
@@ -76,26 +80,27 @@ def load_weights(
     _check_copies(source)
     if mapped is None:
         mapped = checkpoint.nbytes >= MAP_FROM_BYTES
-    mapped = mapped and device.type == "cpu"
     total = sum(source.tensors[part].nbytes for parts in chosen.values() for part in parts)
     done = 0
     for name, parts in chosen.items():
-        first = next(iter(parts))
-        if any(source.tensors[part].format for part in parts):
-            _load_packed(model, name, parts, source, device, dtype, check_finite, mapped)
-            done += sum(source.tensors[part].nbytes for part in parts)
-            progress(done, total)
-            continue
-        stored = DTYPES[source.tensors[first].dtype]
+        first, away = next(iter(parts)), name in host
+        place = torch.device("cpu") if away else device
+        views = away or (mapped and device.type == "cpu")
+        stored = DTYPES.get(source.tensors[first].dtype, torch.float32)
         becomes = dtype if dtype is not None and stored.is_floating_point else stored
-        if mapped and becomes == stored and len(parts) == 1:
+        if any(source.tensors[part].format for part in parts):
+            _load_packed(model, name, parts, source, place, dtype, check_finite, views)
+        elif keeps_packed(model.get_submodule(name.rpartition(".")[0])):
+            _load_eight_bit(model, name, parts, source, place, check_finite)
+        elif views and becomes == stored and len(parts) == 1:
             target = source.read(first)
             _fill(first, target, target, check_finite)
+            _assign(model, name, target)
         else:
-            target = torch.empty(wanted[name].shape, dtype=becomes, device=device)
+            target = torch.empty(wanted[name].shape, dtype=becomes, device=place)
             for part, index in parts.items():
                 _fill(part, target[index], source.read(part, keep=False), check_finite)
-        _assign(model, name, target)
+            _assign(model, name, target)
         done += sum(source.tensors[part].nbytes for part in parts)
         progress(done, total)
 
@@ -174,14 +179,22 @@ def _assign(model: nn.Module, name: str, value: Tensor) -> None:
     setattr(owner, leaf, value)
 
 
+def arrange(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Layout]:
+    """Which tensors of the files each of ours is made of.
+
+    Raises:
+        CheckpointError: see `load_weights`.
+    """
+    return _compare(model.state_dict(), checkpoint, aside_names(checkpoint.source))
+
+
 def packed_formats(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Format]:
     """The weights that the files hold packed, each in one format, by our names.
 
     Raises:
         CheckpointError: see `load_weights`.
     """
-    held = checkpoint.source.tensors
-    chosen = _compare(model.state_dict(), checkpoint, aside_names(checkpoint.source))
+    held, chosen = checkpoint.source.tensors, arrange(model, checkpoint)
     found = {name: {held[part].format for part in parts} for name, parts in chosen.items()}
     return {
         name: form
@@ -213,6 +226,20 @@ def _load_packed(
         else:
             _unpack(part, target[index], source.packed(part, keep=False), check_finite)
     _assign(model, name, target)
+
+
+def _load_eight_bit(
+    model: nn.Module, name: str, parts: Layout, source: TensorSource, device: torch.device,
+    check_finite: bool,
+) -> None:  # fmt: skip
+    """Pack plain numbers into a module that keeps them packed, some rows at a time."""
+    path, _, leaf = name.rpartition(".")
+    (stored,) = parts  # a matrix, which no file has in pieces
+    whole = source.read(stored, keep=False)
+    if check_finite:
+        _fill(stored, whole, whole, check_finite=True)
+    rows = torch.split(whole, max(1, CHUNK // max(1, whole.shape[1])))
+    put(model.get_submodule(path), leaf, joined([pack_eight_bit(some) for some in rows]).to(device))
 
 
 def _check_finite(name: str, packed: Packed) -> None:

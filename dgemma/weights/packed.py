@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dgemma.errors import CheckpointError
 from dgemma.quant.packed import Format, Packed
-from dgemma.weights.source import StoredTensor, TensorSource, few
+from dgemma.weights.source import StoredTensor, TensorSource, few, stored_dtype
 
 Read = Callable[[str], Tensor]
 
@@ -68,6 +69,7 @@ class PackedSource:
             word = group.format.name
             held[name] = StoredTensor(word, group.shape, size, format=group.format)
         self._tensors = held
+        self._like: dict[Any, Packed] = {}
 
     @property
     def tensors(self) -> Mapping[str, StoredTensor]:
@@ -81,6 +83,19 @@ class PackedSource:
     def packed(self, name: str, *, keep: bool = True) -> Packed:
         """See `TensorSource`."""
         return self.groups[name].build(lambda part: self.inner.read(part, keep=keep))
+
+    def packed_like(self, name: str) -> Packed:
+        """See `TensorSource`."""
+        group = self.groups[name]
+        stored = [self.inner.tensors[part] for part in group.stored]
+        kind = group.format, group.shape, tuple((one.dtype, one.shape) for one in stored)
+        if kind not in self._like:  # of thousands of experts all are alike
+            self._like[kind] = group.build(self._meta)
+        return self._like[kind]
+
+    def _meta(self, name: str) -> Tensor:
+        info = self.inner.tensors[name]
+        return torch.empty(info.shape, dtype=stored_dtype(info), device="meta")
 
     def close(self) -> None:
         """See `TensorSource`."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from dgemma.errors import CheckpointError
 from dgemma.files.read import check_regular, exists, parse_json, reason
 from dgemma.quant.packed import Packed
-from dgemma.weights.source import CODES, DTYPES, StoredTensor, few
+from dgemma.weights.source import StoredTensor, few, stored_dtype
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -74,7 +74,7 @@ class Safetensors:
             maps[info.file] = torch.from_file(str(info.file), False, size, dtype=torch.uint8)
         # `safe_open` gives the same views, but touches each: 52 GB then take seconds to open.
         raw = maps[info.file][info.start : info.start + info.nbytes]
-        dtype = DTYPES.get(info.dtype) or CODES[info.dtype]
+        dtype = stored_dtype(info)
         if info.start % dtype.itemsize:  # the format allows it, though nobody writes it
             raw = raw.clone()
         return raw.view(dtype).view(info.shape)
@@ -82,6 +82,8 @@ class Safetensors:
     def packed(self, name: str, *, keep: bool = True) -> Packed:
         """Nothing is packed here: what several tensors mean together is said by their scheme."""
         raise KeyError(name)
+
+    packed_like = packed
 
     def close(self) -> None:
         """See `TensorSource`."""

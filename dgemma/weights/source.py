@@ -56,6 +56,11 @@ class StoredTensor:
         return self.dtype in DTYPES and DTYPES[self.dtype].is_floating_point
 
 
+def stored_dtype(tensor: StoredTensor) -> torch.dtype:
+    """Torch's dtype of a tensor that is plain, or a part of something packed."""
+    return DTYPES.get(tensor.dtype) or CODES[tensor.dtype]
+
+
 class TensorSource(Protocol):
     """Open files and the tensors in them. Knows nothing about the network."""
 
@@ -80,6 +85,9 @@ class TensorSource(Protocol):
         Args:
             keep: see `read`.
         """
+
+    def packed_like(self, name: str) -> Packed:
+        """The same without numbers, on the meta device: nothing is read."""
 
     def close(self) -> None:
         """Let go of the files; views that are kept stay good."""

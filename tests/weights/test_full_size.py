@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,19 +10,17 @@ from pathlib import Path
 import pytest
 
 from dgemma.model.config import ModelConfig
-from dgemma.model.hf_config import write_config
-from dgemma.weights.find import CONFIG
-from dgemma.weights.safetensors import INDEX
+from tests.support.sparse_files import NVFP4, has_sparse_files, nvfp4, plain, write_sparse
 
 pytestmark = pytest.mark.process
 
 SHARDS = 12
 
-OPEN = """
+START = """
 import os, sys, threading, time, torch
 from pathlib import Path
 from dgemma.weights.files import open_checkpoint
-from dgemma.weights.load import load_weights
+from dgemma.weights.load import load_weights, packed_formats
 from dgemma.model.transformer import DiffusionGemma
 
 def held(what):  # not ru_maxrss: a child starts with that of the process that started it
@@ -41,43 +36,43 @@ start = time.perf_counter()
 checkpoint = open_checkpoint(Path(sys.argv[1]))
 with torch.device("meta"):
     model = DiffusionGemma(checkpoint.config)
+"""
+LOAD = """
 load_weights(model, checkpoint, dtype=torch.bfloat16, check_finite=False)
 seconds = time.perf_counter() - start
 weights = sum(p.numel() * p.element_size() for p in model.parameters())
 assert float(model.layers[29].experts.down_proj[127, -1].sum()) == 0.0  # the last rows are there
 print(weights, held("VmHWM:"), seconds)
 """
+PLAN = """
+from dgemma.quant.modules import swap
+from dgemma.weights.budget import make_plan
+swap(model, packed_formats(model, checkpoint))
+for memory in (18, 12):
+    plan = make_plan(model, checkpoint, torch.bfloat16, device="cuda", budget=memory * 10**9)
+    assert plan.total <= memory * 10**9 and bool(plan.away) == (memory == 12)
+source = checkpoint.source
+mapped = {
+    name: source.packed(name) if info.format else source.read(name)
+    for name, info in source.tensors.items()
+}
+seconds = time.perf_counter() - start
+assert len(mapped) == 12507, len(mapped)
+last = mapped["model.decoder.layers.29.experts.127.down_proj.weight"]
+assert float(last.dequantise().sum()) == 0.0
+print(sum(info.nbytes for info in source.tensors.values()), held("VmHWM:"), seconds)
+"""
 
 
-def sparse(path: Path, head: bytes, size: int) -> None:
-    """A file of `size` bytes of which only the head is on the disk."""
-    with path.open("wb") as file:
-        file.write(head)
-        file.truncate(size)
-
-
-def write_sparse_checkpoint(
-    directory: Path, config: ModelConfig, tensors: dict[str, tuple[int, ...]]
-) -> int:
-    """Right headers, index and lengths, zeros for weights; the bytes on paper."""
-    names = list(tensors)
-    weight_map, total = {}, 0
-    for number in range(SHARDS):
-        file = f"model-{number + 1:05d}-of-{SHARDS:05d}.safetensors"
-        header, end = {}, 0
-        for name in names[number * len(names) // SHARDS : (number + 1) * len(names) // SHARDS]:
-            start, end = end, end + 2 * math.prod(tensors[name])
-            header[name] = {
-                "dtype": "BF16", "shape": tensors[name], "data_offsets": [start, end],
-            }  # fmt: skip
-            weight_map[name] = file
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        sparse(directory / file, struct.pack("<Q", len(text)) + text, 8 + len(text) + end)
-        total += end
-    (directory / INDEX).write_text(json.dumps({"weight_map": weight_map}))
-    (directory / CONFIG).write_text(json.dumps(write_config(config)))
-    return total
+def opened(directory: Path, then: str) -> list[float]:
+    """The figures that a process prints that opens a checkpoint."""
+    run = subprocess.run(
+        [sys.executable, "-c", START + then, str(directory)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode != 3, "more than 4 GB resident: the weights were read, not mapped"
+    assert run.returncode == 0, run.stderr
+    return [float(word) for word in run.stdout.split()]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
@@ -93,25 +88,44 @@ def test_opens_52_gb_memory_mapped(
     A copy of one shard, or one pass over the weights, would already break the bound. The time is
     asserted at full count only: a busy machine must not fail the default suite.
     """
-    sparse(tmp_path / "probe", b"", 1 << 26)
-    if (tmp_path / "probe").stat().st_blocks * 512 > 1 << 20:
+    if not has_sparse_files(tmp_path):
         pytest.skip("this file system has no sparse files, and 52 GB are too much for a test")
     try:
-        total = write_sparse_checkpoint(tmp_path, released, released_tensors)
+        total = write_sparse(tmp_path, released, plain(released_tensors), SHARDS, {})
     except OSError as error:
         pytest.skip(f"this file system refuses 52 GB of sparse files: {error}")
     assert total == 51_647_562_456
-    run = subprocess.run(
-        [sys.executable, "-c", OPEN, str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert run.returncode != 3, "more than 4 GB resident: the weights were read, not mapped"
-    assert run.returncode == 0, run.stderr
-    weights, resident, seconds = (float(word) for word in run.stdout.split())
+    weights, resident, seconds = opened(tmp_path, LOAD)
     record("26B sparse files: GB of weights opened", weights / 1e9)
     record("26B sparse files: GB resident", resident / 1e9, "< 2")
     record("26B sparse files: seconds to open", seconds, "< 10")
     print(f"opened {weights / 1e9:.1f} GB in {seconds:.1f} s, {resident / 1e9:.2f} GB resident")
     assert 50e9 < weights < 52e9
+    assert resident < 2e9
+    if full:
+        assert seconds < 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+def test_plans_and_maps_18_gb_of_nvfp4(
+    tmp_path: Path,
+    released: ModelConfig,
+    released_tensors: dict[str, tuple[int, ...]],
+    full: bool,
+    record: Callable[..., None],
+) -> None:
+    """NVIDIA's set of 47,067 tensors: opened, planned for 18 and 12 GB, and each tensor mapped, the
+    packed ones with their scales."""
+    tensors = nvfp4(released_tensors)
+    assert len(tensors) == 47_067
+    if not has_sparse_files(tmp_path):
+        pytest.skip("this file system has no sparse files, and 19 GB are too much for a test")
+    assert write_sparse(tmp_path, released, tensors, 2, NVFP4) == 18_818_050_776
+    size, resident, seconds = opened(tmp_path, PLAN)
+    record("26B NVFP4, sparse: GB opened, planned and mapped", size / 1e9)
+    record("26B NVFP4, sparse: GB resident", resident / 1e9, "< 2")
+    record("26B NVFP4, sparse: seconds to open, plan twice and map", seconds, "< 10")
+    print(f"{size / 1e9:.1f} GB in {seconds:.1f} s, {resident / 1e9:.2f} GB resident")
     assert resident < 2e9
     if full:
         assert seconds < 10
