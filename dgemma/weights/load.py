@@ -174,14 +174,22 @@ def _assign(model: nn.Module, name: str, value: Tensor) -> None:
     setattr(owner, leaf, value)
 
 
+def arrangement(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Layout]:
+    """How the files hold each tensor of a network, by our names.
+
+    Raises:
+        CheckpointError: see `load_weights`.
+    """
+    return _compare(model.state_dict(), checkpoint, aside_names(checkpoint.source))
+
+
 def packed_formats(model: nn.Module, checkpoint: Checkpoint) -> dict[str, Format]:
     """The weights that the files hold packed, each in one format, by our names.
 
     Raises:
         CheckpointError: see `load_weights`.
     """
-    held = checkpoint.source.tensors
-    chosen = _compare(model.state_dict(), checkpoint, aside_names(checkpoint.source))
+    held, chosen = checkpoint.source.tensors, arrangement(model, checkpoint)
     found = {name: {held[part].format for part in parts} for name, parts in chosen.items()}
     return {
         name: form
