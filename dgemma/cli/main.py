@@ -35,6 +35,8 @@ COMMANDS = {
     "check": "compare a model with transformers on this machine",
     "pull": "download a model into the local hub cache",
     "calibrate": "fit a model's limits from its own answers",
+    "quantize": "pack a model's weights into 8 or 4 bits",
+    "convert": "write a model's 16-bit weights for other programs",
     "evaluate": "score a model on held-out examples",
     "bench": "measure speed, beside this machine's ceilings and transformers",
     "doctor": "show the device, dtype and kernels chosen on this machine, and why",

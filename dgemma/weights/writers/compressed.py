@@ -35,9 +35,9 @@ def rounding_of(form: str, columns: int, symmetric: bool) -> Rounding:
         # compressed-tensors wants whole groups: rows of 24 get one scale each.
         group = 0 if columns <= GROUP else next((g for g in GROUPS if columns % g == 0), 0)
         return PackedInts(4, group, symmetric=symmetric, search=True)
-    plain: dict[str, Rounding] = {"fp8": Float8Rows(), "int8": PackedInts(8, 0, symmetric=True, search=False),
-             "mxfp4": Mxfp4()}  # fmt: skip
-    return plain[form]
+    if form == "int8":
+        return PackedInts(8, 0, symmetric=True, search=False)
+    return Float8Rows() if form == "fp8" else Mxfp4()
 
 
 class CompressedTensors:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dgemma.errors import CheckpointError, InvalidRequest, nearest
 from dgemma.files.write import new_file
-from dgemma.weights.files import Checkpoint
+from dgemma.model.hf_generation import OWN
+from dgemma.weights.files import GENERATION_CONFIG, Checkpoint
+from dgemma.weights.find import CONFIG
 from dgemma.weights.names import to_checkpoint
-from dgemma.weights.save import MAX_SHARD_BYTES, check_room, replacing, write_documents
+from dgemma.weights.safetensors import INDEX
+from dgemma.weights.save import KINDS, MAX_SHARD_BYTES, check_room, replacing, write_documents
+from dgemma.weights.schemes import QUANT_CONFIG
 from dgemma.weights.schemes.matching import matches
 from dgemma.weights.writers.compressed import CompressedTensors, Importance
 from dgemma.weights.writers.gguf_container import write_gguf
@@ -50,6 +54,21 @@ def check_target(source: Path, target: Path, gguf: bool) -> Path:
     if gguf and not target.parent.is_dir():
         raise CheckpointError(f"the directory {target.parent} is not there; make it first")
     return target
+
+
+def other_files(directory: Path, without: Collection[str]) -> dict[str, Path]:
+    """The files of a checkpoint that are copied: tokenizer, template, cards, processors, licences.
+
+    Args:
+        without: names that are left out.
+    """
+    left = {CONFIG, GENERATION_CONFIG, OWN, QUANT_CONFIG, INDEX, *without}
+    return {
+        path.name: path for path in sorted(directory.iterdir())
+        if path.is_file() and path.name not in left and not path.name.startswith(".")
+        and path.suffix != ".safetensors"
+        and (path.suffix in KINDS or path.name.startswith(("LICENSE", "NOTICE")))
+    }  # fmt: skip
 
 
 def keeper(tensors: Tensors, patterns: Sequence[str]) -> Callable[[str], bool]:
