@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dgemma.quant.float8 import spread
 from dgemma.quant.packed import Parts
@@ -14,12 +15,13 @@ from dgemma.quant.packed import Parts
 def bit_stream(stream: Tensor, bits: int) -> Tensor:
     """Codes of a little-endian bit stream: uint8 [..., B] -> uint8 or int64 [..., 8 B / bits].
 
-    Eight codes take `bits` bytes, so B is a multiple of that for 3, 5 and 6 bits.
+    Eight codes take `bits` bytes: a shorter rest is filled up. Of 8 bits the stream is the codes.
     """
     if bits == 8:
         return stream
     if bits == 4:
         return torch.stack([stream & 15, stream >> 4], -1).flatten(-2)
+    stream = functional.pad(stream, (0, -stream.shape[-1] % bits))
     eights = stream.reshape(*stream.shape[:-1], -1, bits).to(torch.int64)
     words = sum(eights[..., i] << (8 * i) for i in range(bits))
     assert isinstance(words, Tensor)

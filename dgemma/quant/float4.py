@@ -18,11 +18,15 @@ E2M1_SIGNED = E2M1 + tuple(-value for value in E2M1)
 """By code; bit 3 is the sign."""
 
 
-def e2m1_pairs(codes: Tensor) -> Tensor:
-    """Numbers of two codes a byte, the low four bits first: uint8 [..., B] -> fp32 [..., 2B]."""
-    table = torch.tensor(E2M1_SIGNED, device=codes.device)
-    pairs = torch.stack([table.repeat(16), table.repeat_interleave(16)], -1)  # [256, 2]
-    found = pairs.index_select(0, codes.flatten().to(torch.int32))
+def pairs(codes: Tensor, numbers: tuple[float, ...]) -> Tensor:
+    """Numbers of two codes a byte, the low four bits first: uint8 [..., B] -> fp32 [..., 2B].
+
+    Args:
+        numbers: of the 16 codes.
+    """
+    table = torch.tensor(numbers, device=codes.device)
+    both = torch.stack([table.repeat(16), table.repeat_interleave(16)], -1)  # [256, 2]
+    found = both.index_select(0, codes.flatten().to(torch.int32))
     return found.view(*codes.shape[:-1], 2 * codes.shape[-1])
 
 
@@ -46,7 +50,7 @@ class Float4:
 
     def unpack(self, parts: Parts, columns: int) -> Tensor:
         """See `Format`."""
-        numbers = e2m1_pairs(parts["codes"])[..., :columns]
+        numbers = pairs(parts["codes"], E2M1_SIGNED)[..., :columns]
         # Exact so far: two significant bits times four. The outer scale rounds once.
         numbers = numbers * spread(parts["scale"].to(torch.float32), self.group, columns)
         return numbers * parts["outer"] if "outer" in parts else numbers

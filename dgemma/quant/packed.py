@@ -6,7 +6,7 @@ about files or networks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -17,7 +17,8 @@ from dgemma.kernels.linear import rows_linear
 
 Parts = Mapping[str, Tensor]
 """The tensors of a packed matrix by their names. Each is [..., R, *]: a row of the matrix has its
-own codes and scales, so rows and experts are cut out of all parts alike."""
+own codes and scales, so rows and experts are cut out of all parts alike. What holds for all rows is
+one row in memory, seen as many (`expand`)."""
 
 
 class Format(Protocol):
@@ -61,11 +62,13 @@ class Packed:
 
     def to(self, device: torch.device | str) -> Packed:
         """The same on a device."""
-        return replace(self, parts={n: part.to(device) for n, part in self.parts.items()})
+        parts = {n: _changed(part, lambda p: p.to(device)) for n, part in self.parts.items()}
+        return replace(self, parts=parts)
 
     def clone(self) -> Packed:
         """A copy of all parts."""
-        return replace(self, parts={n: part.clone() for n, part in self.parts.items()})
+        parts = {n: _changed(part, torch.Tensor.clone) for n, part in self.parts.items()}
+        return replace(self, parts=parts)
 
     def dequantise(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The numbers, computed in fp32 and then rounded to `dtype`: [..., R, K]."""
@@ -79,7 +82,14 @@ class Packed:
 def stacked(pieces: Sequence[Packed]) -> Packed:
     """Matrices of one shape as a stack: the first dimension counts them."""
     first = pieces[0]
-    parts = {name: torch.stack([p.parts[name] for p in pieces]) for name in first.parts}
+    parts = {}
+    for name, part in first.parts.items():
+        found = [p.parts[name] for p in pieces]
+        if all(map(_is_one_row, found)):
+            rows = torch.stack([matrix[..., :1, :] for matrix in found])
+            parts[name] = rows.expand(-1, *part.shape)
+        else:
+            parts[name] = torch.stack(found)
     return replace(first, parts=parts)
 
 
@@ -88,5 +98,25 @@ def joined(pieces: Sequence[Packed]) -> Packed:
     first = pieces[0]
     if len(pieces) == 1:
         return first
-    parts = {name: torch.cat([p.parts[name] for p in pieces], -2) for name in first.parts}
+    parts = {}
+    for name, part in first.parts.items():
+        found = [p.parts[name] for p in pieces]
+        head = part[..., :1, :]
+        if all(_is_one_row(p) and torch.equal(p[..., :1, :], head) for p in found):
+            rows = sum(matrix.shape[-2] for matrix in found)
+            parts[name] = head.expand(*part.shape[:-2], rows, part.shape[-1])
+        else:
+            parts[name] = torch.cat(found, -2)
     return replace(first, parts=parts)
+
+
+def _is_one_row(part: Tensor) -> bool:
+    """Whether all rows are the same memory."""
+    return part.dim() > 1 and part.stride(-2) == 0
+
+
+def _changed(part: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """A part after a change of its memory: one row stays one."""
+    if _is_one_row(part):
+        return change(part[..., :1, :]).expand(part.shape)
+    return change(part)

@@ -138,7 +138,7 @@ def _equal(source: TensorSource, one: str, other: str) -> bool:
     else:
         parts = [source.packed(name, keep=False).parts for name in (one, other)]
         pairs = [[part[word] for part in parts] for word in parts[0]]
-    flat = ([whole.view(-1).view(torch.uint8) for whole in pair] for pair in pairs)
+    flat = ([whole.reshape(-1).view(torch.uint8) for whole in pair] for pair in pairs)
     pieces = (zip(*(torch.split(whole, CHUNK) for whole in pair), strict=True) for pair in flat)
     return all(torch.equal(a, b) for pair in pieces for a, b in pair)
 

@@ -83,19 +83,21 @@ VISION: tuple[tuple[str, str], ...] = (
 )
 
 SPLIT: tuple[tuple[str, tuple[str, ...]], ...] = tuple(
-    (f"layers.N.experts.{ours}", tuple(f"model.decoder.layers.N.experts.{part}" for part in parts))
+    (f"layers.N.experts.{ours}", tuple(f"model.decoder.layers.N.{part}" for part in parts))
     for ours, parts in (
-        ("gate_up_proj", ("E.gate_proj", "E.up_proj")),
-        ("down_proj", ("E.down_proj",)),
-        ("gate_up_proj", ("switch_glu.gate_proj", "switch_glu.up_proj")),
-        ("down_proj", ("switch_glu.down_proj",)),
-        ("gate_up_proj", ("gate_up_proj",)),
-        ("down_proj", ("down_proj",)),
+        ("gate_up_proj", ("experts.E.gate_proj", "experts.E.up_proj")),
+        ("down_proj", ("experts.E.down_proj",)),
+        ("gate_up_proj", ("experts.switch_glu.gate_proj", "experts.switch_glu.up_proj")),
+        ("down_proj", ("experts.switch_glu.down_proj",)),
+        ("gate_up_proj", ("mlp.switch_mlp.gate_proj", "mlp.switch_mlp.up_proj")),
+        ("down_proj", ("mlp.switch_mlp.down_proj",)),
+        ("gate_up_proj", ("experts.gate_up_proj",)),
+        ("down_proj", ("experts.down_proj",)),
     )
 )
 """One of our stacks, and the names of its parts in other files, the first rows first; `.weight` or
-the like follows. `E` is an expert's number: quantisers write experts one by one. `switch_glu`, and
-a whole stack with `.weight`, are of programs that use MLX."""
+the like follows. `E` is an expert's number: quantisers write experts one by one. `switch_glu`,
+`switch_mlp`, and a whole stack with `.weight`, are of programs that use MLX."""
 
 Index = tuple[int | slice, ...]
 """Which part of one of our tensors a tensor of a file is; empty: all of it."""

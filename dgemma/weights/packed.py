@@ -37,8 +37,9 @@ class Group:
     build: Callable[[Read], Packed]
 
 
-Scheme = Callable[[Mapping[str, Any], Mapping[str, StoredTensor]], Mapping[str, Group]]
-"""From a quantization config and the stored tensors to the groups, by the plain tensor's name.
+Scheme = Callable[[Mapping[str, Any], Mapping[str, StoredTensor], Read], Mapping[str, Group]]
+"""From a quantization config and the stored tensors to the groups, by the plain tensor's name. The
+last argument reads a tensor, for the few bytes that say what the headers do not.
 
 A scheme raises `CheckpointError` for what it does not know, a scale that is missing, or one that
 stands beside a weight without a meaning: nothing is dropped."""

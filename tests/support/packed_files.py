@@ -17,6 +17,8 @@ from dgemma.model.config import AttentionShape, ModelConfig
 from dgemma.model.hf_config import write_config
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.weights.names import to_checkpoint
+from dgemma.weights.packed import Scheme
+from dgemma.weights.source import DTYPES, StoredTensor
 
 CONFIG = ModelConfig(
     vocab_size=128,
@@ -107,6 +109,23 @@ def write(
     (directory / "config.json").write_text(json.dumps(write_config(config) | dict(extra)))
     save_file({n: t.contiguous() for n, t in tensors.items()}, directory / "model.safetensors")
     return directory
+
+
+def unpacked(
+    scheme: Scheme, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The numbers of all groups that a scheme finds, without any file."""
+    words = {dtype: word for word, dtype in (DTYPES | {"F8_E4M3": torch.float8_e4m3fn}).items()}
+    stored = {
+        name: StoredTensor(words[value.dtype], tuple(value.shape), value.nbytes)
+        for name, value in tensors.items()
+    }
+    found = {}
+    for name, group in scheme(config, stored, tensors.__getitem__).items():
+        packed = group.build(tensors.__getitem__)
+        assert packed.format == group.format and packed.shape == group.shape
+        found[name] = packed.dequantise()
+    return found
 
 
 @torch.no_grad()

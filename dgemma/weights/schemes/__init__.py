@@ -10,7 +10,16 @@ from typing import Any
 from dgemma.errors import CheckpointError
 from dgemma.weights.names import copy_of, to_ours
 from dgemma.weights.packed import Group, PackedSource, Scheme
-from dgemma.weights.schemes import compressed_tensors, fp8, mlx, modelopt
+from dgemma.weights.schemes import (
+    bitsandbytes,
+    compressed_tensors,
+    fbgemm,
+    fp8,
+    gemma,
+    mlx,
+    modelopt,
+    qweight,
+)
 from dgemma.weights.schemes.matching import matches
 from dgemma.weights.schemes.parts import ACTIVATIONS, CACHE, is_scale
 from dgemma.weights.source import TensorSource, few
@@ -22,6 +31,13 @@ SCHEMES: dict[str, Scheme] = {
     "fp8": fp8.read_scheme,
     "modelopt": modelopt.read_scheme,
     "mlx": mlx.read_scheme,
+    "fbgemm_fp8": fbgemm.read_scheme,
+    "gptq": qweight.read_gptq,
+    "awq": qweight.read_awq,
+    "auto-round": qweight.read_auto_round,
+    "intel/auto-round": qweight.read_auto_round,
+    "bitsandbytes": bitsandbytes.read_scheme,
+    "gemma": gemma.read_scheme,
 }
 """By the config's `quant_method`; MLX, which has none, is "mlx"."""
 
@@ -57,7 +73,7 @@ def read_packed(
             f"{source.path} holds {few([method])} weights, which are not supported; these are: "
             f"{', '.join(sorted(SCHEMES))}, or take the BF16 checkpoint"
         )
-    groups = SCHEMES[method](config, source.tensors)
+    groups = SCHEMES[method](config, source.tensors, source.read)
     cache = frozenset(name for name in source.tensors if name.endswith(CACHE))
     _check_scales(source, config, groups, cache)
     if not groups:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dgemma.errors import CheckpointError
-from dgemma.weights.packed import Group
+from dgemma.weights.packed import Group, Read
+from dgemma.weights.schemes.compressed_ints import Columns, int8_group, packed_group
 from dgemma.weights.schemes.matching import matches
 from dgemma.weights.schemes.parts import (
     Block,
@@ -18,9 +19,9 @@ from dgemma.weights.schemes.parts import (
 )
 
 
-def read_scheme(config: Mapping[str, Any], tensors: Stored) -> dict[str, Group]:
+def read_scheme(config: Mapping[str, Any], tensors: Stored, read: Read) -> dict[str, Group]:
     """See `Scheme`."""
-    groups = {}
+    groups, columns = {}, Columns(tensors, read)
     for name, info in tensors.items():
         if info.dtype == "F8_E4M3" and not is_scale(name):
             scales = [beside(name, "weight_scale"), f"{name}_scale"]
@@ -28,6 +29,11 @@ def read_scheme(config: Mapping[str, Any], tensors: Stored) -> dict[str, Group]:
         elif info.dtype == "U8" and name.endswith(".weight_packed"):
             plain = name.removesuffix("_packed")
             groups[plain] = _float4(tensors, plain, name)
+        elif info.dtype == "I32" and name.endswith(".weight_packed"):
+            plain = name.removesuffix("_packed")
+            groups[plain] = packed_group(tensors, plain, _rules(config, plain), columns)
+        elif info.dtype == "I8" and not is_scale(name):
+            groups[name] = int8_group(tensors, name, _blocks(config, name))
     return groups
 
 
@@ -41,15 +47,20 @@ def _float4(tensors: Stored, plain: str, codes: str) -> Group:
 
 
 def _blocks(config: Mapping[str, Any], name: str) -> list[Block]:
-    """What may share a scale in a module, by the config's groups whose targets name it.
+    """What may share a scale in a module."""
+    found = [block for weights in _rules(config, name) for block in _block(weights)]
+    return found or [(1, 0), (0, 0)]
+
+
+def _rules(config: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """The rules for a module: those of the config's groups whose targets name it.
 
     If none does, any group of the config: the files decide.
     """
     module = name.removesuffix(".weight")
     groups = list(_groups(config))
     named = [weights for targets, weights in groups if any(matches(t, module) for t in targets)]
-    found = [block for weights in named or [w for _, w in groups] for block in _block(weights)]
-    return found or [(1, 0), (0, 0)]
+    return named or [weights for _, weights in groups]
 
 
 def _groups(config: Mapping[str, Any]) -> Iterator[tuple[list[str], Mapping[str, Any]]]:

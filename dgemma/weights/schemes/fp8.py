@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from dgemma.errors import CheckpointError
-from dgemma.weights.packed import Group
+from dgemma.weights.packed import Group, Read
 from dgemma.weights.schemes.parts import Block, Stored, beside, float8_group, is_scale
 
 
-def read_scheme(config: Mapping[str, Any], tensors: Stored) -> dict[str, Group]:
+def read_scheme(config: Mapping[str, Any], tensors: Stored, read: Read) -> dict[str, Group]:
     """See `Scheme`. A scale multiplies, also one that is called `weight_scale_inv`."""
     blocks = _blocks(config.get("weight_block_size"))
     groups = {}

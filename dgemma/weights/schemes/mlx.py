@@ -5,12 +5,10 @@ A module is packed if `X.scales` is there. Its words of 32 bit are read as bytes
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dgemma.errors import CheckpointError
 from dgemma.quant.affine import Affine
@@ -18,7 +16,7 @@ from dgemma.quant.float4 import Float4
 from dgemma.quant.float8 import Float8
 from dgemma.quant.packed import Format, Packed
 from dgemma.weights.packed import Group, Read
-from dgemma.weights.schemes.parts import EXPONENTS, FLOATS, Stored, matrix_shape, need
+from dgemma.weights.schemes.parts import EXPONENTS, FLOATS, Stored, as_bytes, matrix_shape, need
 
 MODES: dict[str, tuple[int, int]] = {"affine": (4, 64), "mxfp4": (4, 32), "mxfp8": (8, 32),
                                      "nvfp4": (4, 16)}  # fmt: skip
@@ -26,7 +24,7 @@ MODES: dict[str, tuple[int, int]] = {"affine": (4, 64), "mxfp4": (4, 32), "mxfp8
 BITS, GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 
 
-def read_scheme(config: Mapping[str, Any], tensors: Stored) -> dict[str, Group]:
+def read_scheme(config: Mapping[str, Any], tensors: Stored, read: Read) -> dict[str, Group]:
     """See `Scheme`."""
     groups = {}
     for name in tensors:
@@ -95,9 +93,3 @@ def _group(tensors: Stored, module: str, mode: str, bits: int, group: int) -> Gr
         return Packed(form, columns, parts)
 
     return Group(form, (*lead, columns), tuple(stored), build)
-
-
-def as_bytes(words: Tensor) -> Tensor:
-    """Words of 32 bit as bytes, the lowest first: uint32 [..., W] -> uint8 [..., 4 W]."""
-    assert sys.byteorder == "little"
-    return words.view(torch.uint8)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dgemma.weights.packed import Group
+from dgemma.weights.packed import Group, Read
 from dgemma.weights.schemes.parts import (
     EXPONENTS,
     Stored,
@@ -19,7 +19,7 @@ from dgemma.weights.schemes.parts import (
 )
 
 
-def read_scheme(config: Mapping[str, Any], tensors: Stored) -> dict[str, Group]:
+def read_scheme(config: Mapping[str, Any], tensors: Stored, read: Read) -> dict[str, Group]:
     """See `Scheme`. Each weight's own dtype says which layout it has."""
     groups = {}
     for name, info in tensors.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -21,13 +22,15 @@ Block = tuple[int, int]
 
 FLOATS = ("F32", "BF16", "F16")
 EXPONENTS = ("U8", "F8_E8M0")
-ACTIVATIONS = ("input_scale", "activation_scale", "input_global_scale", "output_scale")
+ACTIVATIONS = ("input_scale", "activation_scale", "input_global_scale", "output_scale",
+               "input_activation_scale", "output_activation_scale")  # fmt: skip
 """Scales for products in 8 or 4 bit. Activations stay in 16 bit here, which is more exact, so their
 values, missing or zero ones too, change nothing."""
 CACHE = ("k_scale", "v_scale", "q_scale", "k_proj.output_scale", "v_proj.output_scale")
 """Scales for an 8-bit cache; ours has 16."""
 SCALES = ("scale", "scales", "scale_inv", "scale_2", "zero_point", "zeros", "qzeros", "biases",
-          "amax", "absmax", "g_idx", "qweight", "weight_packed", "weight_shape")  # fmt: skip
+          "amax", "absmax", "g_idx", "qweight", "weight_packed", "weight_shape", "quant_map",
+          "bitsandbytes__nf4", "bitsandbytes__fp4")  # fmt: skip
 """The last words of tensors that mean nothing without the others of a packed weight."""
 
 
@@ -100,10 +103,62 @@ def need(
     )
 
 
+def as_bytes(words: Tensor) -> Tensor:
+    """Words of 32 bit as bytes, the lowest first: [..., W] -> uint8 [..., 4 W]."""
+    assert sys.byteorder == "little"
+    if words.stride(-1) != 1:  # turned; `contiguous` leaves a single word as it is
+        words = words.clone(memory_format=torch.contiguous_format)
+    return words.view(torch.uint8)
+
+
 def float_scale(tensors: Stored, name: str, read: Read) -> Tensor:
     """Scales as they are stored; bytes are exponents."""
     scale = read(name)
     return scale.view(torch.float8_e8m0fnu) if tensors[name].dtype in EXPONENTS else scale
+
+
+def scale_counts(
+    tensors: Stored, name: str, owner: str, blocks: Sequence[Block], dtypes: Sequence[str] = FLOATS
+) -> tuple[tuple[int, ...], int, int]:
+    """How many scales a matrix has, and how many rows and columns (0: all of them) share one.
+
+    Args:
+        name: of the scales.
+        owner: of the matrix.
+        blocks: what may share a scale; the first that fits counts.
+    """
+    *lead, rows, columns = tensors[owner].shape
+    counts: dict[tuple[int, ...], Block] = {}
+    for high, wide in blocks:
+        count = (*lead, math.ceil(rows / (high or rows)), math.ceil(columns / (wide or columns)))
+        counts.setdefault(count, (high, wide))
+    count = need(tensors, name, owner, dtypes, counts)
+    high, wide = counts[count]
+    return count, min(high or rows, rows), wide if wide < columns else 0
+
+
+def for_rows(scale: Tensor, high: int, rows: int) -> Tensor:
+    """A scale of `high` rows each, for every row: [..., B, G] -> [..., R, G]."""
+    return scale.repeat_interleave(high, -2)[..., :rows, :].contiguous()
+
+
+def group_order(name: str, index: Tensor, group: int, groups: int) -> Tensor:
+    """The group of each column (act-order), which a file may leave open: all -1.
+
+    Returns:
+        uint8 or int16 [K].
+
+    Raises:
+        CheckpointError: there is no such group.
+    """
+    if bool((index == -1).all()):
+        index = torch.arange(index.shape[-1]) // (group or index.shape[-1])
+    if int(index.min()) < 0 or int(index.max()) >= groups:
+        raise CheckpointError(
+            f"{name} names groups from {int(index.min())} to {int(index.max())}, but there are "
+            f"{groups}; the file is damaged: take it again"
+        )
+    return index.to(torch.uint8 if groups <= 256 else torch.int16)
 
 
 def float8_group(
@@ -117,21 +172,15 @@ def float8_group(
         blocks: what may share a scale; the first that fits counts.
     """
     *lead, rows, columns = shape = matrix_shape(tensors, name)
-    counts: dict[tuple[int, ...], Block] = {}
-    for high, wide in blocks:
-        count = (*lead, math.ceil(rows / (high or rows)), math.ceil(columns / (wide or columns)))
-        counts.setdefault(count, (high, wide))
     scale_name = first_of(tensors, scales)
-    count = need(tensors, scale_name, name, (*FLOATS, *EXPONENTS), counts)
-    high, wide = counts[count]
-    form = Float8(wide if wide < columns else 0)
+    count, high, wide = scale_counts(tensors, scale_name, name, blocks, (*FLOATS, *EXPONENTS))
+    form = Float8(wide)
 
     def build(read: Read) -> Packed:
         scale = float_scale(tensors, scale_name, read).view(count)
         if scale.dtype != torch.float8_e8m0fnu:
             scale = scale.to(torch.float32)
-        scale = scale.repeat_interleave(min(high or rows, rows), -2)[..., :rows, :].contiguous()
-        return Packed(form, columns, {"codes": read(name), "scale": scale})
+        return Packed(form, columns, {"codes": read(name), "scale": for_rows(scale, high, rows)})
 
     return Group(form, shape, (name, scale_name, *activations(tensors, name)), build)
 
