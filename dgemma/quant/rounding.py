@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dgemma.quant.float4 import E2M1, e2m1_pairs
+from dgemma.quant.float4 import E2M1, E2M1_SIGNED
 from dgemma.quant.float8 import e4m3_numbers
 
 E4M3_MOST = 448.0
@@ -191,7 +191,8 @@ class Mxfp4:
         groups = torch.nn.functional.pad(weight, (0, -columns % 32)).view(rows, -1, 32)
         most = groups.abs().amax(-1, keepdim=True).clamp_(min=2.0**-120)
         first = torch.floor(torch.log2(most)) - 2  # the greatest number is 6 = 1.5 x 2^2
-        exponent, codes, least = first, groups, torch.full(most.shape, torch.inf)
+        exponent, codes = first, torch.zeros_like(groups, dtype=torch.int64)
+        least = torch.full(most.shape, torch.inf)
         for power in (first, first + 1):
             scale = torch.exp2(power)
             made = e2m1_codes(groups / scale)
@@ -202,15 +203,15 @@ class Mxfp4:
             better = error < least
             exponent, codes = torch.where(better, power, exponent), torch.where(better, made, codes)
             least = torch.where(better, error, least)
-        codes = codes.to(torch.uint8).view(rows, -1)[:, :columns]
+        flat = codes.to(torch.uint8).view(rows, -1)[:, :columns]
         parts = {
-            "weight_packed": codes[:, 0::2] | (codes[:, 1::2] << 4),
+            "weight_packed": flat[:, 0::2] | (flat[:, 1::2] << 4),
             "weight_scale": (exponent.squeeze(-1) + 127).to(torch.uint8),
         }
         if weight.is_meta:
             return Rounded(parts, weight)
-        powers = torch.exp2(exponent).expand(groups.shape).reshape(rows, -1)[:, :columns]
-        return Rounded(parts, e2m1_pairs(parts["weight_packed"]) * powers)
+        numbers = _numbers(codes) * torch.exp2(exponent)
+        return Rounded(parts, numbers.view(rows, -1)[:, :columns])
 
 
 def stored_scale(scale: Tensor) -> Tensor:
@@ -235,5 +236,4 @@ def e2m1_codes(values: Tensor) -> Tensor:
 
 
 def _numbers(codes: Tensor) -> Tensor:
-    table = torch.tensor((*E2M1, *(-value for value in E2M1)))
-    return table[codes]
+    return torch.tensor(E2M1_SIGNED)[codes]
