@@ -6,7 +6,6 @@ checkpoint's directory and a few numbers.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -129,7 +128,7 @@ class Frontend:
     ) -> None:  # fmt: skip
         """
         Args:
-            source: the checkpoint's directory, for messages.
+            source: the checkpoint's directory or GGUF file, for messages.
             tokenizer, template: None if the checkpoint has none.
             end_ids: ids that end an answer.
             canvas: tokens of the model's canvas.
@@ -171,7 +170,7 @@ class Frontend:
         """
         if self._tokenizer is None:
             raise TokenizerError(
-                f"{self._source} has no tokenizer.json, so text cannot be read or "
+                f"{self._source} has no tokenizer (tokenizer.json), so text cannot be read or "
                 "written; prompt with a list of token ids, or add the file"
             )
         return self._tokenizer
@@ -342,7 +341,7 @@ class Frontend:
 
     @property
     def source(self) -> Path:
-        """The checkpoint's directory."""
+        """The checkpoint's directory or GGUF file."""
         return self._source
 
     def grammar(self, request: Request) -> tuple[str, Any] | None:
@@ -383,13 +382,12 @@ def _binding(request: Request) -> ToolUse | None:
     return request.tool_use if request.tool_use and request.tool_use.binding else None
 
 
-def read_text_files(directory: Path) -> tuple[Tokenizer | None, ChatTemplate | None]:
-    """The tokenizer and the chat template of a checkpoint; None for a file that is not there.
+def read_text_files(path: Path) -> tuple[Tokenizer | None, ChatTemplate | None]:
+    """The tokenizer and the chat template of a checkpoint, a directory or a GGUF file; None where
+    it has none.
 
     Raises:
         TokenizerError, TemplateError: a file that cannot be used.
     """
-    if not os.path.lexists(directory / "tokenizer.json"):
-        return None, None
-    tokenizer = Tokenizer.from_directory(directory)
-    return tokenizer, ChatTemplate.find(directory, tokenizer)
+    tokenizer = Tokenizer.find(path)
+    return tokenizer, None if tokenizer is None else ChatTemplate.find(path, tokenizer)

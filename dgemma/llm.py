@@ -85,13 +85,13 @@ class LLM:
         self.worker = Worker(self.engine)
         spec = self.engine.spec
         self.frontend = Frontend(
-            checkpoint.directory, tokenizer, template, end_ids=spec.end_ids, canvas=spec.length,
+            checkpoint.path, tokenizer, template, end_ids=spec.end_ids, canvas=spec.length,
             context=self.engine.limits.context,
         )  # fmt: skip
         self.engine.frontend = self.frontend
 
     def __repr__(self) -> str:
-        name, dtype = self.checkpoint.directory.name, str(self.choice.dtype).removeprefix("torch.")
+        name, dtype = self.checkpoint.path.name, str(self.choice.dtype).removeprefix("torch.")
         return f"LLM({name!r}, {self.device}, {dtype}, context {self.engine.limits.context})"
 
     def __enter__(self) -> LLM:

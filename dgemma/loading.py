@@ -66,9 +66,9 @@ def load_model(
         ModelNotFound, ConfigError, CheckpointError, TokenizerError, TemplateError, DeviceError,
         MissingExtra: the fault and its remedy; nothing is half loaded.
     """
-    directory, _ = find_model(name)
-    checkpoint = open_checkpoint(directory, strict=strict)
-    tokenizer, template = read_text_files(directory)
+    path, _ = find_model(name)
+    checkpoint = open_checkpoint(path, strict=strict)
+    tokenizer, template = read_text_files(path)
     with torch.device("meta"):
         model = DiffusionGemma(checkpoint.config)
     count = sum(p.numel() for p in model.parameters())
@@ -98,8 +98,13 @@ def save_model(
     """
     if any(map(keeps_packed, model.modules())):
         raise CheckpointError(
-            f"{checkpoint.directory} holds packed weights, which cannot be written; copy that "
-            "directory instead"
+            f"{checkpoint.path} holds packed weights, which cannot be written; copy the files "
+            "instead"
+        )
+    if checkpoint.path.is_file():
+        raise CheckpointError(
+            f"{checkpoint.path} holds its tokenizer in a way that a directory does not; load the "
+            "checkpoint that it was made from to save a changed one"
         )
     target = os.path.expanduser(directory)
     if not overwrite and os.path.isdir(target) and os.listdir(target):

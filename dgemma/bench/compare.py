@@ -22,6 +22,7 @@ from dgemma.bench.drive import Where, prompt_ids
 from dgemma.bench.report import Cell, Report, Table
 from dgemma.bench.stats import median, ratio
 from dgemma.errors import EngineError
+from dgemma.evaluate.parity import check_comparable
 from dgemma.weights.files import load_config
 
 PROGRAMS = ("ours", "transformers")
@@ -178,6 +179,7 @@ def report(where: Where, options: Namespace, say: Callable[[str], None]) -> Repo
     """Measure and lay out."""
     where.set_threads()
     directory, device, dtype = where.resolved()
+    check_comparable(directory)
     config = load_config(directory, where.strict)
     prompt_ids(config, options.prompt)  # refused before anything is run
     job = CompareRun(

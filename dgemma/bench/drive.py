@@ -90,12 +90,12 @@ class Where:
             torch.set_num_threads(self.threads)
 
     def resolved(self) -> tuple[Path, str, str]:
-        """Directory, device and dtype that loading would choose; no weights are read."""
+        """The model, and the device and dtype that loading would choose; no weights are read."""
         found = load_model(
             self.model, device=self.device, dtype=self.dtype, strict=self.strict, weights=False
         )
         place, number = str(found.choice.device), str(found.choice.dtype)
-        return found.checkpoint.directory, place, number.removeprefix("torch.")
+        return found.checkpoint.path, place, number.removeprefix("torch.")
 
     def subject(self, config: ModelConfig, device: object, dtype: object) -> dict[str, str]:
         """The model, its sizes, device, dtype and attention path, for a report."""

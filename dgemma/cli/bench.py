@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgemma.cli.files import write_text
-from dgemma.cli.options import add_model, directory_of, positive, say
+from dgemma.cli.options import add_model, path_of, positive, say
 from dgemma.errors import InvalidRequest, nearest
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = settled(arguments)
     if arguments.measure == "gpu":
         return compiled(arguments, options.targets)
-    directory_of(arguments)
+    path_of(arguments)
     from dgemma.bench import compare, generate, step
     from dgemma.bench.machine import busy
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dgemma.cli.files import check_target, read_text
-from dgemma.cli.options import add_model, directory_of, open_model, positive, say
+from dgemma.cli.options import add_model, open_model, path_of, positive, say
 from dgemma.cli.progress import Progress
 from dgemma.errors import InvalidRequest
 from dgemma.files.read import exists, parse_json
@@ -63,7 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise InvalidRequest("--prompts takes the place of --tasks and -n; leave those out")
     tasks = tasks_named(arguments.tasks or "all")
     rows = None if arguments.prompts is None else read_prompts(arguments.prompts)
-    target = arguments.out or directory_of(arguments) / FILE
+    found = path_of(arguments)
+    target = arguments.out or (found.parent if found.is_file() else found) / FILE
     check_target(target)
     before = Calibration.load(target) if exists(target) else Calibration()
     llm = open_model(arguments)
@@ -71,16 +72,16 @@ def run(arguments: argparse.Namespace) -> int:
         every = _runs(llm, tasks, rows, arguments, bar)
     from dgemma.evaluate.calibrate import as_markdown, fit
 
-    found = fit(every, before)
-    found.save(target)
+    fitted = fit(every, before)
+    fitted.save(target)
     if arguments.json:
-        limits = {"restart_after": found.restart_after, "least_logprob": found.least_logprob}
+        limits = {"restart_after": fitted.restart_after, "least_logprob": fitted.least_logprob}
         print(json.dumps({"file": str(target), **limits}))
     else:
         print(as_markdown(every))
-        least = found.least_logprob
+        least = fitted.least_logprob
         bound = "none: too few right answers" if least is None else f"{least:.4f}"
-        print(f"\n{target}: restart_after {found.restart_after}, least_logprob {bound}")
+        print(f"\n{target}: restart_after {fitted.restart_after}, least_logprob {bound}")
     if target.parent.resolve() != llm.checkpoint.directory.resolve() or target.name != FILE:
         say(f"other commands take it with: --calibration {target}")
     return 0

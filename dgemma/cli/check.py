@@ -10,7 +10,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from dgemma.cli.options import add_model, open_model
+from dgemma.cli.options import add_model, open_model, path_of
 from dgemma.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -33,10 +33,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what was compared and the verdict; 0 if both agree, 1 if they do not."""
+    path = path_of(arguments)
+    with Progress("loading torch"):
+        from dgemma.evaluate.agreement import compare
+        from dgemma.evaluate.parity import check_comparable
+
+        check_comparable(path)  # before it is loaded
     llm = open_model(arguments)
     with Progress("checking", at_most=True) as progress:
-        from dgemma.evaluate.agreement import compare
-
         found = compare(
             llm, arguments.prompt, arguments.seed, step_only=arguments.step_only,
             report=progress.part,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 from dgemma import __version__
-from dgemma.cli.options import add_model, directory_of
+from dgemma.cli.options import add_model, path_of
 from dgemma.cli.progress import amount
 
 PACKAGES = {
@@ -35,14 +35,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def facts(arguments: argparse.Namespace) -> list[tuple[str, str, str]]:
     """(what, value, reason) of every choice."""
-    directory = directory_of(arguments)
+    path = path_of(arguments)
     import torch
 
     from dgemma.device import free_bytes, total_bytes
     from dgemma.loading import load_model
 
     found = load_model(
-        directory, device=arguments.device, dtype=arguments.dtype,
+        path, device=arguments.device, dtype=arguments.dtype,
         attention=arguments.attention, strict=not arguments.no_strict, weights=False,
     )  # fmt: skip
     choice = found.choice
@@ -50,7 +50,7 @@ def facts(arguments: argparse.Namespace) -> list[tuple[str, str, str]]:
     rows = [
         ("python", platform.python_version(), sys.executable),
         ("dgemma", __version__, "installed"),
-        ("model", arguments.model, str(directory)),
+        ("model", arguments.model, str(path)),
         ("device", str(choice.device), choice.device_reason),
         ("dtype", str(choice.dtype).removeprefix("torch."), choice.dtype_reason),
         ("threads", str(torch.get_num_threads()), "torch's own choice; OMP_NUM_THREADS changes it"),

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dgemma.cli.options import add_model, directory_of, positive
+from dgemma.cli.options import add_model, path_of, positive
 from dgemma.cli.progress import amount
 from dgemma.errors import InvalidRequest
 
@@ -26,17 +26,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example:\n  dgemma info nano --prompt 4096"
 
 
-def describe(directory: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def describe(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """All facts, as plain values."""
     from dgemma.model.size import BYTES, measure
     from dgemma.weights.files import load_config
 
-    config = load_config(directory, strict=not arguments.no_strict)
+    config = load_config(path, strict=not arguments.no_strict)
     size = measure(config)
     run = _run_memory(config, arguments)
     contexts = [n for n in (1024, 8192, 65536, 262144) if n <= config.max_position_embeddings]
     return {
-        "directory": str(directory),
+        "directory": str(path),
         "layers": config.num_layers,
         "layer_types": dict(Counter(config.layer_types)),
         "hidden_size": config.hidden_size,
@@ -125,7 +125,7 @@ ROWS = {
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the facts."""
-    facts = describe(directory_of(arguments), arguments)
+    facts = describe(path_of(arguments), arguments)
     if arguments.json:
         print(json.dumps(facts))
         return 0

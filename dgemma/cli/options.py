@@ -110,7 +110,8 @@ def add_name(parser: argparse.ArgumentParser, then: str | None = None) -> None:
     Args:
         then: the positional argument that follows; a single word is that, not the model.
     """
-    about = "bundled name, directory, or hub name in the local cache (nano)"
+    about = "bundled name, directory, GGUF file, or hub name in the local cache, "
+    about += "OWNER/NAME or OWNER/NAME:FILE.gguf (nano)"
     about += f"; a single word is {then}, of two words the first is MODEL" if then else ""
     parser.add_argument("model", nargs="?", metavar="MODEL", help=about)
     parser.add_argument("--model", "-m", dest="named", metavar="MODEL", help="the same as MODEL")
@@ -132,17 +133,14 @@ def add_model(
     add("--no-strict", action="store_true", help="accept unknown keys in the model's config.json")
 
 
-def directory_of(arguments: argparse.Namespace) -> Path:
-    """The model's directory; torch is not needed to find it.
+def path_of(arguments: argparse.Namespace) -> Path:
+    """The model's directory or GGUF file; torch is not needed to find it.
 
     Raises:
         ModelNotFound: there is no such model.
     """
-    name = arguments.model
-    if os.path.isfile(name):
-        raise ModelNotFound(f"{name} is a file; name its directory, {Path(name).absolute().parent}")
     try:
-        return find_model(name)[0]
+        return find_model(arguments.model)[0]
     except ModelNotFound as error:
         hint = f" A {arguments.then} of several words goes in quotes." if arguments.then else ""
         raise ModelNotFound(f"{error}{hint}") from error
@@ -150,7 +148,7 @@ def directory_of(arguments: argparse.Namespace) -> Path:
 
 def open_model(arguments: argparse.Namespace, **more: Any) -> LLM:
     """Load the model that the options of `add_model` name; `more` goes to `load`."""
-    directory_of(arguments)
+    path_of(arguments)
     with Progress("loading torch", show=amount) as progress:
         from dgemma.llm import load
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from dgemma.cli.options import add_calibration, add_model, open_model
 from dgemma.errors import InvalidRequest, MissingExtra
+from dgemma.files.gguf import SPLIT
 from dgemma.server.auth import ADMIN_VARIABLE, Keys
 from dgemma.server.log import set_format
 from dgemma.server.settings import BACKLOG, ServerLimits, Settings
@@ -79,6 +80,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example:\n  dgemma serve nano --port 8080"
 
 
+def short_name(model: str) -> str:
+    """What a client calls a model: the last part of its name, without the endings of GGUF files."""
+    last = Path(model).name.rpartition(":")[2]
+    whole = SPLIT.sub("", last)
+    return whole.removesuffix(".gguf") or last
+
+
 def settings_of(arguments: argparse.Namespace) -> Settings:
     """The settings that the options give.
 
@@ -89,7 +97,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         raise InvalidRequest(f"--port must be 0 to 65535, got {arguments.port}")
     given = {name: getattr(arguments, name) for name in PER_LIMIT}
     limits = ServerLimits(**{name: value for name, value in given.items() if value is not None})
-    names = arguments.served_name or [Path(arguments.model).name, arguments.model]
+    names = arguments.served_name or [short_name(arguments.model), arguments.model]
     return Settings(
         names=tuple(dict.fromkeys(names)),
         keys=Keys.load(arguments.api_key_file, os.environ),

@@ -144,9 +144,8 @@ def make(options: dict[str, Any]) -> Answer:
         TokenizerError: it cannot be loaded.
         MissingExtra: llguidance is not installed.
     """
-    answer = compiler_of(
-        Tokenizer.from_directory(options["directory"]), tuple(options["end_ids"])
-    )  # fmt: skip
+    tokenizer = Tokenizer.from_checkpoint(options["directory"])
+    answer = compiler_of(tokenizer, tuple(options["end_ids"]))
     answer("choices", ["a"])
     return answer
 

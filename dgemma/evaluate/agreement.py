@@ -114,7 +114,7 @@ def compare(
     """
     dtype, device = llm.choice.dtype, llm.choice.device
     report("transformers loads the checkpoint", 0, 0)
-    reference = reference_model(llm.checkpoint.directory, dtype, device)
+    reference = reference_model(llm.checkpoint.path, dtype, device)
     ids = llm.prompt_ids(prompt) if llm.tokenizer is not None else [llm.config.bos_token_id or 0]
     tokens = torch.tensor([ids], device=device)
     report("one denoising step", 0, 0)

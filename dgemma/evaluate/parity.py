@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -24,7 +25,7 @@ from dgemma.diffusion.canvas import Generation
 from dgemma.diffusion.generate import generate
 from dgemma.diffusion.random import Purpose, stream_keys, uniform_ids, uniforms
 from dgemma.diffusion.schedule import Schedule
-from dgemma.errors import MissingExtra
+from dgemma.errors import CheckpointError, MissingExtra
 from dgemma.llm import LLM
 from dgemma.model.config import ModelConfig
 from dgemma.params import SamplingParams
@@ -75,6 +76,18 @@ def use_kernels(model: Any, kernels: dict[str, str]) -> None:
     model.set_experts_implementation(kernels["experts_implementation"])
 
 
+def check_comparable(path: Path) -> None:
+    """
+    Raises:
+        CheckpointError: the reference cannot read this checkpoint.
+    """
+    if path.is_file():
+        raise CheckpointError(
+            f"{path} is a GGUF file, which transformers does not read for this model; compare the "
+            "16-bit checkpoint that it was made from"
+        )
+
+
 def reference_model(
     directory: Any, dtype: torch.dtype, device: torch.device, *, eager: bool = True
 ) -> Any:
@@ -85,7 +98,9 @@ def reference_model(
 
     Raises:
         MissingExtra: `transformers` is not installed.
+        CheckpointError: see `check_comparable`.
     """
+    check_comparable(directory)
     try:
         from transformers import DiffusionGemmaConfig
         from transformers.models.diffusion_gemma.modeling_diffusion_gemma import (

@@ -21,9 +21,9 @@ from typing import Any, NoReturn
 
 import jinja2
 
-from dgemma.errors import InvalidRequest, TemplateError, TokenizerError, bad_field
+from dgemma.errors import InvalidRequest, TemplateError, bad_field
 from dgemma.files.read import exists, read_json, read_text, reason
-from dgemma.text.gguf import read_metadata
+from dgemma.text.gguf import read_template
 from dgemma.text.messages import clean_messages, clean_tools, plain_json
 from dgemma.text.template_costs import TooMuchWork, limited
 from dgemma.text.template_sandbox import TemplateEnvironment
@@ -115,11 +115,13 @@ class ChatTemplate:
 
     @classmethod
     def find(cls, directory: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
-        """The template of a checkpoint directory; None if it has none.
+        """The template of a checkpoint, a directory or a GGUF file; None if it has none.
 
         Raises:
             TemplateError: a file cannot be read, or holds something else.
         """
+        if directory.is_file():
+            return cls._in_gguf(directory, tokenizer)
         file = directory / "chat_template.jinja"
         try:
             if exists(file):
@@ -152,13 +154,16 @@ class ChatTemplate:
         Raises:
             TemplateError: the file has none, or cannot be read.
         """
-        try:
-            source = read_metadata(path).get("tokenizer.chat_template")
-        except TokenizerError as error:
-            raise TemplateError(str(error)) from error
-        if not isinstance(source, str):
+        found = cls._in_gguf(path, tokenizer)
+        if found is None:
             raise TemplateError(f"{path} has no chat template; prompt with plain text")
-        return cls(source, tokenizer, f"the chat template in {path}")
+        return found
+
+    @classmethod
+    def _in_gguf(cls, path: str | Path, tokenizer: Tokenizer) -> ChatTemplate | None:
+        source = read_template(path)
+        where = f"the chat template in {path}"
+        return None if source is None else cls(source, tokenizer, where)
 
     def beginnings(self) -> list[tuple[int, ...]]:
         """What prompts begin with before any text of a caller, for each kind of conversation:

@@ -15,21 +15,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, decoders, models, normalizers
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from dgemma.errors import ContextOverflow, InvalidRequest, TokenizerError
 from dgemma.files.read import exists, parse_json, read_text, reason
 from dgemma.text.byte_table import REMEDY, byte_table
-from dgemma.text.gguf import read_metadata
+from dgemma.text.gemma_backend import CONTROL_FORM
+from dgemma.text.gguf import has_vocabulary, read_vocabulary
 from dgemma.text.lossless import SPACE, keeps_all
 from dgemma.text.tokenizer_json import read_backend
 
 MOST_CONTROL = 100_000
 """Characters of all control tokens' names: a text is searched for each of them."""
-_CONTROL_FORM = re.compile(r"<\|[^<>]+\|?>|<[^<>|]+\|>")
 SURROGATE = re.compile("[\ud800-\udfff]")
-_GGUF_CONTROL, _GGUF_USER_DEFINED = 3, 4
 _NAMES = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
 
 
@@ -72,6 +71,24 @@ class Tokenizer:
                 raise TokenizerError(f"{source}: plain text becomes control token {text}; {REMEDY}")
 
     @classmethod
+    def find(cls, path: str | Path) -> Tokenizer | None:
+        """The tokenizer of a checkpoint, or None if it has none; see `from_checkpoint`."""
+        if Path(path).is_file():
+            there = has_vocabulary(path)
+        else:
+            there = exists(Path(path) / "tokenizer.json")
+        return cls.from_checkpoint(path) if there else None
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path) -> Tokenizer:
+        """The tokenizer of a checkpoint, which is a directory or a GGUF file.
+
+        Raises:
+            TokenizerError: it has none, or one that cannot be used.
+        """
+        return cls.from_gguf(path) if Path(path).is_file() else cls.from_directory(path)
+
+    @classmethod
     def from_directory(cls, path: str | Path) -> Tokenizer:
         """The tokenizer of a checkpoint directory in Hugging Face's layout.
 
@@ -101,19 +118,7 @@ class Tokenizer:
         Raises:
             TokenizerError: no GGUF file, or its vocabulary is not one of Gemma 4.
         """
-        metadata = read_metadata(path)
-        kind = metadata.get("tokenizer.ggml.model")
-        if kind != "gemma4":
-            raise TokenizerError(f"{path}: vocabulary {kind!r} is not 'gemma4'; use tokenizer.json")
-        try:
-            tokens: list[str] = metadata["tokenizer.ggml.tokens"]
-            keys = zip(_NAMES, ("bos", "eos", "padding"), strict=True)
-            names = {key: tokens[metadata[f"tokenizer.ggml.{name}_token_id"]] for key, name in keys}
-            backend = _gguf_backend(metadata)
-        except Exception as error:  # the library raises nothing narrower
-            text = f"{path}: broken vocabulary ({type(error).__name__}: {error})"
-            raise TokenizerError(f"{text}; download the file again") from error
-        return cls(backend, names, str(path))
+        return cls(*read_vocabulary(path), str(path))
 
     def id_of(self, token: str) -> int | None:
         """The id of a token by its text (a space written as U+2581), None where there is none."""
@@ -299,38 +304,12 @@ class Detokenizer:
         return self._utf8.decode(b"", True)
 
 
-def _gguf_backend(metadata: Mapping[str, Any]) -> Backend:
-    """The vocabulary of Gemma 4 that GGUF metadata holds."""
-    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
-    types: list[int] = metadata["tokenizer.ggml.token_type"]
-    merges = [merge.partition(" ")[::2] for merge in metadata["tokenizer.ggml.merges"]]
-    vocab = {token: token_id for token_id, token in enumerate(tokens)}
-    kinds = (_GGUF_CONTROL, _GGUF_USER_DEFINED)
-    control = [token for token, kind in zip(tokens, types, strict=True) if kind in kinds]
-    return gemma_backend(vocab, merges, control)
-
-
-def gemma_backend(
-    vocab: dict[str, int], merges: list[tuple[str, str]], control: Iterable[str]
-) -> Backend:
-    """A BPE of the Gemma family; `control` are the names of its control tokens."""
-    backend = Backend(
-        models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
-    )
-    backend.normalizer = normalizers.Replace(" ", SPACE)
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in control])
-    return backend
-
-
 def _control_tokens(backend: Backend, source: str) -> dict[int, AddedToken]:
     """The control tokens by id: those marked special, and those of the form `<|x>` or `<x|>`."""
     added: dict[int, AddedToken] = backend.get_added_tokens_decoder()
     control = {}
     for token_id, token in added.items():
-        if not (token.special or _CONTROL_FORM.fullmatch(token.content)):
+        if not (token.special or CONTROL_FORM.fullmatch(token.content)):
             continue
         if not token.content.strip() or token.single_word:
             raise TokenizerError(f"{source}: control token {token.content!r} is not supported")

@@ -1,4 +1,4 @@
-"""Opens a checkpoint's directory: its configs, and the source of its weights.
+"""Opens a checkpoint, a directory or a GGUF file: its configs, and the source of its weights.
 
 Does not know what the tensors mean.
 """
@@ -21,6 +21,7 @@ from dgemma.model.hf_generation import (
     read_own,
 )
 from dgemma.weights.find import CONFIG
+from dgemma.weights.gguf import GgufSource
 from dgemma.weights.safetensors import INDEX, Safetensors
 from dgemma.weights.schemes import QUANT_CONFIG, read_packed
 from dgemma.weights.source import DTYPES, TensorSource
@@ -43,6 +44,11 @@ class Checkpoint:
     config: ModelConfig
     generation: GenerationDefaults
     source: TensorSource
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint itself: its directory, or its GGUF file."""
+        return self.source.path
 
     @property
     def nbytes(self) -> int:
@@ -81,11 +87,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def load_config(directory: Path, strict: bool = True) -> ModelConfig:
-    """The sizes of a model; its weights need not be there.
+    """The sizes of a model, a directory or a GGUF file; a directory's weights need not be there.
 
     Raises:
         ConfigError: config.json is missing, broken, or asks for something unsupported.
+        CheckpointError: see `GgufSource`.
     """
+    if directory.is_file():
+        return GgufSource(directory).config(strict)[0]
     path = directory / CONFIG
     if not read.exists(path):
         raise ConfigError(f"{directory} has no {CONFIG}: it is not a checkpoint directory")
@@ -93,28 +102,40 @@ def load_config(directory: Path, strict: bool = True) -> ModelConfig:
 
 
 def load_generation(directory: Path) -> GenerationDefaults:
-    """The sampler's defaults of a model; all None if the files are absent.
+    """The sampler's defaults of a directory; all None if the files are absent.
 
     Raises:
         ConfigError: generation_config.json or dgemma.json is broken or asks for something
             unsupported.
     """
-    path, own = directory / GENERATION_CONFIG, directory / OWN
+    path = directory / GENERATION_CONFIG
     found = read_generation_config(read_json(path)) if read.exists(path) else GenerationDefaults()
+    return _with_own(directory, found)
+
+
+def _with_own(directory: Path, found: GenerationDefaults) -> GenerationDefaults:
+    """The defaults with what dgemma.json adds to them."""
+    own = directory / OWN
     return read_own(read_json(own), found) if read.exists(own) else found
 
 
 def open_checkpoint(directory: Path, strict: bool = True) -> Checkpoint:
-    """Read the configs and the headers of all shards of a directory; no weights yet.
+    """Read the configs and the headers of all files of a checkpoint; no weights yet.
 
     Args:
-        directory: see `find_model`.
+        directory: or a GGUF file; see `find_model`.
         strict: see `read_config`.
 
     Raises:
         ConfigError: a JSON file is missing, broken, or asks for something unsupported.
         CheckpointError: a shard is missing, truncated or not as the index says.
     """
+    if directory.is_file():
+        gguf = GgufSource(directory)
+        config, generation = gguf.config(strict)
+        beside = gguf.path.parent
+        generation = _with_own(beside, generation)
+        return Checkpoint(directory=beside, config=config, generation=generation, source=gguf)
     config = load_config(directory, strict)
     generation = load_generation(directory)
     index = directory / INDEX

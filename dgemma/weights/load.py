@@ -300,8 +300,9 @@ def _compare(
     if len(lines) > MOST_LINES:
         lines[MOST_LINES:] = [f"\n  and {len(lines) - MOST_LINES} lines more"]
     if lines:
+        config = "metadata" if checkpoint.source.path.is_file() else "config.json"
         raise CheckpointError(
-            f"the weights in {checkpoint.source.path} do not fit its config.json:{''.join(lines)}\n"
+            f"the weights in {checkpoint.source.path} do not fit its {config}:{''.join(lines)}\n"
             "Both must come from one checkpoint; download it again, or restore the changed file."
         )
     return chosen

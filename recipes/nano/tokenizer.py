@@ -20,8 +20,8 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 from dgemma.constrain.schema_proofs import strings_in
 from dgemma.tasks import TASKS, make_example
+from dgemma.text.gemma_backend import gemma_backend
 from dgemma.text.lossless import SPACE
-from dgemma.text.tokenizer import gemma_backend
 from dgemma.weights.find import bundled_models
 
 VOCAB_SIZE = 1024

@@ -15,7 +15,8 @@ from tokenizers import AddedToken, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from dgemma.errors import ContextOverflow
-from dgemma.text.tokenizer import Tokenizer, gemma_backend
+from dgemma.text.gemma_backend import gemma_backend
+from dgemma.text.tokenizer import Tokenizer
 from tests.support.tokenizers import NANO
 
 pytestmark = pytest.mark.fault("R C3", "R H4")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from dgemma.errors import CheckpointError, ConfigError, DGemmaError, TokenizerError
 from dgemma.frontend import read_text_files
 from dgemma.loading import load_model, save_model
-from dgemma.text.gguf import read_metadata
+from dgemma.text.tokenizer import Tokenizer
 from dgemma.weights.files import load_config, load_generation, open_checkpoint
 from dgemma.weights.find import find_model
 from dgemma.weights.safetensors import INDEX, SINGLE
@@ -112,7 +112,7 @@ def test_other_pipes(tiny: Path, tmp_path: Path) -> None:
     os.mkfifo(pipe)
     (tiny / INDEX).write_text(json.dumps({"weight_map": {EMBED: pipe.name}}))
     assert "a pipe" in refusal(lambda: open_checkpoint(tiny), CheckpointError)
-    assert "a pipe" in refusal(lambda: read_metadata(pipe), TokenizerError)
+    assert "a pipe" in refusal(lambda: Tokenizer.from_gguf(pipe), TokenizerError)
 
 
 def test_a_note_of_the_cache_that_is_no_commit(
