@@ -15,14 +15,18 @@ import torch
 from dgemma.device import DeviceChoice, choose
 from dgemma.errors import CheckpointError
 from dgemma.frontend import read_text_files
+from dgemma.model.hf_generation import OWN
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.quant.modules import keeps_packed, swap
 from dgemma.text.chat import ChatTemplate
+from dgemma.text.gguf_export import text_files
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.weights.files import Checkpoint, open_checkpoint
-from dgemma.weights.find import find_model
+from dgemma.weights.files import GENERATION_CONFIG, Checkpoint, open_checkpoint
+from dgemma.weights.find import CONFIG, find_model
 from dgemma.weights.load import load_weights, packed_formats
-from dgemma.weights.save import save_weights
+from dgemma.weights.safetensors import INDEX
+from dgemma.weights.save import KINDS, save_weights
+from dgemma.weights.schemes import QUANT_CONFIG
 
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
               "chat_template.jinja", "README.md")  # fmt: skip
@@ -118,3 +122,21 @@ def save_model(
         model, directory, config=checkpoint.config, generation=checkpoint.generation,
         files=files, aside=checkpoint,
     )  # fmt: skip
+
+
+def copied_files(path: Path) -> dict[str, Path | str]:
+    """The files beside the weights of a checkpoint, for another one: tokenizer, template, cards,
+    processors, licences; not the configs, nor what was fitted for the very weights.
+
+    Args:
+        path: a directory, or a GGUF file, whose text side is made into files.
+    """
+    if path.is_file():
+        return dict(text_files(path))
+    left = (CONFIG, GENERATION_CONFIG, OWN, QUANT_CONFIG, INDEX, FITTED)
+    return {
+        file.name: file for file in sorted(path.iterdir())
+        if file.is_file() and file.name not in left and not file.name.startswith(".")
+        and file.suffix != ".safetensors"
+        and (file.suffix in KINDS or file.name.startswith(("LICENSE", "NOTICE")))
+    }  # fmt: skip

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from dgemma.cli.options import add_name, directory_of
+from dgemma.cli.options import add_name, path_of
 from dgemma.cli.progress import Progress, amount
 from dgemma.errors import InvalidRequest
 
@@ -35,20 +35,21 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the files, print what became of the weights."""
     if arguments.out is None or arguments.to is None:
         raise InvalidRequest("name OUT and --to; see `dgemma convert --help`")
-    directory = directory_of(arguments)
+    source = path_of(arguments)
     with Progress("loading torch"):
-        from dgemma.loading import FITTED
+        from dgemma.loading import FITTED, copied_files
         from dgemma.weights.files import open_checkpoint
         from dgemma.weights.writers import write
 
-    target = write.check_target(directory, Path(arguments.out), arguments.to == "gguf")
-    checkpoint = open_checkpoint(directory, strict=not arguments.no_strict)
+    target = write.check_target(source, Path(arguments.out), arguments.to == "gguf")
+    checkpoint = open_checkpoint(source, strict=not arguments.no_strict)
+    copied = copied_files(checkpoint.path)
     with Progress(f"writing {target.name}", show=amount) as bar:
         tally = write.write_plain(
-            checkpoint, target, arguments.to, files=write.other_files(directory, [FITTED]),
+            checkpoint, target, arguments.to, files=copied,
             progress=bar,
         )  # fmt: skip
-    if (directory / FITTED).exists():
+    if (checkpoint.directory / FITTED).exists():
         tally.remarks.append(f"{FITTED} is not copied; copy it where no weight was rounded")
     if arguments.json:
         print(json.dumps({"out": str(target), **tally.as_values()}))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dgemma.cli.calibrate import read_prompts
 from dgemma.cli.files import read_text
-from dgemma.cli.options import add_model, directory_of, open_model, positive, say
+from dgemma.cli.options import add_model, open_model, path_of, positive, say
 from dgemma.cli.progress import Progress, amount
 from dgemma.errors import InvalidRequest
 
@@ -63,25 +63,26 @@ def run(arguments: argparse.Namespace) -> int:
     for option in ("symmetric", "data"):
         if form != "int4" and getattr(arguments, option):
             raise InvalidRequest(f"--{option} is for --format int4; leave it out")
-    directory = directory_of(arguments)
+    source = path_of(arguments)
     rows = None if arguments.data is None else read_data(arguments.data)
     with Progress("loading torch"):
-        from dgemma.loading import FITTED
+        from dgemma.loading import FITTED, copied_files
         from dgemma.weights.files import open_checkpoint
         from dgemma.weights.writers import write
         from dgemma.weights.writers.tensors import Tensors
 
-    target = write.check_target(directory, Path(arguments.out), form.startswith("gguf-"))
-    checkpoint = open_checkpoint(directory, strict=not arguments.no_strict)
+    target = write.check_target(source, Path(arguments.out), form.startswith("gguf-"))
+    checkpoint = open_checkpoint(source, strict=not arguments.no_strict)
     write.keeper(Tensors(checkpoint), arguments.keep)  # refused before an hour of work
     seen = _watched(arguments, rows) if form == "int4" else None
+    copied = copied_files(checkpoint.path)
     with Progress(f"writing {target.name}", show=amount) as bar:
         tally = write.write_packed(
-            checkpoint, target, form, files=write.other_files(directory, [FITTED]),
+            checkpoint, target, form, files=copied,
             keep=arguments.keep, symmetric=arguments.symmetric, progress=bar,
             importance=lambda name: None if seen is None else seen.importance(name),
         )  # fmt: skip
-    if (directory / FITTED).exists():
+    if (checkpoint.directory / FITTED).exists():
         tally.remarks.append(f"{FITTED} is left out: it was fitted for other weights")
     return _report(arguments, target, tally)
 

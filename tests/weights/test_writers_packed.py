@@ -21,7 +21,7 @@ from dgemma.weights.safetensors import INDEX
 from dgemma.weights.schemes.matching import matches
 from dgemma.weights.writers.compressed import rounding_of
 from dgemma.weights.writers.tally import Tally
-from dgemma.weights.writers.write import check_target, keeper, write_packed
+from dgemma.weights.writers.write import check_target, write_packed
 from tests.support.packed_files import (
     CONFIG,
     assert_loads_as,

@@ -184,7 +184,7 @@ class CompressedTensors:
         self.tally.stored[str(self.tensors.dtype).removeprefix("torch.")] += len(held)
 
         def make() -> dict[str, Tensor]:
-            numbers = self.tensors.read(name, expert).to(self.tensors.dtype)
+            numbers = self.tensors.short(name, self.tensors.read(name, expert))
             return {module: numbers[place].contiguous() for module, place in modules.items()}
 
         return Piece(held, make)

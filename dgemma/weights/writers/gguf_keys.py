@@ -17,9 +17,9 @@ from dgemma.files.read import MIB, exists, parse_json, read_text, reason
 from dgemma.model.config import ModelConfig
 from dgemma.model.hf_generation import GenerationDefaults
 from dgemma.params import RELEASED
+from dgemma.weights.gguf_config import ARCH, SUPPRESSED
 from dgemma.weights.writers.gguf_container import Value
 
-ARCH = "diffusion-gemma"
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "BF16": 32}
 """ggml's label for a file, by the type of most of its tensors."""
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
@@ -70,6 +70,7 @@ def model_keys(
         "embedding_length_per_layer_input": ("u32", 0),
     }
     sampler = generation.sampling.merged(RELEASED)
+    never: dict[str, Value] = {SUPPRESSED: ("i32[]", list(config.suppress_ids))}
     return {
         "general.architecture": ("str", ARCH),
         "general.type": ("str", "model"),
@@ -77,6 +78,7 @@ def model_keys(
         "general.file_type": ("u32", FILE_TYPES[kind]),
         "general.quantization_version": ("u32", 2),
         **{f"{ARCH}.{key}": value for key, value in own.items()},
+        **(never if config.suppress_ids else {}),
         "diffusion.canvas_length": ("u32", config.canvas_length),
         "diffusion.eb_max_steps": ("u32", sampler.max_steps),
         "diffusion.eb_t_min": ("f32", sampler.t_min),
@@ -85,6 +87,21 @@ def model_keys(
         "diffusion.eb_confidence_threshold": ("f32", sampler.confidence_threshold),
         "diffusion.eb_stability_threshold": ("u32", sampler.stability_threshold),
     }
+
+
+def copied_keys(keys: Mapping[str, Any]) -> dict[str, Value]:
+    """Tokenizer and template of another GGUF file, as they are there."""
+    words = {bool: "bool", int: "u32", float: "f32", str: "str"}
+    out: dict[str, Value] = {}
+    for key in keys:
+        if key.startswith("tokenizer."):
+            value = keys[key]
+            if not isinstance(value, list):
+                out[key] = words[type(value)], value
+            elif value:
+                word = "i32" if isinstance(value[0], int) else words[type(value[0])]
+                out[key] = f"{word}[]", value
+    return out
 
 
 def text_keys(directory: Path, config: ModelConfig) -> dict[str, Value]:

@@ -90,7 +90,11 @@ class GgufTensors:
         def chunks() -> Iterator[Tensor]:
             for expert in range(shape[0]) if len(shape) == 3 else (None,):
                 weight = self.tensors.read(name, expert)
-                yield weight.to(dtype) if kind is None else self._blocks(name, kind, weight)
+                if kind is not None:
+                    yield self._blocks(name, kind, weight)
+                else:
+                    exact = dtype == torch.float32
+                    yield weight if exact else self.tensors.short(name, weight)
 
         return Entry(ours_to_gguf(name), shape, number, nbytes, chunks)
 

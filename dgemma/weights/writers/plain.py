@@ -41,10 +41,10 @@ def _making(tensors: Tensors, name: str, theirs: str) -> Callable[[], dict[str, 
     def make() -> dict[str, Tensor]:
         shape = tensors.shapes[name]
         if len(shape) < 3:
-            return {theirs: tensors.read(name).to(tensors.dtype)}
+            return {theirs: tensors.short(name, tensors.read(name))}
         out = torch.empty(shape, dtype=tensors.dtype)
         for expert in range(shape[0]):
-            out[expert] = tensors.read(name, expert)
+            out[expert] = tensors.short(name, tensors.read(name, expert))
         return {theirs: out}
 
     return make

@@ -30,7 +30,6 @@ CLASSES = (
 PACKED = (EXPERTS, "attention", "dense MLP")
 """What is packed. Errors of the others reach every token, and they are small, but for the
 embedding: it is the head as well, and a coarse one costs passes."""
-SIXTEEN = (torch.bfloat16, torch.float16)
 
 
 def class_of(name: str) -> str:
@@ -45,6 +44,7 @@ class Tensors:
         shapes: of the text part, by our names.
         vision: names in the files of the tensors that no engine of ours reads.
         dtype: 16 bits: that of the files, or bf16 if they have another.
+        rounded: our names of tensors that `short` has changed.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -60,6 +60,7 @@ class Tensors:
         self._parts: dict[str, Layout] = arrangement(model, checkpoint)
         dtype = DTYPES.get({"bfloat16": "BF16", "float16": "F16"}.get(checkpoint.dtype, ""))
         self.dtype = dtype or torch.bfloat16
+        self.rounded: set[str] = set()
 
     def packed(self) -> dict[str, int]:
         """How many stored weights of the text part have each packed format."""
@@ -71,13 +72,12 @@ class Tensors:
                     found[form.name] = found.get(form.name, 0) + 1
         return found
 
-    def wider(self) -> list[str]:
-        """Our names of plain tensors that have more than 16 bits."""
-        held = self.source.tensors
-        return [
-            name for name, parts in self._parts.items()
-            if any(held[p].format is None and DTYPES[held[p].dtype] not in SIXTEEN for p in parts)
-        ]  # fmt: skip
+    def short(self, name: str, numbers: Tensor) -> Tensor:
+        """The numbers of a tensor in 16 bits; see `rounded`."""
+        found = numbers.to(self.dtype)
+        if not torch.equal(found.to(numbers.dtype), numbers):
+            self.rounded.add(name)
+        return found
 
     def nbytes(self, name: str) -> int:
         """Of a tensor of ours in the files."""

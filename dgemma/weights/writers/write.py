@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,14 @@ from typing import Any
 from dgemma.errors import CheckpointError, InvalidRequest, nearest
 from dgemma.files.write import new_file
 from dgemma.model.hf_generation import OWN
-from dgemma.weights.files import GENERATION_CONFIG, Checkpoint
-from dgemma.weights.find import CONFIG
+from dgemma.weights.files import Checkpoint
+from dgemma.weights.gguf import GgufSource
 from dgemma.weights.names import to_checkpoint
-from dgemma.weights.safetensors import INDEX
-from dgemma.weights.save import KINDS, MAX_SHARD_BYTES, check_room, replacing, write_documents
-from dgemma.weights.schemes import QUANT_CONFIG
+from dgemma.weights.save import MAX_SHARD_BYTES, check_room, replacing, write_documents
 from dgemma.weights.schemes.matching import matches
 from dgemma.weights.writers.compressed import CompressedTensors, Importance
 from dgemma.weights.writers.gguf_container import write_gguf
-from dgemma.weights.writers.gguf_keys import FILE_TYPES, model_keys, text_keys
+from dgemma.weights.writers.gguf_keys import FILE_TYPES, copied_keys, model_keys, text_keys
 from dgemma.weights.writers.gguf_tensors import GgufTensors
 from dgemma.weights.writers.plain import MAKERS, plain_pieces
 from dgemma.weights.writers.stream import Piece, write_pieces
@@ -42,7 +40,7 @@ def check_target(source: Path, target: Path, gguf: bool) -> Path:
         CheckpointError: something is there, or the name does not fit the format.
     """
     target = Path(os.path.abspath(os.path.expanduser(target)))
-    if target.exists() and target.resolve() in (source.resolve(), source.resolve().parent):
+    if target.exists() and target.resolve() == source.resolve():
         raise CheckpointError(f"{target} is the model itself; name a new place")
     if target.is_dir() and not gguf and not any(target.iterdir()):
         return target
@@ -54,21 +52,6 @@ def check_target(source: Path, target: Path, gguf: bool) -> Path:
     if gguf and not target.parent.is_dir():
         raise CheckpointError(f"the directory {target.parent} is not there; make it first")
     return target
-
-
-def other_files(directory: Path, without: Collection[str]) -> dict[str, Path]:
-    """The files of a checkpoint that are copied: tokenizer, template, cards, processors, licences.
-
-    Args:
-        without: names that are left out.
-    """
-    left = {CONFIG, GENERATION_CONFIG, OWN, QUANT_CONFIG, INDEX, *without}
-    return {
-        path.name: path for path in sorted(directory.iterdir())
-        if path.is_file() and path.name not in left and not path.name.startswith(".")
-        and path.suffix != ".safetensors"
-        and (path.suffix in KINDS or path.name.startswith(("LICENSE", "NOTICE")))
-    }  # fmt: skip
 
 
 def keeper(tensors: Tensors, patterns: Sequence[str]) -> Callable[[str], bool]:
@@ -182,12 +165,18 @@ def _gguf(
     config, generation = checkpoint.config, checkpoint.generation
     plan = GgufTensors(tensors, config, kind, kept or (lambda name: False))
     label = kind or next(word for word in plan.tally.stored if word in FILE_TYPES and word != "F32")
-    keys = model_keys(config, generation, checkpoint.directory.name, label)
-    text = text_keys(checkpoint.directory, config)
+    keys = model_keys(config, generation, checkpoint.path.stem, label)
+    source = checkpoint.source
+    if isinstance(source, GgufSource):
+        text = copied_keys(source.keys)
+    else:
+        text = text_keys(checkpoint.directory, config)
     if "tokenizer.ggml.tokens" not in text:
-        plan.tally.remarks.append("the model has no tokenizer.json, so the file has no tokenizer")
+        plan.tally.remarks.append("the model has no tokenizer, so the file has none")
     if generation.single_turn or generation.own != type(generation.own)():
-        plan.tally.remarks.append("GGUF has no place for dgemma.json: what it says is left out")
+        plan.tally.remarks.append(
+            f"GGUF has no place for {OWN}; beside the file it is read, so copy it there"
+        )
     check_room(target, sum(entry.nbytes for entry in plan.entries), "take another disk")
     try:
         with new_file(target) as file:
@@ -202,9 +191,11 @@ def _with_source(tally: Tally, tensors: Tensors) -> Tally:
     if packed := tensors.packed():
         kinds = ", ".join(f"{count} weights {kind}" for kind, count in packed.items())
         tally.remarks.append(f"the source was packed itself and was unpacked first: {kinds}")
-    if wider := tensors.wider():
+    if tensors.rounded:
         kind = str(tensors.dtype).removeprefix("torch.")
-        tally.remarks.append(f"{len(wider)} tensors had more than 16 bits: rounded to {kind} where "
-                             "they are not packed")  # fmt: skip
+        tally.remarks.append(
+            f"{len(tensors.rounded)} tensors that are not packed had more than 16 bits and were "
+            f"rounded to {kind}"
+        )
     tensors.source.close()
     return tally
