@@ -19,7 +19,8 @@ from tests.support.commands import Ran
 
 NANO = bundled_models()["nano"]
 COPIED = {"README.md", "chat_template.jinja", "dgemma.json", "generation_config.json",
-          "tokenizer.json", "tokenizer_config.json", "config.json", "model.safetensors"}  # fmt: skip
+          "config.json", "tokenizer.json", "tokenizer_config.json",
+          "model.safetensors"}  # fmt: skip
 
 
 def test_formats_and_layouts_are_those_of_the_writers() -> None:
