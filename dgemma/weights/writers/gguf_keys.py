@@ -116,7 +116,9 @@ def text_keys(directory: Path, config: ModelConfig) -> dict[str, Value]:
     found = _read(file)
     model, added = found.get("model"), found.get("added_tokens", [])
     if not isinstance(model, dict) or not isinstance(model.get("merges"), list):
-        raise CheckpointError(f"{file} holds another kind of tokenizer than BPE; take the files of the model's page")
+        raise CheckpointError(
+            f"{file} holds another kind of tokenizer than BPE; take the files of the model's page"
+        )
     ids = {**model.get("vocab", {}), **{token["content"]: token["id"] for token in added}}
     control = {token["content"] for token in added if token.get("special")}
     texts = {number: text for text, number in ids.items()}
