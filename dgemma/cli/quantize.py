@@ -43,14 +43,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     symmetric = "int4 without zero points, which vLLM wants for experts; a larger error"
     add("--symmetric", action="store_true", help=symmetric)
     data = "int4: text that tells which columns matter, plain, or .jsonl as for calibrate "
-    add("--data", type=Path, metavar="FILE", help=data + "(nano's own tasks)")
+    add("--data", type=Path, metavar="FILE", help=data + "(all count the same)")
     evaluate = "compare answers and passes before and after, on N examples of sudoku and json each"
     add("--evaluate", type=positive, metavar="N", help=evaluate)
     add("--json", action="store_true", help="print JSON")
     parser.epilog = (
         "Attention, dense MLP and experts are packed. Router, norms, scalars, self-conditioning,\n"
         "embedding and vision stay as they are. --device, --attention and --dtype are for the\n"
-        "runs of int4's search and of --evaluate.\n\n"
+        "runs of --data and of --evaluate.\n\n"
         "example:\n  dgemma quantize nano nano-int4 --format int4 --evaluate 100"
     )
 
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     target = write.check_target(source, Path(arguments.out), form.startswith("gguf-"))
     checkpoint = open_checkpoint(source, strict=not arguments.no_strict)
     write.keeper(Tensors(checkpoint), arguments.keep)  # refused before an hour of work
-    seen = _watched(arguments, rows) if form == "int4" else None
+    seen = None if rows is None else _watched(arguments, rows)
     copied = copied_files(checkpoint.path)
     with Progress(f"writing {target.name}", show=amount) as bar:
         tally = write.write_packed(
@@ -104,10 +104,9 @@ def read_data(path: Path) -> Any:
 def _watched(arguments: argparse.Namespace, data: Any) -> Activations:
     """What the source's matrices are multiplied with."""
     with open_model(arguments) as llm, Progress("calibrating") as bar:
-        from dgemma.evaluate.activations import own_texts, user_texts, watch
+        from dgemma.evaluate.activations import user_texts, watch
 
-        asked = own_texts(llm) if data is None else user_texts(llm, data)
-        return watch(llm, asked, bar.part)
+        return watch(llm, user_texts(llm, data), bar.part)
 
 
 def _report(arguments: argparse.Namespace, target: Path, tally: Tally) -> int:

@@ -7,20 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from dgemma.evaluate.calibrate import Asked, answer, from_prompts, from_task
+from dgemma.evaluate.calibrate import Asked, answer, from_prompts
 from dgemma.llm import LLM
 from dgemma.quant.activations import Activations
-from dgemma.tasks import TASKS
 
-EXAMPLES = 32
-"""Of each task, where no text is given."""
 PIECE = 2000
 """Characters of a plain text that are a prompt together."""
-
-
-def own_texts(llm: LLM) -> list[Asked]:
-    """Examples of nano's own tasks that no evaluation has."""
-    return [asked for task in TASKS for asked in from_task(llm, task, EXAMPLES)]
 
 
 def user_texts(llm: LLM, data: str | Sequence[object]) -> list[Asked]:

@@ -52,7 +52,8 @@ class Activations:
         if sums.dim() == 2:
             mean = sums.sum(0) / counts.sum().clamp(min=1e-9)
             sums, counts = sums + PRIOR * mean, counts + PRIOR
-        found = sums / counts.unsqueeze(-1)
+        # The root: with the squares themselves nano's answers change more, see docs/log.md.
+        found = (sums / counts.unsqueeze(-1)).sqrt()
         whole = found.mean(-1, keepdim=True).clamp(min=1e-30)
         return (found / whole).clamp(min=LEAST)
 

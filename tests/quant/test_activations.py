@@ -20,6 +20,7 @@ CONFIG = ModelConfig(
 
 
 def scaled(squares: Tensor) -> Tensor:
+    squares = squares.sqrt()
     return (squares / squares.mean(-1, keepdim=True)).clamp(min=LEAST)
 
 
