@@ -132,7 +132,7 @@ def test_nano_as_gguf(tmp_path: Path) -> None:
         assert getattr(there.checkpoint.config, name) == getattr(ours.checkpoint.config, name)
     keys = GgufFile(path)
     kinds = dict(zip(keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"], strict=True))
-    assert [kinds[t] for t in ("<unk>", "<|turn>", "<|channel>", "<0x41>", "a")] == [2, 3, 4, 6, 1]
+    assert [kinds[t] for t in ("<unk>", "<|turn>", "<|channel>", "<0x41>", "a")] == [3, 3, 4, 6, 1]
     assert keys["tokenizer.ggml.eot_token_id"] == 106
 
 

@@ -144,10 +144,10 @@ def text_keys(directory: Path, config: ModelConfig) -> dict[str, Value]:
 def _kind(text: str, there: bool, control: bool) -> int:
     if not there:
         return UNUSED
+    if control:  # `<unk>` is one, too
+        return USER if text in SHOWN else CONTROL
     if text == ROLES["unknown"]:
         return UNKNOWN
-    if control:
-        return USER if text in SHOWN else CONTROL
     return BYTE if re.fullmatch(r"<0x[0-9A-F]{2}>", text) else NORMAL
 
 
