@@ -17,18 +17,22 @@ from dgemma.byte_sizes import in_gb, parse_bytes
 from dgemma.device import DeviceChoice, choose, choose_dtype, free_bytes
 from dgemma.errors import CheckpointError, InvalidRequest
 from dgemma.frontend import read_text_files
+from dgemma.model.hf_generation import OWN
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.quant.eight_bit import EIGHT_BIT
 from dgemma.quant.modules import keeps_packed, swap
 from dgemma.quant.offload import Mover, mover_of, offload
 from dgemma.text.chat import ChatTemplate
+from dgemma.text.gguf_export import text_files
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.weights.budget import make_plan
-from dgemma.weights.files import Checkpoint, open_checkpoint
-from dgemma.weights.find import find_model
+from dgemma.weights.files import GENERATION_CONFIG, Checkpoint, open_checkpoint
+from dgemma.weights.find import CONFIG, find_model
 from dgemma.weights.load import load_weights, packed_formats
 from dgemma.weights.plan import MemoryPlan
-from dgemma.weights.save import save_weights
+from dgemma.weights.safetensors import INDEX
+from dgemma.weights.save import KINDS, save_weights
+from dgemma.weights.schemes import QUANT_CONFIG
 
 logger = logging.getLogger("dgemma")
 
@@ -207,3 +211,21 @@ def save_model(
         model, directory, config=checkpoint.config, generation=checkpoint.generation,
         files=files, aside=checkpoint,
     )  # fmt: skip
+
+
+def copied_files(path: Path) -> dict[str, Path | str]:
+    """The files beside the weights of a checkpoint, for another one: tokenizer, template, cards,
+    processors, licences; not the configs, nor what was fitted for the very weights.
+
+    Args:
+        path: a directory, or a GGUF file, whose text side is made into files.
+    """
+    if path.is_file():
+        return dict(text_files(path))
+    left = (CONFIG, GENERATION_CONFIG, OWN, QUANT_CONFIG, INDEX, FITTED)
+    return {
+        file.name: file for file in sorted(path.iterdir())
+        if file.is_file() and file.name not in left and not file.name.startswith(".")
+        and file.suffix != ".safetensors"
+        and (file.suffix in KINDS or file.name.startswith(("LICENSE", "NOTICE")))
+    }  # fmt: skip

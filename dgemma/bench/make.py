@@ -7,7 +7,6 @@ keeps the scale of its input. There is no tokenizer: such a checkpoint is prompt
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ from dgemma.model.hf_generation import GenerationDefaults
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import RELEASED
 from dgemma.weights.names import to_checkpoint
-from dgemma.weights.save import write_checkpoint
+from dgemma.weights.save import check_room, write_checkpoint
 
 MAX_SHARD_BYTES = 2_000_000_000
 CHUNK = 1 << 24
@@ -63,13 +62,7 @@ def make(
         state = DiffusionGemma(config).state_dict()
     shapes = {to_checkpoint(name): tuple(value.shape) for name, value in state.items()}
     sizes = {name: torch.Size(shape).numel() * DTYPE.itemsize for name, shape in shapes.items()}
-    disk = next(path for path in (target, *target.parents) if path.exists())
-    need, free = sum(sizes.values()), shutil.disk_usage(disk).free
-    if free < need * 1.01:
-        raise CheckpointError(
-            f"{need / 1e9:.1f} GB are needed for {target}, {free / 1e9:.1f} GB are free; "
-            "take a smaller shape or another disk"
-        )
+    check_room(target, sum(sizes.values()), "take a smaller shape or another disk")
     generator = torch.Generator().manual_seed(seed)
     write_checkpoint(
         target,

@@ -37,6 +37,8 @@ COMMANDS = {
     "list": "list the models in the local hub cache",
     "rm": "delete a model from the local hub cache",
     "calibrate": "fit a model's limits from its own answers",
+    "quantize": "pack a model's weights into 8 or 4 bits",
+    "convert": "write a model's 16-bit weights for other programs",
     "evaluate": "score a model on held-out examples",
     "bench": "measure speed, beside this machine's ceilings and transformers",
     "doctor": "show the device, dtype and kernels chosen on this machine, and why",

@@ -15,6 +15,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 try:
     import fcntl
@@ -111,8 +112,7 @@ def _new_file(target: Path, data: bytes, like: int | None) -> bool:
     It has no name until all is on the disk. `link` cannot replace a name, so for the blink of an
     eye it has a second one.
     """
-    name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
-    hidden = target.with_name(f".dgemma-{name}.new")
+    hidden = _hidden(target)
     hidden.unlink(missing_ok=True)  # of a process that was killed
     try:
         handle, unnamed = _open_new(hidden)
@@ -125,15 +125,44 @@ def _new_file(target: Path, data: bytes, like: int | None) -> bool:
             if like is not None and not _copy_metadata(like, handle):
                 return False
             file.write(data)
-            file.flush()
-            os.fsync(handle)
-            if unnamed:
-                # With a directory's descriptor, though unused, Python follows the link in /proc.
-                os.link(f"/proc/self/fd/{handle}", hidden, src_dir_fd=handle, follow_symlinks=True)
-            os.replace(hidden, target)
+            _take_name(file, unnamed, hidden, target)
     finally:
         hidden.unlink(missing_ok=True)
     return True
+
+
+def _hidden(target: Path) -> Path:
+    name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
+    return target.with_name(f".dgemma-{name}.new")
+
+
+def _take_name(file: BinaryIO, unnamed: bool, hidden: Path, target: Path) -> None:
+    """Put a file that is written to its end in the place of `target`."""
+    handle = file.fileno()
+    file.flush()
+    os.fsync(handle)
+    if unnamed:
+        # With a directory's descriptor, though unused, Python follows the link in /proc.
+        os.link(f"/proc/self/fd/{handle}", hidden, src_dir_fd=handle, follow_symlinks=True)
+    os.replace(hidden, target)
+
+
+@contextlib.contextmanager
+def new_file(target: Path) -> Iterator[BinaryIO]:
+    """A file that is written piece by piece and has its name once the block ends well.
+
+    Raises:
+        OSError: it cannot be written; nothing is left of it.
+    """
+    hidden = _hidden(target)
+    hidden.unlink(missing_ok=True)  # of a process that was killed
+    handle, unnamed = _open_new(hidden)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            _take_name(file, unnamed, hidden, target)
+    finally:
+        hidden.unlink(missing_ok=True)
 
 
 def _open_new(hidden: Path) -> tuple[int, bool]:

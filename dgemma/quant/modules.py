@@ -98,6 +98,14 @@ def keeps_packed(module: nn.Module) -> bool:
     return isinstance(module, PackedModule)
 
 
+def packed_weights(module: nn.Module) -> dict[str, Packed]:
+    """The weights of a packed module that its kernel reads as the file packs them."""
+    if not isinstance(module, PackedModule):
+        return {}
+    kept = {leaf: getattr(module, leaf) for leaf in module.formats}
+    return {leaf: one for leaf, one in kept.items() if isinstance(one, Packed)}
+
+
 def kept_bytes(module: nn.Module) -> int:
     """What a filled packed module keeps in memory."""
     assert isinstance(module, PackedModule)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from dgemma.quant.modules import packed_weights
 
 BUFFERS = 2
 ALIGNMENT = 256
@@ -132,7 +134,7 @@ class ExpertStream:
 
 
 class OffloadedExperts(nn.Module):
-    """Experts of any kind whose parameters and buffers are on the host."""
+    """Experts of any kind whose numbers are on the host."""
 
     def __init__(self, inner: nn.Module, stream: ExpertStream) -> None:
         super().__init__()
@@ -140,10 +142,18 @@ class OffloadedExperts(nn.Module):
         stream.layers.append(
             {name: part.detach() for name, part in inner.named_parameters()}
             | dict(inner.named_buffers())
+            | {
+                f"{leaf}.{word}": part
+                for leaf, packed in packed_weights(inner).items()
+                for word, part in packed.parts.items()
+            }
         )
 
     def forward(self, x: Tensor, index: Tensor, weight: Tensor) -> Tensor:  # [N, D] -> [N, D]
         parts = dict(self.stream.take(self.layer))
+        for leaf, packed in packed_weights(self.inner).items():
+            here = {word: parts.pop(f"{leaf}.{word}") for word in packed.parts}
+            setattr(self.inner, leaf, replace(packed, parts=here))
         out: Tensor = functional_call(self.inner, parts, (x, index, weight))
         self.stream.done()
         return out
@@ -167,5 +177,8 @@ def offload(model: nn.Module, paths: Iterable[str], mover: Mover) -> ExpertStrea
             kept = mover.hold(part.detach())
             is_parameter = isinstance(part, nn.Parameter)
             setattr(module, leaf, nn.Parameter(kept, requires_grad=False) if is_parameter else kept)
+        for leaf, packed in packed_weights(inner).items():
+            held = {word: mover.hold(part) for word, part in packed.parts.items()}
+            setattr(inner, leaf, replace(packed, parts=held))
         model.set_submodule(path, OffloadedExperts(inner, stream))
     return stream

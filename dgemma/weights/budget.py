@@ -139,10 +139,11 @@ def make_plan(
     )
     weights = held(model, checkpoint, dtype, device)
     prompt = max(1, context - config.canvas_length)
+    run = peak(config, dtype, prompt, requests, CHUNK, cache_dtype=cache_dtype)
     plan = MemoryPlan(
         device=device, budget=budget, held=tuple(weights), context=context, requests=requests,
         mapped=device == "cpu" and checkpoint.nbytes >= MAP_FROM_BYTES,
-        work=peak(config, dtype, prompt, requests, CHUNK, cache_dtype=cache_dtype).work + _unpacking(weights),
+        work=run.work + _unpacking(weights),
         cache=_reserved(config, cached, least, running), cache_bytes=cache_bytes,
     )  # fmt: skip
     if budget is None:

@@ -133,16 +133,42 @@ def write_checkpoint(
     Raises:
         CheckpointError: the directory cannot be written.
     """
+    with replacing(target) as fresh:
+        write_documents(fresh, config, generation, dtype=dtype, files=files)
+        write_shards(fresh, sizes, tensor, max_shard_bytes)
+
+
+def write_documents(
+    directory: Path,
+    config: ModelConfig,
+    generation: GenerationDefaults | None,
+    *,
+    dtype: torch.dtype,
+    files: Mapping[str, Path | str | bytes] | None = None,
+) -> None:
+    """Write the configs and further files of a checkpoint; see `write_checkpoint`."""
     name = str(dtype).removeprefix("torch.")
     documents = {CONFIG: _json(write_config(dataclasses.replace(config, dtype=name)))}
     if generation is not None:
         documents[GENERATION_CONFIG] = _json(write_generation_config(generation))
         if own := write_own(generation):
             documents[OWN] = _json(own)
-    with replacing(target) as fresh:
-        for file, content in {**(files or {}), **documents}.items():
-            _write_file(fresh / file, content)
-        write_shards(fresh, sizes, tensor, max_shard_bytes)
+    for file, content in {**(files or {}), **documents}.items():
+        _write_file(directory / file, content)
+
+
+def check_room(target: Path, need: int, remedy: str) -> None:
+    """Refuse a target whose disk lacks `need` bytes, before the work is done.
+
+    Raises:
+        CheckpointError: with the remedy.
+    """
+    disk = next(path for path in (target, *target.parents) if path.exists())
+    free = shutil.disk_usage(disk).free
+    if free < need * 1.01:
+        raise CheckpointError(
+            f"{need / 1e9:.1f} GB are needed for {target}, {free / 1e9:.1f} GB are free; {remedy}"
+        )
 
 
 def _refuse_foreign(target: Path) -> None:

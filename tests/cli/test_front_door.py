@@ -78,6 +78,7 @@ def test_wrong_names_are_refused_before_torch_is_loaded() -> None:
                                         "doctor")],
         ["generate", "nono", "x"], ["infill", "nono", "___"], ["bench", "step", "nono"],
         ["edit", "nono", __file__, "--span", "1"], ["decide", "nono", "x", "--predicate", "Is it?"],
+        ["quantize", "nono", "x", "--format", "fp8"], ["convert", "nono", "x", "--to", "mlx"],
         ["bench", "scale"], ["chat", "--dtype", "fp16"],
         ["generate", "x", "--device", "gpu"], ["generate", "x", "--max-tokens", "0"],
         ["pull", "nano"],
