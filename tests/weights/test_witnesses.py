@@ -23,7 +23,7 @@ GOLDENS = {
     ),
 }  # fmt: skip
 """Ids, the two largest logits after them, and what greedy decoding gives: transformers 5.17, fp32,
-on weights that the `gguf` package unpacked."""
+on the unpacked weights."""
 
 
 @pytest.fixture(scope="module", params=FILES, ids=lambda file: file.name)
@@ -43,7 +43,7 @@ def path(request: pytest.FixtureRequest, file: File) -> Path:
 
 
 def test_goldens(path: Path, file: File, record: Callable[..., None]) -> None:
-    """A block format that is off in one bit, a scale of a neighbour, a tensor in another's place."""
+    """Codes off by one, a bit from its neighbour, a sign lost; heads turned in wrong pairs."""
     witness = Witness(path)
     assert witness.types() == file.types
     ids, best, greedy = GOLDENS[file.name]
@@ -59,7 +59,7 @@ def test_goldens(path: Path, file: File, record: Callable[..., None]) -> None:
 
 
 def test_the_loader_refuses_it(path: Path) -> None:
-    """A file that reads well, but is not of our network."""
+    """A file that is well read, of a network that is not ours."""
     with pytest.raises(CheckpointError) as refused:
         dgemma.load(path, device="cpu")
     arch = "gemma3" if path.name == GEMMA.name else "llama"
