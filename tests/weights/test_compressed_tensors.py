@@ -229,7 +229,7 @@ def test_packed_weights_are_not_saved(tmp_path: Path) -> None:
     stored, _ = packed_state(random_state(), per_row)
     path = write(tmp_path / "packed", stored, config())
     loaded = load_model(path, device="cpu", dtype="float32")
-    with pytest.raises(CheckpointError, match="packed weights.*copy that directory"):
+    with pytest.raises(CheckpointError, match="packed weights.*copy the files"):
         save_model(loaded.model, loaded.checkpoint, tmp_path / "plain")
     assert not (tmp_path / "plain").exists()
 
