@@ -93,7 +93,7 @@ def need(
             f"{name} is {info.dtype}; beside {owner} it must be {' or '.join(dtypes)}: take the "
             "files again, or the BF16 checkpoint"
         )
-    wanted = [tuple(shape) for shape in shapes]
+    wanted = list(dict.fromkeys(tuple(shape) for shape in shapes))
     for shape in wanted:
         if [n for n in shape if n != 1] == [n for n in info.shape if n != 1]:
             return shape
