@@ -20,7 +20,7 @@ from dgemma.frontend import read_text_files
 from dgemma.model.hf_generation import OWN
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.quant.eight_bit import EIGHT_BIT
-from dgemma.quant.modules import keeps_packed, swap
+from dgemma.quant.modules import PackedModule, keeps_packed, swap
 from dgemma.quant.offload import Mover, mover_of, offload
 from dgemma.text.chat import ChatTemplate
 from dgemma.text.gguf_export import text_files
@@ -113,6 +113,11 @@ def load_model(
         choice.device, choice.dtype, grad=grad, attention=attention, cache_dtype=cache_dtype,
         room=None if plan is None else 0.0,  # what the plan has not counted stays as it is
     )  # fmt: skip
+    if plan is not None and mover is None:
+        for layer in plan.away:  # views of the file, not copies of it
+            experts = model.get_submodule(f"layers.{layer}.experts")
+            if isinstance(experts, PackedModule):
+                experts.stay()
     if weights:
         _fill(model, checkpoint, choice, plan, mover, progress)
         model.prepare()

@@ -30,6 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help="run the unit tests alone")
     parser.addoption("--full", action="store_true", help="run every check at its full count")
     parser.addoption("--verify-report", type=Path, metavar="FILE", help="write results as JSON")
+    parser.addoption("--witnesses", type=Path, metavar="DIR", help="see tests/support/witness.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:

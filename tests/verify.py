@@ -6,6 +6,7 @@ Knows nothing about what is measured: a test says that itself, through the `reco
     make verify                                    everything
     python -m tests.verify --no-clone [PYTEST ...] without the commands in a clean clone
     python -m tests.verify --no-attack             without the abuse of a server
+    python -m tests.verify --no-witnesses          without a download of other models' weights
 
 A line holds when all its tests passed. One whose tests were not there, or not run, does not hold.
 """
@@ -29,6 +30,7 @@ from typing import Any
 
 import torch
 
+from tests.support import witness
 from tests.support.acceptance import ACCEPTANCE
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +65,16 @@ def run_pytest(arguments: Sequence[str]) -> Run:
         done = process.returncode in FINISHED
         report = json.loads(path.read_text(encoding="utf-8")) if done else {}
         return process.returncode, last.strip("= "), report
+
+
+def witnesses(folder: Path) -> list[str]:
+    """Download weights of other models into a folder; the arguments by which pytest finds them."""
+    try:
+        witness.fetch(folder)
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        print(f"no witnesses, so their tests are left out: {error}", flush=True)
+        return []
+    return [f"--witnesses={folder}"]
 
 
 def together(runs: Sequence[Run]) -> Run:
@@ -239,10 +251,13 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / DOCUMENT)
     parser.add_argument("--no-clone", action="store_true", help="leave out acceptance line 9")
     parser.add_argument("--no-attack", action="store_true", help="leave out `make attack`")
+    parser.add_argument("--no-witnesses", action="store_true", help="leave out their 350 MB")
     options, arguments = parser.parse_known_args()
     shares = [arguments] if arguments else SHARES
-    with ThreadPoolExecutor(len(shares)) as pool:
-        code, closing, report = together(list(pool.map(run_pytest, shares)))
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(shares)) as pool:
+        found = [] if options.no_witnesses else witnesses(Path(folder))
+        runs = pool.map(run_pytest, [[*found, *share] for share in shares])
+        code, closing, report = together(list(runs))
     if code not in FINISHED:
         print(f"pytest did not finish (exit code {code}); {DOCUMENT} is as before")
         return code

@@ -23,6 +23,12 @@ STRETCHES = (1.0, 1.02, 1.04, 1.06, 1.08, 1.1, 1.12)
 """Scales of a channel that are tried, over the smallest that holds all its numbers."""
 
 
+def int4_bytes(rows: int, columns: int, group: int) -> int:
+    """What an `Int4Matrix` keeps."""
+    groups = columns // gcd(group, columns // 2)
+    return rows * (columns // 2 + 2 * groups + 8)
+
+
 class Int4Matrix:
     """Weights [R, K] of 4 bits with a scale and a bias for each group of columns.
 

@@ -33,6 +33,8 @@ def has_int8(device: torch.device) -> tuple[bool, str]:
     return False, "this processor has no VNNI"
 
 
+BLOCK = 64
+"""Rows and columns that oneDNN packs together."""
 CACHED = 1 << 17
 """Numbers that are rounded at a time, so that they stay in the cache."""
 
@@ -85,6 +87,12 @@ class Int8Matrix:
             torch.float32, "none", [], "",
         )  # fmt: skip
         return out
+
+
+def int8_bytes(rows: int, columns: int) -> int:
+    """What an `Int8Matrix` keeps: oneDNN fills blocks of 64 up, and sums each channel."""
+    high, wide = -(-rows // BLOCK) * BLOCK, -(-columns // BLOCK) * BLOCK
+    return high * wide + 4 * high + 12 * rows
 
 
 def quantise_channels(rows: Callable[[int, int], Tensor], shape: tuple[int, int]) -> Int8Matrix:

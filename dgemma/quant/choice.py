@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dgemma.kernels.experts import ExpertsKernel, experts_grouped, experts_sparse
-from dgemma.kernels.int4 import Int4Matrix
+from dgemma.kernels.int4 import Int4Matrix, int4_bytes
 from dgemma.kernels.int8 import (
     Int8Matrix,
     Weights8,
     experts_8bit,
     has_int8,
+    int8_bytes,
     linear_8bit,
     quantise_channels,
 )
@@ -47,12 +49,15 @@ class PackedKernel:
         prepare: called once for each `Packed`, on the device, when all of it is there: -> W.
         linear: rows x [N, K] and W of a matrix -> [N, R] in the dtype of x.
         experts: x, index and weight as in `ExpertsKernel`, W of gate_up and of down -> [N, D].
+        nbytes: from a `Packed`, which may be on the meta device, to the bytes of its W; None: W is
+            the packed numbers themselves.
     """
 
     name: str
     prepare: Callable[[Packed], Any]
     linear: Callable[[Tensor, Any], Tensor]
     experts: Callable[[Tensor, Tensor, Tensor, Any, Any], Tensor]
+    nbytes: Callable[[Packed], int] | None = None
 
 
 def choose_packed(
@@ -145,10 +150,19 @@ def _int8(packed: Packed) -> Int8Matrix:
 
 
 def _int4(packed: Packed) -> Int4Matrix:
-    groups = packed.format.groups(packed.parts, packed.columns)
-    assert groups is not None
-    return Int4Matrix(*groups)
+    return Int4Matrix(*packed.format.groups(packed.parts, packed.columns))
 
 
-INT8 = PackedKernel("int8", _each(_int8), linear_8bit, experts_8bit)
-INT4 = PackedKernel("int4", _each(_int4), linear_8bit, experts_8bit)
+def _int8_size(packed: Packed) -> int:
+    *lead, rows, columns = packed.shape
+    return prod(lead) * int8_bytes(rows, columns)
+
+
+def _int4_size(packed: Packed) -> int:
+    *lead, rows, columns = packed.shape
+    group = packed.format.groups(packed.parts, columns).group
+    return prod(lead) * int4_bytes(rows, columns, group)
+
+
+INT8 = PackedKernel("int8", _each(_int8), linear_8bit, experts_8bit, _int8_size)
+INT4 = PackedKernel("int4", _each(_int4), linear_8bit, experts_8bit, _int4_size)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -42,10 +39,3 @@ def pack_eight_bit(weight: Tensor) -> Packed:
         columns,
         {"codes": codes.contiguous(), "scale": scale.squeeze(-1), "bias": bias.squeeze(-1)},
     )
-
-
-def eight_bit_bytes(shape: Sequence[int]) -> tuple[int, int, int]:
-    """Bytes of each part of a packed weight of this shape, in the order of `pack_eight_bit`."""
-    *rows, columns = shape
-    groups = math.prod(rows) * -(-columns // GROUP)
-    return math.prod(shape), 2 * groups, 2 * groups

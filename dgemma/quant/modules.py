@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dgemma.model.layers import Experts, Linear
-from dgemma.quant.choice import EXACT, choose_packed
+from dgemma.quant.choice import EXACT, UNPACKED, choose_packed
 from dgemma.quant.packed import Format, Packed
 
 
@@ -42,6 +42,15 @@ class PackedModule(nn.Module):
             self.part, self.formats.values(), columns, device, dtype, room
         )
         return self.kernel.name, reason
+
+    def stay(self) -> None:
+        """Compute with the packed numbers themselves, which may be views of a file."""
+        if self.kernel.nbytes is not None:
+            self.kernel = UNPACKED
+
+    def nbytes(self, packed: Packed) -> int:
+        """What the kernel makes of some of the weights takes; 0: they stay as they are."""
+        return 0 if self.kernel.nbytes is None else self.kernel.nbytes(packed)
 
 
 class PackedLinear(PackedModule):

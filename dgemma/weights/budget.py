@@ -17,8 +17,8 @@ from dgemma.model.cache import CacheDtypes
 from dgemma.model.config import ModelConfig
 from dgemma.model.layers import Linear
 from dgemma.model.size import asked_dtypes, page_bytes, page_counts, peak, window_pages
-from dgemma.quant.eight_bit import EIGHT_BIT, eight_bit_bytes
-from dgemma.quant.modules import keeps_packed
+from dgemma.quant.eight_bit import EIGHT_BIT, pack_eight_bit
+from dgemma.quant.modules import PackedLinear, PackedModule
 from dgemma.quant.offload import BUFFERS
 from dgemma.types import PAGE
 from dgemma.weights.files import Checkpoint
@@ -57,18 +57,25 @@ def held(
         packed = all(one.format for one in stored)
         form = stored[0].format
         common = {"name": name, "kind": _kind(known), "layer": int(layer or -1), "numbers": numbers}
-        if (
-            packed
-            and form is not None
-            and keeps_packed(model.get_submodule(name.rpartition(".")[0]))
-        ):
+        owner = model.get_submodule(name.rpartition(".")[0])
+        if packed and form is not None and isinstance(owner, PackedModule):
+            if device == "cpu":
+                owner.choose(torch.device(device), dtype, False, 0.0)
             like = [source.packed_like(part).fit(device) for part in parts]
+            made = sum(map(owner.nbytes, like))
             sizes = [[part.nbytes for part in one.parts.values()] for one in like]
             whole = tuple(map(sum, zip(*sizes, strict=True)))
             view = len(parts) == 1 and sum(whole) <= stored[0].nbytes
             matrix = state[name].shape[-2:].numel()
             found.append(
-                Held(**common, precision=form.name, parts=whole, unpacked=matrix, view=view)
+                Held(
+                    **common,
+                    precision=owner.kernel.name if made else form.name,
+                    parts=whole,
+                    made=made,
+                    unpacked=matrix,
+                    view=view,
+                )  # fmt: skip
             )
             continue
         plain = DTYPES.get(stored[0].dtype, torch.float32)
@@ -90,16 +97,24 @@ def _kind(name: str) -> str:
     return next((kind for word, kind in words.items() if word in name), KINDS[4])
 
 
-def in_eight_bit(model: nn.Module, weights: Sequence[Held]) -> dict[str, Held]:
+def in_eight_bit(
+    model: nn.Module, weights: Sequence[Held], dtype: torch.dtype, device: str = "cpu"
+) -> dict[str, Held]:
     """The plain weights of attention and the dense MLP as they are in 8 bit, by their names."""
     out = {}
     for one in weights:
         owner = model.get_submodule(one.name.rpartition(".")[0])
         if one.kind in (ATTENTION, DENSE) and type(owner) is Linear:
-            sizes = eight_bit_bytes(owner.weight.shape)
+            module = PackedLinear(owner, {"weight": EIGHT_BIT})
+            if device == "cpu":
+                module.choose(torch.device(device), dtype, False, 0.0)
+            like = pack_eight_bit(owner.weight)
+            made = module.nbytes(like)
             out[one.name] = replace(
-                one, precision=EIGHT_BIT.name, parts=sizes, unpacked=one.numbers, view=False
-            )
+                one, precision=module.kernel.name if made else EIGHT_BIT.name, made=made,
+                parts=tuple(part.nbytes for part in like.parts.values()), unpacked=one.numbers,
+                view=False,
+            )  # fmt: skip
     return out
 
 
@@ -148,7 +163,7 @@ def make_plan(
     )  # fmt: skip
     if budget is None:
         return plan
-    eight = in_eight_bit(model, weights)
+    eight = in_eight_bit(model, weights, dtype, device)
     smaller = [eight.get(one.name, one) for one in weights]
     packed = replace(
         plan, held=tuple(smaller), eight_bit=frozenset(eight),

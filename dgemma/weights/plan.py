@@ -23,7 +23,9 @@ class Held:
         kind: of `KINDS`.
         layer: its number; -1: in none.
         precision: its format or dtype.
-        parts: bytes of each tensor that it is kept as.
+        parts: bytes of each tensor that the file's numbers are kept as.
+        made: bytes of what a kernel makes of it; 0: it is kept in `parts`. What is away is never
+            made into anything.
         numbers: how many.
         unpacked: numbers of the matrix that is unpacked at a time; 0: it is kept plain.
         view: it can be a view of the file.
@@ -35,13 +37,19 @@ class Held:
     precision: str
     parts: tuple[int, ...]
     numbers: int
+    made: int = 0
     unpacked: int = 0
     view: bool = False
 
     @property
-    def nbytes(self) -> int:
-        """Of all parts."""
+    def stored(self) -> int:
+        """Bytes of all parts."""
         return sum(self.parts)
+
+    @property
+    def nbytes(self) -> int:
+        """On the device."""
+        return self.made or self.stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +98,7 @@ class MemoryPlan:
         """Of the experts that are away: pinned, or in the file."""
         away = [one for one in self.held if self.is_away(one)]
         if not self.streams:
-            return sum(one.nbytes for one in away)
+            return sum(one.stored for one in away)
         return sum(pinned_bytes(part) for one in away for part in one.parts)
 
     @property
@@ -108,7 +116,7 @@ class MemoryPlan:
         """Weights in memory that no file backs."""
         views = self.mapped and self.device == "cpu"
         here = (one for one in self.held if not self.is_away(one))
-        return sum(one.nbytes for one in here if not (views and one.view))
+        return sum(one.nbytes for one in here if not (views and one.view and not one.made))
 
     @property
     def total(self) -> int:
@@ -127,8 +135,9 @@ class MemoryPlan:
         for one in ours:
             sizes[one.precision] = sizes.get(one.precision, 0) + one.nbytes
         names = sorted(sizes, key=lambda n: -sizes[n])
-        away = sum(one.nbytes for one in ours if self.is_away(one))
-        return ", ".join(names), sum(sizes.values()) - away, away
+        here = sum(one.nbytes for one in ours if not self.is_away(one))
+        away = sum(one.stored for one in ours if self.is_away(one))
+        return ", ".join(names), here, away
 
     def lines(self) -> list[str]:
         """The plan for people, a line for each kind."""

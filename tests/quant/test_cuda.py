@@ -13,20 +13,23 @@ from dgemma.quant.packed import Packed
 from tests.support.random_packed import random_packed
 
 CUDA = torch.device("cuda", 0)
+BF16 = torch.bfloat16
 
 
 def test_the_choice_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel for a format that it does not decode, or none where there is one."""
     monkeypatch.setattr(choice, "find_spec", lambda name: object())
     known = [gguf_blocks.Q4_K, gguf_blocks.Q5_0]
-    kernel, reason = choose_packed("experts", known, CUDA, torch.bfloat16)
+    kernel, reason = choose_packed("experts", known, [64], CUDA, torch.bfloat16, 0.0)
     assert kernel is TRITON and reason == "Q4_K, Q5_0: unpacked inside the product; cuda:0"
-    kernel, reason = choose_packed("linear", [*known, gguf_blocks.IQ4_NL], CUDA, torch.bfloat16)
+    kernel, reason = choose_packed(
+        "linear", [*known, gguf_blocks.IQ4_NL], [64], CUDA, torch.bfloat16, 0.0
+    )
     assert kernel is UNPACKED and "no kernel" in reason
-    assert choose_packed("linear", known, torch.device("cpu"), torch.bfloat16)[0] is not TRITON
-    assert choose_packed("linear", known, CUDA, torch.float32)[0] is not TRITON
+    assert choose_packed("linear", known, [64], torch.device("cpu"), BF16, 0.0)[0] is not TRITON
+    assert choose_packed("linear", known, [64], CUDA, torch.float32, 0.0)[0] is not TRITON
     monkeypatch.setattr(choice, "find_spec", lambda name: None)
-    assert choose_packed("linear", known, CUDA, torch.bfloat16)[0] is UNPACKED
+    assert choose_packed("linear", known, [64], CUDA, torch.bfloat16, 0.0)[0] is UNPACKED
 
 
 def test_products_of_8_bit_floats() -> None:
@@ -64,15 +67,15 @@ def test_which_products_are_8_bit() -> None:
 def test_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     """An RTX 3090 has no such products; experts and other dtypes do not use them."""
     monkeypatch.setattr(choice, "find_spec", lambda name: object())
-    bf16, form = torch.bfloat16, Float8()
+    bf16, form = BF16, Float8()
     for capability, eight in (((8, 6), False), ((8, 9), True), ((12, 0), True)):
         cuda.multiplies_float8.cache_clear()
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
-        kernel, reason = choose_packed("linear", [form], CUDA, bf16)
+        kernel, reason = choose_packed("linear", [form], [64], CUDA, bf16, 0.0)
         assert kernel is (FLOAT8 if eight else TRITON) and ("8-bit" in reason) == eight
-        assert choose_packed("experts", [form, form], CUDA, bf16)[0] is TRITON
-        assert choose_packed("linear", [form], CUDA, torch.float16)[0] is TRITON
-        assert choose_packed("linear", [Float8(128)], CUDA, bf16)[0] is TRITON
+        assert choose_packed("experts", [form, form], [64], CUDA, bf16, 0.0)[0] is TRITON
+        assert choose_packed("linear", [form], [64], CUDA, torch.float16, 0.0)[0] is TRITON
+        assert choose_packed("linear", [Float8(128)], [64], CUDA, bf16, 0.0)[0] is TRITON
     cuda.multiplies_float8.cache_clear()
 
 

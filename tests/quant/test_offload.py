@@ -24,6 +24,7 @@ from dgemma.weights.budget import make_plan
 from tests.support.layered import LAYOUTS, checkpoint, empty
 from tests.support.movers import FakeMover
 from tests.support.packed_files import outputs
+from tests.support.weight_parts import weight_bytes, weight_parts
 
 LAYERS = [0, 2, 3, 5]
 
@@ -37,7 +38,7 @@ def streamed(model: DiffusionGemma, layers: list[int]) -> tuple[FakeMover, Exper
 def numbers_of(model: DiffusionGemma, layer: int) -> int:
     """Bytes of a layer's experts in a buffer."""
     inner = model.get_submodule(f"layers.{layer}.experts.inner")
-    return sum(padded(part.nbytes) for part in (*inner.parameters(), *inner.buffers()))
+    return sum(padded(part.nbytes) for _, part in weight_parts(inner))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -105,8 +106,8 @@ def fail(*_: object) -> None:
 
 def on_device(model: DiffusionGemma, mover: FakeMover) -> int:
     """Bytes of weights and buffers there."""
-    parts = [*model.named_parameters(), *model.named_buffers()]
-    return sum(part.nbytes for name, part in parts if ".inner." not in name) + mover.allocated
+    away = [m for m in model.modules() if isinstance(m, OffloadedExperts)]
+    return weight_bytes(model) - sum(map(weight_bytes, away)) + mover.allocated
 
 
 @pytest.mark.parametrize("layout", ["bfloat16", "nvfp4", "mixed"])
@@ -149,7 +150,7 @@ def test_what_cannot_be_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     found = load_model(path, device="cpu", dtype="float32", memory=memory)
     kinds = Counter(type(layer.experts) for layer in found.model.layers)
     assert kinds[OffloadedExperts] > BUFFERS
-    with pytest.raises(CheckpointError, match="loaded with memory="):
+    with pytest.raises(CheckpointError, match="memory= had them packed"):
         save_model(found.model, found.checkpoint, tmp_path / "copy")
     monkeypatch.setattr(dgemma.loading, "free_bytes", lambda device: 1000)
     with pytest.raises(InvalidRequest, match="host's memory, which has 0.00 MB free"):

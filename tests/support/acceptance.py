@@ -163,6 +163,7 @@ ACCEPTANCE: dict[str, tuple[str, ...]] = {
     "faults: keys share the engine": ("tests/engine/test_fairness.py", "tests/server/test_keys.py"),
     "faults: keys keep their prompts": ("tests/engine/test_pages.py", "tests/server/test_keys.py"),
     "faults: hostile bodies": ("tests/server/test_mutated_bodies.py",),
+    "weight files 3 real weights of other models": ("tests/weights/test_witnesses.py",),
     "weight files 4 a sparse NVFP4 set, plans for 18 and 12 GB": (
         "tests/weights/test_full_size.py::test_plans_and_maps_18_gb_of_nvfp4",
         "tests/weights/test_budget.py",

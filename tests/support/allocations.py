@@ -25,13 +25,17 @@ class Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        before = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if is_here(x)}
+        given = [x for x in tree_leaves((args, kwargs)) if is_here(x)]
+        before = {id(x) if x.is_mkldnn else x.untyped_storage()._cdata for x in given}
         for value in filter(is_here, tree_leaves(out)):
-            storage = value.untyped_storage()
-            key = storage._cdata
+            storage = value if value.is_mkldnn else value.untyped_storage()
+            key = id(value) if value.is_mkldnn else storage._cdata
             if key in self._seen or key in before:
                 continue
-            size = 0 if func is torch.ops.aten.from_file.default else storage.nbytes()
+            if value.is_mkldnn:  # what oneDNN has packed in its own way
+                size = torch.ops.mkldnn._nbytes(value)
+            else:
+                size = 0 if func is torch.ops.aten.from_file.default else storage.nbytes()
             self._seen.add(key)
             self.now += size
             self.most = max(self.most, self.now)

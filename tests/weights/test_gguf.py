@@ -225,7 +225,8 @@ def test_scales_that_do_not_fit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arch, message",
     [("gemma4", "run this one with llama.cpp"), ("clip", "the vision part"),
-     ("llama", "is 'llama': only 'diffusion-gemma' is run"), (None, "is None")],
+     ("llama", "is 'llama': only 'diffusion-gemma' is run"), (None, "is None"),
+     ("gemma3", "is 'gemma3': only 'diffusion-gemma' is run; take a GGUF of DiffusionGemma")],
 )  # fmt: skip
 def test_other_models(tmp_path: Path, arch: str | None, message: str) -> None:
     """The name of the arch, before any tensor is looked at: the table here is of unknown types."""
