@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,17 @@ def test_blocks(tmp_path: Path, experts: str, kind: torch.dtype) -> None:
     if experts == "bare":
         assert "model.decoder.layers.0.experts.gate_up_proj_scale_inv" in stored
     assert_loads_as(write(tmp_path, stored, config(modules_to_not_convert=["lm_head"])), wanted)
+
+
+def test_exponents_and_fp32_in_one_stack(tmp_path: Path) -> None:
+    """Torch joins no float8 with another kind: some experts' scales are exponents alone."""
+    kinds = itertools.cycle((torch.float8_e8m0fnu, torch.float32, torch.float32))
+
+    def pack(weight: Tensor) -> Parts:
+        return fp8_blocks(weight, 32, 32, "weight_scale_inv", next(kinds))
+
+    stored, wanted = packed_state(random_state(), pack)
+    assert_loads_as(write(tmp_path, stored, config()), wanted)
 
 
 @pytest.mark.parametrize("word", ["weight_scale_inv", "weight_scale"])
