@@ -93,15 +93,17 @@ def _run_memory(config: ModelConfig, arguments: argparse.Namespace) -> dict[str,
 
     import dgemma.llm  # noqa: F401  (what a run imports)
     from dgemma.bench.clock import status_bytes
-    from dgemma.device import choose
+    from dgemma.device import choose, free_bytes
     from dgemma.model.size import measure, peak
 
-    dtype = choose("cpu", arguments.dtype, measure(config).parameters, "bfloat16").dtype
+    numbers = measure(config).parameters
+    dtype = choose("cpu", arguments.dtype, numbers, "bfloat16").dtype
     most = config.max_position_embeddings - config.canvas_length
     if arguments.prompt > most:
         raise InvalidRequest(f"--prompt must be at most {most}, got {arguments.prompt}")
     cache = arguments.cache_dtype
-    parts = peak(config, dtype, arguments.prompt, arguments.batch, cache_dtype=cache)
+    room = free_bytes(torch.device("cpu")) / numbers
+    parts = peak(config, dtype, arguments.prompt, arguments.batch, cache_dtype=cache, room=room)
     # The memory of this very process by now is that of the interpreter and torch.
     torch.ones(64, 64, dtype=dtype) @ torch.ones(64, 64, dtype=dtype)
     runtime = status_bytes("VmHWM") or 0

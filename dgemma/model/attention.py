@@ -95,12 +95,12 @@ class SegmentPages:
         with it.
         """
         place = codes(buffer)
-        for half, x in zip(place, (k, v), strict=True):
+        for half, x in enumerate((k, v)):
             new = stored(x, buffer).transpose(0, 1)
             if isinstance(self.new, slice):
-                half[:, self.new] = new
+                place[half, :, self.new] = new
             else:
-                half.index_copy_(1, self.new, new)
+                place[half].index_copy_(1, self.new, new)
         if isinstance(self.seen, slice):
             found = place[:, :, self.seen]
         else:

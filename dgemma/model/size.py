@@ -13,6 +13,7 @@ import torch
 from dgemma.errors import InvalidRequest
 from dgemma.kernels.attention import FEWEST, SCORES
 from dgemma.kernels.e4m3 import choose_cache
+from dgemma.kernels.experts import choose_experts
 from dgemma.kernels.head_tiles import TILE_ELEMENTS
 from dgemma.kernels.sampling import BLOCK
 from dgemma.model.attention import QUERY_BLOCK
@@ -60,7 +61,7 @@ class Peak:
     """Most memory that a run takes, in bytes, by its purpose.
 
     Attributes:
-        weights: of the text part.
+        weights: of the text part, and the copy of the experts that a kernel keeps.
         cache: the pages that the requests have written to at the end of their first canvas.
         work: activations of the widest forward, and the scratch memory of the kernels.
     """
@@ -83,6 +84,7 @@ def peak(
     chunk: int = 1024,
     sliding_pages: int | None = None,
     cache_dtype: str = "auto",
+    room: float = 0.0,
 ) -> Peak:
     """Predict the memory of a run on a CPU.
 
@@ -94,6 +96,7 @@ def peak(
         chunk: prompt tokens that one forward encodes of a request.
         sliding_pages: those that an engine has for sliding layers; None: as many as are of use.
             Tokens before the window stay, for later requests, until they have to make room.
+        room: see `choose_experts`, whose kernel may keep a copy of the experts.
     """
     item, width, canvas = dtype.itemsize, config.hidden_size, config.canvas_length
     rows = batch * (canvas + min(prompt, chunk))  # the first step goes with the last piece
@@ -119,8 +122,11 @@ def peak(
     if sliding_pages is None:
         sliding_pages = page_counts(config, dtypes, None, 32, chunk)[1]
     sliding = min(batch * blocks, sliding_pages)
+    cpu = torch.device("cpu")
+    kernel = choose_experts(config.num_experts, inner, dtype, cpu, room=room)[0]
+    copied = config.num_layers * config.num_experts * 3 * inner * width
     return Peak(
-        weights=measure(config).parameters * item,
+        weights=(measure(config).parameters + copied * (kernel == "prepacked")) * item,
         cache=batch * blocks * pages["full_attention"] + sliding * pages["sliding_attention"],
         work=work + (KEPT_16_BIT if half else KEPT),
     )

@@ -54,7 +54,7 @@ def test_the_model_is_named_alike_everywhere(command: str) -> None:
         assert found.model == "some"
         assert not after or getattr(found, places[-1]) in ("x", Path("x"))
     assert parser.parse([*before, *after]).model == "nano"
-    usage = parser.format_help().replace("[PROMPT]", "PROMPT")
+    usage = parser.format_help().replace("[PROMPT]", "PROMPT").replace("[OUT]", "OUT")
     assert f"[MODEL] {places[-1].upper()}" in usage or not after
 
 

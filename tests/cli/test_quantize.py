@@ -75,15 +75,18 @@ def test_int4_is_searched_with_a_text(tmp_path: Path, run: Callable[..., Ran]) -
 
 @pytest.mark.model
 @pytest.mark.fault("Q 5")
-def test_before_and_after(tmp_path: Path, run: Callable[..., Ran]) -> None:
+def test_before_and_after(
+    tmp_path: Path, run: Callable[..., Ran], caplog: pytest.LogCaptureFixture
+) -> None:
     """`--evaluate` that compares the source with itself, or other examples."""
+    caplog.set_level("INFO", "dgemma")
     out = str(tmp_path / "out")
-    code, said, err = run("quantize", out, "--format", "int8", "--evaluate", "2", "--json")
+    code, said, _ = run("quantize", out, "--format", "int8", "--evaluate", "2", "--json")
     results = json.loads(said)["evaluation"]
     assert code == 0 and list(results) == ["sudoku", "json"]
     for before, after in results.values():
         assert (before["name"], after["name"], before["n"], after["n"]) == ("", "int8", 2, 2)
-    assert "compressed-tensors" in err  # what was loaded the second time
+    assert "compressed-tensors" in caplog.text  # what was loaded the second time
 
 
 @pytest.mark.fault("Q 4")

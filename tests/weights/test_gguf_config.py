@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dgemma.errors import CheckpointError, ConfigError
-from dgemma.params import RELEASED
 from dgemma.loading import load_model
+from dgemma.params import RELEASED
 from dgemma.weights.files import load_config, open_checkpoint
 from tests.support.gguf_checkpoint import CONFIG, keys_of, q4_k_m, rope_freqs, tensors_of, write
 from tests.support.gguf_files import Key
