@@ -60,6 +60,7 @@ def test_every_way_gives_the_same_network(
         assert torch.equal(model.state_dict()[name], value.to(dtype or value.dtype)), name
 
 
+@pytest.mark.fault("Q 16")
 def test_names_of_experts_as_they_are_published() -> None:
     """Written out, not computed: the names in the headers of the published files, gate first."""
     one, two = (f"model.decoder.layers.7.experts.{e}" for e in (0, 1))

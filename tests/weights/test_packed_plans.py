@@ -56,7 +56,7 @@ def test_a_name_without_end(tmp_path: Path) -> None:
     save_file(weights, path / "model.safetensors")
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(path)
-    assert "xxx..., which is no name of a weight" in str(caught.value)
+    assert "xxx..., which is not the name of a weight" in str(caught.value)
     assert len(str(caught.value)) < 600
 
 
