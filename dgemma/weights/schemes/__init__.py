@@ -69,7 +69,8 @@ def read_packed(
         return source
     if long := [name for name in source.tensors if len(name) > MOST_NAME]:
         raise CheckpointError(
-            f"{source.path} holds {few(long)}, which is not the name of a weight; take the files again"
+            f"{source.path} holds {few(long)}, which is not the name of a weight; take the files "
+            "again"
         )
     method = str(
         config.get("quant_method", "mlx" if config.keys() & {"bits", "mode"} else "packed")
