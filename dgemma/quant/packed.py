@@ -158,7 +158,7 @@ def joined(pieces: Sequence[Packed]) -> Packed:
     return replace(first, parts=parts)
 
 
-def _of_one_dtype(found: Sequence[Tensor]) -> Sequence[Tensor]:
+def _of_one_dtype(found: list[Tensor]) -> list[Tensor]:
     """Parts that can be joined: scales of which some are exponents alone become fp32."""
     if len({part.dtype for part in found}) == 1:
         return found
