@@ -63,7 +63,7 @@ def test_every_kernel_is_plain_torch() -> None:
     kernels = {part: (name, why) for part, name, why in found.model.kernels}
     assert {part: name for part, (name, _) in kernels.items()} == {
         "experts": "dense", "head": "rows",
-        "attention path": "reference", "attention kernel": "sdpa",
+        "attention path": "reference", "attention kernel": "sdpa", "cache": "bfloat16",
     }  # fmt: skip
     assert kernels["attention path"][1] == "auto: on Metal"
 

@@ -24,6 +24,9 @@ OTHERS = {
     "weights/names.py": "names of tensors",
     "weights/load.py": "names of tensors",
     "weights/schemes/matching.py": "names of modules, by a checkpoint's patterns of few repeats",
+    "weights/schemes/gemma.py": "names of modules, by a checkpoint's patterns of few repeats",
+    "weights/writers/compressed.py": "names of modules, by their own endings",
+    "weights/writers/tensors.py": "our names of tensors",
 }
 """Modules whose expressions see no user's text, and what they see."""
 MADE = {
@@ -41,6 +44,7 @@ ONCE = {
     "server/apis/edit/sections.py": ("\\A",),
     "constrain/regex.py": ("\\(",),
     "cli/options.py": ("auto",),
+    "weights/cached.py": ("([A-Za-z0-9_]", "models--"),
 }
 """Beginnings of expressions that are matched once, at a text's beginning; others everywhere."""
 STOPS = {
