@@ -132,7 +132,7 @@ def stacked(pieces: Sequence[Packed]) -> Packed:
     first = pieces[0]
     parts = {}
     for name, part in first.parts.items():
-        found = [p.parts[name] for p in pieces]
+        found = _of_one_dtype([p.parts[name] for p in pieces])
         if all(map(_is_one_row, found)):
             rows = torch.stack([matrix[..., :1, :] for matrix in found])
             parts[name] = rows.expand(-1, *part.shape)
@@ -148,14 +148,21 @@ def joined(pieces: Sequence[Packed]) -> Packed:
         return first
     parts = {}
     for name, part in first.parts.items():
-        found = [p.parts[name] for p in pieces]
-        head = part[..., :1, :]
+        found = _of_one_dtype([p.parts[name] for p in pieces])
+        head = found[0][..., :1, :]
         if all(_is_one_row(p) and torch.equal(p[..., :1, :], head) for p in found):
             rows = sum(matrix.shape[-2] for matrix in found)
             parts[name] = head.expand(*part.shape[:-2], rows, part.shape[-1])
         else:
             parts[name] = torch.cat(found, -2)
     return replace(first, parts=parts)
+
+
+def _of_one_dtype(found: list[Tensor]) -> list[Tensor]:
+    """Parts that can be joined: scales of which some are exponents alone become fp32."""
+    if len({part.dtype for part in found}) == 1:
+        return found
+    return [part.float() if part.is_floating_point() else part for part in found]
 
 
 def _is_one_row(part: Tensor) -> bool:

@@ -220,7 +220,7 @@ def _too_small(checkpoint: Checkpoint, tries: Sequence[MemoryPlan]) -> str:
     plan, packed, *away = tries
     budget = plan.budget or 0
     said = (
-        f"{checkpoint.directory} does not fit a memory of {in_gb(budget)}: it takes "
+        f"{checkpoint.path} does not fit a memory of {in_gb(budget)}: it takes "
         f"{in_gb(plan.total)} with a context of {plan.context:,}"
     )
     if packed.eight_bit:

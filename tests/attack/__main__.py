@@ -77,6 +77,7 @@ class Result:
             f"memory is {growth:.2f} of before": growth > MEMORY_GROWTH,
             f"the log grew by {log_bytes} bytes": log_bytes > LOG_BYTES,
             f"5xx: {self.answers}": any(name[:1] == "5" and name != "503" for name in self.answers),
+            f"broken: {self.answers}": any(name.startswith("broke") for name in self.answers),
             "the server is gone": not self.alive,
         }
         return [text for text, passed in checks.items() if passed]

@@ -13,9 +13,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
 
+from tests.attack.models import FILES, start
 from tests.attack.wire import ATTACKER, Answers, Caller, at_once, failure, held, status_of
 from tests.support.bodies import ALL
 from tests.support.mutated_bodies import mutated_body
@@ -328,6 +331,20 @@ def mutated_bodies(caller: Caller) -> Run:
         return caller.post(path, body, 20)
 
     return partial(at_once, 4, one)
+
+
+@attack("a second server that is started on broken model files, one after the other")
+def broken_models(_: Caller) -> Run:
+    names = count()
+
+    def run(until: float) -> Answers:
+        with TemporaryDirectory() as directory:
+            paths = [Path(directory, name) for name in FILES]
+            for path, data in zip(paths, FILES.values(), strict=True):
+                path.write_bytes(data)
+            return at_once(1, lambda _: start(paths[next(names) % len(paths)]), until)
+
+    return run
 
 
 if __name__ == "__main__":

@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from dgemma.errors import CheckpointError, ConfigError, ModelNotFound
+from dgemma.weights.files import open_checkpoint
+from dgemma.weights.find import find_model
 from tests.attack.__main__ import Result, main
 from tests.attack.attacks import ATTACKS, MB
+from tests.attack.models import FILES, start
 from tests.attack.server import Held
 from tests.attack.wire import Caller
 from tests.support.mutated_bodies import ROUTES, mutated_body
@@ -37,6 +41,7 @@ def test_a_server_that_withstands() -> None:
         replace(GOOD, after=replace(HELD, memory_mb=116.0)),
         replace(GOOD, after=replace(HELD, log_bytes=1_002_000)),
         replace(GOOD, answers={"500": 1}),
+        replace(GOOD, answers={"broke: arch.gguf": 1}),
         replace(GOOD, alive=False),
     ],
 )
@@ -65,6 +70,26 @@ def test_bodies_pass_the_limit_of_size() -> None:
     cells = [cell.cell_contents for cell in run.args[1].__closure__ or ()]  # type: ignore[attr-defined]
     bodies = next(cell for cell in cells if isinstance(cell, list))
     assert all(MB // 2 < len(data) <= 4 * MB for _, data in bodies)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_broken_model_is_refused(tmp_path: Path, name: str) -> None:
+    """One line each, without a control character, and not because the file is absent."""
+    path = tmp_path / name
+    path.write_bytes(FILES[name])
+    with pytest.raises((CheckpointError, ConfigError, ModelNotFound)) as caught:
+        open_checkpoint(find_model(path)[0])
+    said = str(caught.value)
+    assert said.isprintable() and len(said) < 1000 and name in said
+
+
+@pytest.mark.process
+def test_a_server_on_a_broken_model(tmp_path: Path) -> None:
+    """Catches a class that calls everything refused, and one that takes no file for an answer."""
+    path = tmp_path / "text.gguf"
+    path.write_bytes(FILES["text.gguf"])
+    assert start(path) == "refused"
+    assert start(tmp_path / "absent") == "broke: absent"
 
 
 @pytest.mark.process

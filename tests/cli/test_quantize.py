@@ -45,6 +45,18 @@ def test_quantize(tmp_path: Path, run: Callable[..., Ran]) -> None:
     assert found["formats"]["Q8_0"] == 47 and Path(found["out"]).stat().st_size < 2.2e6
 
 
+@pytest.mark.fault("Q 18")
+def test_experts_that_do_not_shrink(tmp_path: Path, run: Callable[..., Ran]) -> None:
+    """bitsandbytes #1849: 16-bit experts in a "4-bit" file; the report has bytes for each class."""
+    said = [
+        run("quantize", str(tmp_path / name), "--format", "int8", *keep)[1]
+        for name, keep in (("all", []), ("some", ["--keep", "*experts*"]))
+    ]
+    assert ["the experts did not shrink" in one for one in said] == [False, True]
+    shares = [one.partition("| experts | 0.885 | ")[2][:5] for one in said]
+    assert float(shares[0]) < 0.55 and shares[1] == "0.885"
+
+
 @pytest.mark.model
 def test_int4_is_searched_with_a_text(tmp_path: Path, run: Callable[..., Ran]) -> None:
     """`--data` that is not read, or changes nothing."""
@@ -62,6 +74,7 @@ def test_int4_is_searched_with_a_text(tmp_path: Path, run: Callable[..., Ran]) -
 
 
 @pytest.mark.model
+@pytest.mark.fault("Q 5")
 def test_before_and_after(
     tmp_path: Path, run: Callable[..., Ran], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -76,6 +89,7 @@ def test_before_and_after(
     assert "compressed-tensors" in caplog.text  # what was loaded the second time
 
 
+@pytest.mark.fault("Q 4")
 def test_more_passes_are_warned_of() -> None:
     """A packed model that takes longer than the one that it was made from, without a word."""
 

@@ -62,6 +62,7 @@ def answers(model: DiffusionGemma) -> list[Output]:
     return outputs
 
 
+@pytest.mark.fault("Q 2")
 def test_every_use_of_a_packed_network(pair: tuple[DiffusionGemma, DiffusionGemma]) -> None:
     """Lookup, projections, experts, head, soft embedding, chosen logits, pinned positions, filters
     and the autoregressive mode: the same tokens, and the same bits of every log-probability."""

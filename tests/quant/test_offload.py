@@ -111,6 +111,7 @@ def on_device(model: DiffusionGemma, mover: FakeMover) -> int:
 
 
 @pytest.mark.parametrize("layout", ["bfloat16", "nvfp4", "mixed"])
+@pytest.mark.fault("Q 1")
 def test_the_option_has_an_effect(
     tmp_path: Path, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

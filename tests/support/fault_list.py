@@ -1,4 +1,4 @@
-"""The faults that were found by attack (R), in public reports (P) and by first use (N).
+"""The faults that were found by attack (R), in public reports (P, Q) and by first use (N).
 
 Knows their numbers, what each is about, and which later work owns those that have no test yet. A
 test that shows one mended carries `@pytest.mark.fault("R C1", ...)`.
@@ -138,6 +138,28 @@ FAULTS: dict[str, str] = {
     "N 52": "save over a checkpoint",
     "N 53": "traps for contributors",
     "N English": "sentences that one stumbles over",
+    # packed weights in other engines: where, and what
+    "Q 1": "llama.cpp #24423: options for memory that have no effect",
+    "Q 2": "vllm #46454: a packed table has no .weight for head, soft embedding and sampler",
+    "Q 3": "mlx-vlm #1350, #1356: a table in mxfp4 read as affine",
+    "Q 4": "mlx-vlm #1359: 4 bits take more passes",
+    "Q 5": "mlx-vlm #895: quality lost by 4 bits everywhere",
+    "Q 6": "vllm #45212, #45320: missing input scales load as 0",
+    "Q 7": "vllm #54444: missing scales stay uninitialised",
+    "Q 8": "vllm #39256, sglang #22929: names of single experts",
+    "Q 9": "vllm #39595: widths of 352",
+    "Q 10": "vllm #42390: kernels that refuse 704",
+    "Q 11": "vllm #44796: plain modules in a packed file",
+    "Q 12": "vllm #48521: a packed head",
+    "Q 13": "sglang #25792: scales of keys and values",
+    "Q 14": "transformers #45699: weight_scale and weight_scale_inv",
+    "Q 15": "transformers: ragged blocks of 128 refused",
+    "Q 16": "auto-round #1935, GPTQModel #3082: experts one by one and fused",
+    "Q 17": "Model-Optimizer #2041: self-conditioning forgotten",
+    "Q 18": "bitsandbytes #1849, unsloth #5344: experts left in 16 bit",
+    "Q 19": "GGUF converter: keys of new configs; a table without rows",
+    "Q 20": "lemonade #2531: unknown architecture, after a full download",
+    "Q 21": "transformers 5.17: a GGUF vocabulary of another kind, cut in wrong pieces",
 }
 
 OWNED: dict[str, str] = {

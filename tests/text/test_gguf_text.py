@@ -13,6 +13,7 @@ from dgemma.text.tokenizer import Tokenizer
 from tests.support.gguf_files import Key, gguf
 
 
+@pytest.mark.fault("Q 21")
 def test_other_vocabularies(tmp_path: Path) -> None:
     """A vocabulary that we would cut up wrongly is refused; a broken one names its fault."""
     path = tmp_path / "x.gguf"

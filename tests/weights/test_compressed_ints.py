@@ -147,6 +147,7 @@ def test_experts_of_one_stack_may_differ(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prefix", ["model.decoder", "model.encoder.language_model"])
 @pytest.mark.parametrize("value", [None, 0.0, float("nan")])
+@pytest.mark.fault("Q 6", "Q 13")
 def test_lists_input_and_cache_scales_change_nothing(
     tmp_path: Path, prefix: str, value: float | None
 ) -> None:
@@ -160,6 +161,7 @@ def test_lists_input_and_cache_scales_change_nothing(
     assert_loads_as(write(tmp_path, stored, config(rule(), ignore=ignore)), wanted)
 
 
+@pytest.mark.fault("Q 12")
 def test_a_packed_head(tmp_path: Path) -> None:
     """vllm #48521: a packed copy of the table is the table, or it is refused."""
     packs: dict[str, Pack] = {"embed.weight": lambda w: pack_quantized(w, 4, 32, mixed=True)}
@@ -209,6 +211,7 @@ FAULTS: list[tuple[str, Tensor | None, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("word", "value", "said", "match"), FAULTS)
+@pytest.mark.fault("Q 7")
 def test_what_does_not_fit_is_named(
     tmp_path: Path, word: str, value: Tensor | None, said: dict[str, Any], match: str
 ) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from dgemma.errors import CheckpointError
 from dgemma.loading import load_model, save_model
 from dgemma.quant.modules import PackedExperts, PackedLinear
-from tests.support.packed_files import CONFIG, assert_loads_as, random_state, write
+from tests.support.packed_files import CONFIG, assert_loads_as, is_packed, random_state, write
 from tests.support.packing import Parts, fp8_blocks, mxfp4, nvfp4, packed_state
 
 BLOCK = {"strategy": "block", "block_structure": [32, 32]}
@@ -94,6 +94,18 @@ def fp4(weight: Tensor) -> Parts:
     return parts | {"input_global_scale": torch.tensor([0.0])}, numbers
 
 
+@pytest.mark.fault("Q 17")
+def test_self_conditioning_that_no_list_names(tmp_path: Path) -> None:
+    """Model-Optimizer #2041: the quantiser's recipe did not know it. Packed or plain, it counts."""
+
+    def which(name: str) -> bool:
+        return is_packed(name) or ("self_conditioning" in name and "proj" in name)
+
+    stored, wanted = packed_state(random_state(), per_row, which=which)
+    assert any("self_conditioning" in name and name.endswith("_scale") for name in stored)
+    assert_loads_as(write(tmp_path, stored, config()), wanted)
+
+
 def test_nvfp4(tmp_path: Path) -> None:
     """gate and up keep their own global scale, by which one divides."""
     state = random_state()
@@ -120,6 +132,7 @@ def test_mxfp4(tmp_path: Path) -> None:
     assert_loads_as(path, wanted, sizes)
 
 
+@pytest.mark.fault("Q 13")
 def test_scales_of_a_cache_are_read_and_set_aside(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -153,6 +166,7 @@ def test_a_scale_beside_a_plain_weight_is_refused(tmp_path: Path) -> None:
     refused(tmp_path, stored, said, rf"{UP}\.weight_scale; the config says that {UP} is not packed")
 
 
+@pytest.mark.fault("Q 11")
 def test_a_module_that_the_config_names_may_be_plain(tmp_path: Path) -> None:
     """vllm #44796: a 16-bit module inside a packed file."""
     stored, wanted = packed_state(random_state(), per_row, which=lambda n: "experts" in n)
@@ -173,6 +187,7 @@ def test_a_module_that_the_config_names_may_be_plain(tmp_path: Path) -> None:
         (f"{UP}.weight", torch.ones(48, 48).to(torch.float8_e4m3fn), "the config wants"),
     ],
 )  # fmt: skip
+@pytest.mark.fault("Q 7")
 def test_what_does_not_fit_is_named(
     tmp_path: Path, name: str, value: Tensor | None, match: str
 ) -> None:
@@ -242,6 +257,7 @@ def test_a_strange_block_is_refused(tmp_path: Path, size: object) -> None:
     refused(tmp_path, stored, said, "block_structure")
 
 
+@pytest.mark.fault("Q 12")
 def test_a_packed_head(tmp_path: Path) -> None:
     """vllm #48521. It repeats the table, bit for bit, or it is refused: they are tied here."""
     state = random_state()

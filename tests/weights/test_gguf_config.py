@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dgemma.errors import CheckpointError, ConfigError
+from dgemma.loading import load_model
 from dgemma.params import RELEASED
 from dgemma.weights.files import load_config, open_checkpoint
 from tests.support.gguf_checkpoint import CONFIG, keys_of, q4_k_m, rope_freqs, tensors_of, write
@@ -103,6 +104,20 @@ def test_keys_that_cannot_be_honoured(
             full[name] = value
     said = refusal(write(tmp_path / "m.gguf", full, tensors_of(STATE, q4_k_m)[0]))
     assert message in said
+
+
+@pytest.mark.fault("Q 19")
+def test_a_table_of_other_rows_than_the_vocabulary(tmp_path: Path) -> None:
+    """A converter wrote a table cut to an empty vocabulary: 0 rows, or fewer than there are ids."""
+    keys = KEYS | {"tokenizer.ggml.tokens": Key("text[]", [f"t{i}" for i in range(120)])}
+    path = write(tmp_path / "m.gguf", keys, tensors_of(STATE, q4_k_m)[0])
+    with pytest.raises(CheckpointError, match=r"is \[128, 256\], the config wants \[120, 256\]"):
+        load_model(path, device="cpu")
+    tensors = [
+        replace(one, dims=[256, 0], data=b"") if one.name == "token_embd.weight" else one
+        for one in tensors_of(STATE, q4_k_m)[0]
+    ]
+    assert "token_embd.weight" in refusal(write(tmp_path / "m.gguf", KEYS, tensors))
 
 
 def test_unknown_keys_can_be_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.hostile_checkpoints import break_checkpoint, make_tiny
+from tests.support.hostile_packed import LAYOUTS, break_packed, make_packed, model_in
 
 pytestmark = pytest.mark.process
 
@@ -98,23 +99,56 @@ def test_the_whole_one_loads(reader: Reader, tiny: Path) -> None:
     assert reader.ask(tiny) == {"outcome": "loaded", "text": ""}
 
 
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One checkpoint of each layout."""
+    directory = tmp_path_factory.mktemp("packed")
+    make_packed(directory)
+    return directory
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_whole_layout_loads(reader: Reader, packed: Path, layout: str) -> None:
+    """As above, for packed weights and GGUF files."""
+    assert reader.ask(model_in(packed / layout)) == {"outcome": "loaded", "text": ""}
+
+
+def run(
+    reader: Reader, broken: Path, cases: int, break_one: Callable[[int], str], about: str,
+    record: Callable[..., None],
+) -> None:  # fmt: skip
+    """Break and read, number by number; the first is that of the environment."""
+    first = int(os.environ.get("FIRST_CHECKPOINT", 0))
+    outcomes, faults = Counter[str](), []
+    for number in range(first, first + cases):
+        done = break_one(number)
+        answer = reader.ask(model_in(broken))
+        outcomes[answer["outcome"]] += 1
+        if fault := fault_of(answer):
+            faults.append(f"FIRST_CHECKPOINT={number} ({done}): {fault}")
+        shutil.rmtree(broken)
+    record(f"hostile {about}: refused with one error", outcomes["refused"])
+    record(f"hostile {about}: harmless, loaded", outcomes["loaded"])
+    record(f"hostile {about}: crashes, hangs and tracebacks", len(faults), "0")
+    assert not faults, "\n".join(faults)
+    assert outcomes["refused"] > cases / 2, outcomes
+
+
 def test_broken_checkpoints(
     reader: Reader, tiny: Path, tmp_path: Path, count: Callable[[int, int], int],
     record: Callable[..., None],
 ) -> None:  # fmt: skip
     """A crash, a hang, a traceback, or gigabytes of memory, because of what a file holds."""
-    first = int(os.environ.get("FIRST_CHECKPOINT", 0))
-    cases, outcomes, faults = count(60, 2000), Counter[str](), []
-    for number in range(first, first + cases):
-        broken = tmp_path / "broken"
-        done = break_checkpoint(tiny, broken, number)
-        answer = reader.ask(broken)
-        outcomes[answer["outcome"]] += 1
-        if fault := fault_of(answer):
-            faults.append(f"FIRST_CHECKPOINT={number} ({done}): {fault}")
-        shutil.rmtree(broken)
-    record("hostile checkpoints: refused with one error", outcomes["refused"])
-    record("hostile checkpoints: harmless, loaded", outcomes["loaded"])
-    record("hostile checkpoints: crashes, hangs and tracebacks", len(faults), "0")
-    assert not faults, "\n".join(faults)
-    assert outcomes["refused"] > cases / 2, outcomes
+    broken = tmp_path / "broken"
+    cases = count(60, 2000)
+    run(reader, broken, cases, lambda n: break_checkpoint(tiny, broken, n), "checkpoints", record)
+
+
+def test_broken_packed_checkpoints(
+    reader: Reader, packed: Path, tmp_path: Path, count: Callable[[int, int], int],
+    record: Callable[..., None],
+) -> None:  # fmt: skip
+    """The same of packed weights (integers, fp8, fp4, nf4, MLX) and of GGUF files."""
+    broken = tmp_path / "broken"
+    cases = count(6, 200) * len(LAYOUTS)
+    run(reader, broken, cases, lambda n: break_packed(packed, broken, n), "packed files", record)

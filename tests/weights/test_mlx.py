@@ -106,6 +106,7 @@ def test_groups(tmp_path: Path, group: int) -> None:
 
 
 @pytest.mark.parametrize("mode", PACKS)
+@pytest.mark.fault("Q 3")
 def test_modes(tmp_path: Path, mode: str) -> None:
     """mlx-vlm #1350, #1356: a table in mxfp4 was read as affine. Every mode, with the table."""
     stored, wanted = packed_state(

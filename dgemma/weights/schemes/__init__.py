@@ -43,6 +43,8 @@ SCHEMES: dict[str, Scheme] = {
 
 QUANT_CONFIG = "hf_quant_config.json"
 """Where modelopt writes what it did, in place of config.json or beside it."""
+MOST_NAME = 1000
+"""Characters of a tensor's name, which messages repeat."""
 IGNORED = ("ignore", "ignored_layers", "modules_to_not_convert", "exclude_modules")
 
 
@@ -65,6 +67,11 @@ def read_packed(
     config = _config(extra, own or {})
     if config is None:
         return source
+    if long := [name for name in source.tensors if len(name) > MOST_NAME]:
+        raise CheckpointError(
+            f"{source.path} holds {few(long)}, which is not the name of a weight; take the files "
+            "again"
+        )
     method = str(
         config.get("quant_method", "mlx" if config.keys() & {"bits", "mode"} else "packed")
     )

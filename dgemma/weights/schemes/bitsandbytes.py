@@ -82,7 +82,7 @@ def _group(tensors: Stored, name: str, state_name: str, kind: str, read: Read) -
         need(tensors, coarse, name, ("F32",), [(math.ceil(blocks / inner),)])
         need(tensors, fine, name, ("F32",), [(256,)])
         stored += [coarse, fine]
-    numbers = tuple(read(table).tolist())
+    numbers = tuple(read(table).flatten().tolist())
     if not all(map(math.isfinite, numbers)):
         raise _damaged(table, "numbers that are not finite")
     form = Table4(kind, state.group, numbers)

@@ -50,7 +50,7 @@ class Columns:
         if kind not in self.known:
             name = f"{plain}_shape"
             need(self.tensors, name, plain, INDEX, [(2,), (3,)])
-            self.known[kind] = int(self.read_one(name)[-1])
+            self.known[kind] = int(self.read_one(name).flatten()[-1])
         return self.known[kind]
 
 
@@ -90,9 +90,10 @@ def packed_group(
     form = Integers(bits, group, middle, ordered=order in tensors)
 
     def build(read: Read) -> Packed:
-        if read(shape).tolist()[-2:] != [rows, columns]:
+        given = read(shape).flatten()
+        if not given.is_meta and given.tolist()[-2:] != [rows, columns]:
             raise CheckpointError(
-                f"{shape} says {read(shape).tolist()}, but the files and the config want "
+                f"{shape} says {given.tolist()}, but the files and the config want "
                 f"{[*lead, rows, columns]}; take the files again"
             )
         width = math.ceil(columns * bits / 8)

@@ -93,7 +93,7 @@ def need(
             f"{name} is {info.dtype}; beside {owner} it must be {' or '.join(dtypes)}: take the "
             "files again, or the BF16 checkpoint"
         )
-    wanted = [tuple(shape) for shape in shapes]
+    wanted = list(dict.fromkeys(tuple(shape) for shape in shapes))
     for shape in wanted:
         if [n for n in shape if n != 1] == [n for n in info.shape if n != 1]:
             return shape
@@ -151,6 +151,9 @@ def group_order(name: str, index: Tensor, group: int, groups: int) -> Tensor:
     Raises:
         CheckpointError: there is no such group.
     """
+    index, kind = index.flatten(), torch.uint8 if groups <= 256 else torch.int16
+    if index.is_meta:
+        return index.to(kind)
     if bool((index == -1).all()):
         index = torch.arange(index.shape[-1]) // (group or index.shape[-1])
     if int(index.min()) < 0 or int(index.max()) >= groups:
@@ -158,7 +161,7 @@ def group_order(name: str, index: Tensor, group: int, groups: int) -> Tensor:
             f"{name} names groups from {int(index.min())} to {int(index.max())}, but there are "
             f"{groups}; the file is damaged: take it again"
         )
-    return index.to(torch.uint8 if groups <= 256 else torch.int16)
+    return index.to(kind)
 
 
 def float8_group(

@@ -109,7 +109,9 @@ def _group(
             index = group_order(order, read(order), group, groups)
             if mixed:
                 parts["order"] = index.expand(rows, columns)
-            elif not torch.equal(index.long(), torch.arange(columns) // (group or columns)):
+            elif not index.is_meta and not torch.equal(
+                index.long(), torch.arange(columns) // (group or columns)
+            ):
                 raise CheckpointError(
                     f"{order} has columns in any order, but the config says that they are not "
                     "(desc_act); restore config.json"
