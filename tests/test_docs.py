@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -70,6 +71,7 @@ def options_of(command: str) -> set[str]:
     return {word for action in parser._actions for word in action.option_strings}
 
 
+@cache
 def options_of_program(name: str) -> set[str]:
     """Every option of `python -m bench.NAME`, from its own help."""
     command = [sys.executable, "-m", f"bench.{name}", "--help"]

@@ -236,7 +236,11 @@ def test_generate_streams(
             return super().write(text)
 
     words = ["generate", "What is your name?", *way.split()]
-    words += [] if "autoregressive" in way else ["--seed", "3", "--min-tokens", "240"]
+    words += (
+        []
+        if "autoregressive" in way
+        else ["--seed", "3", "--min-tokens", "240", "--max-steps", "8"]
+    )
     words += ["--max-tokens", "250"]
     wanted = json.loads(run(*words, "--json")[1])
     monkeypatch.setattr(sys, "stdout", Pipe())
