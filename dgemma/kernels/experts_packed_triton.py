@@ -20,6 +20,7 @@ from dgemma.kernels.experts_triton import (
     MOST_MEANS,
     ExpertTiles,
     add_parts,
+    check_shapes,
     gelu_tanh,
     plan_blocks,
     store_part,
@@ -222,13 +223,7 @@ def experts_packed(
         DeviceError: the device has no room for the smallest blocks.
     """
     _check(x, gate_up, down)
-    experts, width, inner = down.shape
-    fits = gate_up.shape == (experts, 2 * inner, width) and weight.shape == index.shape
-    if not fits or x.shape != (index.shape[0], width):
-        raise InvalidRequest(
-            f"shapes do not fit: x {tuple(x.shape)}, index {tuple(index.shape)}, "
-            f"weight {tuple(weight.shape)}, gate_up {gate_up.shape}, down {down.shape}"
-        )
+    check_shapes(x, index, weight, gate_up.shape, down.shape)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     if not x.shape[0]:
         return out
@@ -236,7 +231,7 @@ def experts_packed(
     with torch.cuda.device_of(x):
         launch_largest(
             f"experts of {gate_up.kind} and {down.kind} in {x.dtype}",
-            candidates(index.numel() / experts, x.dtype),
+            candidates(index.numel() / down.shape[0], x.dtype),
             lambda tiles: shared_bytes(tiles, x.dtype),
             lambda tiles: _experts(x, index, weight, gate_up, down, out, tiles),
         )

@@ -302,13 +302,23 @@ def check(x: Tensor, index: Tensor, weight: Tensor, gate_up: Tensor, down: Tenso
         raise InvalidRequest("the Triton experts have no backward: use the sparse or dense ones")
     if not x.dtype == gate_up.dtype == down.dtype:
         raise InvalidRequest(f"dtypes differ: {x.dtype}, {gate_up.dtype}, {down.dtype}")
-    experts, hidden, inner = down.shape
-    fits = gate_up.shape == (experts, 2 * inner, hidden) and weight.shape == index.shape
+    check_shapes(x, index, weight, tuple(gate_up.shape), tuple(down.shape))
+
+
+def check_shapes(
+    x: Tensor, index: Tensor, weight: Tensor, gate_up: tuple[int, ...], down: tuple[int, ...]
+) -> None:
+    """Refuse rows, choices and matrices of sizes that do not belong together.
+
+    Raises:
+        InvalidRequest: see above.
+    """
+    experts, hidden, inner = down
+    fits = gate_up == (experts, 2 * inner, hidden) and weight.shape == index.shape
     if not fits or x.shape != (index.shape[0], hidden):
         raise InvalidRequest(
             f"shapes do not fit: x {tuple(x.shape)}, index {tuple(index.shape)}, "
-            f"weight {tuple(weight.shape)}, "
-            f"gate_up {tuple(gate_up.shape)}, down {tuple(down.shape)}"
+            f"weight {tuple(weight.shape)}, gate_up {gate_up}, down {down}"
         )
 
 

@@ -58,11 +58,11 @@ class Affine:
 
     @property
     def four_bits(self) -> bool:
-        """See `Format`."""
+        """See `GroupedFormat`."""
         return self.bits <= 4
 
     def groups(self, parts: Parts, columns: int) -> Groups:
-        """See `Format`."""
+        """See `GroupedFormat`."""
         codes = bit_stream(parts["codes"], self.bits)[..., :columns].to(torch.uint8)
         scale, bias = (parts[name].to(torch.float32) for name in ("scale", "bias"))
         return Groups(codes, scale, bias, self.group)

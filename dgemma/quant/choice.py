@@ -30,7 +30,7 @@ from dgemma.quant.cuda import (
     multiplies_float8,
 )
 from dgemma.quant.float8 import Float8
-from dgemma.quant.packed import Format, Packed
+from dgemma.quant.packed import Format, Groups, Packed, has_four_bits
 
 ROOM_FOR_INT8 = 1.5
 """Free bytes for each number from which 4-bit weights become int8. A third is for everything else.
@@ -84,7 +84,7 @@ def choose_packed(
     fast, machine = has_int8(device)
     if not fast:
         return UNPACKED, f"{names}: no kernel for it, unpacked for each product; {machine}"
-    four = all(form.four_bits for form in formats) and not any(k % 2 for k in columns)
+    four = all(map(has_four_bits, formats)) and not any(k % 2 for k in columns)
     if part == "linear" or not four:
         return INT8, f"{names}, rounded to int8 per channel at load; rows of 8 bit; {machine}"
     if room >= ROOM_FOR_INT8:
@@ -149,8 +149,13 @@ def _int8(packed: Packed) -> Int8Matrix:
     return quantise_channels(lambda low, high: packed[low:high].dequantise(), (rows, columns))
 
 
+def _groups(packed: Packed) -> Groups:
+    assert has_four_bits(packed.format)
+    return packed.format.groups(packed.parts, packed.columns)
+
+
 def _int4(packed: Packed) -> Int4Matrix:
-    return Int4Matrix(*packed.format.groups(packed.parts, packed.columns))
+    return Int4Matrix(*_groups(packed))
 
 
 def _int8_size(packed: Packed) -> int:
@@ -160,7 +165,7 @@ def _int8_size(packed: Packed) -> int:
 
 def _int4_size(packed: Packed) -> int:
     *lead, rows, columns = packed.shape
-    group = packed.format.groups(packed.parts, columns).group
+    group = _groups(packed).group
     return prod(lead) * int4_bytes(rows, columns, group)
 
 

@@ -57,11 +57,11 @@ class Float4:
 
     @property
     def four_bits(self) -> bool:
-        """See `Format`."""
+        """See `GroupedFormat`."""
         return True
 
     def groups(self, parts: Parts, columns: int) -> Groups:
-        """See `Format`."""
+        """See `GroupedFormat`."""
         low, high = parts["codes"] & 15, parts["codes"] >> 4
         codes = torch.stack([low, high], -1).flatten(-2)[..., :columns]
         scale = parts["scale"].to(torch.float32)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dgemma.quant.packed import Groups, Parts
+from dgemma.quant.packed import Parts
 
 _NUMBERS = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).to(torch.float32)
 
@@ -49,12 +49,3 @@ class Float8:
         """See `Format`."""
         scale = parts["scale"].to(torch.float32)
         return e4m3_numbers(parts["codes"]) * spread(scale, self.group or columns, columns)
-
-    @property
-    def four_bits(self) -> bool:
-        """See `Format`."""
-        return False
-
-    def groups(self, parts: Parts, columns: int) -> Groups:
-        """See `Format`."""
-        raise NotImplementedError(self.name)

@@ -61,11 +61,11 @@ class GgufFormat:
 
     @property
     def four_bits(self) -> bool:
-        """See `Format`."""
+        """See `GroupedFormat`."""
         return self.codes is not None
 
     def groups(self, parts: Parts, columns: int) -> Groups:
-        """See `Format`."""
+        """See `GroupedFormat`."""
         assert self.codes is not None
         blocks = parts["blocks"]
         found = self.codes(blocks.reshape(-1, self.size))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dgemma.errors import MissingExtra
 from dgemma.quant.gguf_blocks import HALF, Places, finite_blocks
-from dgemma.quant.packed import Groups, Parts
+from dgemma.quant.packed import Parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +52,6 @@ class LibraryFormat:
     def finite(self, parts: Parts) -> bool:
         """See `finite_blocks`."""
         return finite_blocks(parts["blocks"].reshape(-1, self.size), self.places)
-
-    @property
-    def four_bits(self) -> bool:
-        """See `Format`."""
-        return False
-
-    def groups(self, parts: Parts, columns: int) -> Groups:
-        """See `Format`."""
-        raise NotImplementedError(self.name)
 
 
 def load_library() -> Any:

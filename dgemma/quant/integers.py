@@ -59,11 +59,11 @@ class Integers:
 
     @property
     def four_bits(self) -> bool:
-        """See `Format`."""
+        """See `GroupedFormat`."""
         return self.bits <= 4 and not self.ordered
 
     def groups(self, parts: Parts, columns: int) -> Groups:
-        """See `Format`."""
+        """See `GroupedFormat`."""
         codes = bit_stream(parts["codes"], self.bits)[..., :columns].to(torch.uint8)
         scale = parts["scale"].to(torch.float32)
         zero = parts["zero"].to(torch.float32) if self.zero is None else self.zero

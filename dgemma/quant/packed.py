@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -56,12 +56,22 @@ class Format(Protocol):
             columns: K. The last group or byte may hold more than that.
         """
 
+
+@runtime_checkable
+class GroupedFormat(Format, Protocol):
+    """A format that may have codes of at most 4 bits."""
+
     @property
     def four_bits(self) -> bool:
-        """Whether `groups` gives the same numbers as codes of at most 4 bits."""
+        """Whether it has."""
 
     def groups(self, parts: Parts, columns: int) -> Groups:
-        """See `four_bits`; the arguments are those of `unpack`."""
+        """The same numbers as `unpack`, where `four_bits` is true."""
+
+
+def has_four_bits(form: Format) -> TypeGuard[GroupedFormat]:
+    """Whether a format gives its numbers as codes of at most 4 bits, by `groups`."""
+    return isinstance(form, GroupedFormat) and form.four_bits
 
 
 @dataclass(frozen=True, slots=True, eq=False)

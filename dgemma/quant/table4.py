@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dgemma.quant.float4 import pairs
 from dgemma.quant.float8 import spread
-from dgemma.quant.packed import Groups, Parts
+from dgemma.quant.packed import Parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +37,3 @@ class Table4:
         """See `Format`."""
         numbers = pairs(parts["codes"], self.table)[..., :columns]
         return numbers * spread(parts["scale"].to(torch.float32), self.group, columns)
-
-    @property
-    def four_bits(self) -> bool:
-        """See `Format`."""
-        return False
-
-    def groups(self, parts: Parts, columns: int) -> Groups:
-        """See `Format`."""
-        raise NotImplementedError(self.name)

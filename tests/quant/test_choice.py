@@ -16,7 +16,7 @@ from dgemma.quant.choice import choose_packed
 from dgemma.quant.float4 import Float4
 from dgemma.quant.float8 import Float8
 from dgemma.quant.gguf_blocks import FORMATS, Q4_0, Q4_1, Q4_K, Q8_0
-from dgemma.quant.packed import Format, Packed
+from dgemma.quant.packed import Format, Packed, has_four_bits
 from dgemma.tasks import make_example
 from tests.support.nano import nano
 
@@ -61,7 +61,7 @@ def test_nothing_slow_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     assert name == "unpacked" and "unpacked for each product" in why and "no VNNI" in why
 
 
-@pytest.mark.parametrize("number", [f.number for f in FORMATS.values() if f.four_bits])
+@pytest.mark.parametrize("number", [f.number for f in FORMATS.values() if has_four_bits(f)])
 def test_codes_of_blocks_are_their_numbers(number: int) -> None:
     """`groups` and `unpack` read the same bytes: Q4_K has its scales in another order."""
     form = FORMATS[number]

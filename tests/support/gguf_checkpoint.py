@@ -4,36 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor as Torch
 
-from dgemma.model.config import AttentionShape, ModelConfig
+from dgemma.model.config import ModelConfig
 from dgemma.quant.gguf_blocks import FORMATS
 from dgemma.quant.packed import Packed
 from dgemma.weights.gguf_names import ours_to_gguf
+from tests.support import packed_files
 from tests.support.gguf_files import Key, Tensor, gguf
 
-CONFIG = ModelConfig(
-    vocab_size=128,
-    hidden_size=256,
-    intermediate_size=96,
-    moe_intermediate_size=64,
-    num_experts=4,
-    top_k_experts=4,  # all, so that no tie of the router can change which are computed
-    num_attention_heads=4,
-    layer_types=("sliding_attention", "full_attention"),
-    sliding=AttentionShape(head_dim=64, num_key_value_heads=2, rope_theta=1e4),
-    full=AttentionShape(
-        head_dim=128, num_key_value_heads=1, rope_theta=1e6, partial_rotary_factor=0.25
-    ),
-    sliding_window=16,
-    max_position_embeddings=512,
-    canvas_length=8,
-    vision=None,
-)
+CONFIG = replace(
+    packed_files.CONFIG, hidden_size=256, intermediate_size=96, moe_intermediate_size=64,
+    sliding=replace(packed_files.CONFIG.sliding, head_dim=64),
+    full=replace(packed_files.CONFIG.full, head_dim=128),
+)  # fmt: skip
 """Blocks of 256 fit all rows but those of the down projections, as in the released model."""
 NUMBERS = {"F32": 0, "F16": 1, "BF16": 30} | {form.name: n for n, form in FORMATS.items()}
 PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,33 +9,13 @@ from pathlib import Path
 import pytest
 
 from dgemma.model.config import ModelConfig
+from tests.support.full_size import opened
 from tests.support.sparse_files import NVFP4, has_sparse_files, nvfp4, plain, write_sparse
 
 pytestmark = pytest.mark.process
 
 SHARDS = 12
 
-START = """
-import os, sys, threading, time, torch
-from pathlib import Path
-from dgemma.weights.files import open_checkpoint
-from dgemma.weights.load import load_weights, packed_formats
-from dgemma.model.transformer import DiffusionGemma
-
-def held(what):  # not ru_maxrss: a child starts with that of the process that started it
-    return int(Path("/proc/self/status").read_text().split(what)[1].split()[0]) * 1024
-
-def guard():  # a loader that reads everything must not take the machine with it
-    while held("VmRSS:") < 4e9:
-        time.sleep(0.02)
-    os._exit(3)
-
-threading.Thread(target=guard, daemon=True).start()
-start = time.perf_counter()
-checkpoint = open_checkpoint(Path(sys.argv[1]))
-with torch.device("meta"):
-    model = DiffusionGemma(checkpoint.config)
-"""
 LOAD = """
 load_weights(model, checkpoint, dtype=torch.bfloat16, check_finite=False)
 seconds = time.perf_counter() - start
@@ -45,7 +24,6 @@ assert float(model.layers[29].experts.down_proj[127, -1].sum()) == 0.0  # the la
 print(weights, held("VmHWM:"), seconds)
 """
 PLAN = """
-from dgemma.quant.modules import swap
 from dgemma.weights.budget import make_plan
 swap(model, packed_formats(model, checkpoint))
 for memory in (18, 12):
@@ -62,17 +40,6 @@ last = mapped["model.decoder.layers.29.experts.127.down_proj.weight"]
 assert float(last.dequantise().sum()) == 0.0
 print(sum(info.nbytes for info in source.tensors.values()), held("VmHWM:"), seconds)
 """
-
-
-def opened(directory: Path, then: str) -> list[float]:
-    """The figures that a process prints that opens a checkpoint."""
-    run = subprocess.run(
-        [sys.executable, "-c", START + then, str(directory)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode != 3, "more than 4 GB resident: the weights were read, not mapped"
-    assert run.returncode == 0, run.stderr
-    return [float(word) for word in run.stdout.split()]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
