@@ -81,7 +81,7 @@ def test_the_same_model(llm: LLM) -> None:
 
 def test_the_same_answers(llm: LLM) -> None:
     """Text in and out, with a grammar, too."""
-    for given in ({"seed": 3, "max_steps": 8}, {"regex": "[0-9]+", "max_steps": 4}):
+    for given in ({"seed": 3, "max_steps": 8}, {"seed": 4, "regex": "[0-9]+", "max_steps": 4}):
         one, other = llm.chat(CHAT, **given), nano().chat(CHAT, **given)
         assert one.token_ids == other.token_ids and one.text == other.text
     ids = [llm.tokenizer.encode(text) for text in ("Größe 😀 <turn|>",) if llm.tokenizer]
