@@ -52,7 +52,7 @@ def test_a_likely_canvas_is_kept() -> None:
 def test_the_likeliest_of_all_tries_is_committed() -> None:
     """The last try, whatever it is like; or a report of another one than that committed."""
     engine, others = careful_engine(ALWAYS), 0
-    for number in range(6):
+    for number in range(3):
         request, restarts = asked(number, tries=3), engine.counters().restarts
         output = last(engine.submit(request))
         assert output.verdict is not None and output.verdict.below == 1
