@@ -272,7 +272,7 @@ def test_the_next_turn_of_a_chat(record: Callable[..., None]) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux's")
 def test_soak(count: Callable[[int, int], int], record: Callable[..., None]) -> None:
     """Random traffic with cancels: memory that grows, threads, pages or slots that stay."""
-    seconds = count(9, 600)
+    seconds = count(15, 600)
     worker = Worker(nano_engine(chunk=128, cache_bytes=SMALL, max_running=8))
     draw = random.Random(11)
     began, warm, peak = time.monotonic(), 0, 0
