@@ -127,12 +127,14 @@ class Growth:
         growth_bytes: of anonymous resident memory, sampled every millisecond in a thread; None
             where the system does not say.
         device_growth_bytes: of CUDA memory; None on a CPU.
+        samples: times that the thread has looked so far.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.growth_bytes: int | None = None
         self.device_growth_bytes: int | None = None
+        self.samples = 0
         self._over = threading.Event()
         self._peak = 0
         self._base: int | None = None
@@ -142,6 +144,7 @@ class Growth:
     def _sample(self) -> None:
         while not self._over.wait(PAUSE_S):
             self._peak = max(self._peak, status_bytes("RssAnon") or 0)
+            self.samples += 1
 
     def __enter__(self) -> Growth:
         if self.device.type == "cuda":

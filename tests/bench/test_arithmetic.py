@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import mmap
 import subprocess
 import sys
 import time
@@ -173,9 +174,13 @@ def test_growth_sees_a_buffer() -> None:
     """Memory that is taken and given back within a step goes unseen."""
     size = 64_000_000
     with Growth(CPU) as growth:
-        buffer = torch.ones(size, dtype=torch.uint8)
-        time.sleep(0.1)  # a hundred samples
-        del buffer
+        # Of its own: not memory that an earlier test has given back.
+        buffer = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        buffer[:] = bytes(1) * size
+        seen = growth.samples + 2  # one of them begins now or later
+        while growth.samples < seen:
+            time.sleep(0.001)
+        buffer.close()
     assert growth.growth_bytes is not None and growth.growth_bytes >= 0.9 * size
     assert growth.device_growth_bytes is None
 
