@@ -111,6 +111,8 @@ def resolve_request(
             defaults = replace(defaults, **dict.fromkeys(EARLY))
         elif params.restart_after or (params.race or 1) > 1:
             merged.append(SamplingParams(stable_prefix=False))
+        elif _outlasts(defaults, params):
+            defaults = replace(defaults, restart_after=None)
         merged += [defaults, RELEASED]
     if params.thinking_budget is not None and thought is None:
         raise bad_field("thinking_budget", "needs a chat (Request.chat, or Request.thought)")
@@ -137,6 +139,14 @@ def _check_race(request: Request, limits: ModelLimits) -> None:
             "the model with more cache_bytes",
             field="race",
         )
+
+
+def _outlasts(defaults: SamplingParams, params: SamplingParams) -> bool:
+    """Whether restarts that a checkpoint sets would take more steps than a request allows."""
+    after = defaults.restart_after
+    if params.restart_after is not None or params.max_steps is None or not isinstance(after, int):
+        return False
+    return after * (params.tries or defaults.tries or 2) > params.max_steps
 
 
 def _check_prompt(request: Request, limits: ModelLimits) -> None:

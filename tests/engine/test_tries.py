@@ -233,6 +233,18 @@ def test_the_checkpoints_restarts_give_way_to_a_stable_prefix() -> None:
     assert other.prepare(asked(0)).request.params.stable_prefix is False
 
 
+@pytest.mark.parametrize(
+    ("fields", "after"),
+    [({}, 3), ({"max_steps": 6}, 3), ({"max_steps": 5}, 0), ({"max_steps": 2}, 0),
+     ({"max_steps": 6, "tries": 3}, 0), ({"max_steps": 2, "restart_after": 1}, 1)],
+)  # fmt: skip
+def test_the_checkpoints_restarts_stay_within_max_steps(fields: dict[str, int], after: int) -> None:
+    """Who allows five steps waits for six, two tries of three, since the checkpoint restarts."""
+    one = Engine(TINY, end_ids=(), defaults=SamplingParams(restart_after=3))
+    made = replace(request(1), params=SamplingParams(seed=1, **fields))
+    assert (one.prepare(made).request.params.restart_after or 0) == after
+
+
 def test_a_reading_is_made_once() -> None:
     """What is only read is begun anew until it pleases."""
     control = CanvasControl(ids=(5, 6), pinned=(0, 1), read_only=True)
