@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from dgemma.weights.writers.tally import Tally
 
 FORMATS = {
-    "int4": "groups of 32, compressed-tensors",
+    "int4": "experts in groups of 32, the rest in 8 bits a row, compressed-tensors",
+    "int4-all": "all in groups of 32, compressed-tensors",
     "int8": "a scale a row, compressed-tensors",
     "fp8": "a scale a row, compressed-tensors",
     "mxfp4": "groups of 32, compressed-tensors",
@@ -61,8 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out is None or form is None:
         raise InvalidRequest("name OUT and --format; see `dgemma quantize --help`")
     for option in ("symmetric", "data"):
-        if form != "int4" and getattr(arguments, option):
-            raise InvalidRequest(f"--{option} is for --format int4; leave it out")
+        if not form.startswith("int4") and getattr(arguments, option):
+            raise InvalidRequest(f"--{option} is for --format int4 or int4-all; leave it out")
     source = path_of(arguments)
     rows = None if arguments.data is None else read_data(arguments.data)
     with Progress("loading torch"):

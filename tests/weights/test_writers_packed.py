@@ -33,7 +33,7 @@ from tests.support.packed_files import (
 )
 from tests.support.packing import fp8_blocks, packed_state
 
-FORMS = ("int4", "int8", "fp8", "mxfp4")
+FORMS = ("int4", "int4-all", "int8", "fp8", "mxfp4")
 VISION = "model.encoder.vision_tower.encoder.layers.0.self_attn.q_proj.linear.weight"
 DOWN = "model.decoder.layers.1.experts.2.down_proj"
 
@@ -55,7 +55,7 @@ def made(tmp_path: Path, form: str, state: dict[str, Tensor], **more: object) ->
     return target, write_packed(checkpoint, target, form, files={}, **more)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("form", [*FORMS, "int4 symmetric"])
+@pytest.mark.parametrize("form", [*FORMS, "int4 symmetric", "int4-all symmetric"])
 def test_what_is_written_and_what_it_loads_as(tmp_path: Path, form: str) -> None:
     """Codes under another module's name, a layer that is forgotten, vision or norms that change."""
     state, symmetric = bf16_state(), form.endswith("symmetric")
@@ -63,7 +63,8 @@ def test_what_is_written_and_what_it_loads_as(tmp_path: Path, form: str) -> None
     path, tally = made(tmp_path, form, state, symmetric=symmetric)
     wanted, numbers = rest_of(state) | {VISION: torch.ones(4, 4)}, {}
     for module, (_, weight) in modules_of(state).items():
-        rounded = rounding_of(form, weight.shape[1], symmetric).round(weight.clone())
+        kind = "experts" if ".experts." in module else "dense MLP"
+        rounded = rounding_of(form, weight.shape[1], symmetric, kind).round(weight.clone())
         wanted |= {f"{module}.{word}": part for word, part in rounded.parts.items()}
         numbers[module] = rounded.numbers
     found = load_file(path / "model.safetensors")
@@ -214,7 +215,7 @@ def test_importance_reaches_the_experts(tmp_path: Path) -> None:
 
 def test_open_names_in_the_tally(tmp_path: Path) -> None:
     """Rows that are no whole groups, and what vLLM cannot compute, are said."""
-    _, tally = made(tmp_path, "int4", bf16_state())
+    _, tally = made(tmp_path, "int4-all", bf16_state())
     said = " ".join(tally.remarks)
     assert "have rows of 48, 80, no whole groups of 32: groups of 16" in said
     assert "for it, use --symmetric" in said

@@ -20,7 +20,7 @@ from dgemma.weights.names import layouts, to_checkpoint
 from dgemma.weights.source import CODES, DTYPES
 from dgemma.weights.writers.stream import Piece, Shapes
 from dgemma.weights.writers.tally import Tally
-from dgemma.weights.writers.tensors import PACKED, VISION, Tensors, class_of
+from dgemma.weights.writers.tensors import EXPERTS, PACKED, VISION, Tensors, class_of
 
 GROUP, GROUPS = 32, (32, 16, 8)
 """Columns that share a scale of int4; and those that do where rows are no whole groups."""
@@ -29,13 +29,17 @@ Importance = Callable[[str], Tensor | None]
 """How much errors in the columns of a tensor of ours count: [K], or [E, K] for a stack."""
 
 
-def rounding_of(form: str, columns: int, symmetric: bool) -> Rounding:
-    """How a matrix of so many columns is packed in "fp8", "int8", "int4" or "mxfp4"."""
-    if form == "int4":
+def rounding_of(form: str, columns: int, symmetric: bool, kind: str = EXPERTS) -> Rounding:
+    """How a matrix of so many columns is packed in "fp8", "int8", "int4", "int4-all" or "mxfp4".
+
+    Args:
+        kind: of `class_of`. In "int4" attention and MLP have 8 bits: they are few, and count.
+    """
+    if form == "int4-all" or (form == "int4" and kind == EXPERTS):
         # compressed-tensors wants whole groups: rows of 24 get one scale each.
         group = 0 if columns <= GROUP else next((g for g in GROUPS if columns % g == 0), 0)
         return PackedInts(4, group, symmetric=symmetric, search=True)
-    if form == "int8":
+    if form in ("int8", "int4"):
         return PackedInts(8, 0, symmetric=True, search=False)
     return Float8Rows() if form == "fp8" else Mxfp4()
 
@@ -55,7 +59,7 @@ class CompressedTensors:
         Args:
             form: see `rounding_of`.
             kept: whether a tensor of ours stays in 16 bits, though it could be packed.
-            importance: for int4.
+            importance: for 4 bits.
         """
         self.tensors, self.form, self.symmetric = tensors, form, symmetric
         self.importance = importance
@@ -67,7 +71,7 @@ class CompressedTensors:
         for rule, modules in self._rules.items():
             self._remark(rule, modules)
         experts = any(".experts." in module for found in self._rules.values() for module in found)
-        if form == "int4" and not symmetric and experts:
+        if form.startswith("int4") and not symmetric and experts:
             self.tally.remarks.append(
                 "vLLM computes experts with symmetric integers only: for it, use --symmetric"
             )
@@ -150,7 +154,7 @@ class CompressedTensors:
 
     def _packed(self, name: str, expert: int | None, modules: Mapping[str, slice]) -> Piece:
         columns = self.tensors.shapes[name][-1]
-        rule = rounding_of(self.form, columns, self.symmetric)
+        rule = rounding_of(self.form, columns, self.symmetric, class_of(name))
         places = {m.removesuffix(".weight"): rows for m, rows in modules.items()}
         self._rules.setdefault(rule, {}).update(dict.fromkeys(places, columns))
         rows = self.tensors.shapes[name][-2] // len(places)

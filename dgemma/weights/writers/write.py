@@ -28,7 +28,7 @@ from dgemma.weights.writers.tensors import EXPERTS, PACKED, Tensors, class_of
 Progress = Callable[[int, int], None]
 Files = Mapping[str, Path | str | bytes]
 
-FORMATS = ("int4", "int8", "fp8", "mxfp4", "gguf-q8_0", "gguf-q4_0")
+FORMATS = ("int4", "int4-all", "int8", "fp8", "mxfp4", "gguf-q8_0", "gguf-q4_0")
 TARGETS = (*MAKERS, "gguf")
 GGUF_SUFFIX = ".gguf"
 
@@ -95,7 +95,7 @@ def write_packed(
         target: of `check_target`.
         form: one of `FORMATS`.
         files: others to write beside the weights, by their names.
-        importance: for int4.
+        importance: for 4 bits.
 
     Raises:
         CheckpointError: a source that does not fit its config, or a target that cannot be written.
