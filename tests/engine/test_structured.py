@@ -58,7 +58,7 @@ def test_schemas(count: Callable[[int, int], int], record: Callable[..., None]) 
     """An object that stays open, a number out of bounds, a key that is missing, a string cut."""
     tokenizer = nano().tokenizer
     assert tokenizer is not None
-    chosen = some(SCHEMAS, count(24, len(SCHEMAS)))
+    chosen = some(SCHEMAS, count(16, len(SCHEMAS)))
     cases = {name: {"json_schema": schema} for name, schema in chosen.items()}
     found = answers(random_engine(1024, (1, 106, 50)), tokenizer, cases, count(1, 3))
     assert_valid_json(found)
@@ -84,7 +84,7 @@ def test_regexes(count: Callable[[int, int], int], record: Callable[..., None]) 
     """A text that the expression does not match as a whole."""
     tokenizer = nano().tokenizer
     assert tokenizer is not None
-    chosen = some(REGEXES, count(12, len(REGEXES)))
+    chosen = some(REGEXES, count(8, len(REGEXES)))
     cases = {name: {"regex": regex} for name, regex in chosen.items()}
     found = answers(random_engine(1024, (1, 106, 50)), tokenizer, cases, count(1, 3))
     for name, output, text in found:
