@@ -34,7 +34,7 @@ def asked(number: int, **params: object) -> Request:
     """A Sudoku of few givens, whose tries differ."""
     example = make_example("sudoku-harder", "heldout", 11, number)
     ids = nano().chat_ids(list(example.messages))
-    drawn = SamplingParams(seed=number, max_tokens=96, quality="careful", **params)  # type: ignore[arg-type]
+    drawn = SamplingParams(seed=number, max_tokens=96, max_steps=16, quality="careful", **params)  # type: ignore[arg-type]
     return Request(token_ids=tuple(ids), params=drawn)
 
 
