@@ -71,7 +71,7 @@ def test_edits_stay_in_their_spans(
     llm = model()
     for number in range(count(2, 500)):
         draw = random.Random(1000 + number)
-        text = random_text(draw, 200)
+        text = random_text(draw, count(80, 200))
         at = sorted(draw.randint(0, len(text)) for _ in range(draw.choice((2, 2, 4))))
         spans = list(zip(at[::2], at[1::2], strict=True))
         done = llm.edit(text, None, spans, draw.random(), cheap(draw))
