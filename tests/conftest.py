@@ -50,6 +50,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "quick", deadline=None, derandomize=True, max_examples=20, database=None
     )
     hypothesis.settings.load_profile(tier)
+    # Of two processes none shall wait for the other's last file: see pytest_collection_modifyitems.
+    config.option.loadscopereorder = False
     if path := config.getoption("--verify-report"):
         config.pluginmanager.register(Report(path))
 
@@ -72,6 +74,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--quick"):
         config.hook.pytest_deselected(items=[item for item in items if not tiers.is_quick(item)])
         items[:] = filter(tiers.is_quick, items)
+    # Long files come first: those of quick tests alone fill what is left of the time.
+    long = {item.path for item in items if not tiers.is_quick(item)}
+    items.sort(key=lambda item: item.path not in long)
 
 
 def pytest_collection_finish() -> None:
