@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -73,13 +74,13 @@ def test_wrong_tool_choices(choice: Any, tools: Any, message: str) -> None:
         nano().chat(HELLO, both, tools=TOOLS, tool_choice="required")
 
 
-def test_the_thought_stays_free() -> None:
+def test_the_thought_stays_free(count: Callable[[int, int], int]) -> None:
     """A schema that forbids the thought, or that the thought is counted to."""
     llm = nano()
     example = make_example("thought", "heldout", 1, 0)
     schema = {"type": "integer"}
     thoughts = 0
-    for seed in range(4):
+    for seed in range(count(2, 4)):
         params = SamplingParams(seed=seed, max_tokens=150, json_schema=schema)
         out = llm.chat(list(example.messages), params, thinking=True)
         assert out.finish_reason == "stop" and isinstance(json.loads(out.text), int)
@@ -89,11 +90,11 @@ def test_the_thought_stays_free() -> None:
     assert thoughts > 0, "nano thinks where it is asked to"
 
 
-def test_bad_words_never_come() -> None:
+def test_bad_words_never_come(count: Callable[[int, int], int]) -> None:
     """A barred word that is put together from pieces, or that a border of canvases cuts."""
     llm = nano()
     words = ["e", "lo", "you", " a"]
-    for seed in range(8):
+    for seed in range(count(4, 8)):
         params = SamplingParams(seed=seed, max_steps=4, max_tokens=120, min_tokens=110)
         out = llm.chat(HELLO, SamplingParams.merged(SamplingParams(bad_words=words), params))
         assert not any(word in out.text for word in words), out.text

@@ -19,7 +19,7 @@ def test_served_and_offline_do_the_same_work(
     count: Callable[[int, int], int], record: Callable[..., None]
 ) -> None:
     """A rate over other tokens than those that were made, or of fewer requests."""
-    many, runs = count(3, 16), count(1, 5)
+    many, runs = count(2, 16), count(1, 5)
     made: list[int] = []
     whole = offline.tokens
 

@@ -54,7 +54,7 @@ def test_nano_writes_what_it_writes_token_by_token(
     count: Callable[[int, int], int], record: Callable[..., None]
 ) -> None:
     """All tasks: keys of a rejected draft that stay, positions, a policy that costs passes."""
-    llm, many = nano(), count(2, 143)
+    llm, many = nano(), count(1, 143)
     spec, params = llm.engine.spec, SamplingParams(max_tokens=LIMIT)
     for task in TASKS:
         passes = {"plain": 0, "exact": 0}
@@ -81,7 +81,7 @@ def test_random_weights(count: Callable[[int, int], int]) -> None:
     Its own drafts are noise; these ones are its answer with some tokens exchanged.
     """
     draw, kept = random.Random(1), 0
-    for number in range(count(12, 200)):
+    for number in range(count(8, 200)):
         model = tiny(number % 7, context=512)
         spec = CanvasSpec(length=8, vocab_size=64, context_length=256, end_ids=(1,))
         prompt = [draw.randrange(2, 64) for _ in range(draw.choice((1, 9, 63, 64, 65)))]

@@ -167,7 +167,7 @@ def assert_same(made: Generation, run: ReferenceRun) -> None:
 @pytest.fixture(scope="module")
 def wanted(count: Callable[[int, int], int]) -> int:
     """Seeds of each kind."""
-    return count(3, 20)
+    return count(2, 20)
 
 
 @pytest.mark.parametrize("kind", KINDS)

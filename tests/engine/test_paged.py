@@ -48,7 +48,7 @@ def test_tokens_of_the_reference(
     Only rounding may differ. If it turns an answer, the answer must hang by a hair: noise of
     `MARGIN` on its logits must turn it as well.
     """
-    total = count(24, 200)
+    total = count(16, 200)
     requests = [random_request(number, most_tokens=90) for number in range(total)]
     expected = answers(nano(), requests, 1)
     made = answers(paged, requests, 16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -29,13 +30,13 @@ def asked(number: int, task: str = "json", **params: Any) -> Request:
     return Request(token_ids=tuple(ids), params=own, frames=True, trace=True, index=number)
 
 
-@cache
-def cases() -> list[tuple[Request, Generation]]:
+@pytest.fixture(scope="module")
+def cases(count: Callable[[int, int], int]) -> list[tuple[Request, Generation]]:
     """Requests whose answers come in several canvases and parts, and what the reference makes."""
     engine = nano_engine()
     made = [asked(n, ("json", "sudoku")[n % 2], canvas_length=(None, 16, 40)[n % 3])
-            for n in range(6)]  # fmt: skip
-    for number in range(6):
+            for n in range(count(4, 6))]  # fmt: skip
+    for number in range(count(4, 6)):
         other = random_request(number)
         loose = replace(other.params, stable_prefix=True, confidence_threshold=0.3)
         made.append(replace(other, params=loose, frames=True, trace=True))
@@ -69,36 +70,36 @@ def check(events: list[Event], output: Output) -> int:
     return sum(not event.whole for event in commits)
 
 
-def test_the_engine_does_what_the_reference_does() -> None:
+def test_the_engine_does_what_the_reference_does(cases: list[tuple[Request, Generation]]) -> None:
     """Pins that the two loops set at different steps, in the engine's commits or in its trace."""
     engine, parts = nano_engine(), 0
-    for request, made in cases():
+    for request, made in cases:
         events, output = run(engine.submit(request))
         assert_same(output, made)
         assert output.trace == made.trace
         parts += check(events, output)
     assert parts >= 5, "the cases show nothing"
-    assert max(len(made.canvases) for _, made in cases()) >= 3
+    assert max(len(made.canvases) for _, made in cases) >= 3
 
 
-def test_in_a_batch_with_others() -> None:
+def test_in_a_batch_with_others(cases: list[tuple[Request, Generation]]) -> None:
     """A pin that lands on a neighbour's canvas, or a neighbour without pins that pays for them."""
     engine = nano_engine()
-    plain = [replace(r, params=replace(r.params, stable_prefix=None)) for r, _ in cases()[:3]]
+    plain = [replace(r, params=replace(r.params, stable_prefix=None)) for r, _ in cases[:3]]
     alone = [run(nano_engine().submit(request))[1] for request in plain]
-    streams = [engine.submit(request) for request, _ in cases()]
+    streams = [engine.submit(request) for request, _ in cases]
     beside = [engine.submit(request) for request in plain]
-    for stream, (_, made) in zip(streams, cases(), strict=True):
+    for stream, (_, made) in zip(streams, cases, strict=True):
         events, output = run(stream)
         assert_same(output, made)
         check(events, output)
     assert [run(stream)[1] for stream in beside] == alone
 
 
-def test_set_back_in_mid_canvas() -> None:
+def test_set_back_in_mid_canvas(cases: list[tuple[Request, Generation]]) -> None:
     """After a preemption told text is told again, or the pins are gone and it changes."""
     engine = Engine(nano().model, end_ids=nano().engine.spec.end_ids, max_running=1)
-    request, made = cases()[1]
+    request, made = cases[1]
     for steps in (3, 4):
         before = engine.counters().preemptions
         stream = engine.submit(replace(request, priority=-1))

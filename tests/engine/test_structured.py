@@ -31,7 +31,7 @@ from dgemma.request_parts import ThoughtIds
 from dgemma.types import CanvasControl, Output, Request
 from tests.support.engines import EndingFrontend, last, submit_kept
 from tests.support.nano import by_reference, nano, nano_engine
-from tests.support.random_answers import answers, check_ends, random_engine
+from tests.support.random_answers import ROOM, answers, check_ends, random_engine
 from tests.support.schemas import GRAMMARS, REGEXES, SCHEMAS
 from tests.support.tokenizers import gemma_tokenizer
 
@@ -58,7 +58,7 @@ def test_schemas(count: Callable[[int, int], int], record: Callable[..., None]) 
     """An object that stays open, a number out of bounds, a key that is missing, a string cut."""
     tokenizer = nano().tokenizer
     assert tokenizer is not None
-    chosen = some(SCHEMAS, count(24, len(SCHEMAS)))
+    chosen = some(SCHEMAS, count(16, len(SCHEMAS)))
     cases = {name: {"json_schema": schema} for name, schema in chosen.items()}
     found = answers(random_engine(1024, (1, 106, 50)), tokenizer, cases, count(1, 3))
     assert_valid_json(found)
@@ -84,7 +84,7 @@ def test_regexes(count: Callable[[int, int], int], record: Callable[..., None]) 
     """A text that the expression does not match as a whole."""
     tokenizer = nano().tokenizer
     assert tokenizer is not None
-    chosen = some(REGEXES, count(12, len(REGEXES)))
+    chosen = some(REGEXES, count(8, len(REGEXES)))
     cases = {name: {"regex": regex} for name, regex in chosen.items()}
     found = answers(random_engine(1024, (1, 106, 50)), tokenizer, cases, count(1, 3))
     for name, output, text in found:
@@ -119,7 +119,8 @@ def test_real_vocabulary(count: Callable[[int, int], int], record: Callable[...,
     tokenizer = gemma_tokenizer()
     chosen = some(SCHEMAS, count(2, 30))
     cases = {name: {"json_schema": schema} for name, schema in chosen.items()}
-    found = answers(random_engine(tokenizer.vocab_size, (1, 106, 50)), tokenizer, cases, 1)
+    engine, room = random_engine(tokenizer.vocab_size, (1, 106, 50)), count(256, ROOM)
+    found = answers(engine, tokenizer, cases, 1, room)
     assert_valid_json(found)
     share = check_ends(found)
     record("262,144 ids, random weights: of answers to schemas finished", share, limit=">= 0.9")
@@ -200,8 +201,9 @@ HELD_UP: dict[str, tuple[dict[str, Any], int]] = {
 """Constraint, and `max_tokens` in which no text of it ends: every search goes to its bound."""
 
 SEARCHED: dict[str, tuple[dict[str, Any], int]] = {
-    **{name: HELD_UP[name] for name in list(HELD_UP)[:2]},
-    "an end far away": ({"regex": "[a-z0-9]{400,500}(x[0-9]{50}y){3}Q"}, 100),
+    "a choice of 2,500 characters": HELD_UP["a choice of 2,500 characters"],
+    "minLength 8,000": (HELD_UP["minLength 8,000"][0], 60),
+    "an end far away": ({"regex": "[a-z0-9]{400,500}(x[0-9]{50}y){3}Q"}, 60),
     "barred words": ({"regex": "([ab]{1,9}c){30}d?e", "bad_words": ["aca", "ba"]}, 90),
     "a thought first": ({"json_schema": {"type": "array", "minItems": 40}}, 70),
 }

@@ -63,7 +63,7 @@ def mixed(number: int, draw: random.Random) -> Request:
 def cases(count: Callable[[int, int], int]) -> list[Case]:
     """Requests, some of them forks: the same prompt at the same time with another seed."""
     draw, out, step = random.Random(5), list[Case](), 0
-    engine, total, number = nano_engine(endless=True), count(28, 200), 0
+    engine, total, number = nano_engine(endless=True), count(20, 200), 0
     while len(out) < total:
         number += 1
         step += draw.choice((0, 0, 1, 3, 9))
@@ -122,7 +122,7 @@ def test_random_arrivals(cases: list[Case], record: Callable[..., None]) -> None
 
 def test_random_lives_on_a_tiny_model(count: Callable[[int, int], int]) -> None:
     """The same on random weights, where every belief counts, with pages for two requests."""
-    for seed in range(count(12, 300)):
+    for seed in range(count(8, 300)):
         assert random_life(random.Random(seed)) > 0
 
 

@@ -82,7 +82,7 @@ def test_given_beginnings_cost_nothing_under_the_released_template(
 ) -> None:  # fmt: skip
     """Catches answers that are worse because they stand where the model expects a thought."""
     pytest.importorskip("llguidance")
-    n = count(4, 1000)
+    n = count(2, 1000)
     own = right(nano(), task, n)
     after = right(nano_under(diffusion_source), task, n)
     before = right(unclosed(diffusion_source), task, n)

@@ -19,9 +19,10 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
-def test_kernels_in_the_interpreter() -> None:
+def test_kernels_in_the_interpreter(full: bool) -> None:
     """Catches a kernel that no machine of a contributor has run."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *map(str, MODULES)]
+    command += ["--full"] * full
     interpreted = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=interpreted, capture_output=True, text=True)
     assert len(MODULES) == 4

@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
 from dgemma.kernels.controls import Bias, Controls, Masks
 from tests.support.heads import head_of
+from tests.support.interpreter import DEVICE, here, rarely, usable
 from tests.support.masks import packed
 from tests.support.random_vocabulary import hidden_rows, make, random_keys
 
 pytest.importorskip("triton", reason="the kernels need the triton package")
 pytestmark = pytest.mark.slow
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
-here = pytest.mark.skipif(
-    not INTERPRETED and not torch.cuda.is_available(),
-    reason="no CUDA; test_in_the_interpreter.py runs these on the CPU",
-)
 
 
 @here
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("size", [5, 300, 2700])
-@pytest.mark.parametrize("count", [1, 20])
+@pytest.mark.parametrize(
+    ("count", "size"),
+    [(1, 5), (1, 2700), (20, 300), *(rarely(*pair) for pair in ((1, 300), (20, 5), (20, 2700)))],
+)
 def test_equal_to_the_plain_tiles(size: int, count: int, dtype: torch.dtype) -> None:
     """Sums, peak, best id, weights and sample, over several tiles and a last one cut short."""
-    if INTERPRETED and dtype == torch.bfloat16:
-        pytest.skip("bf16 products are wrong in Triton's interpreter")
-    words = make(size, 4.0, dtype)
+    words = make(size, 4.0, usable(dtype))
     readings = []
     for kernel in ("tiles", "triton"):
         bound = head_of(words.table.weight.to(DEVICE), kernel)

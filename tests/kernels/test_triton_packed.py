@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import pytest
@@ -22,6 +21,7 @@ from dgemma.quant.float8 import Float8
 from dgemma.quant.integers import Integers
 from dgemma.quant.modules import PackedExperts, PackedLinear, put
 from dgemma.quant.packed import Format
+from tests.support.interpreter import DEVICE, INTERPRETED, here, rarely, usable
 from tests.support.random_packed import random_packed
 
 pytest.importorskip("triton", reason="the kernels need the triton package")
@@ -30,12 +30,6 @@ from dgemma.kernels.experts_packed_triton import TILES, TILES_32_BIT, candidates
 from dgemma.kernels.experts_triton import ExpertTiles
 
 pytestmark = pytest.mark.slow
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cpu" if INTERPRETED else "cuda"
-here = pytest.mark.skipif(
-    not INTERPRETED and not torch.cuda.is_available(),
-    reason="no CUDA; test_in_the_interpreter.py runs these on the CPU",
-)
 LOOSE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 """Of the largest value."""
 
@@ -49,7 +43,6 @@ APART: list[Format] = [
 FORMATS: list[Format] = [*BLOCKS, *WIDE, *APART]
 ONE_BLOCK = ExpertTiles(16, 256, 64, 4, 1)
 """Of all columns: what the interpreter runs fastest."""
-dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 formats = pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
 
 
@@ -58,12 +51,6 @@ def one_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the interpreter, the same numbers with fewer programs."""
     if INTERPRETED:
         monkeypatch.setattr(kernels, "candidates", lambda *_: (ONE_BLOCK,))
-
-
-def usable(dtype: torch.dtype) -> torch.dtype:
-    if INTERPRETED and dtype == torch.bfloat16:
-        pytest.skip("bf16 products are wrong in Triton's interpreter")
-    return dtype
 
 
 def near(got: Tensor, right: Tensor, dtype: torch.dtype) -> None:
@@ -97,7 +84,7 @@ def compare_experts(
 
 
 @here
-@dtypes
+@pytest.mark.parametrize("dtype", [torch.float32, rarely(torch.float16), torch.bfloat16])
 @formats
 @pytest.mark.usefixtures("one_block")
 def test_a_product_equals_the_unpacked_one(form: Format, dtype: torch.dtype) -> None:
@@ -126,7 +113,7 @@ def test_ragged_and_released_widths(form: Format, columns: int) -> None:
 
 
 @here
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [rarely(torch.float32), torch.float16])
 @pytest.mark.parametrize(
     ("up", "down"),
     [

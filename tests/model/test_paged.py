@@ -89,16 +89,16 @@ def bundled(path: str) -> DiffusionGemma:
 @torch.inference_mode()
 @pytest.mark.parametrize("network", [network, pytest.param(bundled, marks=pytest.mark.model)])
 def test_the_number_of_kernels_does_not_depend_on_the_requests(
-    network: Callable[..., DiffusionGemma],
+    network: Callable[..., DiffusionGemma], count: Callable[[int, int], int]
 ) -> None:
     """A loop over requests in a layer makes a step of 16 requests wait for the host."""
     model = network(path="paged")
     kernels(model, 16)  # takes the memory that is kept
     one = kernels(model, 1)
     assert sum(one.values()) > 100
-    for count in (2, 8, 16):
-        found = kernels(model, count)
-        assert found - one == one - found == Counter(), f"{count} requests"
+    for requests in (16, 2, 8)[: count(2, 3)]:
+        found = kernels(model, requests)
+        assert found - one == one - found == Counter(), f"{requests} requests"
     reference = network(path="reference")
     grown = sum(kernels(reference, 16).values()) / sum(kernels(reference, 1).values())
     assert grown > 1.3, "the reference path has such a loop: this count would not see one"
@@ -108,7 +108,7 @@ def objects(model: DiffusionGemma, count: int) -> int:
     """Objects that the garbage collector had to watch while a batch was made and run."""
     cache, segments = mixed(model, count)
     for _ in range(2):  # the first run makes what is kept
-        gc.collect()
+        gc.collect(0)  # it sets the count to zero; one of all that other tests left takes seconds
         gc.disable()
         before = gc.get_count()[0]
         batch = model.make_batch(segments, cache.memory)
@@ -126,6 +126,8 @@ def test_objects_do_not_grow_with_layers_times_requests() -> None:
     for _ in range(3):  # threads of other tests may make or drop some meanwhile
         few, many = (objects(network(k), 16) - objects(network(k), 1) for k in (6, 12))
         found.append((few, many))
+        if abs(many - few) <= 4:
+            break
     least = min(abs(many - few) for few, many in found)
     assert least <= 4, f"objects for 15 more requests, with 6 and 12 layers: {found}"
 

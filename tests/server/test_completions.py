@@ -125,7 +125,7 @@ def test_every_field_counts() -> None:
     refused = NO_FILLING | {"best_of": 2, "logprobs": 1, "echo": True, "stream_options": {}}
     refused |= {"mode": "exact"}
     base = {"prompt": HOLE["prompt"], "suffix": HOLE["suffix"]} | QUICK
-    infilled["stop"] = texts(serve().post(PATH, base))[0][0]
+    infilled["stop"] = texts(post(PATH, base)[0])[0][0]
     assert_each_counts(
         PATH, CompletionRequest, base, changed=infilled | {"model": "other"}, refused=refused
     )

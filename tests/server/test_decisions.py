@@ -14,7 +14,7 @@ from tests.support.bodies import APPLIED, APPLY, EDIT, MESSAGE, NAMED, STATE, sa
 from tests.support.bodies import DECISIONS as ASK
 from tests.support.client import Recorder, serve
 from tests.support.field_walk import assert_each_counts, post
-from tests.support.nano import nano
+from tests.support.nano import light, nano
 
 pytestmark = pytest.mark.model
 
@@ -170,7 +170,8 @@ def test_texts_are_logged_where_that_is_wished(
     caplog.set_level(logging.INFO, "dgemma.server")
     for wished in (True, False):
         caplog.clear()
-        assert serve(log_text=wished).post(path, body).status_code == 200
+        model = Recorder(light().submit)
+        assert serve(model, log_text=wished).post(path, body).status_code == 200
         assert (word in caplog.records[-1].message) == wished
 
 

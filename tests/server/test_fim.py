@@ -166,7 +166,7 @@ def test_a_malformed_message_is_400_with_the_tag(path: str, tags: tuple[str, ...
 def test_every_field_of_fim_counts() -> None:
     """Catches a field that is accepted and ignored, and one that is refused without its name."""
     changed = FILLING | {"prompt": "Dear, ", "suffix": "!", "stream": True, "model": "other"}
-    changed["stop"] = serve().post(FIM, FILL | QUICK).json()["choices"][0]["text"][0]
+    changed["stop"] = post(FIM, FILL | QUICK)[0].json()["choices"][0]["text"][0]
     assert_each_counts(
         FIM, FimRequest, FILL | QUICK, changed=changed, refused=NO_FILLING | {"n": 2}
     )
@@ -180,7 +180,7 @@ def test_every_field_of_infill_counts() -> None:
         "temperature": 0.5, "top_k": 3, "top_p": 0.5, "min_p": 0.2, "t_max_predict_ms": 1,
         "t_max_prompt_ms": 1, "response_fields": ["content"], "diffusion": {"max_steps": 3},
     }  # fmt: skip
-    changed["stop"] = [serve().post(INFILL, LLAMA | HURRIED).json()["content"][0]]
+    changed["stop"] = [post(INFILL, LLAMA | HURRIED)[0].json()["content"][0]]
     refused = {
         "repeat_penalty": 2, "presence_penalty": 1, "frequency_penalty": 1, "n_indent": -1,
         "samplers": ["mirostat"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -88,10 +89,12 @@ def test_before_a_plain_reply(client: Client) -> None:
     {"diffusion": {"max_steps": 2, "stream": "tokens"}},
     {"diffusion": {"max_steps": 2}, "n": 2},
 ])  # fmt: skip
-def test_at_every_event_of_a_stream(client: Client, fields: dict[str, Any]) -> None:
+def test_at_every_event_of_a_stream(
+    client: Client, fields: dict[str, Any], count: Callable[[int, int], int]
+) -> None:
     """Catches an event at which a client cannot leave without its request running on."""
     choices = fields.get("n", 1)
-    for after in range(16):
+    for after in range(0, 16, count(2, 1)):
         before = nano().counters().ended_cancelled
         assert asyncio.run(leave(client, fields | {"stream": True}, after)) >= after
         assert idle(client).ended_cancelled == before + choices
@@ -126,11 +129,13 @@ OPEN = [{"text": "Dear "}, {"max_length": 3}, {"text": ", "}, {"max_length": 2}]
     ("/v1/canvas", {"segments": OPEN}),
     ("/v1/canvas", {"segments": [*OPEN[:1], {"choices": ["a", "b"]}]}),
 ])  # fmt: skip
-def test_at_every_event_of_a_plans_stream(client: Client, path: str, body: dict[str, Any]) -> None:
+def test_at_every_event_of_a_plans_stream(
+    client: Client, path: str, body: dict[str, Any], count: Callable[[int, int], int]
+) -> None:
     """Catches a draft at which a client cannot leave without the plan's requests running on, and
     a plan that then asks its next ones."""
     asked = body | FRAMES | {"stream": True, "seed": 1}
-    for after in range(6):
+    for after in range(0, 6, count(2, 1)):
         before = nano().counters()
         assert asyncio.run(leave(client, asked, after, path, {})) >= after
         found = idle(client)  # by themselves they would go on for minutes

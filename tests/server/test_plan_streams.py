@@ -23,7 +23,7 @@ from dgemma.text.answer import first_stop
 from dgemma.types import Event, Output, Request, Usage
 from tests.support.bodies import APPLIED, APPLY, EDIT, MESSAGE, said
 from tests.support.client import Recorder, Written, numbers, serve
-from tests.support.nano import nano
+from tests.support.nano import light, nano
 
 pytestmark = pytest.mark.model
 
@@ -94,18 +94,29 @@ def whole(reply: dict[str, Any]) -> dict[int, str]:
 
 
 @pytest.mark.parametrize("name", ROUTES)
-@pytest.mark.parametrize("drafts", [False, True])
-def test_a_stream_folds_to_the_plain_reply(name: str, drafts: bool) -> None:
+def test_a_stream_folds_to_the_plain_reply(name: str) -> None:
     """Catches text that is lost, doubled or of another hole when streamed, and another cost."""
     path, body = ROUTES[name]
     asked = body | {"seed": 1, "diffusion": {"max_steps": 3}}
-    model, other = Recorder(), Recorder()
+    model = Recorder(light().submit)
     plain = serve(model).post(path, asked).json()
-    fields = SHOWN if drafts else {"stream": True}
+    for drafts in (False, True):
+        check_stream(name, asked, drafts, plain, model.asked)
+
+
+def check_stream(
+    name: str, asked: dict[str, Any], drafts: bool, plain: dict[str, Any],
+    requests: Sequence[Request],
+) -> None:  # fmt: skip
+    """The stream has the text, the requests and the usage of the plain reply."""
+    fields, path = SHOWN if drafts else {"stream": True}, ROUTES[name][0]
+    other = Recorder(light().submit)
     client = serve(other)
     found = told(client.post(path, asked | fields))
     assert texts(found) == whole(plain)
-    sent = [[repr((r.token_ids, r.params, r.canvas)) for r in m.asked] for m in (model, other)]
+    sent = [
+        [repr((r.token_ids, r.params, r.canvas)) for r in some] for some in (requests, other.asked)
+    ]
     assert sorted(sent[0]) == sorted(sent[1])  # two plans may take turns in another order
     last = found[-1]
     for field in ("diffusion_usage", "seeds", "segments", "text", "status"):
@@ -126,7 +137,7 @@ def test_frames_keep_to_their_places(name: str) -> None:
     """Catches a draft of another hole, of a search, or of a mask's forbidden ids; steps out of
     order; text around a hole that moves."""
     path, body = ROUTES[name]
-    found = told(serve().post(path, body | {"seed": 1} | SHOWN))
+    found = told(serve(Recorder(light().submit)).post(path, body | {"seed": 1} | SHOWN))
     shown = [event for event in found if event.get("type") == "diffusion_frame"]
     assert shown
     steps: dict[Any, list[int]] = {}
@@ -154,7 +165,7 @@ def test_drafts_of_a_search_are_shown_on_request() -> None:
     path, body = ROUTES["canvas"]
     for search in (False, True):
         shown = {"stream": True, "diffusion": {"stream": "text", "stream_search": search}}
-        model = Recorder()
+        model = Recorder(light().submit)
         found = told(serve(model).post(path, body | {"seed": 1} | shown))
         frames = [e["diffusion"] for e in found if e.get("type") == "diffusion_frame"]
         assert any(not frame["places"] for frame in frames) == search

@@ -11,6 +11,7 @@ import httpx
 
 from dgemma.server.request_body import Body
 from tests.support.client import Recorder, serve
+from tests.support.nano import light
 
 UNLIKE = ("id", "created", "timings")
 """What differs between two replies to the same request."""
@@ -42,7 +43,7 @@ NO_FILLING: dict[str, Any] = {
 
 def post(path: str, body: Mapping[str, Any]) -> tuple[httpx.Response, str]:
     """The reply, and all that the model was asked and the client was told, as one text."""
-    model = Recorder()
+    model = Recorder(light().submit)
     response = serve(model).post(path, dict(body))
     emitted: Any = response.text
     if "json" in response.headers["content-type"]:
