@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from dgemma.server import page
 from dgemma.server.apis import ROUTERS
 from dgemma.server.aside import Aside
 from dgemma.server.compiler import Compiler
@@ -39,6 +40,7 @@ and named. The only exceptions change no result: `user`, `metadata`, `store`, `s
 _TEXT = "this model reads and writes text alone"
 _CHAT = "use /v1/chat/completions"
 _STATELESS = "nothing is kept between requests; send each conversation as a whole"
+_DOCUMENT = "read /openapi.json; pages that show it load scripts from elsewhere"
 ABSENT = {
     "/v1/responses": _CHAT, "/api/chat": _CHAT, "/api/generate": "use /v1/completions",
     "/completion": "use /v1/completions", "/v1/completion": "use /v1/completions",
@@ -50,6 +52,7 @@ ABSENT = {
     "/v1/files": _STATELESS, "/v1/batches": _STATELESS, "/v1/messages/batches": _STATELESS,
     "/v1/assistants": _STATELESS, "/v1/threads": _STATELESS, "/v1/conversations": _STATELESS,
     "/v1/fine_tuning": "the server does not train",
+    "/docs": _DOCUMENT, "/redoc": _DOCUMENT,
 }  # fmt: skip
 """Paths of other servers, with all below them, and the reason for their absence or the remedy."""
 
@@ -78,12 +81,14 @@ def create_app(
 
     app = FastAPI(
         title="dgemma", description=ABOUT, version="1", lifespan=lifespan,
-        redirect_slashes=False,
+        redirect_slashes=False, docs_url=None, redoc_url=None,
     )  # fmt: skip
     app.state.service, app.state.aside = service, aside
+    app.state.page = page.load() if settings.page else {}
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     for router in ROUTERS:
         app.include_router(router)
+    app.router.routes += page.ROUTES
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _unknown)
     app.add_middleware(AuthAndBody, service=service, aside=aside)

@@ -178,7 +178,7 @@ def numbers(caller: Caller) -> Run:
 
 @attack("1,100 connections whose headers never end")
 def slow_headers(caller: Caller) -> Run:
-    return partial(held, caller, 1_100, b"POST / HTTP/1.1\r\nHost: x\r\nX-A: ", b"a")
+    return partial(held, caller, 1_100, b"POST / HTTP/1.1\r\nHost: localhost\r\nX-A: ", b"a")
 
 
 @attack("600 connections that say nothing")
@@ -219,7 +219,7 @@ def broken_http(caller: Caller) -> Run:
     random_bytes = random.Random(1).randbytes(4_000)
     texts = (
         both + chunked, caller.head(CHAT, length, "X-A: b", " folded") + b"\r\n" + body,
-        b"POST / HTTP/9.9\r\nHost: x\r\n\r\n", random_bytes, b"\r\n" * 2_000,
+        b"POST / HTTP/9.9\r\nHost: localhost\r\n\r\n", random_bytes, b"\r\n" * 2_000,
         caller.head(CHAT, "Content-Length: -1") + b"\r\n",
         caller.head(CHAT, "Content-Length: " + "9" * 5_000) + b"\r\n",
         caller.head(CHAT, length, "Content-Length: 5") + b"\r\n" + body,

@@ -102,7 +102,7 @@ def stall(url: str) -> socket.socket:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
     connection.connect((address.hostname, address.port))
     body = json.dumps(TOKENS | LONG)
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\n"
     head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     connection.sendall((head + body).encode())
     return connection
@@ -237,7 +237,7 @@ def test_what_comes_after_the_signal() -> None:
     """Catches a page that tells of 503 where nobody listens any more, and a request that was on
     its way and is dropped without a word, or taken."""
     body = json.dumps(ASK).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\n"
     head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     with running("--grace-s", "10") as live:
         address = urlsplit(live.url)
