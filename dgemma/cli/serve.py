@@ -161,6 +161,7 @@ def run(arguments: argparse.Namespace) -> int:
         from dgemma.server.compiler import GrammarCompiler
         from dgemma.server.hosts import hosts_of
         from dgemma.server.listener import Server
+        from dgemma.server.renderer import RenderProcesses
     except ModuleNotFoundError as error:
         raise MissingExtra(
             f"{error.name} is not installed; get it with: pip install 'dgemma[server]'"
@@ -188,6 +189,7 @@ def run(arguments: argparse.Namespace) -> int:
     def ready(url: str) -> None:
         print(hello(url, settings.names[0], bool(settings.keys), settings.page), flush=True)
 
-    server = Server(create_app(llm, settings, compiler), bound, compiler.start, ready)
+    app = create_app(llm, settings, compiler, RenderProcesses())
+    server = Server(app, bound, compiler.start, ready)
     server.run(sockets=[bound])
     return 0 if server.started else 1

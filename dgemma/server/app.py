@@ -26,6 +26,7 @@ from dgemma.server.compiler import Compiler
 from dgemma.server.errors import Refusal, invalid, respond
 from dgemma.server.middleware import AccessLog, AuthAndBody
 from dgemma.server.model import Model
+from dgemma.server.renderer import Renderer, RenderThread
 from dgemma.server.service import Service
 from dgemma.server.settings import Settings
 
@@ -61,13 +62,15 @@ ALIKE = 0.75
 
 
 def create_app(
-    model: Model, settings: Settings, compiler: Compiler | None = None
+    model: Model, settings: Settings, compiler: Compiler | None = None,
+    renderer: Renderer | None = None,
 ) -> FastAPI:  # fmt: skip
     """An ASGI app that serves a loaded model.
 
     Args:
         compiler: compiles the grammars of requests in processes of their own. None: they are
             compiled in this one, which is for people who trust each other.
+        renderer: renders the Markdown of requests. None: a thread does.
 
     When its lifespan ends, open requests are ended and the model is closed.
     """
@@ -78,12 +81,14 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         await service.shut_down()
+        await app.state.renderer.close()
 
     app = FastAPI(
         title="dgemma", description=ABOUT, version="1", lifespan=lifespan,
         redirect_slashes=False, docs_url=None, redoc_url=None,
     )  # fmt: skip
     app.state.service, app.state.aside = service, aside
+    app.state.renderer = renderer or RenderThread(aside)
     app.state.page = page.load() if settings.page else {}
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     for router in ROUTERS:
