@@ -98,6 +98,7 @@ def limit_memory(megabytes: int) -> None:
 def serve(answer: Answer, given: BinaryIO, out: BinaryIO, options: dict[str, Any]) -> None:
     """Answer requests until there are no more; `options` as in `run`."""
     seconds, megabytes = math.ceil(options["seconds"]), options["megabytes"]
+    said = options.get("work", "compile"), options.get("library", "grammar library")
     limit_memory(megabytes)
     begun = used()
     out.write(framed({"ready": True}))
@@ -106,7 +107,7 @@ def serve(answer: Answer, given: BinaryIO, out: BinaryIO, options: dict[str, Any
         request = json.loads(given.read(int.from_bytes(size, "big")))
         if hasattr(signal, "setitimer"):  # its default action ends the process in native code, too
             signal.setitimer(signal.ITIMER_REAL, seconds)
-        reply = answered(answer, request, megabytes, options["work"], options["library"])
+        reply = answered(answer, request, megabytes, *said)
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
         now = used()

@@ -80,8 +80,13 @@ def render(markdown: str) -> str:
     Raw HTML stays text. An image becomes the text `[image: ...]`, for a page that loads it tells a
     stranger of it. A link goes to http, https or mailto, and its address stands behind it.
     """
-    text = markdown.encode("utf-8", "replace").decode().translate(_TURNS)
-    return _cleaner().clean(_parser().render(text))
+    return clean(_parser().render(markdown.encode("utf-8", "replace").decode()))
+
+
+def clean(html: str) -> str:
+    """HTML without any tag, attribute or character that a page must not show."""
+    # Last, for an entity may stand for such a character. No attribute that is left can hold one.
+    return _cleaner().clean(html).translate(_TURNS)
 
 
 @cache

@@ -59,7 +59,12 @@ def test_start_answer_and_stop() -> None:
         httpx.Client(base_url=live.url, headers=HEADERS, timeout=30) as client,
     ):
         assert f"curl -N {live.url}{CHAT}" in live.said and "Bearer" in live.said
+        assert f"open {live.url}/ in a browser and give the key; try:" in live.said
         assert client.get("/health").status_code == 200
+        assert client.get("/health", headers={"host": "evil.example"}).status_code == 421
+        assert httpx.get(live.url).headers["content-type"] == "text/html; charset=utf-8"
+        rendered = client.post("/ui/render", json={"markdown": "*a*"})
+        assert rendered.json() == {"html": '<p dir="auto"><em>a</em></p>\n'}
         reply = client.post(CHAT, json=ASK)
         assert reply.json()["choices"][0]["finish_reason"] == "stop"
         longer = {"messages": QUESTION, "stream": True, "min_tokens": 150, "max_tokens": 150}
