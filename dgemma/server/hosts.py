@@ -52,7 +52,7 @@ def _allowed(name: str) -> str:
     found = _NAME.fullmatch(name.lower())
     if found is None:
         raise InvalidRequest(
-            f"--allowed-host {name!r} is no name of a host; give it without scheme and port"
+            f"--allowed-host {name!r} is not the name of a host; give it without scheme and port"
         )
     return found[1]
 

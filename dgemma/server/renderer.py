@@ -11,8 +11,8 @@ from dgemma.server.aside import Aside
 from dgemma.server.compiler import WorkProcesses
 from dgemma.server.render import render
 
-SECONDS, MEGABYTES = 5, 512
-"""For one text. The longest that is taken needs about two seconds and 200 MB."""
+SECONDS, MEGABYTES = 10, 512
+"""For one text. The longest answers need 1 to 3 seconds, of a processor that others want too."""
 
 
 class Renderer(Protocol):
