@@ -29,9 +29,6 @@ _MACROS = re.compile(
 )
 """A macro may double its text each time that it is used."""
 
-_FOREIGN = ("href", "class", "style", "id")
-"""Attributes that TeX could set, and that are the page's."""
-
 
 def add_tex(markdown: MarkdownIt) -> None:
     """Let a parser read formulae."""
@@ -106,11 +103,9 @@ def _rendered(_: Any, tokens: Any, index: int, options: Any, env: Mapping[str, A
 
 
 def _plain(element: Element) -> Element:
-    """The same with its entities read and without foreign attributes: the library escapes its
-    texts itself, and a text of the user's among them not at all."""
+    """The same with its entities read, to be escaped once: the library writes signs as entities,
+    and the text of a stranger beside them as it is."""
     for one in element.iter():
         if one.text is not None:
             one.text = html.unescape(one.text)
-        for name in _FOREIGN:
-            one.attrib.pop(name, None)
     return element

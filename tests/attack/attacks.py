@@ -19,6 +19,7 @@ from threading import Thread
 from typing import Any
 
 from tests.attack.models import FILES, start
+from tests.attack.page import BOMBS, HEADS
 from tests.attack.wire import ATTACKER, Answers, Caller, at_once, failure, held, status_of
 from tests.support.bodies import ALL
 from tests.support.mutated_bodies import mutated_body
@@ -329,6 +330,25 @@ def mutated_bodies(caller: Caller) -> Run:
     def one(_: int) -> str:
         path, body = mutated_body(next(numbers))
         return caller.post(path, body, 20)
+
+    return partial(at_once, 4, one)
+
+
+@attack("paths that lead out of the page's folder, and names of other hosts; none may be answered")
+def paths_and_hosts(caller: Caller) -> Run:
+    def one(_: int) -> str:
+        head = HEADS[next(turn) % len(HEADS)]
+        status = caller.raw(head)
+        return f"broke: {head[:60]!r}" if status == "200" else status
+
+    return partial(at_once, 4, one)
+
+
+@attack("Markdown, code and TeX that take their parsers long, or become much HTML")
+def render_bombs(caller: Caller) -> Run:
+    def one(_: int) -> str:
+        text = BOMBS[next(turn) % len(BOMBS)]
+        return caller.post("/ui/render", {"markdown": text}, 30)
 
     return partial(at_once, 4, one)
 
