@@ -170,7 +170,7 @@ def test_without_a_page() -> None:
 def test_no_page_loads_anything_from_elsewhere(client: Client) -> None:
     """Catches a script of a CDN: of the page itself, and of the framework's own pages."""
     for path in SENT:
-        found = re.findall(rb"""(?:src|href|url|import)\s*[=("' ]+\s*(?:https?:)?//""",
+        found = re.findall(rb"""\b(?:src|href|url|import)\s*[=("' ]+\s*(?:https?:)?//""",
                            path.read_bytes())  # fmt: skip
         assert not found, path
     key = {"x-api-key": "some-secret"}
