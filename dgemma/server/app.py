@@ -111,7 +111,7 @@ def create_app(
 
 def _routes(app: FastAPI) -> Callable[[str], str]:
     """A function that gives the route of a path; "other" if it has none."""
-    own = [*app.routes, *(route for router in ROUTERS for route in router.routes)]
+    own = [*(route for router in ROUTERS for route in router.routes), *app.routes]
     known = [(route.path_regex, route.path) for route in own if isinstance(route, Route)]
 
     def route_of(path: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 
 import pytest
 
@@ -28,6 +30,19 @@ def test_a_text_is_rendered_for_whoever_may_ask() -> None:
     assert client.post("/ui/render", {"markdown": "a"}).status_code == 401
     assert client.get("/ui/render").status_code == 404
     assert client.post("/ui/render", {"markdown": ""}, headers=key).json() == {"html": ""}
+
+
+@pytest.mark.model
+def test_the_log_names_the_route(caplog: pytest.LogCaptureFixture) -> None:
+    """Catches a text that is counted as a file of the page, whose paths begin alike."""
+    client = serve()
+    with caplog.at_level(logging.INFO, "dgemma.server"):
+        client.post("/ui/render", {"markdown": "a"})
+        client.get("/ui/app.css")
+        client.get("/ui/nowhere.css")
+        client.get("/")
+    routes = [json.loads(record.message)["route"] for record in caplog.records]
+    assert routes == ["/ui/render", "/ui/{name:path}", "/ui/{name:path}", "/"]
 
 
 @pytest.mark.model
