@@ -175,6 +175,11 @@ class Frontend:
             )
         return self._tokenizer
 
+    @property
+    def template(self) -> ChatTemplate | None:
+        """The checkpoint's chat template."""
+        return self._template
+
     # -- prompts -------------------------------------------------------------------------------
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:

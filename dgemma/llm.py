@@ -24,7 +24,7 @@ from dgemma.engine.worker import Worker
 from dgemma.errors import InvalidRequest
 from dgemma.events import EventStream
 from dgemma.frontend import Frontend, Messages, ModelFacts, Prompt, Variables
-from dgemma.loading import load_model, save_model
+from dgemma.loading import about, load_model, save_model
 from dgemma.model.config import ModelConfig
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.params import Params, SamplingKeywords, SamplingParams
@@ -50,6 +50,7 @@ class LLM:
         tokenizer, template: None if the checkpoint has none.
         defaults: the checkpoint's own sampler.
         calibration: what was fitted for the checkpoint.
+        about: device, size and purpose in plain values.
         single_turn: its dgemma.json says that the model answers a message well only if
             no other turns come before it. `chat` sends what it is given, all the same.
     """
@@ -75,6 +76,7 @@ class LLM:
         self.template = template
         self.defaults: SamplingParams = checkpoint.generation.sampling
         self.single_turn: bool = checkpoint.generation.single_turn
+        self.about = about(checkpoint, choice, max_running)
         end_ids = checkpoint.generation.eos_token_ids or checkpoint.config.eos_token_ids
         self.engine = Engine(
             model, end_ids=end_ids, defaults=self.defaults, cache_bytes=cache_bytes,
@@ -299,10 +301,8 @@ class LLM:
     ) -> Filled:  # fmt: skip
         """Write the text between two others; see `dgemma.compose.fill.infill`."""
         drawn = SamplingParams.of(params, **sampling)
-        return self.run_plan(
-            infill(self.facts, prefix, suffix, drawn, context=context, max_hole=max_hole,
-                   search=search)
-        )  # fmt: skip
+        return self.run_plan(infill(self.facts, prefix, suffix, drawn, context=context,
+                                    max_hole=max_hole, search=search))  # fmt: skip
 
     def edit(
         self, text: str, instruction: str | None = None,

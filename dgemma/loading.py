@@ -18,6 +18,7 @@ from dgemma.device import DeviceChoice, choose, choose_dtype, free_bytes
 from dgemma.errors import CheckpointError, InvalidRequest
 from dgemma.frontend import read_text_files
 from dgemma.model.hf_generation import OWN
+from dgemma.model.size import measure
 from dgemma.model.transformer import DiffusionGemma
 from dgemma.quant.eight_bit import EIGHT_BIT
 from dgemma.quant.modules import PackedModule, keeps_packed, swap
@@ -25,6 +26,7 @@ from dgemma.quant.offload import Mover, mover_of, offload
 from dgemma.text.chat import ChatTemplate
 from dgemma.text.gguf_export import text_files
 from dgemma.text.tokenizer import Tokenizer
+from dgemma.types import ModelAbout
 from dgemma.weights.budget import make_plan
 from dgemma.weights.files import GENERATION_CONFIG, Checkpoint, open_checkpoint
 from dgemma.weights.find import CONFIG, find_model
@@ -62,6 +64,16 @@ class LoadedModel:
     template: ChatTemplate | None
     plan: MemoryPlan | None = None
     cache_bytes: int | None = None
+
+
+def about(checkpoint: Checkpoint, choice: DeviceChoice, running: int) -> ModelAbout:
+    """A model in plain values; `running`: most answers at a time."""
+    generation = checkpoint.generation
+    return ModelAbout(
+        device=str(choice.device), dtype=str(choice.dtype).removeprefix("torch."),
+        parameters=measure(checkpoint.config).parameters, running=running,
+        single_turn=generation.single_turn, code=generation.code, examples=generation.examples,
+    )  # fmt: skip
 
 
 def load_model(

@@ -57,6 +57,28 @@ _REQUEST_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelAbout:
+    """A loaded model, for those who choose what to ask of it.
+
+    Attributes:
+        device, dtype: where, and in which number format, it computes.
+        parameters: numbers in its weights.
+        running: most answers that it denoises at a time.
+        single_turn: it answers a message well only if no other turns come before it.
+        code: whether it was trained to write code.
+        examples: prompts that it answers well; none: the checkpoint names none.
+    """
+
+    device: str
+    dtype: str
+    parameters: int
+    running: int
+    single_turn: bool
+    code: bool
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One answer to be made by the engine.
 

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from dgemma.cli.options import add_calibration, add_model, open_model
@@ -62,6 +63,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--admin-key-file", type=Path, metavar="FILE", help=admin)
     origin = "web pages from here may call the server; repeatable"
     add("--cors-origin", action="append", metavar="URL", help=origin)
+    name = "a further name that the server may be called by; repeatable (when it listens on this "
+    add("--allowed-host", action="append", metavar="NAME", help=name + "machine only: localhost)")
+    add("--no-page", action="store_true", help="show no page at /")
     add_calibration(parser)
     learn = "keep what restart_after=auto stands for up to date with the answers"
     add("--learn-restart", action="store_true", help=learn)
@@ -104,6 +108,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         admin_keys=Keys.load(arguments.admin_key_file, os.environ, ADMIN_VARIABLE),
         limits=limits,
         cors_origins=tuple(arguments.cors_origin or ()),
+        page=not arguments.no_page,
         log_text=arguments.log_text,
         heartbeat_s=arguments.heartbeat_s,
         grace_s=arguments.grace_s,
@@ -137,12 +142,13 @@ def listen(host: str, port: int) -> socket.socket:
     return bound
 
 
-def hello(url: str, name: str, keyed: bool) -> str:
-    """The server's address, and a command that tries it."""
+def hello(url: str, name: str, keyed: bool, page: bool) -> str:
+    """The addresses of the server and of its page, and a command that tries it."""
     key = " -H 'Authorization: Bearer YOUR_KEY'" if keyed else ""
+    shown = f"; open {url}/ in a browser" + " and give the key" * keyed if page else ""
     body = '{"messages": [{"role": "user", "content": "Who are you?"}], "stream": true}'
     return (
-        f"serving {name} at {url} (docs at {url}/docs); try:\n"
+        f"serving {name} at {url}{shown}; try:\n"
         f"  curl -N {url}/v1/chat/completions{key} \\\n"
         f"    -H 'content-type: application/json' \\\n    -d '{body}'"
     )
@@ -153,7 +159,9 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         from dgemma.server.app import create_app
         from dgemma.server.compiler import GrammarCompiler
+        from dgemma.server.hosts import hosts_of
         from dgemma.server.listener import Server
+        from dgemma.server.renderer import RenderProcesses
     except ModuleNotFoundError as error:
         raise MissingExtra(
             f"{error.name} is not installed; get it with: pip install 'dgemma[server]'"
@@ -164,6 +172,8 @@ def run(arguments: argparse.Namespace) -> int:
     sys.setswitchinterval(SWITCH_S)
     settings = settings_of(arguments)
     bound = listen(arguments.host, arguments.port)
+    own = hosts_of(arguments.host, bound.getsockname()[0], arguments.allowed_host or ())
+    settings = replace(settings, hosts=own)
     llm = open_model(
         arguments, max_running=arguments.max_running,
         share_prefix_cache=arguments.share_prefix_cache, learn_restart=arguments.learn_restart,
@@ -177,8 +187,9 @@ def run(arguments: argparse.Namespace) -> int:
         logging.getLogger(noisy).setLevel(logging.ERROR)  # what clients do wrong is ours to tell
 
     def ready(url: str) -> None:
-        print(hello(url, settings.names[0], bool(settings.keys)), flush=True)
+        print(hello(url, settings.names[0], bool(settings.keys), settings.page), flush=True)
 
-    server = Server(create_app(llm, settings, compiler), bound, compiler.start, ready)
+    app = create_app(llm, settings, compiler, RenderProcesses())
+    server = Server(app, bound, compiler.start, ready)
     server.run(sockets=[bound])
     return 0 if server.started else 1

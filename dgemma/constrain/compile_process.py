@@ -53,7 +53,9 @@ def compiler_of(tokenizer: Tokenizer, end_ids: tuple[int, ...]) -> Answer:
     return answer
 
 
-def answered(answer: Answer, request: dict[str, Any], megabytes: int) -> dict[str, Any]:
+def answered(
+    answer: Answer, request: dict[str, Any], megabytes: int, work: str, library: str
+) -> dict[str, Any]:
     """The reply to a request; "last" in it: the process ends after it."""
     kind = request["kind"]
     try:
@@ -63,14 +65,14 @@ def answered(answer: Answer, request: dict[str, Any], megabytes: int) -> dict[st
     except MissingExtra as error:
         return {"missing": str(error)}
     except MemoryError:
-        return {"refused": f"{kind} takes more than {megabytes} MB to compile; simplify it",
+        return {"refused": f"{kind} takes more than {megabytes} MB to {work}; simplify it",
                 "field": kind, "last": True}  # fmt: skip
     except RecursionError:
-        return {"refused": f"{kind} is nested too deep to compile; simplify it", "field": kind}
+        return {"refused": f"{kind} is nested too deep to {work}; simplify it", "field": kind}
     except Exception as error:
         return {"failed": type(error).__name__}
     except BaseException as error:  # a panic of a library
-        return {"refused": f"{kind}: the grammar library failed on it ({type(error).__name__}); "
+        return {"refused": f"{kind}: the {library} failed on it ({type(error).__name__}); "
                 "simplify it", "field": kind, "last": True}  # fmt: skip
 
 
@@ -93,8 +95,10 @@ def limit_memory(megabytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
-def serve(answer: Answer, given: BinaryIO, out: BinaryIO, seconds: float, megabytes: int) -> None:
-    """Answer requests until there are no more."""
+def serve(answer: Answer, given: BinaryIO, out: BinaryIO, options: dict[str, Any]) -> None:
+    """Answer requests until there are no more; `options` as in `run`."""
+    seconds, megabytes = math.ceil(options["seconds"]), options["megabytes"]
+    said = options.get("work", "compile"), options.get("library", "grammar library")
     limit_memory(megabytes)
     begun = used()
     out.write(framed({"ready": True}))
@@ -103,7 +107,7 @@ def serve(answer: Answer, given: BinaryIO, out: BinaryIO, seconds: float, megaby
         request = json.loads(given.read(int.from_bytes(size, "big")))
         if hasattr(signal, "setitimer"):  # its default action ends the process in native code, too
             signal.setitimer(signal.ITIMER_REAL, seconds)
-        reply = answered(answer, request, megabytes)
+        reply = answered(answer, request, megabytes, *said)
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
         now = used()
@@ -116,7 +120,8 @@ def serve(answer: Answer, given: BinaryIO, out: BinaryIO, seconds: float, megaby
 
 
 def run(make: Callable[[dict[str, Any]], Answer]) -> None:
-    """The process: its first argument is JSON with "directory", "end_ids", "seconds", "megabytes".
+    """The process: its first argument is JSON with "seconds", "megabytes", "work", "library" (see
+    `WorkProcesses`) and what `make` reads.
 
     Args:
         make: from these to what answers.
@@ -133,8 +138,7 @@ def run(make: Callable[[dict[str, Any]], Answer]) -> None:
     quiet = os.open(os.devnull, os.O_WRONLY)
     for one in (1, 2):  # a library's complaint may hold what a user wrote
         os.dup2(quiet, one)
-    seconds = math.ceil(options["seconds"])
-    serve(answer, sys.stdin.buffer, out, seconds, options["megabytes"])
+    serve(answer, sys.stdin.buffer, out, options)
 
 
 def make(options: dict[str, Any]) -> Answer:

@@ -28,6 +28,8 @@ SAMPLING = (*(field for field, _ in PARAMS.values()), "entropy_bound", "ignore_t
             "min_p")  # fmt: skip
 """Fields of `SamplingParams` that dgemma.json may set: how a canvas is drawn. What an answer may
 hold, where it ends and what is reported of it is the request's alone."""
+MOST_EXAMPLES = 32
+"""Prompts that dgemma.json may show."""
 NEUTRAL_GENERATION = frozenset({
     "_commit_hash", "_from_model_config", "bos_token_id", "cache_config", "cache_implementation",
     "disable_compile", "max_length", "max_new_tokens", "return_dict_in_generate",
@@ -45,6 +47,8 @@ class GenerationDefaults(NamedTuple):
         pad_token_id: None: take `ModelConfig.pad_token_id`.
         single_turn: the model answers a message well only if no other turns come before it.
         own: what dgemma.json says of the sampler; it goes before `params`.
+        code: whether the model was trained to write code.
+        examples: prompts that it answers well.
     """
 
     params: SamplingParams = SamplingParams()
@@ -52,6 +56,8 @@ class GenerationDefaults(NamedTuple):
     pad_token_id: int | None = None
     single_turn: bool = False
     own: SamplingParams = SamplingParams()
+    code: bool = True
+    examples: tuple[str, ...] = ()
 
     @property
     def sampling(self) -> SamplingParams:
@@ -99,7 +105,8 @@ def write_generation_config(defaults: GenerationDefaults) -> dict[str, Any]:
 
 
 def read_own(values: Mapping[str, Any], defaults: GenerationDefaults) -> GenerationDefaults:
-    """`defaults` with what a parsed dgemma.json adds: `"turns": "single"`, and `"sampling"`.
+    """`defaults` with what a parsed dgemma.json adds: `"turns": "single"`, `"code": false`,
+    `"examples"` and `"sampling"`.
 
     A file of its own, for `transformers` refuses keys of generation_config.json that it does not
     know. Released checkpoints have none.
@@ -109,14 +116,19 @@ def read_own(values: Mapping[str, Any], defaults: GenerationDefaults) -> Generat
     """
     section = Section(OWN, values)
     single = section.fixed({"turns": ("single",)}).get("turns") == "single"
+    code, examples = section.take("code", bool, True), section.take("examples", list, [])
     sampling = section.take("sampling", dict) or {}
     section.close((), strict=True)
+    assert code is not None and examples is not None
+    if not all(isinstance(one, str) for one in examples) or len(examples) > MOST_EXAMPLES:
+        raise ConfigError(f"{OWN}: examples must hold at most {MOST_EXAMPLES} texts; correct it")
     for name in sampling:
         if name not in SAMPLING:
             known = nearest(name, SAMPLING) or f"; it may set {', '.join(SAMPLING)}"
             raise ConfigError(f"{OWN}: sampling: unknown key {shown(name)}{known}")
     try:
-        found = defaults._replace(single_turn=single, own=SamplingParams.from_dict(sampling))
+        own = SamplingParams.from_dict(sampling)
+        found = defaults._replace(single_turn=single, own=own, code=code, examples=tuple(examples))
         found.own.merged(found.params)  # the two files may contradict each other
     except InvalidRequest as error:
         raise ConfigError(f"{OWN}: sampling: {error}; correct it") from error
@@ -127,6 +139,7 @@ def write_own(defaults: GenerationDefaults) -> dict[str, Any]:
     """The content of dgemma.json; empty: there is nothing to say, and no such file."""
     given = {name: getattr(defaults.own, name) for name in SAMPLING}
     sampling = {name: value for name, value in given.items() if value is not None}
-    return ({"turns": "single"} if defaults.single_turn else {}) | (
-        {"sampling": sampling} if sampling else {}
-    )
+    values: dict[str, Any] = {"turns": "single"} if defaults.single_turn else {}
+    values |= {"sampling": sampling} if sampling else {}
+    values |= {} if defaults.code else {"code": False}
+    return values | ({"examples": list(defaults.examples)} if defaults.examples else {})

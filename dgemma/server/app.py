@@ -19,12 +19,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from dgemma.server import page
 from dgemma.server.apis import ROUTERS
 from dgemma.server.aside import Aside
 from dgemma.server.compiler import Compiler
 from dgemma.server.errors import Refusal, invalid, respond
 from dgemma.server.middleware import AccessLog, AuthAndBody
 from dgemma.server.model import Model
+from dgemma.server.renderer import Renderer, RenderThread
 from dgemma.server.service import Service
 from dgemma.server.settings import Settings
 
@@ -39,6 +41,7 @@ and named. The only exceptions change no result: `user`, `metadata`, `store`, `s
 _TEXT = "this model reads and writes text alone"
 _CHAT = "use /v1/chat/completions"
 _STATELESS = "nothing is kept between requests; send each conversation as a whole"
+_DOCUMENT = "read /openapi.json; pages that show it load scripts from elsewhere"
 ABSENT = {
     "/v1/responses": _CHAT, "/api/chat": _CHAT, "/api/generate": "use /v1/completions",
     "/completion": "use /v1/completions", "/v1/completion": "use /v1/completions",
@@ -50,6 +53,7 @@ ABSENT = {
     "/v1/files": _STATELESS, "/v1/batches": _STATELESS, "/v1/messages/batches": _STATELESS,
     "/v1/assistants": _STATELESS, "/v1/threads": _STATELESS, "/v1/conversations": _STATELESS,
     "/v1/fine_tuning": "the server does not train",
+    "/docs": _DOCUMENT, "/redoc": _DOCUMENT,
 }  # fmt: skip
 """Paths of other servers, with all below them, and the reason for their absence or the remedy."""
 
@@ -58,13 +62,15 @@ ALIKE = 0.75
 
 
 def create_app(
-    model: Model, settings: Settings, compiler: Compiler | None = None
+    model: Model, settings: Settings, compiler: Compiler | None = None,
+    renderer: Renderer | None = None,
 ) -> FastAPI:  # fmt: skip
     """An ASGI app that serves a loaded model.
 
     Args:
         compiler: compiles the grammars of requests in processes of their own. None: they are
             compiled in this one, which is for people who trust each other.
+        renderer: renders the Markdown of requests. None: a thread does.
 
     When its lifespan ends, open requests are ended and the model is closed.
     """
@@ -75,15 +81,19 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         await service.shut_down()
+        await app.state.renderer.close()
 
     app = FastAPI(
         title="dgemma", description=ABOUT, version="1", lifespan=lifespan,
-        redirect_slashes=False,
+        redirect_slashes=False, docs_url=None, redoc_url=None,
     )  # fmt: skip
     app.state.service, app.state.aside = service, aside
+    app.state.renderer = renderer or RenderThread(aside)
+    app.state.page = page.load() if settings.page else {}
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     for router in ROUTERS:
         app.include_router(router)
+    app.router.routes += page.ROUTES
     app.add_exception_handler(RequestValidationError, _malformed)
     app.add_exception_handler(HTTPException, _unknown)
     app.add_middleware(AuthAndBody, service=service, aside=aside)
@@ -101,7 +111,7 @@ def create_app(
 
 def _routes(app: FastAPI) -> Callable[[str], str]:
     """A function that gives the route of a path; "other" if it has none."""
-    own = [*app.routes, *(route for router in ROUTERS for route in router.routes)]
+    own = [*(route for router in ROUTERS for route in router.routes), *app.routes]
     known = [(route.path_regex, route.path) for route in own if isinstance(route, Route)]
 
     def route_of(path: str) -> str:

@@ -1,4 +1,4 @@
-"""Compiles the grammars of requests in processes of their own, which may crash or be killed.
+"""Work on strangers' texts in processes of their own, which may crash or be killed: grammars.
 
 Knows processes, owners and turns. Knows nothing about grammars.
 """
@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,28 +48,28 @@ class Compiler(Protocol):
         ...
 
 
-class GrammarCompiler:
-    """Processes that compile grammars, for one event loop.
+class WorkProcesses:
+    """Processes that do one kind of work, for one event loop.
 
     A process that takes too long is killed and another one is started. Owners take turns.
     """
 
     def __init__(
-        self, directory: Path, end_ids: Sequence[int], *, seconds: int, megabytes: int,
-        processes: int = PROCESSES, module: str = "dgemma.constrain.compile_process",
+        self, options: Mapping[str, Any], *, seconds: int, megabytes: int, module: str,
+        processes: int = PROCESSES, work: str = "compile", library: str = "grammar library",
     ) -> None:  # fmt: skip
         """
         Args:
-            directory: of the checkpoint, for its tokenizer.
-            end_ids: ids that end an answer.
-            seconds: for one grammar.
-            megabytes: that a process may take beside the tokenizer.
+            options: for the processes.
+            seconds: for one piece of work.
+            megabytes: that a process may take beside what it loads first.
             module: what the processes run; see `compile_process.run`.
+            work, library: what they do, and with what, in the words of an error.
         """
-        options = {"directory": str(directory), "end_ids": list(end_ids), "seconds": seconds,
-                   "megabytes": megabytes}  # fmt: skip
-        self._command = ["-P", "-m", module, json.dumps(options)]
-        self._seconds = seconds
+        told = {**options, "seconds": seconds, "megabytes": megabytes, "work": work,
+                "library": library}  # fmt: skip
+        self._command = ["-P", "-m", module, json.dumps(told)]
+        self._seconds, self._work, self._library = seconds, work, library
         self._most = processes
         self._share = max(1, processes - 1)
         self._processes: set[_Process] = set()
@@ -190,14 +190,14 @@ class GrammarCompiler:
             await self._replace(process)
         else:
             self._idle.append(process)
-        return _made(reply, kind)
+        return _made(reply, kind, self._work)
 
     def _fault(self, status: int | None) -> str:
         """What a process died of."""
         if status is None or -status in (signal.SIGKILL, getattr(signal, "SIGALRM", None)):
-            return f"takes more than {self._seconds} s to compile; simplify it"
+            return f"takes more than {self._seconds} s to {self._work}; simplify it"
         name = signal.Signals(-status).name if status < 0 else f"status {status}"
-        return f"crashes the grammar library or takes too much memory ({name}); simplify it"
+        return f"crashes the {self._library} or takes too much memory ({name}); simplify it"
 
     async def _ready(self) -> _Process:
         """A process that has nothing to do."""
@@ -247,15 +247,33 @@ class GrammarCompiler:
             if early or isinstance(error, (OSError, TimeoutError)):
                 why = "it ended before it was ready" if early else repr(error)
                 raise EngineError(
-                    f"the process that compiles grammars cannot be started ({why}); see that "
+                    f"the process to {self._work} in cannot be started ({why}); see that "
                     f"{sys.executable} can be run and that processes and memory are left"
                 ) from error
             raise
         if "ready" not in reply:
             await process.kill()
-            raise EngineError(f"the process that compiles grammars failed: {reply['failed']}")
+            raise EngineError(f"the process to {self._work} in failed: {reply['failed']}")
         self._processes.add(process)
         return process
+
+
+class GrammarCompiler(WorkProcesses):
+    """Processes that compile grammars."""
+
+    def __init__(
+        self, directory: Path, end_ids: Sequence[int], *, seconds: int, megabytes: int,
+        processes: int = PROCESSES, module: str = "dgemma.constrain.compile_process",
+    ) -> None:  # fmt: skip
+        """
+        Args:
+            directory: of the checkpoint, for its tokenizer.
+            end_ids: ids that end an answer.
+        """
+        options = {"directory": str(directory), "end_ids": list(end_ids)}
+        super().__init__(
+            options, seconds=seconds, megabytes=megabytes, processes=processes, module=module
+        )
 
 
 class _Process:
@@ -317,13 +335,13 @@ class _Process:
         return self._process.stdout.at_eof()
 
 
-def _made(reply: dict[str, Any], kind: str) -> dict[str, Any]:
+def _made(reply: dict[str, Any], kind: str, work: str) -> dict[str, Any]:
     """What a reply brings, or its error."""
     if "refused" in reply:
         raise InvalidRequest(reply["refused"], field=reply["field"] or kind)
     if "missing" in reply:
         raise MissingExtra(reply["missing"])
     if "failed" in reply:
-        raise EngineError(f"compiling {kind} failed ({reply['failed']})")
+        raise EngineError(f"{kind} failed to {work} ({reply['failed']})")
     made: dict[str, Any] = reply["made"]
     return made

@@ -38,6 +38,8 @@ DIALECTS: dict[str, Dialect] = {
     "/apply-template": "plain",
     "/health": "plain",
     "/metrics": "plain",
+    "/props": "plain",
+    "/ui": "plain",
 }
 """The API of a path and of all paths below it; "openai" for all others."""
 
@@ -51,6 +53,7 @@ STATUSES = {
     405: "the path takes another method",
     408: "the body did not come in time",
     413: "the body is too large",
+    421: "the request is for another host's name; see --allowed-host",
     429: "too many requests are open; see Retry-After",
     500: "the server failed",
     503: "the server is shutting down",

@@ -18,6 +18,7 @@ from dgemma.server.aside import Aside
 from dgemma.server.errors import body_of, dialect_of, logged
 from dgemma.server.json_reply import json_reply
 from dgemma.server.pieces import End, PieceReader
+from dgemma.server.renderer import Renderer
 from dgemma.server.service import Service
 from dgemma.types import Request
 
@@ -46,6 +47,7 @@ class Exchange:
 
     Attributes:
         service: the service behind the app; `aside`: for work that takes long.
+        renderer: makes HTML of Markdown.
         owner: the key's owner; see `Request.owner`.
         log: fields of its line in the log.
     """
@@ -54,6 +56,7 @@ class Exchange:
         self._http = http
         self.service: Service = http.app.state.service
         self.aside: Aside = http.app.state.aside
+        self.renderer: Renderer = http.app.state.renderer
         self.owner: str = http.scope["dgemma.owner"]
         self.log: dict[str, Any] = http.scope.setdefault("dgemma.log", {})
         self._readers: list[PieceReader] = []

@@ -21,9 +21,11 @@ from dgemma.server.aside import Aside
 from dgemma.server.auth import key_of
 from dgemma.server.body_route import SCOPE, schema_of
 from dgemma.server.errors import Refusal, dialect_of, logged, renamed, respond
+from dgemma.server.hosts import check_host
 from dgemma.server.json_body import ParsedBody, is_large, parse_json
 from dgemma.server.log import shown_path
 from dgemma.server.memory import Trimmer
+from dgemma.server.page import is_page
 from dgemma.server.readers import Reader, Readers
 from dgemma.server.service import Service
 from dgemma.server.sse import ClientGone
@@ -134,8 +136,10 @@ class AuthAndBody:
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         service, headers = self.service, Headers(scope=scope)
         check_framing(scope, headers)
+        check_host(headers, service.settings.hosts)
         owner = service.settings.keys.owner(key_of(headers))
-        if scope["path"] in OPEN_PATHS and scope["method"] != "POST":
+        path, posted = scope["path"], scope["method"] == "POST"
+        if (path in OPEN_PATHS or is_page(path)) and not posted:
             owner = owner or ""
         if owner is None:
             raise Refusal(
@@ -143,7 +147,7 @@ class AuthAndBody:
                 code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"},
             )  # fmt: skip
         scope["dgemma.owner"] = owner
-        if scope["method"] != "POST":
+        if not posted:
             await self.app(scope, receive, send)
             return
         with ExitStack() as place:

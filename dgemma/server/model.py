@@ -11,7 +11,7 @@ from dgemma.compose.calibration import Calibration
 from dgemma.events import EventStream
 from dgemma.frontend import Frontend
 from dgemma.params import SamplingParams
-from dgemma.types import Output, Request
+from dgemma.types import ModelAbout, Output, Request
 
 
 class Model(Protocol):
@@ -20,6 +20,7 @@ class Model(Protocol):
     defaults: SamplingParams
     frontend: Frontend
     calibration: Calibration
+    about: ModelAbout
 
     def submit(self, request: Request) -> EventStream:
         """Start a request; `async for` its stream, or `close` it."""

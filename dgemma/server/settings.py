@@ -77,6 +77,8 @@ class Settings:
             open to everyone, with them to nobody.
         limits: see `ServerLimits`.
         cors_origins: origins of web pages that may call; none: no CORS headers at all.
+        hosts: names that requests may be for; none: any. See `hosts_of`.
+        page: whether there is a page at /.
         log_text: whether the log may hold what users write.
         heartbeat_s: seconds of silence after which a stream sends a comment.
         grace_s: seconds that open requests get to finish when the server stops.
@@ -87,6 +89,8 @@ class Settings:
     admin_keys: Keys = field(default_factory=Keys)
     limits: ServerLimits = field(default_factory=ServerLimits)
     cors_origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    page: bool = True
     log_text: bool = False
     heartbeat_s: float = 10.0
     grace_s: float = 10.0

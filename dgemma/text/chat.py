@@ -269,10 +269,20 @@ class ChatTemplate:
         marked: dict[str, Any] = self._marker.mark(values)
         return marked
 
+    @property
+    def source(self) -> str:
+        """Its Jinja text."""
+        return self._source
+
+    @cached_property
+    def inputs(self) -> frozenset[str]:
+        """The variables that it reads, `tools` and `enable_thinking` among them."""
+        return frozenset(self._environment.inputs(self._source))
+
     @cached_property
     def variables(self) -> tuple[str, ...]:
         """What `chat_template_kwargs` may hold: what the template reads, and nothing else sets."""
-        return tuple(sorted(self._environment.inputs(self._source) - _OWN.keys()))
+        return tuple(sorted(self.inputs - _OWN.keys()))
 
     @cached_property
     def _writes_schemas(self) -> bool:

@@ -19,6 +19,7 @@ from threading import Thread
 from typing import Any
 
 from tests.attack.models import FILES, start
+from tests.attack.page import BOMBS, HEADS
 from tests.attack.wire import ATTACKER, Answers, Caller, at_once, failure, held, status_of
 from tests.support.bodies import ALL
 from tests.support.mutated_bodies import mutated_body
@@ -178,7 +179,7 @@ def numbers(caller: Caller) -> Run:
 
 @attack("1,100 connections whose headers never end")
 def slow_headers(caller: Caller) -> Run:
-    return partial(held, caller, 1_100, b"POST / HTTP/1.1\r\nHost: x\r\nX-A: ", b"a")
+    return partial(held, caller, 1_100, b"POST / HTTP/1.1\r\nHost: localhost\r\nX-A: ", b"a")
 
 
 @attack("600 connections that say nothing")
@@ -219,7 +220,7 @@ def broken_http(caller: Caller) -> Run:
     random_bytes = random.Random(1).randbytes(4_000)
     texts = (
         both + chunked, caller.head(CHAT, length, "X-A: b", " folded") + b"\r\n" + body,
-        b"POST / HTTP/9.9\r\nHost: x\r\n\r\n", random_bytes, b"\r\n" * 2_000,
+        b"POST / HTTP/9.9\r\nHost: localhost\r\n\r\n", random_bytes, b"\r\n" * 2_000,
         caller.head(CHAT, "Content-Length: -1") + b"\r\n",
         caller.head(CHAT, "Content-Length: " + "9" * 5_000) + b"\r\n",
         caller.head(CHAT, length, "Content-Length: 5") + b"\r\n" + body,
@@ -329,6 +330,25 @@ def mutated_bodies(caller: Caller) -> Run:
     def one(_: int) -> str:
         path, body = mutated_body(next(numbers))
         return caller.post(path, body, 20)
+
+    return partial(at_once, 4, one)
+
+
+@attack("paths that lead out of the page's folder, and names of other hosts; none may be answered")
+def paths_and_hosts(caller: Caller) -> Run:
+    def one(_: int) -> str:
+        head = HEADS[next(turn) % len(HEADS)]
+        status = caller.raw(head)
+        return f"broke: {head[:60]!r}" if status == "200" else status
+
+    return partial(at_once, 4, one)
+
+
+@attack("Markdown, code and TeX that take their parsers long, or become much HTML")
+def render_bombs(caller: Caller) -> Run:
+    def one(_: int) -> str:
+        text = BOMBS[next(turn) % len(BOMBS)]
+        return caller.post("/ui/render", {"markdown": text}, 30)
 
     return partial(at_once, 4, one)
 

@@ -74,7 +74,7 @@ class Caller:
 
     def head(self, path: str, *lines: str) -> bytes:
         """The head of a POST with further header lines, up to and without the empty line."""
-        first = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {self.key}\r\n"
+        first = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {self.key}\r\n"
         return (first + "".join(f"{line}\r\n" for line in lines)).encode()
 
     def raw(self, data: bytes, timeout_s: float = 5.0) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,10 +90,10 @@ def test_serve_learns(monkeypatch: pytest.MonkeyPatch) -> None:
         given.update(more, calibration=arguments.calibration)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(serve, "listen", lambda *_: None)
     monkeypatch.setattr(serve, "open_model", opened)
     words = ["--port", "0", "--learn-restart", "--calibration", "x.json"]
-    with pytest.raises(KeyboardInterrupt):
+    with socket.socket() as bound, pytest.raises(KeyboardInterrupt):
+        monkeypatch.setattr(serve, "listen", lambda *_: bound)
         serve.run(parser_of("serve").parse(words))
     assert given["learn_restart"] is True and given["calibration"] == Path("x.json")
 

@@ -310,7 +310,7 @@ def test_eos_list() -> None:
 
 def test_released_generation_config() -> None:
     """The released sampler; max_new_tokens of the file must not cut answers at 256."""
-    params, eos, pad, single_turn, own = read_generation_config(RELEASED_GENERATION)
+    params, eos, pad, single_turn, own, *_ = read_generation_config(RELEASED_GENERATION)
     assert params == RELEASED
     assert params.max_tokens is None
     assert (eos, pad, single_turn, own) == ((1, 106, 50), 0, False, SamplingParams())

@@ -38,12 +38,24 @@ def test_single_turns_are_read() -> None:
 
 def test_own_sampling_goes_before_the_released_file() -> None:
     """Settings that `transformers` does not know are lost, or overrule nothing."""
-    given = {"turns": "single", "sampling": {"restart_after": 8, "tries": 3, "max_steps": 12}}
+    sampling = {"restart_after": 8, "tries": 3, "max_steps": 12}
+    given = {"turns": "single", "sampling": sampling, "code": False, "examples": ["Hi"]}
     found = read_own(given, read_generation_config(RELEASED_GENERATION))
     assert found.params == RELEASED and found.single_turn
     assert found.sampling == dataclasses.replace(RELEASED, restart_after=8, tries=3, max_steps=12)
     assert write_own(found) == given and write_own(GenerationDefaults()) == {}
     assert write_generation_config(found)["max_denoising_steps"] == 48
+
+
+def test_what_a_model_is_for_is_read() -> None:
+    """Catches code that a model was never trained to write, offered because nobody asked."""
+    plain = GenerationDefaults()
+    assert plain.code and plain.examples == ()
+    found = read_own({"code": False, "examples": ["a", "b"]}, plain)
+    assert not found.code and found.examples == ("a", "b")
+    for wrong in ({"examples": [1]}, {"examples": ["a"] * 33}, {"examples": "a"}, {"code": 1}):
+        with pytest.raises(ConfigError, match="correct it"):
+            read_own(wrong, plain)
 
 
 @pytest.mark.parametrize(("sampling", "message"), [

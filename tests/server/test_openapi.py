@@ -75,6 +75,8 @@ CALLS: dict[str, list[dict[str, Any] | None]] = {
     "/tokenize": [{"content": "Hello"}, {"content": "Hello", "with_pieces": True}],
     "/detokenize": [{"tokens": [300, 301]}],
     "/apply-template": [{"messages": QUESTION}],
+    "/props": [None],
+    "/ui/render": [{"markdown": "*a*"}],
 }  # fmt: skip
 """Bodies whose replies show every field there is; None: the route is read, not posted to."""
 

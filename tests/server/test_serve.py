@@ -59,7 +59,12 @@ def test_start_answer_and_stop() -> None:
         httpx.Client(base_url=live.url, headers=HEADERS, timeout=30) as client,
     ):
         assert f"curl -N {live.url}{CHAT}" in live.said and "Bearer" in live.said
+        assert f"open {live.url}/ in a browser and give the key; try:" in live.said
         assert client.get("/health").status_code == 200
+        assert client.get("/health", headers={"host": "evil.example"}).status_code == 421
+        assert httpx.get(live.url).headers["content-type"] == "text/html; charset=utf-8"
+        rendered = client.post("/ui/render", json={"markdown": "*a*"})
+        assert rendered.json() == {"html": '<p dir="auto"><em>a</em></p>\n'}
         reply = client.post(CHAT, json=ASK)
         assert reply.json()["choices"][0]["finish_reason"] == "stop"
         longer = {"messages": QUESTION, "stream": True, "min_tokens": 150, "max_tokens": 150}
@@ -104,7 +109,7 @@ def stall(url: str) -> socket.socket:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
     connection.connect((address.hostname, address.port))
     body = json.dumps(TOKENS | LONG)
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\n"
     head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     connection.sendall((head + body).encode())
     return connection
@@ -239,7 +244,7 @@ def test_what_comes_after_the_signal() -> None:
     """Catches a page that tells of 503 where nobody listens any more, and a request that was on
     its way and is dropped without a word, or taken."""
     body = json.dumps(ASK).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\n"
     head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     with running("--grace-s", "10") as live:
         address = urlsplit(live.url)

@@ -96,5 +96,6 @@ ALL: dict[str, dict[str, Any]] = BODIES | {
     "/tokenize": {"content": "Hello"},
     "/detokenize": {"tokens": [300]},
     "/apply-template": {"messages": QUESTION},
+    "/ui/render": {"markdown": "*a* $x$"},
 }
 """A body that is answered for every path that takes one."""

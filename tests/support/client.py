@@ -100,7 +100,7 @@ class Recorder:
         self.asked: list[Request] = []
         self.defaults, self.frontend, self.facts = llm.defaults, llm.frontend, llm.facts
         self.counters, self.close = llm.counters, llm.close
-        self.calibration = llm.calibration
+        self.calibration, self.about = llm.calibration, llm.about
         self._answer = answer
 
     def submit(self, request: Request) -> EventStream:

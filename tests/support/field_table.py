@@ -22,6 +22,7 @@ from dgemma.server.apis.edit.schema import EditRequest
 from dgemma.server.apis.fim.schema import Extra, FimRequest, InfillRequest
 from dgemma.server.apis.messages.schema import CacheControl, MessagesRequest
 from dgemma.server.apis.meta.schema import DetokenizeRequest, TemplateRequest, TokenizeRequest
+from dgemma.server.apis.render.schema import RenderRequest
 from dgemma.server.request_body import Body, Ignorable
 from dgemma.server.sampling_fields import Diffusion, SamplingFields
 from dgemma.types import Request
@@ -73,7 +74,7 @@ OWN: dict[str, type[Body]] = {
     "`/infill`": InfillRequest, "... its `input_extra`": Extra, "`/v1/messages`": MessagesRequest,
     "`/v1/decisions`": DecisionsRequest, "`/v1/systemone`": SystemOneRequest,
     "`/tokenize`": TokenizeRequest, "`/detokenize`": DetokenizeRequest,
-    "`/apply-template`": TemplateRequest,
+    "`/apply-template`": TemplateRequest, "`/ui/render`": RenderRequest,
 }  # fmt: skip
 IDLE = {InfillRequest: {"cache_prompt", "id_slot"}, Extra: {"time"},
         MessagesRequest: {"metadata", "service_tier"}}  # fmt: skip

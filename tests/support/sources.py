@@ -152,11 +152,16 @@ def project() -> dict[str, Any]:
     return table["project"]
 
 
+IMPORTED_AS = {"markdown_it_py": "markdown_it"}
+"""Packages whose modules have another name."""
+
+
 def declared(extras: bool) -> set[str]:
     """Import names of the core dependencies, or of what the extras for users add to them."""
     table = project()["optional-dependencies"] if extras else {"core": project()["dependencies"]}
     lines = [line for extra, lines in table.items() if extra != "dev" for line in lines]
-    return {canonicalize_name(Requirement(line).name).replace("-", "_") for line in lines}
+    names = (canonicalize_name(Requirement(line).name).replace("-", "_") for line in lines)
+    return {IMPORTED_AS.get(name, name) for name in names}
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:

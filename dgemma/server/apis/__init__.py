@@ -12,8 +12,10 @@ from dgemma.server.apis.edit import route as edit
 from dgemma.server.apis.fim import route as fim
 from dgemma.server.apis.messages import route as messages
 from dgemma.server.apis.meta import route as meta
+from dgemma.server.apis.props import route as props
+from dgemma.server.apis.render import route as render
 
 ROUTERS: list[APIRouter] = [
     chat.router, completions.router, fim.router, edit.router, messages.router, decisions.router,
-    canvas.router, meta.router,
+    canvas.router, meta.router, props.router, render.router,
 ]  # fmt: skip

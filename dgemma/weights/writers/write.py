@@ -10,7 +10,7 @@ from typing import Any
 
 from dgemma.errors import CheckpointError, InvalidRequest, nearest
 from dgemma.files.write import new_file
-from dgemma.model.hf_generation import OWN
+from dgemma.model.hf_generation import OWN, write_own
 from dgemma.weights.files import Checkpoint
 from dgemma.weights.gguf import GgufSource
 from dgemma.weights.names import to_checkpoint
@@ -173,7 +173,7 @@ def _gguf(
         text = text_keys(checkpoint.directory, config)
     if "tokenizer.ggml.tokens" not in text:
         plan.tally.remarks.append("the model has no tokenizer, so the file has none")
-    if generation.single_turn or generation.own != type(generation.own)():
+    if write_own(generation):
         plan.tally.remarks.append(
             f"GGUF has no place for {OWN}; beside the file it is read, so copy it there"
         )

@@ -1,0 +1,1 @@
+"""What the server and its model are: schema, route."""
