@@ -15,8 +15,10 @@ from dgemma.answer_parts import TokenScore as TokenScore
 from dgemma.answer_parts import Verdict as Verdict
 from dgemma.errors import bad_field
 from dgemma.params import SamplingParams, refused
+from dgemma.request_parts import MOST_EDITS, PromptContent, ThoughtIds, ToolUse, check_types
 from dgemma.request_parts import CanvasControl as CanvasControl
-from dgemma.request_parts import PromptContent, ThoughtIds, ToolUse, check_types, checked_ids
+from dgemma.request_parts import CanvasEdit as CanvasEdit
+from dgemma.request_parts import checked_ids as checked_ids
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 EventType = Literal["status", "frame", "commit", "done"]
@@ -50,7 +52,8 @@ _REQUEST_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "params": (SamplingParams, "SamplingParams"), "mode": (str, "a string"),
     **dict.fromkeys(("chat", "frames", "status", "trace"), (bool, "true or false")),
     "tool_use": ((ToolUse, _NONE), "a ToolUse"), "thought": ((ThoughtIds, _NONE), "ThoughtIds"),
-    "canvas": ((CanvasControl, _NONE), "a CanvasControl"), "contents": ((tuple, list), "a tuple"),
+    "canvas": ((CanvasControl, _NONE), "a CanvasControl"),
+    **dict.fromkeys(("contents", "edits"), ((tuple, list), "a tuple")),
     **dict.fromkeys(("index", "score_from", "priority"), (int, "an integer")),
     **dict.fromkeys(("owner", "replaces"), (str, "a string")),
 }  # fmt: skip
@@ -74,6 +77,7 @@ class Request:
         trace: whether `Output.trace` holds every step.
         thought: needed when `params.thinking_budget` is set; a chat gets it from the engine.
         canvas: control of the first canvas.
+        edits: of its canvases, between two steps; see `dgemma.diffusion.edits`.
         contents: parts of the prompt that stand for other content, in order. Cached keys and values
             are shared up to the first that differs; the network itself reads `token_ids` alone.
         score_from: first scored position of a "score" request, at least 1.
@@ -98,6 +102,7 @@ class Request:
     trace: bool = False
     thought: ThoughtIds | None = None
     canvas: CanvasControl | None = None
+    edits: tuple[CanvasEdit, ...] = ()
     contents: tuple[PromptContent, ...] = ()
     score_from: int = 1
     priority: int = 0
@@ -126,6 +131,10 @@ class Request:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not 0 < value <= MOST_SECONDS:
                 raise refused(name, f"be above 0 and at most {MOST_SECONDS} seconds", value)
+        if len(self.edits) > MOST_EDITS:
+            raise bad_field("edits", f"are {len(self.edits)}, more than {MOST_EDITS}; give fewer")
+        if not all(isinstance(edit, CanvasEdit) for edit in self.edits):
+            raise refused("edits", "hold CanvasEdit alone")
         end = 0
         for content in self.contents:
             if not isinstance(content, PromptContent):
@@ -307,6 +316,8 @@ class Event:
             one for other ids that can no longer change), "done" (the last), or "status", if the
             request asks for it: once queued, and before every pass that encodes its prompt.
         index: the request's label.
+        t_ms: milliseconds from the request's arrival to this event, on the engine's clock; equal
+            events may differ in it.
         canvas, step: counted from 0; a commit's step is the number of steps it took, a status's
             the number of prompt tokens that are encoded.
         attempt: number of the try that a frame shows, or that was committed, from 0.
@@ -322,6 +333,7 @@ class Event:
             Of a frame: what its canvas would still add if it were the last one, without a call
             that is not finished.
         fields: the field of each committed id, in their order, as soon as it is known.
+        temperature: of a frame's step.
         accepted: one byte a position: 1 if this step accepted its sample, 2 if it is pinned.
         entropy: one byte a position, see `ENTROPY_PER_NAT`.
         output: the finished answer, on "done" alone.
@@ -329,12 +341,14 @@ class Event:
 
     type: EventType
     index: int = 0
+    t_ms: float = field(default=0.0, compare=False)
     canvas: int = 0
     attempt: int = 0
     step: int = 0
     ids: tuple[int, ...] = ()
     deltas: tuple[Delta, ...] = ()
     fields: tuple[Field, ...] = ()
+    temperature: float = 0.0
     accepted: bytes = b""
     entropy: bytes = b""
     whole: bool = True

@@ -111,6 +111,7 @@ CHANGED: dict[str, Case] = {
     "diffusion.verdict": ({}, True),
     "diffusion.quality": ({}, "careful"),
     "diffusion.strength": ({"prediction": {"type": "content", "content": "I am"}}, 0.9),
+    "diffusion.edits": ({}, [{"step": 1, "position": 3, "do": "pin", "id": 300}]),
     "diffusion.stream": (STREAM, "text"),
     "diffusion.stream_interval": (SHOWN, 2),
     "diffusion_max_steps": ({"diffusion": None}, 2),
