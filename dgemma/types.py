@@ -43,6 +43,9 @@ MOST_PRIORITY, MOST_SECONDS = 1000, 10**9
 ENTROPY_PER_NAT = 64
 """`Event.entropy` holds round(64 x nats) per position, capped at 255 (about 4 nats)."""
 
+MOST_SHOWN = 8
+"""Alternatives of a position in a frame."""
+
 SHOWN = 60
 """Most characters of an answer in its `repr`."""
 
@@ -54,7 +57,7 @@ _REQUEST_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "tool_use": ((ToolUse, _NONE), "a ToolUse"), "thought": ((ThoughtIds, _NONE), "ThoughtIds"),
     "canvas": ((CanvasControl, _NONE), "a CanvasControl"),
     **dict.fromkeys(("contents", "edits"), ((tuple, list), "a tuple")),
-    **dict.fromkeys(("index", "score_from", "priority"), (int, "an integer")),
+    **dict.fromkeys(("index", "score_from", "priority", "alternatives"), (int, "an integer")),
     **dict.fromkeys(("owner", "replaces"), (str, "a string")),
 }  # fmt: skip
 
@@ -73,6 +76,7 @@ class Request:
         tool_use: the tools that an answer may call, and whether it must; None: it may call none.
         index: the caller's label, copied into every event.
         frames: whether a "frame" event is wanted for each denoising step.
+        alternatives: how many of the likeliest ids of each position come with a frame, 0 to 8.
         status: whether "status" events are wanted until the first step.
         trace: whether `Output.trace` holds every step.
         thought: needed when `params.thinking_budget` is set; a chat gets it from the engine.
@@ -98,6 +102,7 @@ class Request:
     tool_use: ToolUse | None = None
     index: int = 0
     frames: bool = False
+    alternatives: int = 0
     status: bool = False
     trace: bool = False
     thought: ThoughtIds | None = None
@@ -131,6 +136,10 @@ class Request:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not 0 < value <= MOST_SECONDS:
                 raise refused(name, f"be above 0 and at most {MOST_SECONDS} seconds", value)
+        if not 0 <= self.alternatives <= MOST_SHOWN:
+            raise refused("alternatives", f"be 0 to {MOST_SHOWN}", self.alternatives)
+        if self.alternatives and not self.frames:
+            raise bad_field("alternatives", "come with frames; ask for frames, too")
         if len(self.edits) > MOST_EDITS:
             raise bad_field("edits", f"are {len(self.edits)}, more than {MOST_EDITS}; give fewer")
         if not all(isinstance(edit, CanvasEdit) for edit in self.edits):
@@ -336,6 +345,9 @@ class Event:
         temperature: of a frame's step.
         accepted: one byte a position: 1 if this step accepted its sample, 2 if it is pinned.
         entropy: one byte a position, see `ENTROPY_PER_NAT`.
+        alternatives: (id, logprob) of each position's likeliest ids in falling order, under the
+            distribution that the frame's step drew from, temperature and controls included; fewer
+            where the controls leave fewer. Only if the request asks for them.
         output: the finished answer, on "done" alone.
     """
 
@@ -351,6 +363,7 @@ class Event:
     temperature: float = 0.0
     accepted: bytes = b""
     entropy: bytes = b""
+    alternatives: tuple[tuple[tuple[int, float], ...], ...] = ()
     whole: bool = True
     reason: StopReason = ""
     scores: tuple[TokenScore, ...] = ()

@@ -61,7 +61,8 @@ PARAMS = (
 )  # fmt: skip
 REQUEST = Request(
     token_ids=(2, 5), params=PARAMS[0], mode="score", chat=True,
-    tool_use=ToolUse((TOOL,), "f", False), index=3, frames=True, status=True, trace=True,
+    tool_use=ToolUse((TOOL,), "f", False), index=3, frames=True,
+    alternatives=2, status=True, trace=True,
     thought=ThoughtIds(48, 49, True),
     canvas=CanvasControl(
         ids=(7, -1), pinned=(0,), strength=0.5, allowed=((7, 8),), masks=(-1, 0),
@@ -89,6 +90,7 @@ EVENT = Event(
             InvalidToolCallDelta(1, BROKEN)), fields=("thinking",),
     accepted=b"\1", entropy=b"\2", whole=False, reason="step_cap", scores=(SCORE,), state="queued",
     attempt=1, verdict=VERDICT, t_ms=12.5, temperature=0.8,
+    alternatives=(((7, -0.5),),),
     output=OUTPUT,
 )  # fmt: skip
 VALUES = [*PARAMS, REQUEST, OUTPUT, EVENT]

@@ -5,6 +5,7 @@ Works on one sequence at a time. It must not know the others, their order, or th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -102,7 +103,8 @@ def next_canvas(seq: Sequence) -> Begin:
     spec, params, control, prefix = state.spec, seq.request.params, _control(seq), EMPTY_PREFIX
     if state.constrained is not None:
         prefix = state.constrained.prefix(spec.length, control)
-    controls = controls_for(params, spec, control, len(seq.committed), prefix)
+    shown = seq.request.alternatives
+    controls = controls_for(params, spec, control, len(seq.committed), prefix, shown)
     return partial(begin, seq.seed, seq.canvases, spec, state.schedule, controls, control)
 
 
@@ -237,6 +239,20 @@ def _frame(seq: Sequence, before: Canvas, after: Canvas) -> Event:
         temperature=seq.state.schedule.temperature(before.step),
         accepted=states(after),
         entropy=bytes(entropy.to(torch.uint8).tolist()),
+        alternatives=_alternatives(after, seq.request.alternatives),
+    )
+
+
+def _alternatives(after: Canvas, count: int) -> tuple[tuple[tuple[int, float], ...], ...]:
+    """See `Event.alternatives`."""
+    if not count or after.logprobs is None:
+        return ()
+    first = after.logprobs.ids.shape[1] - after.controls.alternatives
+    rows = (part[:, first : first + count].tolist() for part in
+            (after.logprobs.ids, after.logprobs.tempered))  # fmt: skip
+    return tuple(
+        tuple(pair for pair in zip(*row, strict=True) if pair[1] > -math.inf)
+        for row in zip(*rows, strict=True)
     )
 
 

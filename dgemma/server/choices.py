@@ -97,7 +97,8 @@ class ChoiceFields(StreamFields):
         frames = self.drafts and self.mode == "diffusion"
         return drafts(
             prompts, params, n, frames=frames, status=self.drafts, canvas=control, mode=self.mode,
-            edits=self.denoising.canvas_edits(), **more,
+            edits=self.denoising.canvas_edits(),
+            alternatives=self.denoising.stream_alternatives if frames else 0, **more,
         )  # fmt: skip
 
 

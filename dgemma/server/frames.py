@@ -90,12 +90,18 @@ class FrameWriter:
 
     def _ids(self, event: Event) -> dict[str, Any]:
         """The same in a tenth of the bytes: lists side by side, and each id's piece once."""
-        return {
-            "ids": list(event.ids),
-            "state": "".join(map(str, event.accepted)),
+        found: dict[str, Any] = {
+            "ids": list(event.ids), "state": "".join(map(str, event.accepted)),
             "entropy": list(event.entropy),
-            "pieces": self._fresh(event.ids),
-        }
+        }  # fmt: skip
+        told = list(event.ids)
+        if event.alternatives:
+            found["alternatives"] = [
+                [(token_id, round(logprob, 4)) for token_id, logprob in likely]
+                for likely in event.alternatives
+            ]
+            told += [token_id for likely in event.alternatives for token_id, _ in likely]
+        return found | {"pieces": self._fresh(told)}
 
     def _fresh(self, ids: Iterable[int]) -> dict[int, Any]:
         """The pieces of ids that were not told before: text, or bytes that are no text."""

@@ -75,7 +75,7 @@ class PlanRun(Generic[T]):
         service, shown = self._exchange.service, self._shown
         source = plan_events(
             self._plan, self._start, self._exchange.in_thread, frames=shown.stream != "off",
-            search=shown.stream_search,
+            search=shown.stream_search, alternatives=shown.stream_alternatives,
         )  # fmt: skip
         try:
             async for event in source:

@@ -20,7 +20,7 @@ from dgemma.request_parts import MOST_EDITS, CanvasEdit
 from dgemma.server.limits import check_limit, check_restarts, check_schema
 from dgemma.server.request_body import Body, Ignorable, at_most, neutral, refuse
 from dgemma.server.settings import ServerLimits
-from dgemma.types import CanvasControl
+from dgemma.types import MOST_SHOWN, CanvasControl
 
 PREDICTION_STRENGTH = 0.5
 """The share of a prediction that gives way to noise, unless `diffusion.strength` is given."""
@@ -132,6 +132,9 @@ class Diffusion(Body):
     stream_search: bool = Field(
         default=False, description="show drafts that only look for something, such as lengths"
     )
+    stream_alternatives: int = Field(
+        default=0, ge=0, le=MOST_SHOWN, description="likeliest ids of each position, with ids"
+    )
     stable_prefix: bool | None = Field(
         default=None, description="send text as soon as it can no longer change"
     )
@@ -157,6 +160,10 @@ def check_drafts(shown: Diffusion, stream: bool | None) -> None:
     """Refuse drafts where nothing is streamed, and fields about drafts where none are asked for."""
     if shown.stream != "off" and not stream:
         raise refuse("diffusion.stream", "needs stream: true")
+    if shown.stream_alternatives and shown.stream != "ids":
+        raise refuse(
+            "diffusion.stream_alternatives", "come with ids; set diffusion.stream to 'ids'"
+        )
     for name in ("stream_interval", "stream_search"):
         if shown.stream == "off" and getattr(shown, name) != Diffusion.model_fields[name].default:
             raise refuse(f"diffusion.{name}", "needs drafts; set diffusion.stream")

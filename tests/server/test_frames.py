@@ -210,3 +210,43 @@ def test_times_of_a_plan_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
             begun.setdefault(side["t_ms"], side["request"])
     assert len(begun) > 2
     assert [t - 1000 * number for t, number in begun.items()] == [1e6 + 250] * len(begun)
+
+
+def sides(path: str, body: dict[str, Any], **shown: Any) -> list[dict[str, Any]]:
+    """The frames of a stream of ids."""
+    whole = body | {"seed": 1, "stream": True}
+    asked = {"max_steps": 4, "stream": "ids"} | shown
+    response = serve().post(path, whole | {"diffusion": asked})
+    assert response.status_code == 200, response.text
+    blocks = [block.removeprefix("data: ") for block in response.text.split("\n\n")]
+    chunks = [json.loads(block) for block in blocks if block[:1] == "{"]
+    found = [chunk["diffusion"] for chunk in chunks if "diffusion" in chunk]
+    return [side for side in found if side["type"] == "frame"]
+
+
+@pytest.mark.parametrize(("path", "body"), [
+    (CHAT, {"messages": QUESTION, "max_tokens": 24}),
+    ("/v1/canvas", {"segments": [{"text": "Dear "}, {"min_length": 4, "max_length": 4},
+                                 {"tokens": [300]}]}),
+])  # fmt: skip
+def test_alternatives_and_edits(path: str, body: dict[str, Any]) -> None:
+    """Alternatives whose text is never told, or that JSON cannot hold; an edit that is lost on the
+    way to the engine, or that changes what was before it."""
+    plain = sides(path, body, stream_alternatives=3)
+    pieces: dict[str, Any] = {}
+    for frame in plain:
+        pieces |= frame["pieces"]
+        assert len(frame["alternatives"]) == len(frame["ids"])
+        for token, likely, state in zip(frame["ids"], frame["alternatives"], frame["state"],
+                                        strict=True):  # fmt: skip
+            assert all(str(i) in pieces and -99 < value <= 0 for i, value in likely)
+            assert likely == sorted(likely, key=lambda one: -one[1]) and len(likely) <= 3
+            assert state == "2" or token == likely[0][0]
+    at = plain[1]["state"].index("1")
+    other = next(i for i, _ in plain[1]["alternatives"][at] if i != plain[1]["ids"][at])
+    edit = {"step": 1, "position": at, "do": "pin", "id": other}
+    fork = sides(path, body, stream_alternatives=3, edits=[edit])
+    for frame in (*plain, *fork):
+        del frame["t_ms"]
+    assert fork[0] == plain[0] and fork[1] != plain[1]
+    assert all(one["ids"][at] == other and one["state"][at] == "2" for one in fork[1:])

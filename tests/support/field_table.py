@@ -62,7 +62,7 @@ SHOWN: dict[str, Any] = {
     "verdict": True, "quality": "careful", "canvas_length": "auto", "strength": 0.5,
     "stream": "text", "stream_interval": 2, "stream_search": True, "stable_prefix": True,
     "structure": "list:2",
-    "edits": [{"step": 0, "position": 0, "do": "renoise"}],
+    "stream_alternatives": 2, "edits": [{"step": 0, "position": 0, "do": "renoise"}],
 }  # fmt: skip
 """A value of each field of `diffusion` that means something."""
 
@@ -119,7 +119,7 @@ def taken(route: str, name: str) -> bool:
     path, body = DIFFUSED[route]
     inner, more = {name: SHOWN[name]}, dict[str, Any]()
     if name.startswith("stream"):
-        inner, more = {"stream": "text"} | inner, {"stream": True}
+        inner, more = {"stream": "ids"} | inner, {"stream": True}
     elif name == "strength":
         more = PREDICTED.get(route, {})
     response = serve(Recorder(full)).post(path, body | more | {"diffusion": inner})
