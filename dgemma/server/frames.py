@@ -89,7 +89,7 @@ class FrameWriter:
         ]  # fmt: skip
 
     def _ids(self, event: Event) -> dict[str, Any]:
-        """The same in a tenth of the bytes: lists side by side, and each id's piece once."""
+        """The same in far fewer bytes: lists side by side, and each id's piece once."""
         found: dict[str, Any] = {
             "ids": list(event.ids), "state": "".join(map(str, event.accepted)),
             "entropy": list(event.entropy),
