@@ -131,11 +131,12 @@ def check_forks(one: Engine, plain: Request, *tokens: int) -> set[int]:
     return {at.attempt for at in before}
 
 
-def test_a_fork_has_the_same_frames_before_it() -> None:
+def test_a_fork_has_the_same_frames_before_it(count: Callable[[int, int], int]) -> None:
     """A fork that begins to differ before its edit, at any step of any canvas; with restarts."""
     one, seen = engine(), set[int]()
-    for seed in range(10):
-        plain = request(seed, max_steps=7, confidence_threshold=2.4, restart_after=3, tries=2)
+    for seed in range(count(3, 10)):
+        plain = request(seed, max_steps=6, confidence_threshold=2.4, restart_after=3, tries=2,
+                        max_tokens=16)  # fmt: skip
         seen |= check_forks(one, plain, 5, 6)
     assert seen == {0, 1}
 
