@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from dgemma.request_parts import PromptContent as PromptContent
     from dgemma.request_parts import ToolUse as ToolUse
     from dgemma.types import CanvasControl as CanvasControl
+    from dgemma.types import CanvasEdit as CanvasEdit
     from dgemma.types import Constraint as Constraint
     from dgemma.types import Event as Event
     from dgemma.types import InvalidToolCall as InvalidToolCall
@@ -61,8 +62,8 @@ _MODULES = {
     "llm": "LLM load save",
     "params": "SamplingParams",
     "request_parts": "PromptContent ToolUse",
-    "types": "CanvasControl Constraint Event InvalidToolCall InvalidToolCallDelta Output Request "
-    "TextDelta ThoughtDelta TokenScore ToolCall ToolCallDelta Usage",
+    "types": "CanvasControl CanvasEdit Constraint Event InvalidToolCall InvalidToolCallDelta "
+    "Output Request TextDelta ThoughtDelta TokenScore ToolCall ToolCallDelta Usage",
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names.split()}
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import queue
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 
 from dgemma.types import Event, Output
 
@@ -16,7 +17,13 @@ class EventQueue:
     Once it is closed, every reader finds the end, None, however many there are.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] | None = None, began: float = 0.0) -> None:
+        """
+        Args:
+            clock: seconds; every event gets its `t_ms` from it. None: it keeps its own.
+            began: when the request arrived, on that clock.
+        """
+        self._clock, self._began = clock, began
         # Its `put` may be interrupted by another of the same thread (a stream that is collected
         # as garbage), which a lock of our own would not survive.
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
@@ -25,6 +32,8 @@ class EventQueue:
 
     def put(self, event: Event) -> None:
         """Append an event."""
+        if self._clock is not None:
+            event = replace(event, t_ms=1000 * (self._clock() - self._began))
         self._put(event)
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from dgemma.errors import InvalidRequest, bad_field
 from dgemma.param_rules import BYTES, MOST_BIAS
@@ -158,6 +158,52 @@ def _is_bias(value: object) -> bool:
         return False
     integers = isinstance(position, int) and isinstance(token_id, int) and position >= 0
     return integers and isinstance(added, (int, float)) and abs(added) <= MOST_BIAS
+
+
+EDITS = ("pin", "ban", "renoise")
+MOST_EDITS = 1024
+"""Edits of one request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CanvasEdit:
+    """A change to a canvas before one of its steps; all numbers count from 0, as in a "frame".
+
+    Attributes:
+        canvas, attempt, step: before which step of which try.
+        position: of the canvas.
+        do: "pin" (it holds `id` from then on), "ban" (it never holds `id` from then on) or
+            "renoise" (it gets fresh noise, and no belief, for this step).
+        id: the token's; None for "renoise".
+
+    Raises:
+        InvalidRequest: no such edit, or an id where none belongs.
+    """
+
+    canvas: int = 0
+    attempt: int = 0
+    step: int
+    position: int
+    do: Literal["pin", "ban", "renoise"]
+    id: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("canvas", "attempt", "step", "position", "id"):
+            value = getattr(self, name)
+            if name == "id" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise refused(f"edits.{name}", "be an integer of at least 0", value)
+        if self.do not in EDITS:
+            raise refused("edits.do", f"be one of {', '.join(EDITS)}", self.do)
+        if (self.id is None) != (self.do == "renoise"):
+            must = "have no id" if self.id is not None else "have an id"
+            raise bad_field("edits", f"that {self.do} must {must}")
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Canvas, try and step."""
+        return self.canvas, self.attempt, self.step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

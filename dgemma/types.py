@@ -15,8 +15,10 @@ from dgemma.answer_parts import TokenScore as TokenScore
 from dgemma.answer_parts import Verdict as Verdict
 from dgemma.errors import bad_field
 from dgemma.params import SamplingParams, refused
+from dgemma.request_parts import MOST_EDITS, PromptContent, ThoughtIds, ToolUse, check_types
 from dgemma.request_parts import CanvasControl as CanvasControl
-from dgemma.request_parts import PromptContent, ThoughtIds, ToolUse, check_types, checked_ids
+from dgemma.request_parts import CanvasEdit as CanvasEdit
+from dgemma.request_parts import checked_ids as checked_ids
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 EventType = Literal["status", "frame", "commit", "done"]
@@ -41,6 +43,9 @@ MOST_PRIORITY, MOST_SECONDS = 1000, 10**9
 ENTROPY_PER_NAT = 64
 """`Event.entropy` holds round(64 x nats) per position, capped at 255 (about 4 nats)."""
 
+MOST_SHOWN = 8
+"""Alternatives of a position in a frame."""
+
 SHOWN = 60
 """Most characters of an answer in its `repr`."""
 
@@ -50,8 +55,9 @@ _REQUEST_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "params": (SamplingParams, "SamplingParams"), "mode": (str, "a string"),
     **dict.fromkeys(("chat", "frames", "status", "trace"), (bool, "true or false")),
     "tool_use": ((ToolUse, _NONE), "a ToolUse"), "thought": ((ThoughtIds, _NONE), "ThoughtIds"),
-    "canvas": ((CanvasControl, _NONE), "a CanvasControl"), "contents": ((tuple, list), "a tuple"),
-    **dict.fromkeys(("index", "score_from", "priority"), (int, "an integer")),
+    "canvas": ((CanvasControl, _NONE), "a CanvasControl"),
+    **dict.fromkeys(("contents", "edits"), ((tuple, list), "a tuple")),
+    **dict.fromkeys(("index", "score_from", "priority", "alternatives"), (int, "an integer")),
     **dict.fromkeys(("owner", "replaces"), (str, "a string")),
 }  # fmt: skip
 
@@ -92,10 +98,12 @@ class Request:
         tool_use: the tools that an answer may call, and whether it must; None: it may call none.
         index: the caller's label, copied into every event.
         frames: whether a "frame" event is wanted for each denoising step.
+        alternatives: how many of the likeliest ids of each position come with a frame, 0 to 8.
         status: whether "status" events are wanted until the first step.
         trace: whether `Output.trace` holds every step.
         thought: needed when `params.thinking_budget` is set; a chat gets it from the engine.
         canvas: control of the first canvas.
+        edits: of its canvases, between two steps; see `dgemma.diffusion.edits`.
         contents: parts of the prompt that stand for other content, in order. Cached keys and values
             are shared up to the first that differs; the network itself reads `token_ids` alone.
         score_from: first scored position of a "score" request, at least 1.
@@ -116,10 +124,12 @@ class Request:
     tool_use: ToolUse | None = None
     index: int = 0
     frames: bool = False
+    alternatives: int = 0
     status: bool = False
     trace: bool = False
     thought: ThoughtIds | None = None
     canvas: CanvasControl | None = None
+    edits: tuple[CanvasEdit, ...] = ()
     contents: tuple[PromptContent, ...] = ()
     score_from: int = 1
     priority: int = 0
@@ -148,6 +158,14 @@ class Request:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not 0 < value <= MOST_SECONDS:
                 raise refused(name, f"be above 0 and at most {MOST_SECONDS} seconds", value)
+        if not 0 <= self.alternatives <= MOST_SHOWN:
+            raise refused("alternatives", f"be 0 to {MOST_SHOWN}", self.alternatives)
+        if self.alternatives and not self.frames:
+            raise bad_field("alternatives", "come with frames; ask for frames, too")
+        if len(self.edits) > MOST_EDITS:
+            raise bad_field("edits", f"are {len(self.edits)}, more than {MOST_EDITS}; give fewer")
+        if not all(isinstance(edit, CanvasEdit) for edit in self.edits):
+            raise refused("edits", "hold CanvasEdit alone")
         end = 0
         for content in self.contents:
             if not isinstance(content, PromptContent):
@@ -329,6 +347,8 @@ class Event:
             one for other ids that can no longer change), "done" (the last), or "status", if the
             request asks for it: once queued, and before every pass that encodes its prompt.
         index: the request's label.
+        t_ms: milliseconds from the request's arrival to this event, on the engine's clock; equal
+            events may differ in it.
         canvas, step: counted from 0; a commit's step is the number of steps it took, a status's
             the number of prompt tokens that are encoded.
         attempt: number of the try that a frame shows, or that was committed, from 0.
@@ -344,21 +364,28 @@ class Event:
             Of a frame: what its canvas would still add if it were the last one, without a call
             that is not finished.
         fields: the field of each committed id, in their order, as soon as it is known.
+        temperature: of a frame's step.
         accepted: one byte a position: 1 if this step accepted its sample, 2 if it is pinned.
         entropy: one byte a position, see `ENTROPY_PER_NAT`.
+        alternatives: (id, logprob) of each position's likeliest ids in falling order, under the
+            distribution that the frame's step drew from, temperature and controls included; fewer
+            where the controls leave fewer. Only if the request asks for them.
         output: the finished answer, on "done" alone.
     """
 
     type: EventType
     index: int = 0
+    t_ms: float = field(default=0.0, compare=False)
     canvas: int = 0
     attempt: int = 0
     step: int = 0
     ids: tuple[int, ...] = ()
     deltas: tuple[Delta, ...] = ()
     fields: tuple[Field, ...] = ()
+    temperature: float = 0.0
     accepted: bytes = b""
     entropy: bytes = b""
+    alternatives: tuple[tuple[tuple[int, float], ...], ...] = ()
     whole: bool = True
     reason: StopReason = ""
     scores: tuple[TokenScore, ...] = ()

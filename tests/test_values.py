@@ -16,6 +16,7 @@ from dgemma.request_parts import PromptContent, ThoughtIds, ToolUse
 from dgemma.text.parse import StreamParser
 from dgemma.types import (
     CanvasControl,
+    CanvasEdit,
     Constraint,
     Event,
     InvalidToolCall,
@@ -60,12 +61,14 @@ PARAMS = (
 )  # fmt: skip
 REQUEST = Request(
     token_ids=(2, 5), params=PARAMS[0], mode="score", chat=True,
-    tool_use=ToolUse((TOOL,), "f", False), index=3, frames=True, status=True, trace=True,
+    tool_use=ToolUse((TOOL,), "f", False), index=3, frames=True,
+    alternatives=2, status=True, trace=True,
     thought=ThoughtIds(48, 49, True),
     canvas=CanvasControl(
         ids=(7, -1), pinned=(0,), strength=0.5, allowed=((7, 8),), masks=(-1, 0),
         bias=((1, 8, 2.0),), read_only=True,
     ),
+    edits=(CanvasEdit(canvas=1, attempt=2, step=3, position=4, do="ban", id=7),),
     contents=(PromptContent(start=1, length=1, key="k"),),
     score_from=2, priority=-1, owner="me", replaces="editor", deadline_s=1.5, queue_timeout_s=2.5,
 )  # fmt: skip
@@ -86,7 +89,8 @@ EVENT = Event(
     deltas=(TextDelta("é"), ThoughtDelta("hm"), ToolCallDelta(1, CALL),
             InvalidToolCallDelta(1, BROKEN)), fields=("thinking",),
     accepted=b"\1", entropy=b"\2", whole=False, reason="step_cap", scores=(SCORE,), state="queued",
-    attempt=1, verdict=VERDICT,
+    attempt=1, verdict=VERDICT, t_ms=12.5, temperature=0.8,
+    alternatives=(((7, -0.5),),),
     output=OUTPUT,
 )  # fmt: skip
 VALUES = [*PARAMS, REQUEST, OUTPUT, EVENT]

@@ -98,11 +98,11 @@ def _resumed(plan: Plan[T], step: Round | Settled | _Done[T]) -> Plan[T]:
 
 
 def _follow(
-    plan: Plan[T], frames: bool, search: bool
+    plan: Plan[T], frames: bool, search: bool, alternatives: int = 0
 ) -> Generator[_Task | PlanEvent[T], Any, None]:
     """The tasks of a plan, each answered by what it gave, and its events, answered by nothing."""
     outputs: Sequence[Output] | None = None
-    view: _View[T] = _View(frames, search)
+    view: _View[T] = _View(frames, search, alternatives)
     try:
         while True:
             step = yield partial(_advance, plan, outputs)
@@ -134,8 +134,8 @@ class _View(Generic[T]):
     committed. If it was not the one shown, its last frame comes first.
     """
 
-    def __init__(self, frames: bool, search: bool) -> None:
-        self._frames, self._search = frames, search
+    def __init__(self, frames: bool, search: bool, alternatives: int = 0) -> None:
+        self._frames, self._search, self._alternatives = frames, search, alternatives
         self._round = Round(requests=())
         self._first = 0  # number of the round's first request
         self._last: dict[int, PlanEvent[T]] = {}  # frames that may still be shown
@@ -148,7 +148,12 @@ class _View(Generic[T]):
         self._last, self._commits = {}, {}
         shown = self._frames and (self._search or bool(step.places))
         return [
-            replace(request, frames=shown, status=shown and self._leads(number))
+            replace(
+                request,
+                frames=shown,
+                status=shown and self._leads(number),
+                alternatives=self._alternatives if shown else 0,
+            )  # fmt: skip
             for number, request in enumerate(step.requests)
         ]
 
@@ -261,6 +266,7 @@ class PlanStream(Iterator[PlanEvent[T]]):
 async def plan_events(
     plan: Plan[T], start: Callable[[Sequence[Request]], Awaitable[list[EventStream]]],
     work: Callable[[Callable[[], Any]], Awaitable[Any]], *, frames: bool, search: bool = False,
+    alternatives: int = 0,
 ) -> AsyncGenerator[PlanEvent[T], None]:  # fmt: skip
     """The events of a plan in an event loop; closing this ends all that it has begun.
 
@@ -268,8 +274,9 @@ async def plan_events(
         start: starts requests together, or none of them.
         work: does plain work without holding up the loop.
         frames, search: as for `PlanStream`.
+        alternatives: see `Request`.
     """
-    tasks = _follow(plan, frames, search)
+    tasks = _follow(plan, frames, search, alternatives)
     streams: list[EventStream] = []
     events: AsyncGenerator[tuple[int, Event], None] = merge([])
     answer: Any = None

@@ -66,7 +66,7 @@ def check_control(control: CanvasControl, spec: CanvasSpec) -> None:
 
 def controls_for(
     params: SamplingParams, spec: CanvasSpec, control: CanvasControl | None, answered: int,
-    prefix: CanvasPrefix = EMPTY_PREFIX,
+    prefix: CanvasPrefix = EMPTY_PREFIX, shown: int = 0,
 ) -> Controls:  # fmt: skip
     """The controls of one canvas, for its C rows.
 
@@ -74,6 +74,7 @@ def controls_for(
         control: of this very canvas: None for all but the first of a request.
         answered: tokens of the answer before this canvas.
         prefix: the demands of the answer's grammar.
+        shown: how many of the likeliest ids a frame has for each position.
 
     Raises:
         InvalidRequest: an id outside the vocabulary, or a position where nothing is allowed.
@@ -106,7 +107,7 @@ def controls_for(
         filters=_filters(params, spec),
         pinned=held,
         logprobs=wanted,
-        alternatives=params.logprobs or 0,
+        alternatives=max(params.logprobs or 0, shown),
         score_ids=scores,
     )
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from dgemma.diffusion.canvas import Canvas, CanvasSpec, Commit, Generation, trace_step
 from dgemma.diffusion.constrained import ConstrainedAnswer
 from dgemma.diffusion.control import EMPTY_PREFIX, begin, controls_for
+from dgemma.diffusion.edits import edited_tries
 from dgemma.diffusion.sampler import finish, sampling_inputs, step
 from dgemma.diffusion.schedule import Schedule
 from dgemma.diffusion.stable import pin_prefix
@@ -29,7 +30,7 @@ from dgemma.kernels.head_output import HeadOutput
 from dgemma.matcher import run_search
 from dgemma.params import SamplingParams
 from dgemma.request_parts import ThoughtIds
-from dgemma.types import CanvasControl, TraceStep
+from dgemma.types import CanvasControl, CanvasEdit, TraceStep
 
 Encode = Callable[[Tensor], Tensor]  # ids [1, T] -> hidden [1, T, D]; appends to the context
 Predict = Callable[[Tensor, Tensor | None], Tensor]  # ids [B, C], soft [B, C, D] -> [B, C, D]
@@ -38,23 +39,18 @@ Read = Callable[[Tensor, Tensor, Tensor, Controls], HeadOutput]  # hidden [N, D]
 
 @torch.no_grad()
 def generate(
-    prompt: Sequence[int],
-    params: SamplingParams,
-    spec: CanvasSpec,
-    encode: Encode,
-    predict: Predict,
-    read: Read,
-    thought: ThoughtIds | None = None,
-    control: CanvasControl | None = None,
-    constrained: ConstrainedAnswer | None = None,
-    head: Head | None = None,
-) -> Generation:
+    prompt: Sequence[int], params: SamplingParams, spec: CanvasSpec,
+    encode: Encode, predict: Predict, read: Read,
+    thought: ThoughtIds | None = None, control: CanvasControl | None = None,
+    constrained: ConstrainedAnswer | None = None, head: Head | None = None,
+    edits: Sequence[CanvasEdit] = (),
+) -> Generation:  # fmt: skip
     """Canvas after canvas until an end id, `max_tokens` or the end of the context.
 
     Fields of `params` that are None take the released values, but the seed must be set.
     `thought` is needed for a thinking budget; `control` holds on the first canvas; `constrained`
-    keeps the answer in its grammar and needs the whole `head`, as does `stable_prefix`. See
-    `CanvasSpec` for `spec`.
+    keeps the answer in its grammar and needs the whole `head`, as do `stable_prefix` and `edits` of
+    canvases between two steps. See `CanvasSpec` for `spec`.
 
     Raises:
         InvalidRequest: the prompt is empty, or leaves no room for a canvas (`ContextOverflow`).
@@ -64,7 +60,7 @@ def generate(
     spec.check_room(prompt, spec.length)
     assert params.seed is not None and (thought or params.thinking_budget is None)
     schedule, limit = Schedule.of(params), params.max_tokens or spec.context_length
-    assert head or not schedule.stable_prefix
+    assert head or not (schedule.stable_prefix or edits)
     pending, answer = list(prompt), list[int]()  # ids to encode next, ids of the answer so far
     commits, trace, discarded = list[Commit](), list[TraceStep](), 0
     while len(answer) < limit and not (commits and commits[-1].ended):
@@ -80,6 +76,8 @@ def generate(
         fresh = partial(begin, params.seed, len(commits), spec, schedule, controls, control)
         tries, commit = first_tries(schedule, fresh), None
         while commit is None:
+            if edits and head:
+                tries = edited_tries(tries, edits, schedule, spec, head.embed)
             after = [denoise(c, schedule, spec, predict, read, head) for c in tries.running]
             tries = advance(tries, after, schedule, spec, fresh)
             before, shown = tries.shown

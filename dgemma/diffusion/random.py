@@ -34,6 +34,7 @@ class Purpose(IntEnum):
     START = 3
     SEED = 5
     TOKEN = 6
+    EDIT = 7
 
 
 def _signed(value: int) -> int:

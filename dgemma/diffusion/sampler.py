@@ -39,11 +39,11 @@ def start(
         attempt: which try of this canvas, from 0.
     """
     keys = stream_keys([seed], [index], [0], Purpose.START, spec.device, [attempt])
-    ids = _noise(keys, spec.length, spec, [controls])[0]
+    ids = noise_ids(keys, spec.length, spec, [controls])[0]
     return Canvas(seed=seed, index=index, attempt=attempt, step=0, ids=ids, controls=controls)
 
 
-def _noise(keys: Tensor, width: int, spec: CanvasSpec, controls: Sequence[Controls]) -> Tensor:
+def noise_ids(keys: Tensor, width: int, spec: CanvasSpec, controls: Sequence[Controls]) -> Tensor:
     """Uniform ids [B, width]; where a mask allows the one drawn, another that it does not allow.
 
     Noise says that nothing is known of a position. Where few ids are allowed, one of them would
@@ -140,7 +140,7 @@ def propose(
     sortable = entropy if pins is None else entropy.masked_fill(pins >= 0, torch.inf)
     bounds = torch.tensor([s.entropy_bound for s in schedules], dtype=widest(device)).to(device)
     accepted = accept(sortable, bounds)
-    noise = _noise(
+    noise = noise_ids(
         _keys(canvases, Purpose.NOISE), shape[1], spec, [canvas.controls for canvas in canvases]
     )
     proposed = head_output.sample.view(shape)

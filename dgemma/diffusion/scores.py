@@ -17,7 +17,7 @@ from dgemma.types import TokenScore
 
 def token_scores(
     canvas: Canvas, ids: Sequence[int], asked: int, hidden: Tensor, head: Head,
-    first: int = 0,
+    first: int = 0, likeliest: int = 0,
 ) -> list[TokenScore]:  # fmt: skip
     """Scores of len(ids) positions after a step that was asked for log-probabilities.
 
@@ -26,6 +26,7 @@ def token_scores(
         asked: how many ids the caller named; a pinned id may follow them in the reading.
         hidden: [C, D] of the step, for ids that the reading has not.
         first: the position of the first of them.
+        likeliest: how many alternatives the caller asked for; the reading may have more.
     """
     found = canvas.logprobs
     assert found is not None and canvas.entropy is not None
@@ -48,7 +49,7 @@ def token_scores(
         TokenScore(
             token_id=token,
             logprob=value if value is not None else float("nan"),
-            top=tuple(zip(known[p][last:], plain[p][last:], strict=True)),
+            top=tuple(zip(known[p][last:], plain[p][last:], strict=True))[:likeliest],
             asked=tuple(plain[p][2 : 2 + asked]),
             entropy=entropy[p],
         )

@@ -218,11 +218,12 @@ def commit_prefix(seq: Sequence, canvas: Canvas, hidden: Tensor) -> None:
 
 def scores_of(seq: Sequence, canvas: Canvas, ids: list[int], hidden: Tensor) -> list[TokenScore]:
     """Scores of the ids after the emitted ones, if the request asks for them."""
-    if canvas.logprobs is None:
+    if not canvas.controls.logprobs:
         return []
     state: CanvasState = seq.state
-    asked = len(seq.request.params.logprob_token_ids or ())
-    return token_scores(canvas, ids, asked, hidden, state.head, seq.emitted)
+    params = seq.request.params
+    asked, likeliest = len(params.logprob_token_ids or ()), params.logprobs or 0
+    return token_scores(canvas, ids, asked, hidden, state.head, seq.emitted, likeliest)
 
 
 def go_on(seq: Sequence, ids: list[int]) -> None:

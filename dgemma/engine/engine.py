@@ -25,7 +25,6 @@ import torch
 from dgemma.device import free_bytes
 from dgemma.diffusion.canvas import CanvasSpec
 from dgemma.diffusion.constrained import ConstrainedAnswer
-from dgemma.diffusion.control import check_control
 from dgemma.diffusion.schedule import Schedule
 from dgemma.engine.batch import ModelRunner, out_of_memory
 from dgemma.engine.commit import CanvasState, go_on
@@ -37,9 +36,9 @@ from dgemma.engine.request import ModelLimits, resolve_request
 from dgemma.engine.scheduler import Scheduler
 from dgemma.engine.searches import BUDGET, SearchQueue
 from dgemma.engine.sequence import Sequence
-from dgemma.engine.step import NOT_FINITE, StepResult, apply, next_canvas
+from dgemma.engine.step import NOT_FINITE, StepResult, apply, check_first
 from dgemma.errors import InvalidRequest
-from dgemma.events import EventStream
+from dgemma.events import EventQueue, EventStream
 from dgemma.interfaces import Reader, TextSide
 from dgemma.model.cache import PagedMemory
 from dgemma.model.size import page_bytes, page_counts, window_pages
@@ -98,7 +97,7 @@ class Engine:
             max_running, max_tokens, max_waiting: see `Scheduler`; None: `MOST_TOKENS`.
             share_prefix_cache: whether all owners share cached keys and values; else only those of
                 what the chat template itself begins with.
-            clock: seconds, for deadlines and ageing.
+            clock: seconds, for deadlines, ageing and the times of events.
 
         Raises:
             InvalidRequest: `cache_bytes` does not suffice for one request, or a bound below 1.
@@ -188,14 +187,10 @@ class Engine:
                 least_logprob=learnt.least_logprob if resolved.params.quality else None,
             ),
             common=self.limits.context if self._share else common,
-            thought_closed=closed, arrived=arrived,
+            thought_closed=closed, arrived=arrived, events=EventQueue(self._clock, arrived),
         )  # fmt: skip
         if diffusion:
-            if resolved.canvas is not None:
-                check_control(resolved.canvas, spec)
-                if constrained is not None:
-                    constrained.check(resolved.canvas)
-            next_canvas(seq)(0)  # contradictions show now
+            check_first(seq)
         elif resolved.mode == "exact":
             plan_draft(seq)
         return seq

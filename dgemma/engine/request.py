@@ -161,6 +161,9 @@ def _check_prompt(request: Request, limits: ModelLimits) -> None:
         )
     if request.canvas is not None and request.mode != "diffusion":
         raise InvalidRequest(f"a canvas control has no meaning in mode {request.mode!r}")
+    if request.edits and request.mode != "diffusion":
+        why = f"have no meaning in mode {request.mode!r}, which has no canvas; leave them out"
+        raise bad_field("edits", why)
     need = canvas_width(request.params, limits.canvas) if request.mode == "diffusion" else 1
     if len(ids) + need > limits.context:
         more = ", or load the model with more cache_bytes" if limits.bounded else ""

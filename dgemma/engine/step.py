@@ -5,6 +5,7 @@ Works on one sequence at a time. It must not know the others, their order, or th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from dgemma.diffusion.canvas import Canvas, states, trace_step
 from dgemma.diffusion.constrained import ConstrainedAnswer
-from dgemma.diffusion.control import EMPTY_PREFIX, begin, controls_for
+from dgemma.diffusion.control import EMPTY_PREFIX, begin, check_control, controls_for
+from dgemma.diffusion.edits import check_edits, edited_tries
 from dgemma.diffusion.sampler import finish
 from dgemma.diffusion.tries import Begin, Try, advance, alone, first_tries
 from dgemma.engine.commit import (
@@ -28,6 +30,7 @@ from dgemma.engine.commit import (
 from dgemma.engine.drafting import first_draft, take_draft, take_draft_reading, take_token
 from dgemma.engine.plan import Scheduled
 from dgemma.engine.sequence import Sequence
+from dgemma.errors import bad_field
 from dgemma.matcher import Search
 from dgemma.model.cache import Segment
 from dgemma.types import ENTROPY_PER_NAT, CanvasControl, Event, TokenScore
@@ -82,6 +85,9 @@ def segments(scheduled: Scheduled) -> list[Segment]:
             state.tries = (
                 alone(first_draft(seq)) if exact else first_tries(state.schedule, next_canvas(seq))
             )
+        if seq.request.edits:  # a pass that is begun again makes them again, to the same effect
+            own = seq.request.edits, state.schedule, state.spec, state.head.embed
+            state.tries = edited_tries(state.tries, *own)
         for row, canvas in enumerate(state.tries.running):
             out.append(Segment(canvas.ids, end, end, *table.row(row), True, canvas.soft))
     return out
@@ -97,8 +103,31 @@ def next_canvas(seq: Sequence) -> Begin:
     spec, params, control, prefix = state.spec, seq.request.params, _control(seq), EMPTY_PREFIX
     if state.constrained is not None:
         prefix = state.constrained.prefix(spec.length, control)
-    controls = controls_for(params, spec, control, len(seq.committed), prefix)
+    shown = seq.request.alternatives
+    controls = controls_for(params, spec, control, len(seq.committed), prefix, shown)
     return partial(begin, seq.seed, seq.canvases, spec, state.schedule, controls, control)
+
+
+def check_first(seq: Sequence) -> None:
+    """Refuse what the first canvas cannot honour.
+
+    Raises:
+        InvalidRequest: its controls, or any canvas's edits, do not fit the model, the grammar or
+            one another.
+    """
+    state, control, edits = seq.state, seq.request.canvas, seq.request.edits
+    if control is not None:
+        check_control(control, state.spec)
+        if state.constrained is not None:
+            state.constrained.check(control)
+    first = next_canvas(seq)(0)
+    if not edits:
+        return
+    if state.constrained is not None:
+        mode = state.constrained.report.mode
+        raise bad_field("edits", f"and {mode} cannot be combined; drop one of the two")
+    most = -(-seq.room // seq.width)
+    check_edits(edits, seq.request.params, control, state.spec, state.schedule, most, first.begun)
 
 
 def _control(seq: Sequence) -> CanvasControl | None:
@@ -207,8 +236,23 @@ def _frame(seq: Sequence, before: Canvas, after: Canvas) -> Event:
         step=before.step,
         ids=tuple(ids),
         deltas=seq.draft(ids, seq.state.spec.end_ids),
+        temperature=seq.state.schedule.temperature(before.step),
         accepted=states(after),
         entropy=bytes(entropy.to(torch.uint8).tolist()),
+        alternatives=_alternatives(after, seq.request.alternatives),
+    )
+
+
+def _alternatives(after: Canvas, count: int) -> tuple[tuple[tuple[int, float], ...], ...]:
+    """See `Event.alternatives`."""
+    if not count or after.logprobs is None:
+        return ()
+    first = after.logprobs.ids.shape[1] - after.controls.alternatives
+    rows = (part[:, first : first + count].tolist() for part in
+            (after.logprobs.ids, after.logprobs.tempered))  # fmt: skip
+    return tuple(
+        tuple(pair for pair in zip(*row, strict=True) if pair[1] > -math.inf)
+        for row in zip(*rows, strict=True)
     )
 
 

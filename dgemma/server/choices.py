@@ -22,16 +22,14 @@ from dgemma.params import SamplingParams
 from dgemma.server import sse
 from dgemma.server.accounting import costs, costs_beside
 from dgemma.server.exchange import Exchange
+from dgemma.server.frames import FrameWriter, milliseconds, progress
 from dgemma.server.pieces import End, Folded, Frame, Piece, Progress, Scores, fold
 from dgemma.server.request_body import Body, neutral, refuse
 from dgemma.server.sampling_fields import StreamFields
 from dgemma.server.verdict import LEAST as LEAST
 from dgemma.server.verdict import verdict_reply
 from dgemma.text.tokenizer import Tokenizer
-from dgemma.types import ENTROPY_PER_NAT, InvalidToolCall, Request, TextDelta, TokenScore
-
-STATES = ("renoised", "accepted", "pinned")
-"""A position's state, by `Event.accepted`."""
+from dgemma.types import InvalidToolCall, Request, TextDelta, TokenScore
 
 Decoding = Literal["diffusion", "autoregressive", "exact"]
 """The modes in which an answer is written; see `Request.mode`."""
@@ -64,7 +62,7 @@ class ChoiceFields(StreamFields):
             raise refuse("stream_options", "needs stream: true")
         if self.mode != "diffusion":
             shown = self.denoising
-            drawn = shown.stream == "tokens"
+            drawn = shown.stream in ("tokens", "ids")
             for name, given in (("stream", drawn), ("stream_interval", shown.stream_interval > 1)):
                 if given:
                     why = f"shows drafts, and mode {self.mode!r} has none; send stream 'text' alone"
@@ -99,7 +97,8 @@ class ChoiceFields(StreamFields):
         frames = self.drafts and self.mode == "diffusion"
         return drafts(
             prompts, params, n, frames=frames, status=self.drafts, canvas=control, mode=self.mode,
-            **more,
+            edits=self.denoising.canvas_edits(),
+            alternatives=self.denoising.stream_alternatives if frames else 0, **more,
         )  # fmt: skip
 
 
@@ -127,7 +126,7 @@ class Choices(ABC, Generic[A]):
         self._asked = asked
         self._share = asked.n or 1
         self._usage: dict[str, Any] = {"usage": None} if asked.include_usage else {}
-        self._tokens = asked.denoising.stream == "tokens"
+        self._frames = FrameWriter(asked.denoising, self.tokenizer)
         self._head = head(self.PREFIX, exchange.service.name)
 
     @property
@@ -189,9 +188,9 @@ class Choices(ABC, Generic[A]):
     ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
         """The chunks of one piece: a choice, and the fields beside the choices."""
         if isinstance(piece, TextDelta):
-            yield self.chunk(number, piece.text), {}
+            yield self.chunk(number, piece.text), when(so_far)
         elif isinstance(piece, Frame):
-            yield self.chunk(number), draft(piece, self.tokenizer if self._tokens else None)
+            yield self.chunk(number), self._frames.draft(piece)
         elif isinstance(piece, Progress):
             yield self.chunk(number), {"diffusion": progress(piece, each=self._asked.scored)}
         elif isinstance(piece, Scores):
@@ -236,61 +235,13 @@ def invalid_tool_call(call: InvalidToolCall) -> dict[str, Any]:
     return {"name": call.name, "text": call.text, "error": call.error}
 
 
+def when(so_far: Folded) -> dict[str, Any]:
+    """The time of a delta, in the modes that write token after token."""
+    return {} if so_far.t_ms is None else {"t_ms": milliseconds(so_far.t_ms)}
+
+
 def finish_reason(folded: Folded) -> str:
     """The engine's reason in OpenAI's words."""
     if folded.ended.output.finish_reason == "length":
         return "length"
     return "tool_calls" if folded.calls else "stop"
-
-
-def progress(piece: Progress, *, each: bool = False) -> dict[str, Any]:
-    """A status or a commit.
-
-    Args:
-        each: a verdict has the log-probability of each token.
-    """
-    event = piece.event
-    if event.type == "commit":
-        said = {
-            "type": "commit", "canvas": event.canvas, "try": event.attempt,
-            "tokens": len(event.ids), "steps": event.step, "whole": event.whole,
-            "stop_reason": event.reason or None, **piece.plan,
-        }  # fmt: skip
-        if event.verdict is not None:
-            said["verdict"] = verdict_reply(event.verdict, each=each)
-        return said
-    found = {"type": "status", "state": event.state, **piece.plan}
-    if event.state == "queued":
-        return found
-    return found | {"encoded": event.step, "prompt_tokens": piece.prompt_tokens}
-
-
-def draft(piece: Frame, tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """A draft as fields beside the choices: our own and those of Unsloth Studio.
-
-    Args:
-        tokenizer: to show each position; None: only the text.
-    """
-    event = piece.event
-    found: dict[str, Any] = {
-        "type": "frame", "canvas": event.canvas, "try": event.attempt, "step": event.step,
-        "max_steps": piece.most_steps, "mean_entropy": round(piece.mean_entropy, 5),
-        "accepted": event.accepted.count(1), "renoised": event.accepted.count(0),
-        "pinned": event.accepted.count(2), "text": piece.text, **piece.plan,
-    }  # fmt: skip
-    if piece.thinking:
-        found["thinking"] = piece.thinking
-    if tokenizer is not None:
-        found["tokens"] = [
-            {
-                "position": position, "id": token_id, "text": tokenizer.token_text(token_id),
-                "state": STATES[state], "entropy": entropy / ENTROPY_PER_NAT,
-            }
-            for position, (token_id, state, entropy) in enumerate(
-                zip(event.ids, event.accepted, event.entropy, strict=True)
-            )
-        ]  # fmt: skip
-    return {
-        "diffusion": found, "type": "diffusion_frame", "block": event.canvas, "step": event.step,
-        "total": piece.most_steps, "text": piece.text,
-    }  # fmt: skip

@@ -2,6 +2,7 @@
 
     deltas           the answer as it is committed, in its order, word by word
     Frame, Progress  a draft of the canvas, a status or a commit; on request
+    Moment           the time of the deltas after it, in modes without a canvas
     Scores           log-probabilities of text that has been sent; on request
     End              the reason and the cost
 
@@ -85,6 +86,13 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
+class Moment:
+    """When the deltas after it were committed, see `Event.t_ms`."""
+
+    t_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class Scores:
     """Log-probabilities of the next tokens of the answer's text.
 
@@ -119,7 +127,7 @@ class End:
     width: int
 
 
-Piece = Delta | Frame | Progress | Scores | End
+Piece = Delta | Frame | Progress | Moment | Scores | End
 
 
 def words(text: str) -> Iterator[str]:
@@ -185,6 +193,8 @@ class PieceReader:
                     yield Progress(event, self.prompt_tokens)
                 if event.output is not None:
                     _check(event.output)
+                if event.deltas and self._request.mode != "diffusion":
+                    yield Moment(event.t_ms)
                 for piece in self._take(event):
                     text_s = now if text_s is None else text_s
                     yield piece
@@ -262,6 +272,7 @@ class Folded:
     calls: list[ToolCallDelta] = field(default_factory=list)
     invalid: list[InvalidToolCallDelta] = field(default_factory=list)
     scores: list[TokenScore] = field(default_factory=list)
+    t_ms: float | None = None  # of the last delta, where there are moments
     end: End | None = None
 
     def add(self, piece: Piece) -> None:
@@ -276,6 +287,8 @@ class Folded:
             self.invalid.append(piece)
         elif isinstance(piece, Scores):
             self.scores += piece.scores
+        elif isinstance(piece, Moment):
+            self.t_ms = piece.t_ms
         elif isinstance(piece, End):
             self.end = piece
 

@@ -52,6 +52,7 @@ class PlanRun(Generic[T]):
         self._shown = shown or Diffusion()
         self._segments = segments
         self._requests: list[Request] = []
+        self._started_ms: list[float] = []  # when each was started
         self._framed: set[int] = set()  # requests of which a frame was shown
         self._began = time.perf_counter()
         self._frame_s: float | None = None
@@ -74,7 +75,7 @@ class PlanRun(Generic[T]):
         service, shown = self._exchange.service, self._shown
         source = plan_events(
             self._plan, self._start, self._exchange.in_thread, frames=shown.stream != "off",
-            search=shown.stream_search,
+            search=shown.stream_search, alternatives=shown.stream_alternatives,
         )  # fmt: skip
         try:
             async for event in source:
@@ -94,6 +95,7 @@ class PlanRun(Generic[T]):
             if request.mode == "diffusion":
                 self.width = max(self.width, canvas_width(request.params, service.facts.canvas))
         self._requests += requests
+        self._started_ms += [1000 * self.seconds] * len(requests)
         return await service.submit(requests, owner=self._exchange.owner)
 
     async def result(self) -> T:
@@ -110,6 +112,7 @@ class PlanRun(Generic[T]):
         if own is None or self._shown.stream == "off":
             return None
         request, tokenizer = self._requests[event.request], facts.tokenizer
+        own = replace(own, t_ms=self._started_ms[event.request] + own.t_ms)
         places: list[dict[str, Any]] = [
             {
                 "part": self._segments[at.part] if self._segments else at.part,
@@ -195,6 +198,7 @@ def plan_params(
         "logprob_token_ids": body.logprob_token_ids is not None,
         "diffusion.strength": shown.strength is not None and not strength,
         "diffusion.stable_prefix": shown.stable_prefix,
+        "diffusion.edits": shown.edits and not segments,
         "verdict": body.values()["verdict"],
     }
     for name, given in barred.items():

@@ -14,12 +14,13 @@ from pydantic import AfterValidator, Field, model_validator
 
 from dgemma.errors import InvalidRequest, bad_field
 from dgemma.frontend import ModelFacts
-from dgemma.param_rules import COLDEST, HOTTEST, LONGEST_STRING, MOST_IDS, MOST_STRINGS
+from dgemma.param_rules import COLDEST, HOTTEST, LONGEST_STRING, MOST_IDS, MOST_STRINGS, WORD
 from dgemma.params import CONSTRAINT_FIELDS, SamplingParams, bounds, canvas_width
+from dgemma.request_parts import MOST_EDITS, CanvasEdit
 from dgemma.server.limits import check_limit, check_restarts, check_schema
 from dgemma.server.request_body import Body, Ignorable, at_most, neutral, refuse
 from dgemma.server.settings import ServerLimits
-from dgemma.types import CanvasControl
+from dgemma.types import MOST_SHOWN, CanvasControl
 
 PREDICTION_STRENGTH = 0.5
 """The share of a prediction that gives way to noise, unless `diffusion.strength` is given."""
@@ -55,6 +56,7 @@ TopK = Annotated[
     Field(ge=-1, le=bounds("top_k")[1], description="0 or -1: all"),
     AfterValidator(lambda value: 0 if value == -1 else value),
 ]
+Count = Annotated[int, Field(ge=0, le=WORD)]
 Stops = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=LONGEST_STRING)]],
     Field(max_length=MOST_STRINGS["stop"]),
@@ -77,6 +79,17 @@ def strings(name: str) -> Any:
     """A field of strings, which `SamplingParams` counts."""
     about = f"at most {MOST_STRINGS[name]} strings of {LONGEST_STRING} characters"
     return Field(default=None, description=about)
+
+
+class Edit(Body):
+    """A change to a canvas before one of its steps; the numbers are those of its frames."""
+
+    canvas: Count = 0
+    attempt: Count = Field(default=0, alias="try")
+    step: Count
+    position: Count
+    do: Literal["pin", "ban", "renoise"]
+    id: Count | None = Field(default=None, description="the token to pin or to ban")
 
 
 class Diffusion(Body):
@@ -112,12 +125,15 @@ class Diffusion(Body):
     strength: Share | None = Field(
         default=None, description="how much of a prediction or a seed gives way to noise"
     )
-    stream: Literal["off", "text", "tokens"] = Field(
-        default="off", description="drafts as side events of a stream"
+    stream: Literal["off", "text", "tokens", "ids"] = Field(
+        default="off", description="drafts as side events of a stream; ids: each piece once"
     )
     stream_interval: int = Field(default=1, ge=1, description="show every so many steps")
     stream_search: bool = Field(
         default=False, description="show drafts that only look for something, such as lengths"
+    )
+    stream_alternatives: int = Field(
+        default=0, ge=0, le=MOST_SHOWN, description="likeliest ids of each position, with ids"
     )
     stable_prefix: bool | None = Field(
         default=None, description="send text as soon as it can no longer change"
@@ -125,12 +141,29 @@ class Diffusion(Body):
     structure: str | None = Field(
         default=None, description="Markdown of this form, such as table:Name,Age"
     )
+    edits: Annotated[
+        list[Edit] | None,
+        Field(fail_fast=True, max_length=MOST_EDITS),
+        at_most(MOST_EDITS, "edits"),
+    ] = Field(default=None, description="changes to canvases, each before one step")
+
+    def canvas_edits(self) -> tuple[CanvasEdit, ...]:
+        """The edits.
+
+        Raises:
+            InvalidRequest: one lacks its id, or has one that means nothing.
+        """
+        return tuple(CanvasEdit(**dict(edit)) for edit in self.edits or ())
 
 
 def check_drafts(shown: Diffusion, stream: bool | None) -> None:
     """Refuse drafts where nothing is streamed, and fields about drafts where none are asked for."""
     if shown.stream != "off" and not stream:
         raise refuse("diffusion.stream", "needs stream: true")
+    if shown.stream_alternatives and shown.stream != "ids":
+        raise refuse(
+            "diffusion.stream_alternatives", "come with ids; set diffusion.stream to 'ids'"
+        )
     for name in ("stream_interval", "stream_search"):
         if shown.stream == "off" and getattr(shown, name) != Diffusion.model_fields[name].default:
             raise refuse(f"diffusion.{name}", "needs drafts; set diffusion.stream")

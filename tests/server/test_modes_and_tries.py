@@ -12,8 +12,9 @@ import pytest
 
 from dgemma.errors import Overloaded
 from dgemma.params import DEFAULT_TRIES
-from dgemma.server.choices import draft, progress
+from dgemma.server.frames import FrameWriter, progress
 from dgemma.server.pieces import Frame, Progress
+from dgemma.server.sampling_fields import Diffusion
 from dgemma.server.settings import ServerLimits
 from dgemma.server.verdict import LEAST, verdict_reply
 from dgemma.types import Event, Output, Request, Usage, Verdict
@@ -70,7 +71,8 @@ def test_the_form_of_a_verdict() -> None:
 def test_side_events_name_their_try() -> None:
     """Catches drafts of a canvas that was begun anew shown as if the old one went on."""
     frame = Event(type="frame", canvas=1, attempt=2, step=3)
-    assert draft(Frame(frame, "", "", ""), None)["diffusion"]["try"] == 2
+    writer = FrameWriter(Diffusion(stream="text"), nano().frontend.tokenizer)
+    assert writer.draft(Frame(frame, "", "", ""))["diffusion"]["try"] == 2
     commit = Event(type="commit", attempt=3, verdict=OPINION)
     assert progress(Progress(commit, 1))["try"] == 3
     assert progress(Progress(commit, 1))["verdict"] == SAID

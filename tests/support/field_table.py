@@ -24,7 +24,7 @@ from dgemma.server.apis.messages.schema import CacheControl, MessagesRequest
 from dgemma.server.apis.meta.schema import DetokenizeRequest, TemplateRequest, TokenizeRequest
 from dgemma.server.apis.render.schema import RenderRequest
 from dgemma.server.request_body import Body, Ignorable
-from dgemma.server.sampling_fields import Diffusion, SamplingFields
+from dgemma.server.sampling_fields import Diffusion, Edit, SamplingFields
 from dgemma.types import Request
 from tests.support.bodies import APPLIED, MESSAGE
 from tests.support.client import QUESTION, Recorder, serve
@@ -63,6 +63,7 @@ SHOWN: dict[str, Any] = {
     "verdict": True, "quality": "careful", "canvas_length": "auto", "strength": 0.5,
     "stream": "text", "stream_interval": 2, "stream_search": True, "stable_prefix": True,
     "structure": "list:2",
+    "stream_alternatives": 2, "edits": [{"step": 0, "position": 0, "do": "renoise"}],
 }  # fmt: skip
 """A value of each field of `diffusion` that means something."""
 
@@ -71,6 +72,7 @@ OWN: dict[str, type[Body]] = {
     "`/v1/fim/completions`": FimRequest,
     "`/v1/edit/completions`, `/v1/apply/completions`": EditRequest, "`/v1/canvas`": CanvasRequest,
     "... its `segments`": Segment, "... its `return`": Returned,
+    "... `edits` in `diffusion`": Edit,
     "`/infill`": InfillRequest, "... its `input_extra`": Extra, "`/v1/messages`": MessagesRequest,
     "`/v1/decisions`": DecisionsRequest, "`/v1/systemone`": SystemOneRequest,
     "`/tokenize`": TokenizeRequest, "`/detokenize`": DetokenizeRequest,
@@ -118,7 +120,7 @@ def taken(route: str, name: str) -> bool:
     path, body = DIFFUSED[route]
     inner, more = {name: SHOWN[name]}, dict[str, Any]()
     if name.startswith("stream"):
-        inner, more = {"stream": "text"} | inner, {"stream": True}
+        inner, more = {"stream": "ids"} | inner, {"stream": True}
     elif name == "strength":
         more = PREDICTED.get(route, {})
     response = serve(Recorder(full)).post(path, body | more | {"diffusion": inner})

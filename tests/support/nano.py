@@ -162,4 +162,5 @@ def by_reference(
         request.canvas,
         constrained,
         engine.model.head,
+        request.edits,
     )

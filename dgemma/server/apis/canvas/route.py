@@ -34,9 +34,10 @@ from dgemma.server.apis.canvas.schema import (
     role_of,
 )
 from dgemma.server.body_route import BodyRoute
-from dgemma.server.choices import draft, head, progress
+from dgemma.server.choices import head
 from dgemma.server.errors import ERRORS
 from dgemma.server.exchange import STREAMED, Exchange, HTTPExchange
+from dgemma.server.frames import FrameWriter, progress
 from dgemma.server.limits import check_limit
 from dgemma.server.pieces import End, Frame
 from dgemma.server.plans import PlanRun, plan_params
@@ -86,8 +87,7 @@ class CanvasAnswer(Generic[T]):
         """Drafts if they are asked for, text as soon as it is final, and the reply."""
         begun = head("canvas", self.exchange.service.name)
         part = begun | {"object": "canvas.chunk"}
-        tokens = self.body.denoising.stream == "tokens"
-        tokenizer = self.exchange.service.facts.tokenizer if tokens else None
+        frames = FrameWriter(self.body.denoising, self.exchange.service.facts.tokenizer)
         async with aclosing(self.run.events()) as events:
             async for event in events:
                 if event.type == "text":
@@ -96,7 +96,7 @@ class CanvasAnswer(Generic[T]):
                 elif event.type == "done":
                     yield sse.event(self._reply(event.outcome, begun))
                 elif isinstance(piece := self.run.piece(event), Frame):
-                    yield sse.event(part | draft(piece, tokenizer))
+                    yield sse.event(part | frames.draft(piece))
                 elif piece is not None:
                     yield sse.event(part | {"diffusion": progress(piece)})
 
@@ -119,6 +119,9 @@ async def _answer(exchange: Exchange, body: CanvasRequest) -> CanvasAnswer[Any]:
     plain = not (asked.trace or asked.logprobs or asked.alternatives or body.read_only)
     _check_lengths(body, service.settings.limits.max_tokens, bounded=not plain)
     if plain and is_text(segments):
+        if body.denoising.edits:
+            why = "need one canvas of known lengths; give tokens or choices, or ask for a trace"
+            raise bad_field("diffusion.edits", why)
         numbers = [n for n, one in enumerate(segments) if role_of(one) == "hole"]
         plan = fill(facts, parts(facts, segments), params, context=context)
         filling = PlanRun(exchange, plan, body.denoising, segments=numbers)
@@ -182,7 +185,10 @@ def _request(
         logprobs=asked.alternatives if asked.logprobs or asked.alternatives else None,
     )  # fmt: skip
     prompt = facts.prompt(writing(context, ""), (), placed.width)
-    return Request(token_ids=prompt, params=params, canvas=placed.control, trace=True)
+    return Request(
+        token_ids=prompt, params=params, canvas=placed.control, trace=True,
+        edits=body.denoising.canvas_edits(),
+    )  # fmt: skip
 
 
 def _filled(segments: Sequence[Segment], filled: Filled, ran: PlanRun[Filled]) -> Written:

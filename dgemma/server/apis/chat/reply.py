@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dgemma.server.apis.chat.schema import ChatRequest
-from dgemma.server.choices import LEAST, Choices, finish_reason, invalid_tool_call
+from dgemma.server.choices import LEAST, Choices, finish_reason, invalid_tool_call, when
 from dgemma.server.pieces import End, Folded, Frame, Piece, Progress
 from dgemma.text.tokenizer import Tokenizer
 from dgemma.types import (
@@ -57,12 +57,13 @@ class ChatChoices(Choices[ChatRequest]):
         """See `Choices.parts`. Under Mercury's `diffusing` each content is a whole text."""
         diffusing = self._asked.diffusing
         if isinstance(piece, ThoughtDelta):
-            yield self.chunk(number, reasoning_content=piece.text), {}
+            yield self.chunk(number, reasoning_content=piece.text), when(so_far)
         elif isinstance(piece, ToolCallDelta):
-            yield self.chunk(number, tool_calls=[{"index": piece.index} | tool_call(piece)]), {}
+            made = {"index": piece.index} | tool_call(piece)
+            yield self.chunk(number, tool_calls=[made]), when(so_far)
         elif isinstance(piece, InvalidToolCallDelta):
             one = {"index": piece.index} | invalid_tool_call(piece.call)
-            yield self.chunk(number, invalid_tool_calls=[one]), {}
+            yield self.chunk(number, invalid_tool_calls=[one]), when(so_far)
         elif diffusing and isinstance(piece, Frame):
             event = piece.event
             meta = {"diffusion_content": True, "step": event.step, "canvas": event.canvas}

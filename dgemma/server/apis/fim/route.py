@@ -30,11 +30,13 @@ from dgemma.server.apis.fim.schema import (
     reference,
 )
 from dgemma.server.body_route import BodyRoute
-from dgemma.server.choices import ChoiceFields, draft, progress
+from dgemma.server.choices import ChoiceFields
 from dgemma.server.errors import ERRORS, PLAIN_ERRORS
 from dgemma.server.exchange import STREAMED, Exchange, HTTPExchange
+from dgemma.server.frames import FrameWriter, progress
 from dgemma.server.pieces import End, Folded, Frame, Piece, Progress, fold
 from dgemma.server.plans import PlanRun, infill_pieces, plan_params
+from dgemma.server.sampling_fields import Diffusion
 from dgemma.types import TextDelta
 
 router = APIRouter(tags=["infill"], route_class=BodyRoute)
@@ -100,15 +102,14 @@ class Infill:
         """The same, as soon as it can no longer change, with drafts if they are asked for."""
         shown, folded = self.asked.diffusion, Folded()
         part = {"index": 0, "content": "", "stop": False}
-        tokenizer = self.exchange.service.facts.tokenizer
-        each = tokenizer if shown is not None and shown.stream == "tokens" else None
+        frames = FrameWriter(shown or Diffusion(), self.exchange.service.facts.tokenizer)
         async with aclosing(self._pieces()) as pieces:
             async for piece in pieces:
                 folded.add(piece)
                 if isinstance(piece, TextDelta):
                     yield sse.event(part | {"content": piece.text})
                 elif isinstance(piece, Frame):
-                    yield sse.event(part | draft(piece, each))
+                    yield sse.event(part | frames.draft(piece))
                 elif isinstance(piece, Progress):
                     yield sse.event(part | {"diffusion": progress(piece)})
         rest = self._body(folded) | {"content": "", "tokens": []}

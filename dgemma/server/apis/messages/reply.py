@@ -17,7 +17,8 @@ from dgemma.server.accounting import DiffusionUsage, Timings, costs_beside
 from dgemma.server.apis.messages.conversation import input_json
 from dgemma.server.choices import InvalidCall, invalid_tool_call
 from dgemma.server.exchange import Exchange
-from dgemma.server.pieces import End, Piece, PieceReader
+from dgemma.server.frames import milliseconds
+from dgemma.server.pieces import End, Moment, Piece, PieceReader
 from dgemma.server.verdict import VerdictReply, verdict_reply
 from dgemma.types import Output, TextDelta, ThoughtDelta, ToolCall, ToolCallDelta
 
@@ -119,10 +120,13 @@ class MessageEvents:
     async def _events(self) -> AsyncGenerator[Event, None]:
         yield {"type": "message_start", "message": self._message}
         yield PING
+        when: Event = {}  # of the deltas, in modes without a canvas
         async with aclosing(self._reader.pieces()) as source:
             async for piece in source:
+                if isinstance(piece, Moment):
+                    when = {"t_ms": milliseconds(piece.t_ms)}
                 for event in self._blocks.of(piece):
-                    yield event
+                    yield event | when if event["type"] == "content_block_delta" else event
                 if isinstance(piece, End):
                     self._exchange.count([piece])
                     yield last(piece)

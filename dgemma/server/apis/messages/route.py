@@ -64,4 +64,5 @@ def _request(asked: MessagesRequest, found: Conversation, exchange: Exchange) ->
     return Request(
         token_ids=tuple(_prompt(found, service)), params=params, chat=True, tool_use=found.calls,
         mode=asked.mode, owner=exchange.owner,
+        edits=asked.diffusion.canvas_edits() if asked.diffusion else (),
     )  # fmt: skip

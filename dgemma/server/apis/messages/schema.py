@@ -32,7 +32,7 @@ from dgemma.server.sampling_fields import (
 from dgemma.server.settings import ServerLimits
 
 IMAGES = ("image", "document")
-SHOWN_NOWHERE = {"stream_interval", "stream_search", "strength"}
+SHOWN_NOWHERE = {"stream_interval", "stream_search", "stream_alternatives", "strength"}
 """Fields of a `diffusion` object that have no meaning here."""
 
 
@@ -206,6 +206,7 @@ class MessageDiffusion(Diffusion):
     ] = "off"
     stream_interval: Annotated[int, neutral(1, why="no drafts are shown here")] = 1
     stream_search: Annotated[bool, neutral(False, why="no drafts are shown here")] = False
+    stream_alternatives: Annotated[int, neutral(0, why="no drafts are shown here")] = 0
     strength: Annotated[float | None, neutral(why="there is no seed here")] = None
 
 
