@@ -80,13 +80,32 @@ export function visible(text) {
  * @returns {Shown}
  */
 export function shown(id, pieces, controls) {
+  const known = seen.get(pieces) ?? new Map();
+  if (!known.size) seen.set(pieces, known);
+  let made = known.get(id);
+  if (!made) {
+    made = make(id, pieces, controls);
+    if (pieces.has(id)) known.set(id, made);
+  }
+  return made;
+}
+
+/** What was made of the pieces of a run, which do not change: segmenting takes time in every frame. */
+const seen = new WeakMap();
+
+/**
+ * @param {number} id
+ * @param {Pieces} pieces
+ * @param {Controls} [controls]
+ * @returns {Shown}
+ */
+function make(id, pieces, controls) {
   const control = controls?.get(id);
   if (control !== undefined) return { text: visible(control), kind: "control" };
   const piece = pieces.get(id);
   if (piece === undefined) return { text: `#${id}`, kind: "mark" };
   if (typeof piece !== "string") return { text: Array.from(piece, hex).join(" "), kind: "part" };
-  const text = visible(piece);
-  return { text, kind: text === piece ? "text" : "mark" };
+  return { text: visible(piece), kind: /[\p{L}\p{N}\p{P}\p{S}]/u.test(piece) ? "text" : "mark" };
 }
 
 /** @param {number} byte */
@@ -170,17 +189,18 @@ function character(bytes, at) {
 }
 
 /**
- * The text of tokens up to the first that ends an answer.
+ * The text of tokens up to the first that ends an answer, without control tokens.
  * @param {ArrayLike<number>} ids
  * @param {Pieces} pieces
  * @param {Set<number>} ends
+ * @param {Controls} [controls]
  */
-export function draft(ids, pieces, ends) {
+export function draft(ids, pieces, ends, controls) {
   const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   const encoder = new TextEncoder();
   let text = "";
   for (let at = 0; at < ids.length && !ends.has(ids[at]); at++) {
-    const piece = pieces.get(ids[at]) ?? "";
+    const piece = controls?.has(ids[at]) ? "" : pieces.get(ids[at]) ?? "";
     text += decoder.decode(typeof piece === "string" ? encoder.encode(piece) : piece, { stream: true });
   }
   return text + decoder.decode();

@@ -83,7 +83,8 @@ function addPiece(trace, id, piece) {
  * @param {Trace} trace
  */
 export function write(trace) {
-  const saved = (/** @type {string | Uint8Array} */ one) => (typeof one === "string" ? one : { bytes: [...one] });
+  /** @param {string | Uint8Array} one */
+  const saved = (one) => (typeof one === "string" ? one : { bytes: [...one] });
   const pieces = Array.from(trace.pieces, ([id, one]) => [id, saved(one)]);
   const frames = trace.frames.map((one) => ({
     canvas: one.canvas,

@@ -1,0 +1,52 @@
+// @ts-check
+// What the server is and can do: model, width, device, control tokens, fields that it takes.
+// Knows the routes that tell it; no elements.
+
+import { json } from "./api.js";
+import { store } from "./store.js";
+
+/**
+ * @typedef {{ name: string, width: number, context: number, device: string, version: string,
+ *   controls: Map<number, string>, ends: Set<number>, examples: string[], can: Record<string, boolean>,
+ *   fields: Set<string>, state: "starting" | "ready" | "away", props: any }} Server
+ */
+
+/** @type {import("./store.js").Store<Server>} */
+export const server = store(/** @type {Server} */ ({
+  name: "", width: 0, context: 0, device: "", version: "", controls: new Map(), ends: new Set(),
+  examples: [], can: {}, fields: new Set(), state: "starting", props: {},
+}));
+
+/** Asks the server what it is. */
+export async function load() {
+  try {
+    const [card] = (await json("/v1/models")).data;
+    const props = await json("/props").catch(() => ({})); // an older server has no such route
+    const fields = await json("/openapi.json").then(fieldsOf).catch(() => new Set());
+    server.set({
+      name: card.id,
+      width: card.canvas_length,
+      context: card.max_model_len,
+      device: [props.device, props.dtype].filter(Boolean).join(" "),
+      version: props.version ?? "",
+      controls: new Map(Object.entries(props.control_tokens ?? {}).map(([id, name]) => [+id, String(name)])),
+      ends: new Set(props.end_ids ?? []),
+      examples: props.examples ?? [],
+      can: props.can ?? {},
+      fields,
+      props,
+      state: "ready",
+    });
+  } catch {
+    server.set({ state: "away" });
+  }
+}
+
+/**
+ * The fields of `diffusion` in a request; a control is shown only if its field is there.
+ * @param {any} document
+ * @returns {Set<string>}
+ */
+function fieldsOf(document) {
+  return new Set(Object.keys(document.components?.schemas?.Diffusion?.properties ?? {}));
+}
