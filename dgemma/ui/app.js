@@ -2,26 +2,33 @@
 // The frame around the screens: links, routes, theme, key, keys. Knows which screens there are; not
 // what they do.
 
-import { ask } from "./api.js";
+import { ask, setKey } from "./api.js";
 import { h, icon, put, set, text } from "./dom.js";
 import { load, server } from "./server.js";
 import { remember, remembered } from "./store.js";
 
 /**
  * A screen's module has `keys`, pairs of keys and what they do, and `make()`, which is called once
- * and gives `element`, `show()` when it is opened, and `key(event)` for keys that no field takes;
- * it says whether it took one.
+ * and gives a screen: its `element`, `show()`, which is called when it is opened, and `key(event)` for
+ * keys that no field takes, which says whether it took one.
  */
 const SCREENS = [
-  { name: "lab", title: "Lab", path: "M4 4h5v5H4zM15 4h5v5h-5zM4 15h5v5H4zM15 15h5v5h-5z", load: () => import("./screens/lab.js") },
+  {
+    name: "lab", title: "Lab", load: () => import("./screens/lab.js"),
+    path: "M4 4h5v5H4zM15 4h5v5h-5zM4 15h5v5H4zM15 15h5v5h-5z",
+  },
 ];
 const THEMES = [["system", "System"], ["light", "Light"], ["dark", "Dark"]];
+const WORDS = {
+  ready: "", starting: "", locked: "The server needs a key.", away: "The server does not answer.",
+};
 const KEYS = [["?", "this sheet"], ["Tab", "next control"]];
 
 /** @type {Map<string, any>} screens that were opened, with their modules */
 const opened = new Map();
 let current = "";
 const main = h("main", { id: "main", tabindex: -1 });
+const keyButton = h("button", { type: "button", class: "quiet", hidden: true, onclick: enterKey }, "API key");
 
 /** Opens the screen that the address names. Nothing is ever sent because of an address. */
 async function route() {
@@ -33,14 +40,14 @@ async function route() {
     set(link, "aria-current", link.getAttribute("href") === `#/${current}` ? "page" : null);
   }
   document.title = `${screen.title} · dgemma`;
-  if (!opened.has(screen.name)) {
+  if (!opened.has(current)) {
     const module = await screen.load();
     const made = module.make();
-    opened.set(screen.name, { ...made, keys: module.keys });
+    opened.set(screen.name, { screen: made, keys: module.keys });
     main.append(made.element);
   }
-  for (const [one, { element }] of opened) element.hidden = one !== current;
-  opened.get(current)?.show?.();
+  for (const [one, { screen: other }] of opened) other.element.hidden = one !== current;
+  opened.get(current)?.screen.show();
 }
 
 /** @param {string} name */
@@ -61,13 +68,21 @@ function bar() {
   server.watch((one) => one, (one) => {
     const facts = [one.name, one.width && `canvas ${one.width}`, one.device].filter(Boolean);
     if (one.state === "ready") put(model, facts.map((fact) => h("span", null, fact)));
-    else text(model, one.state === "away" ? "The server does not answer." : "");
+    else text(model, WORDS[one.state]);
   });
-  const keyButton = h("button", { type: "button", class: "quiet", hidden: true, onclick: () => ask.key(false) }, "Key");
-  const help = h("button", { type: "button", class: "quiet", onclick: sheet }, "Keys ", h("kbd", null, "?"));
+  const props = { type: "button", class: "quiet help", onclick: sheet };
+  const button = h("button", props, "Keys ", h("kbd", null, "?"));
   return h("nav", { id: "bar", "aria-label": "Screens" },
     h("p", { class: "wordmark" }, "dgemma"), h("ul", null, links),
-    h("div", { class: "foot" }, model, h("div", { class: "buttons" }, theme, keyButton, help)));
+    h("div", { class: "foot" }, model, h("div", { class: "buttons" }, theme, keyButton, button)));
+}
+
+/** Takes another key, for example after a form was closed without one. */
+async function enterKey() {
+  const given = await ask.key(false);
+  if (given === null) return;
+  setKey(given);
+  load();
 }
 
 /** The form for an API key; a password field, so that a browser's own manager may keep it. */
@@ -102,6 +117,7 @@ function keyForm() {
   ask.key = (refused) =>
     new Promise((resolve) => {
       waiting.push(resolve);
+      keyButton.hidden = false;
       text(told, refused ? "The server refused this key." : "");
       if (!dialog.open) dialog.showModal();
       input.focus();
@@ -128,7 +144,7 @@ function key(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || taken) return;
   if (event.key === " " && target.closest("button, summary, a")) return;
   if (event.key === "?") sheet();
-  else if (!opened.get(current)?.key?.(event)) return;
+  else if (!opened.get(current)?.screen.key(event)) return;
   event.preventDefault();
 }
 

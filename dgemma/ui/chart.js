@@ -9,8 +9,9 @@ import { set, svg } from "./dom.js";
  */
 export function sparkline(label) {
   const line = svg("polyline", { class: "line" });
-  const dot = svg("circle", { class: "dot", r: 3 });
-  const props = { class: "spark", viewBox: "0 0 200 40", role: "img", "aria-label": label };
+  const dot = svg("line", { class: "dot", y1: 0, y2: 40 });
+  const box = { viewBox: "0 0 200 40", preserveAspectRatio: "none" };
+  const props = { class: "spark", ...box, role: "img", "aria-label": label };
   const element = svg("svg", props, line, dot);
 
   /**
@@ -19,11 +20,10 @@ export function sparkline(label) {
    */
   function draw(values, at) {
     const most = Math.max(...values, 1e-9);
-    const x = (/** @type {number} */ i) => (values.length > 1 ? 4 + (192 * i) / (values.length - 1) : 100);
+    const x = (/** @type {number} */ i) => (values.length > 1 ? 1 + (198 * i) / (values.length - 1) : 100);
     const y = (/** @type {number} */ value) => 36 - (32 * value) / most;
     set(line, "points", values.map((value, i) => `${x(i).toFixed(1)},${y(value).toFixed(1)}`).join(" "));
-    set(dot, "cx", x(Math.max(0, at)));
-    set(dot, "cy", y(values[at] ?? 0));
+    for (const end of ["x1", "x2"]) set(dot, end, x(Math.max(0, at)));
     element.toggleAttribute("hidden", values.length === 0);
   }
 

@@ -24,7 +24,7 @@ export function heat({ go, choose }) {
   const about = { type: "button", class: "quiet", "aria-expanded": false, onclick: toggle };
   const button = h("button", about, "Show as a table");
   const element = h("div", { class: "heat" }, picture, button, table);
-  const brush = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+  const brush = /** @type {CanvasRenderingContext2D} */ (context(canvas));
   /** @type {readonly Frame[]} */
   let frames = [];
   let painted = 0; // rows that are on the canvas
@@ -47,9 +47,7 @@ export function heat({ go, choose }) {
 
   /** The colours of the cells, as the style sheet and the theme have them. */
   function palette() {
-    const one = /** @type {CanvasRenderingContext2D} */ (
-      h("canvas", { width: LEVELS, height: 1 }).getContext("2d", { willReadFrequently: true })
-    );
+    const one = /** @type {CanvasRenderingContext2D} */ (context(h("canvas", { width: LEVELS, height: 1 })));
     for (let at = 0; at < LEVELS; at++) {
       probe.className = `cell heat-probe e${at}`;
       one.fillStyle = getComputedStyle(probe).backgroundColor;
@@ -97,7 +95,7 @@ export function heat({ go, choose }) {
       const [renoised, accepted, pinned] = counts(frame.state);
       const mean = `${meanNats(frame.entropy).toFixed(3)} nats`;
       const moved = changed(frame, frames[at - 1]);
-      const cells = [frame.step, mean, accepted, renoised, pinned, moved];
+      const cells = [frame.step + 1, mean, accepted, renoised, pinned, moved];
       return h("tr", null, cells.map((one) => h("td", null, one)));
     });
     const head = h("tr", null, heads.map((one) => h("th", { scope: "col" }, one)));
@@ -105,6 +103,11 @@ export function heat({ go, choose }) {
   }
 
   return { element, draw };
+}
+
+/** @param {HTMLCanvasElement} canvas */
+function context(canvas) {
+  return canvas.getContext("2d", { willReadFrequently: true });
 }
 
 /**

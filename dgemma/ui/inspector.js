@@ -6,7 +6,7 @@ import { h, put } from "./dom.js";
 import { SHAPES, STATES, nats, percent, shorten, shown, spoken } from "./tokens.js";
 
 /** @typedef {import("./trace.js").Trace} Trace */
-/** @typedef {{ do: "pin" | "ban" | "renoise", id?: number }} Act */
+/** @typedef {import("./forks.js").Act} Act */
 
 /**
  * @param {{ close: () => void, act: (act: Act) => void, canAct: () => boolean,
@@ -22,11 +22,12 @@ export function inspector({ close, act, canAct, go }) {
 
   /**
    * @param {Trace} trace
-   * @param {number} index of the frame
+   * @param {number} pass the frame; the last one if there are fewer
    * @param {number} at the position; -1: none is chosen
    * @param {import("./tokens.js").Controls} controls
    */
-  function show(trace, index, at, controls) {
+  function show(trace, pass, at, controls) {
+    const index = Math.min(pass, trace.frames.length - 1);
     const frame = trace.frames[index];
     element.hidden = !frame || at < 0 || at >= frame.ids.length;
     const now = `${index} ${at} ${trace.frames.length}`;
@@ -93,7 +94,7 @@ export function inspector({ close, act, canAct, go }) {
       if (last?.id === id && last.state === state) last.last = pass;
       else found.push({ first: pass, last: pass, id, state });
     });
-    const step = (/** @type {number} */ pass) => trace.frames[pass].step;
+    const step = (/** @type {number} */ pass) => trace.frames[pass].step + 1;
     return [h("h3", null, "Over the passes"), h("ol", { class: "history" }, found.map((one) => {
       const here = index >= one.first && index <= one.last;
       const span = one.first === one.last ? step(one.first) : `${step(one.first)}–${step(one.last)}`;

@@ -2,13 +2,13 @@
 // What the server is and can do: model, width, device, control tokens, fields that it takes.
 // Knows the routes that tell it; no elements.
 
-import { json } from "./api.js";
+import { ApiError, json } from "./api.js";
 import { store } from "./store.js";
 
 /**
  * @typedef {{ name: string, width: number, context: number, device: string, version: string,
  *   controls: Map<number, string>, ends: Set<number>, examples: string[], can: Record<string, boolean>,
- *   fields: Set<string>, state: "starting" | "ready" | "away", props: any }} Server
+ *   fields: Set<string>, state: "starting" | "ready" | "locked" | "away", props: any }} Server
  */
 
 /** @type {import("./store.js").Store<Server>} */
@@ -29,16 +29,16 @@ export async function load() {
       context: card.max_model_len,
       device: [props.device, props.dtype].filter(Boolean).join(" "),
       version: props.version ?? "",
-      controls: new Map(Object.entries(props.control_tokens ?? {}).map(([id, name]) => [+id, String(name)])),
-      ends: new Set(props.end_ids ?? []),
+      controls: new Map((props.tokens?.control ?? []).map((/** @type {any} */ one) => [one.id, one.name])),
+      ends: new Set(props.tokens?.end ?? []),
       examples: props.examples ?? [],
       can: props.can ?? {},
       fields,
       props,
       state: "ready",
     });
-  } catch {
-    server.set({ state: "away" });
+  } catch (error) {
+    server.set({ state: error instanceof ApiError && error.status === 401 ? "locked" : "away" });
   }
 }
 

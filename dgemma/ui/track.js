@@ -46,11 +46,12 @@ export function track({ title, choose, go }) {
   }
 
   /**
-   * Shows a pass.
-   * @param {number} index
+   * Shows a pass, or the last one if there are fewer.
+   * @param {number} pass
    * @param {Trace | null} [other] a trace to compare with
    */
-  function draw(index, other = null) {
+  function draw(pass, other = null) {
+    const index = Math.min(pass, (trace?.frames.length ?? 0) - 1);
     const frame = trace?.frames[index];
     if (!trace || !frame) return;
     const { controls, ends } = server.get();
@@ -58,7 +59,7 @@ export function track({ title, choose, go }) {
     const sameCanvas = before?.canvas === frame.canvas ? before : null;
     cells.draw(frame, sameCanvas, trace.pieces, controls, other?.frames[index] ?? null);
     map.draw(trace.frames, index);
-    for (let at = means.length; at < trace.frames.length; at++) means.push(meanNats(trace.frames[at].entropy));
+    for (const one of trace.frames.slice(means.length)) means.push(meanNats(one.entropy));
     line.draw(means, index);
     const [renoised, accepted, pinned] = counts(frame.state);
     const told = [`● ${accepted} accepted`, `○ ${renoised} re-noised`];
@@ -84,20 +85,7 @@ export function track({ title, choose, go }) {
  */
 export function draftUpTo(trace, index, ends, controls) {
   const { frames, pieces } = trace;
-  const last = frames.filter((one, at) => at === index || (at < index && one.canvas !== frames[at + 1].canvas));
-  return last.map((one) => draft(one.ids, pieces, ends, controls)).join("");
-}
-
-/**
- * The first pass in which two runs differ; -1: none.
- * @param {Trace} one
- * @param {Trace} other
- */
-export function firstDifference(one, other) {
-  const most = Math.max(one.frames.length, other.frames.length);
-  for (let at = 0; at < most; at++) {
-    const [a, b] = [one.frames[at], other.frames[at]];
-    if (!a || !b || a.ids.some((id, k) => id !== b.ids[k])) return at;
-  }
-  return -1;
+  const shown = frames.slice(0, index + 1);
+  const whole = shown.filter((one, at) => one.canvas !== shown[at + 1]?.canvas);
+  return whole.map((one) => draft(one.ids, pieces, ends, controls)).join("");
 }

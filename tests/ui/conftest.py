@@ -45,27 +45,34 @@ def fake(fake_server: Fake) -> Fake:
 
 
 @pytest.fixture
-def context(chromium: Any, fake: Fake) -> Iterator[Any]:
-    """A fresh profile, 1,280 by 900.
-
-    Playwright leaves its loop running, under which no other test could call `asyncio.run`; so the
-    loop is put aside between tests.
-    """
+def driven(chromium: Any) -> Iterator[Any]:
+    """The browser, while Playwright's loop runs: it is put aside between tests, as no other test
+    could call `asyncio.run` under it."""
     found, loop = chromium
     asyncio._set_running_loop(loop)
-    try:
-        made = found.new_context(base_url=fake.url, viewport={"width": 1280, "height": 900})
-        made.set_default_timeout(10_000)
-        yield made
-        made.close()
-    finally:
-        asyncio._set_running_loop(None)
+    yield found
+    asyncio._set_running_loop(None)
+
+
+@pytest.fixture
+def context(driven: Any, fake: Fake) -> Iterator[Any]:
+    """A fresh profile, 1,280 by 900."""
+    made = driven.new_context(base_url=fake.url, viewport={"width": 1280, "height": 900})
+    made.set_default_timeout(10_000)
+    yield made
+    made.close()
 
 
 @pytest.fixture
 def complaints() -> list[str]:
     """What the console said that is wrong. A test that provokes it clears the list."""
     return []
+
+
+@pytest.fixture(scope="session")
+def kept() -> dict[str, Any]:
+    """What is made once: the blank page and what its console said."""
+    return {}
 
 
 @pytest.fixture
@@ -82,7 +89,12 @@ def page(context: Any, complaints: list[str]) -> Iterator[Any]:
 
 
 @pytest.fixture
-def blank(page: Any) -> Any:
-    """An empty page under the page's headers, for tests of modules."""
-    page.goto("/ui/blank")
-    return page
+def blank(driven: Any, fake: Fake, kept: dict[str, Any]) -> Iterator[Any]:
+    """An empty page under the page's headers, for tests of modules; one for all of them."""
+    if not kept:
+        tab = driven.new_context(base_url=fake.url).new_page()
+        kept.update(page=tab, said=[])
+        tab.on("console", lambda said: kept["said"].append(said.text))
+        tab.goto("/ui/blank")
+    yield kept["page"]
+    assert kept["said"] == []

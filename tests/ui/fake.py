@@ -44,6 +44,13 @@ CUT = object()
 WORDS = ("The", " cat", " sat", " on", " the", " mat", ",", " and", " then", " it", " slept", ".")
 
 
+PROPS = {
+    "version": "0.1.0", "device": "cpu", "dtype": "float32", "can": {},
+    "tokens": {"end": [41], "control": [{"id": 40, "name": "<turn>"}, {"id": 41, "name": "<end>"}]},
+    "examples": ["What is your name?", "What is 12+34?", "Who made you?", "A fourth one."],
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Gate:
     """In a script: what follows is sent when the test opens the gate of this name."""
@@ -63,14 +70,14 @@ class Fake:
         script: the answer of the next chats, which ends with `[DONE]` unless it is cut.
         refusals: status, headers and body of the next chats, before any script.
         key: that requests need.
-        props: of /props; None: there is no such route.
+        props: of /props.
         features: properties of the schema `Diffusion` in /openapi.json.
     """
 
     script: Script = field(default_factory=list)
     refusals: list[tuple[int, dict[str, str], dict[str, Any]]] = field(default_factory=list)
     key: str = ""
-    props: dict[str, Any] | None = None
+    props: dict[str, Any] = field(default_factory=lambda: dict(PROPS))
     features: tuple[str, ...] = ("stream",)
     width: int = 256
     render: Callable[[str], str] = field(default=lambda text: f"<p>{text}</p>")
@@ -142,7 +149,7 @@ class Fake:
             fields = {name: {} for name in self.features}
             schema = {"Diffusion": {"properties": fields}}
             return JSONResponse({"components": {"schemas": schema}})
-        if path == "/props" and self.props is not None:
+        if path == "/props":
             return JSONResponse(self.props)
         return JSONResponse({"error": {"message": "no such path"}}, 404)
 
@@ -217,7 +224,7 @@ def frame(
         "mean_entropy": sum(entropy) / max(1, len(entropy)) / 64,
         "accepted": state.count("1"), "renoised": state.count("0"), "pinned": state.count("2"),
         "ids": ids, "state": state, "entropy": entropy, "pieces": pieces or {},
-        "t_ms": 20.0 * step, "temperature": round(0.8 - 0.4 * step / 48, 4), **more,
+        "t_ms": 20.0 * step + 20, "temperature": round(0.8 - 0.4 * step / 48, 4), **more,
     }  # fmt: skip
     return chunk(diffusion=said)
 
@@ -244,17 +251,18 @@ def run_of(width: int = 256, passes: int = 12, *, gates: bool = False, seed: int
     final = [k % len(WORDS) for k in range(width)]
     told: set[int] = set()
     script: Script = [chunk({"role": "assistant"}), status("queued"), status("encoding", 9, 9)]
-    for step in range(1, passes + 1):
+    for step in range(passes):
         ids, state, entropy = [], "", []
+        share = (step + 1) / passes
         for k in range(width):
-            settled = draw.random() < step / passes + 0.4 * (1 - 2 * k / width) or step == passes
+            settled = draw.random() < share + 0.4 * (1 - 2 * k / width) or share == 1
             ids.append(final[k] if settled else draw.randrange(12, 40))
             state += "1" if settled else "0"
             entropy.append(draw.randrange(0, 12) if settled else draw.randrange(20, 240))
         new = {k: WORDS[k] if k < len(WORDS) else f" w{k}" for k in ids if k not in told}
         told |= set(new)
-        if gates and step > 1:
-            script.append(Gate(f"pass {step}"))
+        if gates and step > 0:
+            script.append(Gate(f"pass {step + 1}"))
         script.append(frame(step, ids, state, entropy, pieces=new))
     text = "".join(WORDS[k] for k in final)
     return script + ([Gate("end")] if gates else []) + ending(text, steps=passes, tokens=width)

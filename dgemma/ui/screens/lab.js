@@ -3,6 +3,7 @@
 // Knows the chat API's `diffusion.stream: "ids"`; drawing is done by track.js and inspector.js.
 
 import { download, h, list, put, text } from "../dom.js";
+import * as forks from "../forks.js";
 import { legend } from "../grid.js";
 import { inspector } from "../inspector.js";
 import { KEYS, controls, player } from "../player.js";
@@ -12,150 +13,187 @@ import { server } from "../server.js";
 import { settings } from "../settings.js";
 import { counts, shorten } from "../tokens.js";
 import * as traces from "../trace.js";
-import { firstDifference, track } from "../track.js";
+import { track } from "../track.js";
 
 /** @typedef {import("../trace.js").Trace} Trace */
-/** @typedef {{ canvas: number, step: number, position: number, do: "pin" | "ban" | "renoise", id?: number }} Edit */
 
 const PATH = "/v1/chat/completions";
-const EXAMPLES = ["What is your name?", "What is 12+34?", "Who made you?"];
 const ALTERNATIVES = 8;
+const EXAMPLES = ["What is your name?", "What is 12+34?", "Who made you?"];
+const ABOUT = "The model writes a whole block at once: each pass replaces the tokens that it is unsure of. "
+  + "Run a prompt and step through the passes, choose a position to see its history, or load a trace.";
 
-export const keys = [...KEYS, ["Enter", "open the chosen cell"], ["↑ ↓ ← →", "in the grid: move"], ["Esc", "close the inspector"]];
+export const keys = [
+  ...KEYS, ["↑ ↓ ← →", "in the grid: another position"], ["Enter", "in the grid: inspect it"],
+  ["Esc", "close the inspector"],
+];
 
-/** The screen; see `SCREENS` in app.js. */
-export function make() {
-  const form = settings();
-  const prompt = h("textarea", { id: "lab-prompt", rows: 2, dir: "auto", placeholder: "Ask something", onkeydown: send });
-  const submit = h("button", { type: "submit", class: "primary" }, "Run");
-  const run = makeRun({ after: () => `after pass ${shownTrace().frames.at(-1)?.step ?? 0}` });
-  const play = player({ draw });
-  let [chosen, most] = [-1, 0];
-  /** @type {Edit[]} */
-  let edits = [];
-  /** @type {Trace | null} */
-  let growing = null; // the trace that the running request fills
+/** @param {string} label @param {() => void} onclick */
+function tool(label, onclick) {
+  return h("button", { type: "button", class: "quiet", onclick }, label);
+}
 
-  const base = track({ title: "Run", choose, go: play.go });
-  const fork = track({ title: "Fork", choose, go: play.go });
-  const canFork = () => server.get().fields.has("edits");
-  const inspect = inspector({ close: () => choose(-1), act, canAct: canFork, go: play.go });
-  const differs = h("button", { type: "button", class: "quiet", hidden: true });
-  const files = h("input", { type: "file", accept: ".json", hidden: true, onchange: () => load(files.files?.[0]) });
-  const notice = h("p", { class: "notice", role: "alert" });
-  const tool = (/** @type {string} */ label, /** @type {() => void} */ onclick) =>
-    h("button", { type: "button", class: "quiet", onclick }, label);
-  const saving = [tool("Save trace", save), tool("Copy text", copy)];
-  const examples = h("ul", { class: "examples" });
-  const empty = h("div", { class: "empty" },
-    h("p", null, "The model writes a whole block at once: every pass replaces the tokens that it is unsure of. Run a prompt and step through the passes, or load a trace."),
-    examples);
-  const stage = h("div", { class: "stage", hidden: true },
-    controls(play, name), legend(),
-    h("div", { class: "columns" }, h("div", { class: "tracks" }, base.element, fork.element), inspect.element));
-  const element = h("div", { class: "lab", ondragover: over, ondrop: drop },
+class Lab {
+  form = settings();
+  run = makeRun({ after: () => this.progress() });
+  player = player({ draw: (index) => this.draw(index) });
+  base = this.track("Run");
+  fork = this.track("Fork");
+  inspector = inspector({
+    close: () => this.choose(-1), go: this.player.go,
+    act: (act) => this.act(act), canAct: () => server.get().fields.has("edits"),
+  });
+  /** @type {readonly forks.Edit[]} */
+  edits = [];
+  /** @type {Trace | null} the one that the last request fills */
+  growing = null;
+  chosen = -1;
+  most = 0; // passes of a canvas
+
+  prompt = h("textarea", {
+    id: "lab-prompt", rows: 1, dir: "auto", placeholder: "Ask something",
+    onkeydown: (/** @type {KeyboardEvent} */ event) => {
+      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+      event.preventDefault();
+      this.start();
+    },
+  });
+  submit = h("button", { type: "submit", class: "primary" }, "Run");
+  files = h("input", {
+    type: "file", accept: ".json", hidden: true, "aria-label": "Trace file",
+    onchange: () => this.load(this.files.files?.[0]),
+  });
+  saving = [tool("Save trace", () => this.save()), tool("Copy text", () => this.copy())];
+  differs = tool("", () => this.player.go(Number(this.differs.value)));
+  notice = h("p", { class: "notice", role: "alert" });
+  examples = h("ul", { class: "examples" });
+  empty = h("div", { class: "empty" }, h("p", null, ABOUT), this.examples);
+  stage = h("div", { class: "stage" },
+    controls(this.player, (index) => this.name(index)), legend(),
+    h("div", { class: "columns" },
+      h("div", { class: "tracks" }, this.base.element, this.fork.element), this.inspector.element));
+  element = h("div", { class: "lab", ondragover: over, ondrop: this.drop.bind(this) },
     h("header", { class: "title" }, h("h1", null, "Lab"),
-      h("div", { class: "buttons" }, tool("Load trace", () => files.click()), saving, files)),
-    h("form", { class: "ask card", onsubmit: submitted },
-      h("label", { for: "lab-prompt" }, "Prompt"), prompt, form.element,
-      h("div", { class: "buttons" }, submit, run.view.element, differs)),
-    notice, empty, stage);
-  fork.element.hidden = true;
+      h("div", { class: "buttons" }, tool("Load trace", () => this.files.click()), this.saving, this.files)),
+    h("form", { class: "ask card", onsubmit: this.submitted.bind(this) },
+      h("label", { for: "lab-prompt" }, "Prompt"), this.prompt, this.form.element,
+      h("div", { class: "buttons" }, this.submit, this.run.view.element, this.differs)),
+    this.notice, this.empty, this.stage);
 
-  run.view.again.addEventListener("click", () => (growing === fork.trace && growing ? startFork() : start()));
-  run.state.watch((one) => one.error, form.blame);
-  run.state.watch((one) => one.stage, () => (submit.disabled = run.busy()));
-  server.watch((one) => one.examples, (given) =>
-    list(examples, given.length ? given.slice(0, 3) : EXAMPLES, (one) => one, (one) =>
-      h("li", null, h("button", { type: "button", onclick: () => ((prompt.value = one), start()) }, shorten(one, 60)))));
-  refresh();
-
-  /** The trace that the user sees most of. */
-  function shownTrace() {
-    return /** @type {Trace} */ ((growing ?? base.trace) ?? { frames: [] });
+  constructor() {
+    this.run.view.again.addEventListener("click", () => this.again());
+    this.run.state.watch((one) => one.error, this.form.blame);
+    this.run.state.watch((one) => one.stage, () => (this.submit.disabled = this.run.busy()));
+    server.watch((one) => one.examples, (given) => this.offer(given.length ? given.slice(0, 3) : EXAMPLES));
+    this.refresh();
   }
 
-  /** @param {number} index */
-  function name(index) {
-    const trace = longest();
+  /** @param {string} title */
+  track(title) {
+    return track({ title, choose: (position) => this.choose(position), go: (pass) => this.player.go(pass) });
+  }
+
+  /** @param {string[]} prompts */
+  offer(prompts) {
+    const run = (/** @type {string} */ prompt) => {
+      this.prompt.value = prompt;
+      this.start();
+    };
+    list(this.examples, prompts, (one) => one, (one) =>
+      h("li", null, h("button", { type: "button", onclick: () => run(one) }, shorten(one, 60))));
+  }
+
+  // -- what is shown -----------------------------------------------------------------------------
+
+  /** The track that the user works with: the fork, if there is one. */
+  get front() {
+    return this.fork.trace ? this.fork : this.base;
+  }
+
+  /** How far an answer came that was cut off. */
+  progress() {
+    const frame = this.growing?.frames.at(-1);
+    return frame ? `after pass ${frame.step + 1}` : "before the first pass";
+  }
+
+  /**
+   * What a pass is called. The last pass of a canvas that is still denoised is not known.
+   * @param {number} index
+   */
+  name(index) {
+    const trace = this.fork.trace?.frames[index] ? this.fork.trace : this.base.trace;
     const frame = trace?.frames[index];
     if (!trace || !frame) return "";
-    const last = trace.frames.filter((one) => one.canvas === frame.canvas && one.attempt === frame.attempt).at(-1);
-    const of = play.state.get().open && frame.canvas === trace.frames.at(-1)?.canvas ? `at most ${most}` : last?.step;
-    const many = trace.frames.at(-1)?.canvas || trace.frames.at(-1)?.attempt;
-    const where = many ? `canvas ${frame.canvas + 1}${frame.attempt ? `, try ${frame.attempt + 1}` : ""}, ` : "";
-    return `${where}pass ${frame.step} of ${of}`;
-  }
-
-  function longest() {
-    const [one, other] = [base.trace, fork.trace];
-    return one && other && other.frames.length > one.frames.length ? other : one;
+    const mates = trace.frames.filter((one) => one.canvas === frame.canvas && one.attempt === frame.attempt);
+    const newest = trace.frames.at(-1);
+    const open = this.player.state.get().open && mates.at(-1) === newest;
+    const where = newest?.canvas ? `canvas ${frame.canvas + 1}, ` : "";
+    const which = newest?.attempt || frame.attempt ? `try ${frame.attempt + 1}, ` : "";
+    return `${where}${which}pass ${frame.step + 1} of ${open ? `at most ${this.most}` : mates.length}`;
   }
 
   /** @param {number} index */
-  function draw(index) {
-    const at = (/** @type {Trace | null} */ trace) => Math.min(index, (trace?.frames.length ?? 0) - 1);
-    base.draw(at(base.trace));
-    if (fork.trace) fork.draw(at(fork.trace), base.trace);
-    const trace = fork.trace ?? base.trace;
-    if (trace) inspect.show(trace, at(trace), chosen, server.get().controls);
+  draw(index) {
+    this.base.draw(index);
+    this.fork.draw(index, this.base.trace);
+    const { trace } = this.front;
+    if (trace) this.inspector.show(trace, index, this.chosen, server.get().controls);
   }
 
-  /** @param {number} position */
-  function choose(position) {
-    chosen = position;
-    for (const one of [base, fork]) one.mark(position);
-    if (position < 0) inspect.element.hidden = true;
-    play.redraw();
+  /** @param {number} position -1: none */
+  choose(position) {
+    this.chosen = position;
+    for (const one of [this.base, this.fork]) one.mark(position);
+    this.inspector.element.hidden = position < 0;
+    this.player.redraw();
   }
 
-  function refresh() {
-    const some = Boolean(base.trace);
-    empty.hidden = some;
-    stage.hidden = !some;
-    for (const one of saving) one.hidden = !some;
-    fork.element.hidden = !fork.trace;
-    const first = base.trace && fork.trace?.frames.length ? firstDifference(base.trace, fork.trace) : -1;
-    differs.hidden = first < 0 || run.busy();
-    text(differs, `Differs from pass ${fork.trace?.frames[first]?.step ?? ""} on`);
-    differs.dataset.pass = String(first);
+  /** Shows what there is: nothing yet, a run, a fork beside it. */
+  refresh() {
+    const [base, fork] = [this.base.trace, this.fork.trace];
+    this.empty.hidden = Boolean(base);
+    for (const one of [this.stage, ...this.saving]) one.hidden = !base;
+    this.fork.element.hidden = !fork;
+    const first = base && fork?.frames.length && !this.run.busy() ? forks.firstDifference(base, fork) : -1;
+    this.differs.hidden = first < 0;
+    this.differs.value = String(first);
+    const frame = fork?.frames[first] ?? base?.frames[first];
+    text(this.differs, frame ? `Differs from pass ${frame.step + 1} on` : "");
   }
-  differs.addEventListener("click", () => play.go(Number(differs.dataset.pass)));
+
+  // -- runs --------------------------------------------------------------------------------------
 
   /** @param {Event} event */
-  function submitted(event) {
+  submitted(event) {
     event.preventDefault();
-    start();
+    this.start();
   }
 
-  /** @param {KeyboardEvent} event */
-  function send(event) {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
-      event.preventDefault();
-      start();
-    }
-  }
-
-  async function start() {
-    if (run.busy() || !prompt.value.trim()) return prompt.focus();
+  async start() {
+    if (this.run.busy() || !this.prompt.value.trim()) return this.prompt.focus();
     const { name, width, fields } = server.get();
-    const asked = form.body();
+    const { diffusion, ...asked } = this.form.body();
     const more = fields.has("stream_alternatives") ? { stream_alternatives: ALTERNATIVES } : {};
-    edits = [];
-    fork.use(null);
-    await follow(base, traces.begin({ name, canvas_length: width }, {
-      model: name, messages: [{ role: "user", content: prompt.value }], ...asked, stream: true,
-      stream_options: { include_usage: true }, diffusion: { ...asked.diffusion, stream: "ids", ...more },
+    this.unfork();
+    await this.follow(this.base, traces.begin({ name, canvas_length: width }, {
+      model: name, messages: [{ role: "user", content: this.prompt.value }], ...asked, stream: true,
+      stream_options: { include_usage: true }, diffusion: { ...diffusion, stream: "ids", ...more },
     }));
   }
 
-  /** Runs the same request with edits, in the second track. */
-  async function startFork() {
-    const from = /** @type {Trace} */ (base.trace);
-    const request = { ...from.request, seed: from.seed, diffusion: { ...from.request.diffusion, edits } };
-    list(fork.chips, edits, (one) => JSON.stringify(one), (one) =>
-      h("button", { type: "button", class: "chip", onclick: () => drop1(one) }, words(one), h("span", { "aria-hidden": true }, " ×")));
-    await follow(fork, traces.begin(from.model, request));
+  /** Runs the same request with the edits, in the second track. */
+  async startFork() {
+    const trace = /** @type {Trace} */ (this.base.trace);
+    put(this.fork.chips, this.edits.map((one) => {
+      const words = forks.words(trace, one);
+      const props = { type: "button", class: "chip", "aria-label": `Remove: ${words}` };
+      return h("button", { ...props, onclick: () => this.without(one) }, `${words} ×`);
+    }));
+    await this.follow(this.fork, traces.begin(trace.model, forks.forkRequest(trace, this.edits)));
+  }
+
+  again() {
+    return this.growing && this.growing === this.fork.trace ? this.startFork() : this.start();
   }
 
   /**
@@ -163,113 +201,127 @@ export function make() {
    * @param {ReturnType<typeof track>} where
    * @param {Trace} trace
    */
-  async function follow(where, trace) {
-    growing = trace;
-    text(notice, "");
+  async follow(where, trace) {
+    this.growing = trace;
+    text(this.notice, "");
     where.use(trace);
-    if (where === base) choose(-1);
-    play.begin();
-    refresh();
-    say(where === base ? "Run begun." : "Fork begun.");
-    const stage = await run.start(PATH, trace.request, (event) => {
-      if (traces.record(trace, event) !== "frame") return;
-      most = event.diffusion.max_steps ?? most;
-      play.extend(trace.frames.length);
-      const { step, state } = /** @type {import("../trace.js").Frame} */ (trace.frames.at(-1));
-      say(`Pass ${step} of at most ${most}, ${counts(state)[1]} of ${state.length} accepted.`);
+    if (where === this.base) this.choose(-1);
+    this.player.begin();
+    this.refresh();
+    say(where === this.base ? "Run begun." : "Fork begun.");
+    const stage = await this.run.start(PATH, trace.request, (event) => {
+      if (traces.record(trace, event) === "frame") this.grown(trace, event.diffusion.max_steps);
     });
-    if (growing !== trace) return; // another run has taken its place
-    play.end();
-    play.redraw();
-    refresh();
-    const passes = `${trace.frames.length} passes`;
-    say(stage === "done" ? `Done after ${passes}: ${shorten(trace.text, 200)}` : `Ended after ${passes}.`, { must: true });
+    if (this.growing !== trace) return; // another run has taken its place
+    this.player.end();
+    this.player.redraw();
+    this.refresh();
+    const told = `${stage === "done" ? "Done" : "Ended"} after ${trace.frames.length} passes`;
+    say(stage === "done" ? `${told}: ${shorten(trace.text, 200)}` : `${told}.`, { must: true });
   }
 
-  /** @param {import("../inspector.js").Act} what */
-  function act(what) {
-    const trace = fork.trace ?? base.trace;
-    if (!trace || run.busy()) return;
-    const { index } = play.state.get();
-    const frame = trace.frames[Math.min(index, trace.frames.length - 1)];
-    // Before the next pass; what was committed after its last pass is decided in that one.
-    const next = trace.frames.some((one) => one.canvas === frame.canvas && one.step > frame.step);
-    const edit = { canvas: frame.canvas, step: frame.step + Number(next), position: chosen, ...what };
-    edits = [...edits.filter((one) => one.step !== edit.step || one.position !== chosen || one.do !== edit.do), edit];
-    startFork();
+  /** @param {Trace} trace @param {number} most */
+  grown(trace, most) {
+    this.most = most;
+    this.player.extend(trace.frames.length);
+    const { step, state } = trace.frames[trace.frames.length - 1];
+    say(`Pass ${step + 1} of at most ${most}, ${counts(state)[1]} of ${state.length} accepted.`);
   }
 
-  /** @param {Edit} edit */
-  function drop1(edit) {
-    edits = edits.filter((one) => one !== edit);
-    if (edits.length) startFork();
-    else {
-      fork.use(null);
-      put(fork.chips);
-      refresh();
-    }
+  /** @param {forks.Act} act */
+  act(act) {
+    const { trace } = this.front;
+    if (!trace || this.run.busy()) return;
+    const index = Math.min(this.player.state.get().index, trace.frames.length - 1);
+    this.edits = forks.withEdit(this.edits, forks.editAt(trace, index, this.chosen, act));
+    this.startFork();
   }
 
-  /** @param {Edit} edit */
-  function words(edit) {
-    const piece = edit.id === undefined ? "" : ` ${JSON.stringify(base.trace?.pieces.get(edit.id) ?? edit.id)}`;
-    return `${edit.do}${piece} at ${edit.position}, pass ${edit.step}`;
+  /** @param {forks.Edit} edit */
+  without(edit) {
+    if (this.run.busy()) return;
+    this.edits = this.edits.filter((one) => one !== edit);
+    if (this.edits.length) this.startFork();
+    else this.unfork();
   }
 
-  function save() {
-    const trace = fork.trace ?? base.trace;
-    if (trace) download(`${trace.model.name || "run"}-${trace.seed ?? "seed"}.dgemma.json`, traces.write(trace), "application/json");
+  unfork() {
+    this.edits = [];
+    this.fork.use(null);
+    put(this.fork.chips);
+    this.refresh();
+    this.player.redraw();
   }
 
-  async function copy() {
-    await navigator.clipboard.writeText((fork.trace ?? base.trace)?.text ?? "");
+  // -- files -------------------------------------------------------------------------------------
+
+  save() {
+    const { trace } = this.front;
+    if (!trace) return;
+    const name = `${trace.model.name || "run"}-${trace.seed ?? "seed"}`.replace(/[^\w.-]+/g, "-");
+    download(`${name}.dgemma.json`, traces.write(trace), "application/json");
+  }
+
+  async copy() {
+    await navigator.clipboard.writeText(this.front.trace?.text ?? "");
     say("Copied.");
   }
 
   /** @param {File | undefined} file */
-  async function load(file) {
+  async load(file) {
     if (!file) return;
-    files.value = "";
     try {
       if (file.size > traces.MOST_BYTES) throw new traces.TraceError("the file is larger than 32 MiB");
-      const trace = traces.read(await file.text());
-      run.stop();
-      growing = null;
-      edits = [];
-      fork.use(null);
-      base.use(trace);
-      choose(-1);
-      play.open(trace.frames.length);
-      prompt.value = String(trace.request.messages?.at?.(-1)?.content ?? "");
-      text(notice, "");
-      say(`Loaded ${trace.frames.length} passes.`, { must: true });
+      this.open(traces.read(await file.text()));
+      text(this.notice, "");
     } catch (error) {
       if (!(error instanceof traces.TraceError)) throw error;
-      text(notice, `${shorten(file.name, 60)} was not loaded: ${error.message}.`);
+      text(this.notice, `${shorten(file.name, 60)} was not loaded: ${error.message}.`);
     }
-    refresh();
+    this.files.value = "";
+  }
+
+  /** @param {Trace} trace */
+  open(trace) {
+    this.run.stop();
+    this.growing = null;
+    this.unfork();
+    this.base.use(trace);
+    this.choose(-1);
+    this.player.open(trace.frames.length);
+    const asked = trace.request.messages?.at?.(-1)?.content;
+    if (typeof asked === "string") this.prompt.value = asked;
+    this.refresh();
+    say(`Loaded ${trace.frames.length} passes.`, { must: true });
   }
 
   /** @param {DragEvent} event */
-  function over(event) {
-    if (event.dataTransfer?.types.includes("Files")) event.preventDefault();
-  }
-
-  /** @param {DragEvent} event */
-  function drop(event) {
+  drop(event) {
     if (!event.dataTransfer?.files.length) return;
     event.preventDefault();
-    load(event.dataTransfer.files[0]);
+    this.load(event.dataTransfer.files[0]);
   }
 
-  return {
-    element,
-    show: () => base.trace || prompt.focus(),
-    /** @param {KeyboardEvent} event */
-    key(event) {
-      if (event.key !== "Escape" || chosen < 0) return play.key(event);
-      choose(-1);
-      return true;
-    },
-  };
+  // -- the page ----------------------------------------------------------------------------------
+
+  show() {
+    if (!this.base.trace) this.prompt.focus();
+  }
+
+  /** @param {KeyboardEvent} event */
+  key(event) {
+    if (event.key !== "Escape" || this.chosen < 0) return this.player.key(event);
+    this.choose(-1);
+    return true;
+  }
+}
+
+/** @param {DragEvent} event */
+function over(event) {
+  if (event.dataTransfer?.types.includes("Files")) event.preventDefault();
+}
+
+/** The screen; see `SCREENS` in app.js. */
+export function make() {
+  return new Lab();
 }

@@ -1,0 +1,480 @@
+"""The Lab, as a person uses it: states, playing, keys, positions, traces, forks."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ui.fake import CUT, Fake, Gate, chunk, ending, frame, run_of, status
+
+pytestmark = pytest.mark.process
+
+COUNT_WRITES = """() => {
+  const grid = document.querySelector("[role=listbox]");
+  window.writes = new Map();
+  window.watching = new MutationObserver((all) => {
+    for (const one of all) {
+      const key = `${one.type} ${one.attributeName ?? ""}`;
+      const cell = one.target.nodeType === 3 ? one.target.parentNode : one.target;
+      const seen = window.writes.get(cell) ?? {};
+      seen[key] = (seen[key] ?? 0) + 1;
+      window.writes.set(cell, seen);
+    }
+  });
+  const what = { subtree: true, childList: true, characterData: true, attributes: true };
+  window.watching.observe(grid, what);
+}"""
+
+
+def open_lab(page: Any, pace: str = "0") -> None:
+    """The Lab, which shows the newest pass unless another pace is given."""
+    page.add_init_script(f"localStorage.setItem('dgemma.pace', '{pace}')")
+    page.goto("/#/lab")
+    page.get_by_label("Prompt").wait_for()
+
+
+def ask(page: Any, text: str = "a cat") -> None:
+    """Run a prompt."""
+    page.get_by_label("Prompt").fill(text)
+    page.get_by_label("Prompt").press("Enter")
+
+
+def waits_for(page: Any, selector: str, text: str | re.Pattern[str]) -> None:
+    """Until an element that is seen has some text."""
+    from playwright.sync_api import expect
+
+    assert page is not None
+    expect(page.locator(selector)).to_contain_text(text)
+
+
+def grid(page: Any) -> list[str]:
+    """The texts of the cells."""
+    return page.locator("[role=option]:not([hidden])").all_text_contents()
+
+
+def test_a_run(page: Any, fake: Fake) -> None:
+    """A state that is not shown, a request with other fields, an answer that is not the model's."""
+    fake.script = [status("queued"), Gate("a"), status("encoding", 512, 2048), Gate("b"),
+                   *run_of(16, 3, gates=True)[2:]]  # fmt: skip
+    open_lab(page)
+    waits_for(page, ".model", "fakecanvas 256cpu float32")
+    assert page.locator(".stage").is_hidden()
+    assert page.locator(".examples button").all_text_contents() == fake.props["examples"][:3]
+    page.get_by_text("Settings").click()
+    page.get_by_label("Seed").fill("5")
+    page.get_by_label("Most passes").fill("9")
+    ask(page)
+    waits_for(page, ".run-words", "queued")
+    fake.open("a")
+    waits_for(page, ".run-words", "reading the prompt, 512 of 2,048 tokens")
+    fake.open("b")
+    waits_for(page, "output.pass", "pass 1 of at most 48")
+    assert page.get_by_role("button", name="Run", exact=True).is_disabled()
+    for name in ("pass 2", "pass 3", "end"):
+        fake.open(name)
+    waits_for(page, "output.pass", "pass 3 of 3")
+    words = ["The", "␣cat", "␣sat", "␣on", "␣the", "␣mat", ",", "␣and", "␣then", "␣it", "␣slept"]
+    assert grid(page) == [*words, ".", *words[:4]]
+    waits_for(page, ".track:visible .counts", "● 16 accepted")
+    waits_for(page, ".below:visible .text", "AnswerThe cat sat on the mat, and then it slept.The")
+    assert page.locator(".run-words").is_hidden()
+    assert fake.bodies == [{
+        "model": "fake", "messages": [{"role": "user", "content": "a cat"}], "seed": 5,
+        "stream": True, "stream_options": {"include_usage": True},
+        "diffusion": {"max_steps": 9, "stream": "ids"},
+    }]  # fmt: skip
+
+
+def test_playing(page: Any, fake: Fake) -> None:
+    """Passes that are skipped when they are played, or cannot be reached by key and slider."""
+    page.clock.install()
+    fake.script = run_of(16, 5)
+    open_lab(page, "500")
+    ask(page)
+    waits_for(page, "output.pass", re.compile("pass 1 of 5|pass 1 of at most 48"))
+    page.get_by_role("heading", name="Lab").click()
+    for wanted in (2, 3, 4, 5):
+        page.clock.run_for(500)
+        waits_for(page, "output.pass", f"pass {wanted} of 5")
+    page.clock.run_for(100)
+    assert page.get_by_role("button", name="Play").is_visible()
+    for key, wanted in (
+        ("Home", 1), ("ArrowRight", 2), ("ArrowRight", 3), ("ArrowLeft", 2), ("End", 5),
+    ):  # fmt: skip
+        page.keyboard.press(key)
+        page.clock.run_for(50)
+        waits_for(page, "output.pass", f"pass {wanted} of 5")
+    page.keyboard.press(" ")
+    page.clock.run_for(50)
+    waits_for(page, "output.pass", "pass 1 of 5")
+    page.keyboard.press(" ")
+    page.clock.run_for(3000)
+    waits_for(page, "output.pass", "pass 1 of 5")
+    page.get_by_label("Pass", exact=True).fill("3")
+    page.clock.run_for(50)
+    waits_for(page, "output.pass", "pass 4 of 5")
+    page.get_by_label("Speed").select_option("0")
+    page.get_by_role("button", name="Play").click()
+    page.clock.run_for(50)
+    waits_for(page, "output.pass", "pass 5 of 5")
+
+
+def test_reduced_motion(page: Any, fake: Fake) -> None:
+    """Passes that play by themselves for one who wants no motion."""
+    page.emulate_media(reduced_motion="reduce")
+    fake.script = run_of(16, 5)
+    open_lab(page, "1000")
+    ask(page)
+    waits_for(page, "output.pass", "pass 5 of 5")
+    page.get_by_role("button", name="One pass back").click()
+    waits_for(page, "output.pass", "pass 4 of 5")
+
+
+def test_writes_and_nodes(page: Any, fake: Fake) -> None:
+    """A cell that is written twice for a pass, or though nothing changed; nodes that grow."""
+    same = [frame(0, [0, 1, 2], "011", [90, 0, 0], pieces={0: "a", 1: "b", 2: "c"}),
+            Gate("next"), frame(1, [0, 3, 2], "111", [0, 0, 0], pieces={3: "d"})]  # fmt: skip
+    fake.script = [*same, Gate("end"), *ending("adc", steps=2, tokens=3)]
+    open_lab(page)
+    ask(page)
+    waits_for(page, "output.pass", "pass 1 of at most")
+    page.evaluate(COUNT_WRITES)
+    fake.open("next")
+    waits_for(page, "output.pass", "pass 2 of at most")
+    found = page.evaluate("() => [...window.writes].map(([cell, all]) => [cell.dataset.at, all])")
+    written = dict(found)
+    label = {"attributes aria-label": 1}  # of the one cell that has the tab stop
+    assert written["0"] == {"attributes class": 1, **label} and set(written) == {"0", "1"}
+    assert written["1"] == {"characterData ": 1, "attributes class": 1}
+    fake.open("end")
+    waits_for(page, "output.pass", "pass 2 of 2")
+    page.evaluate("() => window.watching.disconnect()")
+
+    count = "() => document.querySelectorAll('*').length"
+    fake.script = run_of(64, 4)
+    sizes = []
+    for _ in range(8):
+        ask(page)
+        waits_for(page, ".track:visible .counts", "● 64 accepted")
+        page.locator("[role=option]").nth(3).click()
+        page.get_by_role("button", name="Close").click()
+        sizes.append(page.evaluate(count))
+    assert len(set(sizes[1:])) == 1, sizes
+    style = "(cell) => getComputedStyle(cell).transitionDuration + getComputedStyle(cell).contain"
+    assert page.locator("[role=option]").first.evaluate(style) == "0sstrict"
+
+
+def test_keyboard_alone(page: Any, fake: Fake) -> None:
+    """A way through the Lab that needs a mouse; a second tab stop in the grid."""
+    fake.script = run_of(64, 4)
+    open_lab(page)
+    page.keyboard.type("a cat")
+    page.keyboard.press("Enter")
+    waits_for(page, "output.pass", "pass 4 of 4")
+    focused = "() => document.activeElement.getAttribute('aria-label')"
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if page.evaluate("() => document.activeElement.getAttribute('role')") == "option":
+            break
+    assert page.evaluate(focused).startswith("position 0: The, accepted, 0.")
+    assert page.locator("[role=option][tabindex='0']").count() == 1
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate(focused).startswith("position 1: blank cat, accepted, 0.")
+    page.keyboard.press("ArrowDown")
+    row = int(re.findall(r"\d+", page.evaluate(focused))[0]) - 1
+    assert row > 3
+    for key, wanted in (("ArrowUp", 1), ("End", 63), ("ArrowDown", 63), ("Home", 0)):
+        page.keyboard.press(key)
+        assert page.evaluate(focused).startswith(f"position {wanted}:")
+    page.keyboard.press("Enter")
+    waits_for(page, ".inspector", "Position 0")
+    waits_for(page, ".inspector", "54 68 65")
+    page.keyboard.press("Escape")
+    assert page.locator(".inspector").is_hidden()
+    page.keyboard.press("?")
+    waits_for(page, "dialog[open]", "play or pause")
+    page.keyboard.press("Escape")
+    assert page.locator("dialog[open]").count() == 0
+    page.evaluate("() => document.activeElement.blur()")
+    page.keyboard.press("Shift+Tab")
+    page.get_by_role("link", name="Skip to the content").focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("() => document.activeElement.id") == "main"
+    assert page.url.endswith("#/lab")
+
+
+@pytest.mark.parametrize("look", ["light", "dark", "phone"])
+def test_accessible(page: Any, fake: Fake, look: str) -> None:
+    """Contrast, names and roles that axe finds fault with; a page that scrolls sideways."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    page.emulate_media(color_scheme="dark" if look == "dark" else "light")
+    if look == "phone":
+        page.set_viewport_size({"width": 360, "height": 740})
+    fake.script = run_of(96, 6)
+    fake.features = ("stream", "edits")
+    open_lab(page)
+    if look == "light":  # the others have the same controls
+        assert [one["help"] for one in faults(Axe().run(page))] == []
+    ask(page)
+    waits_for(page, "output.pass", "pass 6 of 6")
+    page.get_by_role("button", name="One pass back").click()
+    page.get_by_role("button", name="One pass back").click()
+    page.get_by_role("button", name="Show as a table").click()
+    page.locator("[role=option]").nth(90).click()
+    found = faults(Axe().run(page))
+    assert [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found] == []
+    wide = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert page.evaluate(wide) <= 0
+    small = """() => [...document.querySelectorAll("button, input, select, summary, a")]
+      .map((one) => [one, one.getBoundingClientRect()])
+      .filter(([one, box]) => box.width && (box.width < 24 || box.height < 24) && !one.matches(".skip"))
+      .map(([one]) => one.outerHTML.slice(0, 100))"""
+    assert page.evaluate(small) == []
+
+
+def faults(result: Any) -> list[dict[str, Any]]:
+    """What axe found."""
+    return result.response["violations"]
+
+
+def test_a_position(page: Any, fake: Fake) -> None:
+    """A piece that becomes markup, bytes as U+FFFD, alternatives that do not sum to one."""
+    pieces = {1: "<img src=x onerror=alert(1)>", 2: {"bytes": [240, 159]}, 3: {"bytes": [152, 128]},
+              4: "\u202ex", 5: "\n", 40: "<turn>"}  # fmt: skip
+    more = {"alternatives": [[[1, -0.105], [4, -9.0]], *[[[5, -0.1]]] * 5]}
+    fake.script = [
+        frame(0, [4, 2, 3, 4, 5, 40], "000000", [255] * 6, pieces=pieces),
+        frame(1, [1, 2, 3, 4, 5, 40], "120000", [9] * 6, **more), *ending("x", steps=2, tokens=6),
+    ]  # fmt: skip
+    fake.features = ("stream", "stream_alternatives")
+    open_lab(page)
+    ask(page)
+    waits_for(page, "output.pass", "pass 2 of 2")
+    assert fake.bodies[0]["diffusion"]["stream_alternatives"] == 8
+    assert grid(page) == [pieces[1], "😀", "…3/4", "U+202Ex", "⏎", "<turn>"]
+    assert page.locator("img").count() == 0
+    page.locator("[role=option]").first.click()
+    shown = page.locator(".inspector")
+    assert "<img src=x onerror=alert(1)>" in shown.inner_text()
+    assert page.locator(".history button").all_text_contents() == [
+        "1○U+202Ex",
+        f"2●{pieces[1][:23]}…",
+    ]
+    shares = page.locator(".alternatives .share").all_text_contents()
+    assert shares == ["90.0 %", "< 0.1 %", "10.0 %"]
+    assert (
+        page.get_by_role("button", name="Re-noise from here").count() == 0
+    )  # this server has no edits
+    page.locator("[role=option]").nth(1).click()
+    waits_for(page, ".inspector", "f0 9f")
+
+
+def test_traces(page: Any, fake: Fake, tmp_path: Path) -> None:
+    """A trace that differs when it is saved again, a bad file that changes what is shown."""
+    fake.script = run_of(32, 4)
+    open_lab(page)
+    ask(page, "save me")
+    waits_for(page, "output.pass", "pass 4 of 4")
+    saved = []
+    for name in ("one", "two"):
+        with page.expect_download() as caught:
+            page.get_by_role("button", name="Save trace").click()
+        assert caught.value.suggested_filename == "fake-7.dgemma.json"
+        path = tmp_path / f"{name}.dgemma.json"
+        caught.value.save_as(path)
+        saved.append(path.read_bytes())
+        page.get_by_label("Trace file").set_input_files(path)
+        waits_for(page, "output.pass", "pass 4 of 4")
+    assert saved[0] == saved[1] and json.loads(saved[0])["end"]["finish_reason"] == "stop"
+    page.get_by_role("button", name="First pass").click()
+    before = grid(page)
+    bad = tmp_path / "<img src=x>.json"
+    bad.write_text('{"format": "dgemma-trace", "version": 9}')
+    page.get_by_label("Trace file").set_input_files(bad)
+    waits_for(page, ".notice", "<img src=x>.json was not loaded: the trace has another version")
+    assert grid(page) == before
+    page.reload()
+    drop = """async (text) => {
+      const data = new DataTransfer();
+      data.items.add(new File([text], "x.dgemma.json"));
+      const on = { dataTransfer: data, bubbles: true, cancelable: true };
+      document.querySelector(".lab").dispatchEvent(new DragEvent("drop", on));
+    }"""
+    page.get_by_label("Prompt").wait_for()
+    page.evaluate(drop, saved[0].decode())
+    waits_for(page, "output.pass", "pass 4 of 4")
+    assert page.get_by_label("Prompt").input_value() == "save me"
+
+
+def test_forks(page: Any, fake: Fake) -> None:
+    """Edits that are not sent as they are shown, a fork that hides where it differs."""
+    fake.features = ("stream", "edits", "stream_alternatives")
+    pieces = {1: "a", 2: "b", 3: "c"}
+    more = {"alternatives": [[[1, -0.1], [2, -2.4]]] * 2}
+    first = frame(0, [1, 1], "00", [99, 99], pieces=pieces, **more)
+    fake.script = [first, frame(1, [1, 3], "11", [0, 0], **more), *ending("ac", steps=2, tokens=2)]
+    open_lab(page)
+    ask(page)
+    waits_for(page, "output.pass", "pass 2 of 2")
+    page.get_by_role("button", name="First pass").click()
+    page.locator("[role=option]").first.click()
+    fake.script = [first, frame(1, [2, 3], "21", [0, 0], **more), *ending("bc", steps=2, tokens=2)]
+    page.get_by_role("button", name="pin b").click()
+    waits_for(page, ".chips:not(:empty)", 'pin "b" at 0, pass 2')
+    page.get_by_role("button", name="Differs from pass 2 on").click()
+    base, fork = page.locator(".track").all()
+    assert base.locator("[role=option]").all_text_contents() == ["a", "c"]
+    assert fork.locator("[role=option]").all_text_contents() == ["b", "c"]
+    assert "apart" in fork.locator("[role=option]").first.get_attribute("class")
+    page.get_by_role("button", name="Re-noise from here").click()
+    waits_for(page, ".chips:not(:empty)", "renoise at 0, pass 2")
+    page.get_by_role("button", name="Differs").wait_for()
+    place = {"canvas": 0, "try": 0, "step": 1, "position": 0}
+    pin, again = {**place, "do": "pin", "id": 2}, {**place, "do": "renoise"}
+    asked = [body["diffusion"].get("edits") for body in fake.bodies]
+    assert asked == [None, [pin], [pin, again]]
+    assert [body.get("seed") for body in fake.bodies] == [None, 7, 7]
+    page.get_by_role("button", name='Remove: pin "b"').click()
+    page.get_by_role("button", name="Differs").wait_for()
+    page.get_by_role("button", name="Remove: renoise").click()
+    page.get_by_role("region", name="Fork").wait_for(state="hidden")
+    assert fake.bodies[-1]["diffusion"]["edits"] == [again] and len(fake.bodies) == 4
+
+
+def refusal(status: int, message: str, **more: Any) -> tuple[int, dict[str, str], dict[str, Any]]:
+    """An answer that is an error."""
+    headers = {"Retry-After": "3"} if status == 429 else {}
+    return status, headers, {"error": {"message": message, "param": None, "code": None, **more}}
+
+
+def test_refusals(page: Any, fake: Fake, complaints: list[str]) -> None:
+    """An error without a mark at its field, a 429 that is not counted down."""
+    page.clock.install()
+    fake.script = run_of(16, 2)
+    fake.refusals = [
+        refusal(400, "max_steps must be at most 9", param="diffusion.max_steps"),
+        refusal(429, "Too busy."), refusal(413, "the body is larger than 1 MB"),
+    ]  # fmt: skip
+    open_lab(page)
+    ask(page)
+    waits_for(page, ".run-words", "max_steps must be at most 9")
+    field = page.get_by_label("Most passes")
+    assert field.get_attribute("aria-invalid") == "true"
+    waits_for(page, ".field .error:visible", "max_steps must be at most 9")
+    assert page.get_by_role("button", name="Ask again").is_hidden()
+    ask(page)
+    for left in (3, 2, 1):
+        waits_for(page, ".run-words", f"Too busy. Again in {left} s.")
+        assert page.get_by_role("button", name="Ask again").is_hidden()
+        page.clock.run_for(1000)
+    assert field.get_attribute("aria-invalid") is None
+    page.get_by_role("button", name="Ask again").click()
+    waits_for(page, ".run-words", "the body is larger than 1 MB")
+    page.get_by_role("button", name="Ask again").click()
+    waits_for(page, ".run-words", re.compile("^$"))
+    complaints[:] = [one for one in complaints if "status of 4" not in one]
+
+
+def test_cut_off(page: Any, fake: Fake, complaints: list[str]) -> None:
+    """What was told is lost with the connection; nobody says when the server is back."""
+    fake.script = [*run_of(16, 4)[:5], Gate("cut"), CUT]
+    open_lab(page)
+    ask(page)
+    waits_for(page, "output.pass", "pass 2 of")
+    fake.open("cut")
+    waits_for(
+        page, ".run-words", "Cut off after pass 2: the connection was lost. It answers again."
+    )
+    waits_for(page, "output.pass", "pass 2 of 2")
+    fake.script = [*run_of(16, 4)[:4], {"error": {"message": "bye", "code": "cancelled"}}]
+    page.get_by_role("button", name="Ask again").click()
+    waits_for(page, ".run-words", "Cut off after pass 1: the server is stopping.")
+    fake.script = [chunk({"role": "assistant"}), b"data: {nonsense\n\n"]
+    page.get_by_role("button", name="Ask again").click()
+    waits_for(page, ".run-words", "Cut off before the first pass: the server sent an event that")
+    complaints[:] = [one for one in complaints if "ERR_" not in one]
+
+
+def test_stop_and_silence(page: Any, fake: Fake) -> None:
+    """A stop that leaves the server working; a silence that looks like work."""
+    page.clock.install()
+    fake.script = [*run_of(16, 4)[:4], Gate("a"), b": still here\n\n", Gate("never")]
+    open_lab(page)
+    ask(page)
+    waits_for(page, ".run-words", "writing")
+    page.clock.run_for(9_000)
+    waits_for(page, ".run-clock", "9 s")
+    assert page.locator(".run-silent").is_hidden()
+    page.clock.run_for(2_000)
+    page.get_by_text("the server is silent").wait_for()
+    fake.open("a")
+    page.locator(".run-silent").wait_for(state="attached")
+    page.wait_for_function("() => performance.now() > 0")
+    page.clock.run_for(500)
+    page.get_by_text("the server is silent").wait_for(state="hidden")
+    page.get_by_role("button", name="Stop").click()
+    waits_for(page, ".run-words", "stopped")
+    assert fake.gone.wait(10)
+    waits_for(page, "output.pass", "pass 1 of 1")
+
+
+def test_key(page: Any, fake: Fake, complaints: list[str]) -> None:
+    """A key that needs a reload, or is found in a storage or an address."""
+    fake.key = "sk-right"
+    fake.script = run_of(16, 2)
+    page.goto("/")
+    for value in ("sk-wrong", "sk-right"):
+        page.get_by_label("API key").fill(value)
+        page.get_by_role("button", name="Use key").click()
+        if value == "sk-wrong":
+            waits_for(page, "dialog[open]", "The server refused this key.")
+    waits_for(page, ".model", "fake")
+    ask(page)
+    waits_for(page, "output.pass", "of 2")
+    stored = page.evaluate(
+        "() => JSON.stringify([{...localStorage}, {...sessionStorage}, location.href])"
+    )
+    assert "sk-" not in stored
+    complaints[:] = [one for one in complaints if "401" not in one]
+
+
+def test_what_is_said(page: Any, fake: Fake) -> None:
+    """A screen reader that hears every pass, or never hears the end."""
+    page.clock.install()
+    fake.script = run_of(16, 4, gates=True)
+    open_lab(page)
+    page.evaluate("""() => {
+      window.told = [];
+      const line = document.getElementById("say");
+      new MutationObserver(() => window.told.push(line.textContent)).observe(line, { childList: true });
+    }""")
+    ask(page)
+    waits_for(page, "output.pass", "pass 1 of")
+    page.clock.run_for(100)
+    for name in ("pass 2", "pass 3"):
+        fake.open(name)
+        waits_for(page, "output.pass", f"{name} of")
+    page.clock.run_for(5000)
+    fake.open("pass 4")
+    fake.open("end")
+    waits_for(page, "output.pass", "pass 4 of 4")
+    page.clock.run_for(5000)
+    told = page.evaluate("() => window.told")
+    assert (
+        len(told) == 3 and told[0] == "Run begun." and told[1].startswith("Pass 3 of at most 48,")
+    )
+    assert told[2].startswith("Done after 4 passes: The cat sat on the mat")
+
+
+def test_every_module_loads(blank: Any) -> None:
+    """A module that fails, or complains, when it is imported."""
+    from tests.ui.fake import UI
+
+    names = [f"/ui/{path.relative_to(UI).as_posix()}" for path in sorted(UI.rglob("*.js"))]
+    script = "async (names) => (await Promise.all(names.map((one) => import(one)))).length"
+    assert blank.evaluate(script, names) == len(names) > 15
