@@ -8,11 +8,9 @@ let key = "";
 
 /** Time, as tests replace it. */
 export const clock = {
-  /**
-   * @param {number} ms
+  /** @param {number} ms
    * @param {AbortSignal} [signal]
-   * @returns {Promise<void>}
-   */
+   * @returns {Promise<void>} */
   wait(ms, signal) {
     return new Promise((resolve, reject) => {
       const timer = setTimeout(resolve, ms);
@@ -29,11 +27,9 @@ export const ask = {
 
 /** An error that the server answered. */
 export class ApiError extends Error {
-  /**
-   * @param {number} status 0: an error within a stream
+  /** @param {number} status 0: an error within a stream
    * @param {{ message?: string, type?: string, param?: string | null, code?: string | null }} told
-   * @param {number | null} [retryAfterS]
-   */
+   * @param {number | null} [retryAfterS] */
   constructor(status, told, retryAfterS = null) {
     super(told.message || `the server answered ${status}`);
     this.status = status;
@@ -56,14 +52,12 @@ export function hasKey() {
   return key !== "";
 }
 
-/**
- * One request; with an API key that is missing or wrong it asks for it and tries again.
+/** One request; with an API key that is missing or wrong it asks for it and tries again.
  * @param {string} path
  * @param {Options} [options]
  * @returns {Promise<Response>}
  * @throws {ApiError} of any status but 2xx
- * @throws {CutOff} if there is no answer
- */
+ * @throws {CutOff} if there is no answer */
 export async function request(path, { method, body, signal } = {}) {
   for (;;) {
     /** @type {Record<string, string>} */
@@ -96,11 +90,9 @@ export async function request(path, { method, body, signal } = {}) {
   }
 }
 
-/**
- * @param {string} path
+/** @param {string} path
  * @param {Options} [options]
- * @returns {Promise<any>}
- */
+ * @returns {Promise<any>} */
 export async function json(path, options) {
   return (await request(path, options)).json();
 }
@@ -120,10 +112,8 @@ async function refusal(response) {
   return new ApiError(response.status, told ?? {}, retryAfterS);
 }
 
-/**
- * A parser of server-sent events that takes bytes however they are cut.
- * @returns {{ feed: (bytes: Uint8Array) => { name: string, data: string }[] }}
- */
+/** A parser of server-sent events that takes bytes however they are cut.
+ * @returns {{ feed: (bytes: Uint8Array) => { name: string, data: string }[] }} */
 export function eventParser() {
   const decoder = new TextDecoder(); // drops a byte order mark, keeps halves of characters
   let rest = "";
@@ -163,16 +153,14 @@ export function eventParser() {
   };
 }
 
-/**
- * Posts a body and gives the events of the answer. Ends at `[DONE]`.
+/** Posts a body and gives the events of the answer. Ends at `[DONE]`.
  * @param {string} path
  * @param {unknown} body
  * @param {{ signal?: AbortSignal, alive?: () => void }} [options] `alive` is called for every piece
  *   of the answer, heartbeats too
  * @returns {AsyncGenerator<any>}
  * @throws {ApiError} that the server sends before or within the stream
- * @throws {CutOff} if the connection ends before the answer
- */
+ * @throws {CutOff} if the connection ends before the answer */
 export async function* events(path, body, { signal, alive } = {}) {
   const response = await request(path, { body, signal });
   if (!response.body) throw new CutOff("the answer is empty");
@@ -211,12 +199,10 @@ function checked(data) {
   return event;
 }
 
-/**
- * Counts down the seconds of a 429.
+/** Counts down the seconds of a 429.
  * @param {number} seconds
  * @param {(left: number) => void} tick
- * @param {AbortSignal} [signal]
- */
+ * @param {AbortSignal} [signal] */
 export async function countDown(seconds, tick, signal) {
   for (let left = Math.ceil(seconds); left > 0; left--) {
     tick(left);
@@ -225,10 +211,8 @@ export async function countDown(seconds, tick, signal) {
   tick(0);
 }
 
-/**
- * Returns when the server answers again, which is asked every two seconds.
- * @param {AbortSignal} [signal]
- */
+/** Returns when the server answers again, which is asked every two seconds.
+ * @param {AbortSignal} [signal] */
 export async function untilHealthy(signal) {
   for (;;) {
     try {

@@ -7,11 +7,9 @@ import { h, icon, put, set, text } from "./dom.js";
 import { load, server } from "./server.js";
 import { remember, remembered } from "./store.js";
 
-/**
- * A screen's module has `keys`, pairs of keys and what they do, and `make()`, which is called once
+/** A screen's module has `keys`, pairs of keys and what they do, and `make()`, which is called once
  * and gives a screen: its `element`, `show()`, which is called when it is opened, and `key(event)` for
- * keys that no field takes, which says whether it took one.
- */
+ * keys that no field takes, which says whether it took one. */
 const SCREENS = [
   {
     name: "lab", title: "Lab", load: () => import("./screens/lab.js"),

@@ -3,10 +3,8 @@
 
 import { set, svg } from "./dom.js";
 
-/**
- * A line; `draw` gives it new numbers.
- * @param {string} label what it shows, for a screen reader
- */
+/** A line; `draw` gives it new numbers.
+ * @param {string} label what it shows, for a screen reader */
 export function sparkline(label) {
   const line = svg("polyline", { class: "line" });
   const dot = svg("line", { class: "dot", y1: 0, y2: 40 });
@@ -14,10 +12,8 @@ export function sparkline(label) {
   const props = { class: "spark", ...box, role: "img", "aria-label": label };
   const element = svg("svg", props, line, dot);
 
-  /**
-   * @param {readonly number[]} values
-   * @param {number} at the number that is marked
-   */
+  /** @param {readonly number[]} values
+   * @param {number} at the number that is marked */
   function draw(values, at) {
     const most = Math.max(...values, 1e-9);
     const x = (/** @type {number} */ i) => (values.length > 1 ? 1 + (198 * i) / (values.length - 1) : 100);

@@ -7,28 +7,22 @@
 /** More edits than this are not looked for: the middle then counts as replaced. */
 const MOST_EDITS = 2000;
 
-/**
- * A text in words and the blanks between them; joined they are the text.
- * @param {string} text
- */
+/** A text in words and the blanks between them; joined they are the text.
+ * @param {string} text */
 export function words(text) {
   return [...new Intl.Segmenter(undefined, { granularity: "word" }).segment(text)].map((one) => one.segment);
 }
 
-/**
- * A text in lines, each with its end; joined they are the text.
- * @param {string} text
- */
+/** A text in lines, each with its end; joined they are the text.
+ * @param {string} text */
 export function lines(text) {
   return text.match(/[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+/g) ?? [];
 }
 
-/**
- * Where two lists differ, in order: ranges of the old one and what they became in the new one.
+/** Where two lists differ, in order: ranges of the old one and what they became in the new one.
  * @param {readonly unknown[]} old
  * @param {readonly unknown[]} now
- * @returns {Change[]}
- */
+ * @returns {Change[]} */
 export function changes(old, now) {
   let start = 0;
   while (start < old.length && start < now.length && old[start] === now[start]) start++;
@@ -57,12 +51,10 @@ export function changes(old, now) {
   return found;
 }
 
-/**
- * The shortest way from one list to another; null if it has more than `MOST_EDITS` edits.
+/** The shortest way from one list to another; null if it has more than `MOST_EDITS` edits.
  * @param {readonly unknown[]} old
  * @param {readonly unknown[]} now
- * @returns {("same" | "old" | "new")[] | null}
- */
+ * @returns {("same" | "old" | "new")[] | null} */
 function path(old, now) {
   const [n, m] = [old.length, now.length];
   const most = Math.min(n + m, MOST_EDITS);
@@ -82,11 +74,9 @@ function path(old, now) {
   return null;
 }
 
-/**
- * @param {Int32Array[]} history the reach before each number of edits, from its lowest diagonal on
+/** @param {Int32Array[]} history the reach before each number of edits, from its lowest diagonal on
  * @param {number} x
- * @param {number} y
- */
+ * @param {number} y */
 function back(history, x, y) {
   /** @type {("same" | "old" | "new")[]} */
   const steps = [];
@@ -103,13 +93,11 @@ function back(history, x, y) {
   return steps.reverse();
 }
 
-/**
- * Two texts as one list of parts: common, only in the old one, only in the new one.
+/** Two texts as one list of parts: common, only in the old one, only in the new one.
  * @param {string} old
  * @param {string} now
  * @param {(text: string) => string[]} [split]
- * @returns {Part[]}
- */
+ * @returns {Part[]} */
 export function parts(old, now, split = words) {
   const [before, after] = [split(old), split(now)];
   /** @type {Part[]} */

@@ -8,10 +8,8 @@ import { SHAPES, STATES, cells, level, nats, spoken } from "./tokens.js";
 /** @typedef {import("./trace.js").Frame} Frame */
 /** @typedef {{ element: HTMLElement, node: Text, text: string, look: string }} Cell */
 
-/**
- * A grid.
- * @param {{ label: string, choose: (position: number) => void }} options
- */
+/** A grid.
+ * @param {{ label: string, choose: (position: number) => void }} options */
 export function grid({ label, choose }) {
   /** @type {Cell[]} */
   const all = [];
@@ -98,14 +96,12 @@ export function grid({ label, choose }) {
     if (count && all[stop].element.tabIndex !== 0) settle(stop);
   }
 
-  /**
-   * Shows a pass. A cell that is as before is not touched; another is written once.
+  /** Shows a pass. A cell that is as before is not touched; another is written once.
    * @param {Frame} frame
    * @param {Frame | null} before the pass before on the same canvas
    * @param {import("./tokens.js").Pieces} pieces
    * @param {import("./tokens.js").Controls} controls
-   * @param {Frame | null} [other] a frame to compare with: cells that differ are marked
-   */
+   * @param {Frame | null} [other] a frame to compare with: cells that differ are marked */
   function draw(frame, before, pieces, controls, other = null) {
     if (frame.ids.length !== width) resize(frame.ids.length);
     drawn = { frame, pieces };

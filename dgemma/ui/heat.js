@@ -9,10 +9,8 @@ import { counts, level, meanNats } from "./tokens.js";
 
 const LEVELS = 17;
 
-/**
- * A heat map: positions across, passes down.
- * @param {{ go: (pass: number) => void, choose: (position: number) => void }} options what a click does
- */
+/** A heat map: positions across, passes down.
+ * @param {{ go: (pass: number) => void, choose: (position: number) => void }} options what a click does */
 export function heat({ go, choose }) {
   const label = "Entropy of every position in every pass";
   const canvas = h("canvas", { role: "img", "aria-label": label, width: 1, height: 1 });
@@ -56,11 +54,9 @@ export function heat({ go, choose }) {
     return Array.from({ length: LEVELS }, (_, at) => one.getImageData(at, 0, 1, 1).data);
   }
 
-  /**
-   * Paints passes that are new and outlines the one that is shown.
+  /** Paints passes that are new and outlines the one that is shown.
    * @param {readonly Frame[]} all
-   * @param {number} index
-   */
+   * @param {number} index */
   function draw(all, index) {
     const width = Math.max(1, ...all.map((one) => one.ids.length));
     [frames, shown] = [all, index];
@@ -110,11 +106,9 @@ function context(canvas) {
   return canvas.getContext("2d", { willReadFrequently: true });
 }
 
-/**
- * How many positions a pass has changed.
+/** How many positions a pass has changed.
  * @param {Frame} frame
- * @param {Frame | undefined} before
- */
+ * @param {Frame | undefined} before */
 export function changed(frame, before) {
   if (before?.canvas !== frame.canvas) return 0;
   return frame.ids.reduce((sum, id, at) => sum + Number(before.ids[at] !== id), 0);

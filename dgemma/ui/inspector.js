@@ -8,10 +8,8 @@ import { SHAPES, STATES, nats, percent, shorten, shown, spoken } from "./tokens.
 /** @typedef {import("./trace.js").Trace} Trace */
 /** @typedef {import("./forks.js").Act} Act */
 
-/**
- * @param {{ close: () => void, act: (act: Act) => void, canAct: () => boolean,
- *   go: (pass: number) => void }} options `act` makes a fork, if the server can
- */
+/** @param {{ close: () => void, act: (act: Act) => void, canAct: () => boolean,
+ *   go: (pass: number) => void }} options `act` makes a fork, if the server can */
 export function inspector({ close, act, canAct, go }) {
   const body = h("div", { class: "inspector-body" });
   const title = h("h2", null, "Position");
@@ -20,12 +18,10 @@ export function inspector({ close, act, canAct, go }) {
     h("header", null, title, button), body);
   let key = "";
 
-  /**
-   * @param {Trace} trace
+  /** @param {Trace} trace
    * @param {number} pass the frame; the last one if there are fewer
    * @param {number} at the position; -1: none is chosen
-   * @param {import("./tokens.js").Controls} controls
-   */
+   * @param {import("./tokens.js").Controls} controls */
   function show(trace, pass, at, controls) {
     const index = Math.min(pass, trace.frames.length - 1);
     const frame = trace.frames[index];
@@ -55,11 +51,9 @@ export function inspector({ close, act, canAct, go }) {
       history(trace, index, at, controls));
   }
 
-  /**
-   * @param {Trace} trace
+  /** @param {Trace} trace
    * @param {[number, number][]} found
-   * @param {import("./tokens.js").Controls} controls
-   */
+   * @param {import("./tokens.js").Controls} controls */
   function alternatives(trace, found, controls) {
     const rest = 1 - found.reduce((sum, [, logprob]) => sum + Math.exp(logprob), 0);
     const row = (/** @type {any} */ name, /** @type {number} */ logprob, /** @type {any} */ buttons) =>
@@ -77,13 +71,11 @@ export function inspector({ close, act, canAct, go }) {
       row("others", Math.log(Math.max(rest, 1e-9)), null))];
   }
 
-  /**
-   * Stretches of passes in which the position held the same token in the same state.
+  /** Stretches of passes in which the position held the same token in the same state.
    * @param {Trace} trace
    * @param {number} index
    * @param {number} at
-   * @param {import("./tokens.js").Controls} controls
-   */
+   * @param {import("./tokens.js").Controls} controls */
   function history(trace, index, at, controls) {
     const { canvas } = trace.frames[index];
     /** @type {{ first: number, last: number, id: number, state: number }[]} */

@@ -9,12 +9,10 @@ const policy = /** @type {any} */ (window).trustedTypes?.createPolicy("dgemma", 
   createHTML: (/** @type {string} */ html) => html,
 });
 
-/**
- * Shows a text as Markdown in an element; as plain text if the server cannot render it.
+/** Shows a text as Markdown in an element; as plain text if the server cannot render it.
  * @param {HTMLElement} element
  * @param {string} markdown
- * @param {AbortSignal} [signal]
- */
+ * @param {AbortSignal} [signal] */
 export async function render(element, markdown, signal) {
   try {
     const { html } = await json("/ui/render", { body: { markdown }, signal });

@@ -16,12 +16,9 @@ const ICONS = {
 
 export const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
-/**
- * A clock over passes. `draw` is called at most once per frame of the screen, with the newest index.
- *
+/** A clock over passes. `draw` is called at most once per frame of the screen, with the newest index.
  * @param {{ draw: (index: number) => void, gap?: (index: number) => number }} options `gap` gives the
- *   milliseconds between a pass and the next one, for playing in measured time
- */
+ *   milliseconds between a pass and the next one, for playing in measured time */
 export function player({ draw, gap }) {
   const pace = Number(remembered("pace", "120"));
   const state = store(/** @type {State} */ ({ index: -1, count: 0, playing: false, open: false, pace }));
@@ -126,11 +123,9 @@ export const KEYS = [
   ["Space", "play or pause"], ["← →", "one pass back or on"], ["Home End", "first or last pass"],
 ];
 
-/**
- * The buttons and the slider of a player.
+/** The buttons and the slider of a player.
  * @param {ReturnType<typeof player>} play
- * @param {(index: number) => string} name what a pass is called: "pass 3 of at most 48"
- */
+ * @param {(index: number) => string} name what a pass is called: "pass 3 of at most 48" */
 export function controls(play, name) {
   /** @param {string} label @param {string} path @param {() => void} onclick */
   const button = (label, path, onclick) =>

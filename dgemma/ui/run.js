@@ -6,20 +6,15 @@ import { ApiError, CutOff, countDown, events, untilHealthy } from "./api.js";
 import { h, text } from "./dom.js";
 import { store } from "./store.js";
 
-/**
- * @typedef {"idle" | "sent" | "queued" | "reading" | "running" |
+/** @typedef {"idle" | "sent" | "queued" | "reading" | "running" |
  *   "done" | "stopped" | "cut" | "refused"} Stage
- * @typedef {{ stage: Stage, note: string, error: ApiError | null, again: boolean }} State
- */
+ * @typedef {{ stage: Stage, note: string, error: ApiError | null, again: boolean }} State */
 
 export const BUSY = new Set(["sent", "queued", "reading", "running"]);
 const [CLOCK_MS, SILENT_MS] = [1000, 10_000];
 
-/**
- * A place for requests, one at a time.
- *
- * @param {{ after?: () => string }} [options] `after` says how far the answer came: "after pass 38"
- */
+/** A place for requests, one at a time.
+ * @param {{ after?: () => string }} [options] `after` says how far the answer came: "after pass 38" */
 export function makeRun({ after = () => "" } = {}) {
   const state = store(/** @type {State} */ ({ stage: "idle", note: "", error: null, again: false }));
   /** @type {AbortController | null} */
@@ -27,13 +22,11 @@ export function makeRun({ after = () => "" } = {}) {
   let [beganAt, heardAt] = [0, 0];
   const view = makeView(state, () => controller?.abort(new Error("stopped")), () => [beganAt, heardAt]);
 
-  /**
-   * Sends a request and hands over its events until its end.
+  /** Sends a request and hands over its events until its end.
    * @param {string} path
    * @param {unknown} body
    * @param {(event: any) => void} take
-   * @returns {Promise<Stage>}
-   */
+   * @returns {Promise<Stage>} */
   async function start(path, body, take) {
     controller?.abort(new Error("another request"));
     const mine = (controller = new AbortController());
@@ -61,11 +54,9 @@ export function makeRun({ after = () => "" } = {}) {
     }
   }
 
-  /**
-   * @param {unknown} error
+  /** @param {unknown} error
    * @param {(stage: Stage, more?: Partial<State>) => Stage} go
-   * @param {AbortSignal} signal
-   */
+   * @param {AbortSignal} signal */
   function failed(error, go, signal) {
     if (error instanceof ApiError && error.code !== "cancelled") {
       const wait = error.status === 429 ? error.retryAfterS ?? 1 : 0;
@@ -100,12 +91,10 @@ function reading(said) {
   return `${number(said.encoded ?? 0)} of ${number(said.prompt_tokens)} tokens`;
 }
 
-/**
- * The line under a form: what happens, for how long, and what can be done. `note` is for the screen.
+/** The line under a form: what happens, for how long, and what can be done. `note` is for the screen.
  * @param {import("./store.js").Store<State>} state
  * @param {() => void} stop
- * @param {() => [number, number]} times when the request began, when something was last heard
- */
+ * @param {() => [number, number]} times when the request began, when something was last heard */
 function makeView(state, stop, times) {
   const words = h("span", { class: "run-words" });
   const clock = h("span", { class: "run-clock" });

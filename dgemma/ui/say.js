@@ -10,12 +10,10 @@ let timer = 0;
 /** @type {{ sentence: string, must: boolean } | null} */
 let next = null;
 
-/**
- * Says a sentence now or as soon as it may. The newest one counts, but one that `must` be said, such
+/** Says a sentence now or as soon as it may. The newest one counts, but one that `must` be said, such
  * as an end, gives way only to another of its kind.
  * @param {string} sentence
- * @param {{ must?: boolean }} [options]
- */
+ * @param {{ must?: boolean }} [options] */
 export function say(sentence, { must = false } = {}) {
   if (next?.must && !must) return;
   next = { sentence, must };

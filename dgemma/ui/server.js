@@ -5,11 +5,9 @@
 import { ApiError, json } from "./api.js";
 import { store } from "./store.js";
 
-/**
- * @typedef {{ name: string, width: number, context: number, device: string, version: string,
+/** @typedef {{ name: string, width: number, context: number, device: string, version: string,
  *   controls: Map<number, string>, ends: Set<number>, examples: string[], can: Record<string, boolean>,
- *   fields: Set<string>, state: "starting" | "ready" | "locked" | "away", props: any }} Server
- */
+ *   fields: Set<string>, state: "starting" | "ready" | "locked" | "away", props: any }} Server */
 
 /** @type {import("./store.js").Store<Server>} */
 export const server = store(/** @type {Server} */ ({
@@ -42,11 +40,9 @@ export async function load() {
   }
 }
 
-/**
- * The fields of `diffusion` in a request; a control is shown only if its field is there.
+/** The fields of `diffusion` in a request; a control is shown only if its field is there.
  * @param {any} document
- * @returns {Set<string>}
- */
+ * @returns {Set<string>} */
 function fieldsOf(document) {
   return new Set(Object.keys(document.components?.schemas?.Diffusion?.properties ?? {}));
 }

@@ -44,10 +44,8 @@ export function settings() {
       }
       return made;
     },
-    /**
-     * Marks the field that an error names, and no other.
-     * @param {import("./api.js").ApiError | null} error
-     */
+    /** Marks the field that an error names, and no other.
+     * @param {import("./api.js").ApiError | null} error */
     blame(error) {
       for (const [name, input] of fields) {
         const hit = error?.param && (error.param === name || name.endsWith(`.${error.param}`));

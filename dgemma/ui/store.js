@@ -1,22 +1,18 @@
 // @ts-check
 // A value that others watch, and the few settings that this browser keeps. Knows no elements.
 
-/**
- * @template {Record<string, any>} S
+/** @template {Record<string, any>} S
  * @typedef {{
  *   get: () => Readonly<S>,
  *   set: (patch: Partial<S>) => void,
  *   watch: <V>(pick: (state: Readonly<S>) => V, run: (value: V) => void) => () => void,
- * }} Store
- */
+ * }} Store */
 
-/**
- * A store. `watch` runs at once and then whenever what it picks has changed; it returns a function
+/** A store. `watch` runs at once and then whenever what it picks has changed; it returns a function
  * that ends it.
  * @template {Record<string, any>} S
  * @param {S} initial
- * @returns {Store<S>}
- */
+ * @returns {Store<S>} */
 export function store(initial) {
   let state = Object.freeze({ ...initial });
   /** @type {Set<() => void>} */
@@ -43,11 +39,9 @@ export function store(initial) {
   };
 }
 
-/**
- * A setting of this browser. Never for keys, prompts or answers.
+/** A setting of this browser. Never for keys, prompts or answers.
  * @param {string} name
- * @param {string} fallback
- */
+ * @param {string} fallback */
 export function remembered(name, fallback) {
   try {
     return localStorage.getItem(`dgemma.${name}`) ?? fallback;
@@ -56,10 +50,8 @@ export function remembered(name, fallback) {
   }
 }
 
-/**
- * @param {string} name
- * @param {string} value
- */
+/** @param {string} name
+ * @param {string} value */
 export function remember(name, value) {
   try {
     localStorage.setItem(`dgemma.${name}`, value);

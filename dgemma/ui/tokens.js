@@ -24,37 +24,29 @@ const INVISIBLE = new RegExp(
 const JOINED = /^[\u200d\ufe0f]$/; // within an emoji of several characters
 const segments = new Intl.Segmenter(undefined, { granularity: "grapheme" });
 
-/**
- * The characters of a text as people count them.
- * @param {string} text
- */
+/** The characters of a text as people count them.
+ * @param {string} text */
 export function graphemes(text) {
   return Array.from(segments.segment(text), (one) => one.segment);
 }
 
-/**
- * At most so many characters, with an ellipsis where some are left out.
+/** At most so many characters, with an ellipsis where some are left out.
  * @param {string} text
- * @param {number} most
- */
+ * @param {number} most */
 export function shorten(text, most) {
   if (text.length <= most) return text;
   const found = graphemes(text.slice(0, 40 * most));
   return found.length <= most && text.length <= 40 * most ? text : `${found.slice(0, most - 1).join("")}…`;
 }
 
-/**
- * A character that cannot be seen, or turns the line round, by its number: U+202E.
- * @param {string} char
- */
+/** A character that cannot be seen, or turns the line round, by its number: U+202E.
+ * @param {string} char */
 function named(char) {
   return `U+${/** @type {number} */ (char.codePointAt(0)).toString(16).toUpperCase().padStart(4, "0")}`;
 }
 
-/**
- * A text with everything visible. Only outer blanks are marked.
- * @param {string} text
- */
+/** A text with everything visible. Only outer blanks are marked.
+ * @param {string} text */
 export function visible(text) {
   if (text === "") return "∅";
   const marked = graphemes(text).map((cluster) => {
@@ -72,13 +64,11 @@ export function visible(text) {
   return marked.join("");
 }
 
-/**
- * One token by itself.
+/** One token by itself.
  * @param {number} id
  * @param {Pieces} pieces
  * @param {Controls} [controls]
- * @returns {Shown}
- */
+ * @returns {Shown} */
 export function shown(id, pieces, controls) {
   const known = seen.get(pieces) ?? new Map();
   if (!known.size) seen.set(pieces, known);
@@ -93,12 +83,10 @@ export function shown(id, pieces, controls) {
 /** What was made of the pieces of a run, which do not change: segmenting takes time in every frame. */
 const seen = new WeakMap();
 
-/**
- * @param {number} id
+/** @param {number} id
  * @param {Pieces} pieces
  * @param {Controls} [controls]
- * @returns {Shown}
- */
+ * @returns {Shown} */
 function make(id, pieces, controls) {
   const control = controls?.get(id);
   if (control !== undefined) return { text: visible(control), kind: "control" };
@@ -113,14 +101,12 @@ function hex(byte) {
   return byte.toString(16).toUpperCase().padStart(2, "0");
 }
 
-/**
- * A canvas of tokens. Bytes of neighbours are joined: a whole character stands in its first cell,
+/** A canvas of tokens. Bytes of neighbours are joined: a whole character stands in its first cell,
  * the others show which part they are, and bytes that make no character show their numbers.
  * @param {ArrayLike<number>} ids
  * @param {Pieces} pieces
  * @param {Controls} [controls]
- * @returns {Shown[]}
- */
+ * @returns {Shown[]} */
 export function cells(ids, pieces, controls) {
   /** @type {Shown[]} */
   const found = [];
@@ -139,13 +125,11 @@ function isBytes(id, pieces, controls) {
   return pieces.get(id) instanceof Uint8Array && !controls?.has(id);
 }
 
-/**
- * @param {ArrayLike<number>} ids
+/** @param {ArrayLike<number>} ids
  * @param {number} start
  * @param {number} end
  * @param {Pieces} pieces
- * @returns {Shown[]}
- */
+ * @returns {Shown[]} */
 function joined(ids, start, end, pieces) {
   const bytes = [];
   const owner = []; // byte -> its cell
@@ -173,11 +157,9 @@ function joined(ids, start, end, pieces) {
   return texts.map((one) => ({ text: one.join(" ") || "∅", kind: "part" }));
 }
 
-/**
- * The character that begins at a byte, or null.
+/** The character that begins at a byte, or null.
  * @param {number[]} bytes
- * @param {number} at
- */
+ * @param {number} at */
 function character(bytes, at) {
   const size = bytes[at] < 0x80 ? 1 : bytes[at] < 0xe0 ? 2 : bytes[at] < 0xf0 ? 3 : 4;
   try {
@@ -188,13 +170,11 @@ function character(bytes, at) {
   }
 }
 
-/**
- * The text of tokens up to the first that ends an answer, without control tokens.
+/** The text of tokens up to the first that ends an answer, without control tokens.
  * @param {ArrayLike<number>} ids
  * @param {Pieces} pieces
  * @param {Set<number>} ends
- * @param {Controls} [controls]
- */
+ * @param {Controls} [controls] */
 export function draft(ids, pieces, ends, controls) {
   const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   const encoder = new TextEncoder();
@@ -206,10 +186,8 @@ export function draft(ids, pieces, ends, controls) {
   return text + decoder.decode();
 }
 
-/**
- * A token in words: "blank Hello", "newline".
- * @param {string} text
- */
+/** A token in words: "blank Hello", "newline".
+ * @param {string} text */
 export function spoken(text) {
   const name = NAMES.get(text);
   if (name) return name;
@@ -221,46 +199,36 @@ export function spoken(text) {
   return [before && spoken(before), visible(core), after && spoken(after)].filter(Boolean).join(" ");
 }
 
-/**
- * Nats as a person reads them.
- * @param {number} byte
- */
+/** Nats as a person reads them.
+ * @param {number} byte */
 export function nats(byte) {
   return byte === 255 ? "3.98 or more" : (byte / PER_NAT).toFixed(2);
 }
 
-/**
- * One of 17 classes of entropy: 16 from 0 to 2 nats, and one for more.
- * @param {number} byte
- */
+/** One of 17 classes of entropy: 16 from 0 to 2 nats, and one for more.
+ * @param {number} byte */
 export function level(byte) {
   return Math.min(16, byte >> 3);
 }
 
-/**
- * The mean entropy of a frame in nats.
- * @param {ArrayLike<number>} bytes
- */
+/** The mean entropy of a frame in nats.
+ * @param {ArrayLike<number>} bytes */
 export function meanNats(bytes) {
   let sum = 0;
   for (let at = 0; at < bytes.length; at++) sum += bytes[at];
   return bytes.length ? sum / bytes.length / PER_NAT : 0;
 }
 
-/**
- * How many positions are re-noised, accepted and pinned.
- * @param {ArrayLike<number>} states
- */
+/** How many positions are re-noised, accepted and pinned.
+ * @param {ArrayLike<number>} states */
 export function counts(states) {
   const found = [0, 0, 0];
   for (let at = 0; at < states.length; at++) found[states[at]]++;
   return found;
 }
 
-/**
- * A probability from its logarithm.
- * @param {number} logprob
- */
+/** A probability from its logarithm.
+ * @param {number} logprob */
 export function percent(logprob) {
   const value = 100 * Math.exp(logprob);
   return value < 0.1 ? "< 0.1 %" : `${value.toFixed(1)} %`;

@@ -3,16 +3,14 @@
 // Knows the stream's events and the format `dgemma-trace`; no elements.
 
 /** @typedef {import("./tokens.js").Pieces} Pieces */
-/**
- * @typedef {{ canvas: number, attempt: number, step: number, t_ms: number | null,
+/** @typedef {{ canvas: number, attempt: number, step: number, t_ms: number | null,
  *   temperature: number | null, ids: Int32Array, state: Uint8Array, entropy: Uint8Array,
  *   alternatives: [number, number][][] | null }} Frame
  * @typedef {{ canvas: number, t_ms: number | null, tokens: number, steps: number,
  *   stop_reason: string | null }} Commit
  * @typedef {{ made_by: string, model: { name: string, canvas_length: number }, mode: string,
  *   request: any, seed: number | null, pieces: Pieces, frames: Frame[], commits: Commit[],
- *   text: string, end: any }} Trace
- */
+ *   text: string, end: any }} Trace */
 
 export const MOST_BYTES = 32 * 2 ** 20;
 const [MOST_FRAMES, MOST_POSITIONS, MOST_PIECES] = [4096, 4096, 300_000];
@@ -22,12 +20,10 @@ const MODES = ["diffusion", "autoregressive", "exact"];
 /** Why a file is not taken, in one sentence. */
 export class TraceError extends Error {}
 
-/**
- * The trace of a run that begins.
+/** The trace of a run that begins.
  * @param {{ name: string, canvas_length: number }} model
  * @param {any} request the body as it is sent
- * @returns {Trace}
- */
+ * @returns {Trace} */
 export function begin(model, request) {
   const mode = request.mode ?? "diffusion";
   return {
@@ -36,12 +32,10 @@ export function begin(model, request) {
   };
 }
 
-/**
- * Adds what an event of the stream says. Gives the kind of news.
+/** Adds what an event of the stream says. Gives the kind of news.
  * @param {Trace} trace
  * @param {any} event
- * @returns {"frame" | "commit" | "status" | "end" | "text" | null}
- */
+ * @returns {"frame" | "commit" | "status" | "end" | "text" | null} */
 export function record(trace, event) {
   const said = event.diffusion;
   const choice = event.choices?.[0];
@@ -68,20 +62,16 @@ export function record(trace, event) {
   return choice?.delta?.content ? "text" : null;
 }
 
-/**
- * @param {Trace} trace
+/** @param {Trace} trace
  * @param {number} id
- * @param {any} piece
- */
+ * @param {any} piece */
 function addPiece(trace, id, piece) {
   const bytes = Array.isArray(piece) ? piece : piece?.bytes;
   trace.pieces.set(id, bytes ? Uint8Array.from(bytes) : String(piece));
 }
 
-/**
- * A trace as the text of a file; `write(read(text))` gives the same text.
- * @param {Trace} trace
- */
+/** A trace as the text of a file; `write(read(text))` gives the same text.
+ * @param {Trace} trace */
 export function write(trace) {
   /** @param {string | Uint8Array} one */
   const saved = (one) => (typeof one === "string" ? one : { bytes: [...one] });
@@ -102,12 +92,10 @@ export function write(trace) {
   return JSON.stringify({ ...head, pieces, frames, commits, text, end });
 }
 
-/**
- * Reads the text of a file.
+/** Reads the text of a file.
  * @param {string} content
  * @returns {Trace}
- * @throws {TraceError}
- */
+ * @throws {TraceError} */
 export function read(content) {
   if (content.length > MOST_BYTES) throw new TraceError("the file is larger than 32 MiB");
   let found;
@@ -138,10 +126,8 @@ export function read(content) {
   };
 }
 
-/**
- * @param {any} found
- * @returns {Pieces}
- */
+/** @param {any} found
+ * @returns {Pieces} */
 function piecesOf(found) {
   /** @type {Pieces} */
   const pieces = new Map();
@@ -155,11 +141,9 @@ function piecesOf(found) {
   return pieces;
 }
 
-/**
- * @param {any} found an event of the stream or a frame of a file
+/** @param {any} found an event of the stream or a frame of a file
  * @param {string} at
- * @returns {Frame}
- */
+ * @returns {Frame} */
 function frameOf(found, at) {
   const given = array(object(found, at).ids, `${at}.ids`, MOST_POSITIONS);
   const ids = Int32Array.from(given, (one) => whole(one, `${at}.ids`, LARGEST_ID));
@@ -185,11 +169,9 @@ function frameOf(found, at) {
   };
 }
 
-/**
- * @param {any} found
+/** @param {any} found
  * @param {string} at
- * @returns {[number, number][]}
- */
+ * @returns {[number, number][]} */
 function alternativesOf(found, at) {
   return array(found, at, 64).map((one) => {
     const [id, logprob, ...more] = array(one, at, 2);
@@ -200,11 +182,9 @@ function alternativesOf(found, at) {
   });
 }
 
-/**
- * @param {any} found
+/** @param {any} found
  * @param {string} at
- * @returns {Commit}
- */
+ * @returns {Commit} */
 function commitOf(found, at) {
   object(found, at);
   return {
@@ -259,13 +239,11 @@ function real(value, at) {
   throw new TraceError(`${at} is not a number from 0 on`);
 }
 
-/**
- * A free value that is not nested too deeply to be written again.
+/** A free value that is not nested too deeply to be written again.
  * @template T
  * @param {T} value
  * @param {string} at
- * @returns {T}
- */
+ * @returns {T} */
 function shallow(value, at) {
   let level = [/** @type {any} */ (value)];
   for (let depth = 0; level.length; depth++) {

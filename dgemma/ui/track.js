@@ -11,9 +11,7 @@ import { counts, draft, meanNats } from "./tokens.js";
 
 /** @typedef {import("./trace.js").Trace} Trace */
 
-/**
- * @param {{ title: string, choose: (position: number) => void, go: (pass: number) => void }} options
- */
+/** @param {{ title: string, choose: (position: number) => void, go: (pass: number) => void }} options */
 export function track({ title, choose, go }) {
   const cells = grid({ label: `${title}: the canvas`, choose });
   const map = heat({ go, choose });
@@ -45,11 +43,9 @@ export function track({ title, choose, go }) {
     line.draw([], -1);
   }
 
-  /**
-   * Shows a pass, or the last one if there are fewer.
+  /** Shows a pass, or the last one if there are fewer.
    * @param {number} pass
-   * @param {Trace | null} [other] a trace to compare with
-   */
+   * @param {Trace | null} [other] a trace to compare with */
   function draw(pass, other = null) {
     const index = Math.min(pass, (trace?.frames.length ?? 0) - 1);
     const frame = trace?.frames[index];
@@ -76,13 +72,11 @@ export function track({ title, choose, go }) {
   return { element, use, draw, chips, mark: cells.mark, get trace() { return trace; } };
 }
 
-/**
- * The text up to a pass: canvases that are done, and the draft of the one that it shows.
+/** The text up to a pass: canvases that are done, and the draft of the one that it shows.
  * @param {Trace} trace
  * @param {number} index
  * @param {Set<number>} ends
- * @param {import("./tokens.js").Controls} controls
- */
+ * @param {import("./tokens.js").Controls} controls */
 export function draftUpTo(trace, index, ends, controls) {
   const { frames, pieces } = trace;
   const shown = frames.slice(0, index + 1);

@@ -1,4 +1,4 @@
-"""The Lab, as a person uses it: states, playing, keys, positions, traces, forks."""
+"""The Lab, as a person uses it: playing, keys, positions, traces, forks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.ui.fake import CUT, Fake, Gate, chunk, ending, frame, run_of, status
+from tests.support.page import ask, grid, open_lab, waits_for
+from tests.ui.fake import Fake, Gate, ending, frame, run_of, status
 
 pytestmark = pytest.mark.process
 
@@ -28,32 +29,6 @@ COUNT_WRITES = """() => {
   const what = { subtree: true, childList: true, characterData: true, attributes: true };
   window.watching.observe(grid, what);
 }"""
-
-
-def open_lab(page: Any, pace: str = "0") -> None:
-    """The Lab, which shows the newest pass unless another pace is given."""
-    page.add_init_script(f"localStorage.setItem('dgemma.pace', '{pace}')")
-    page.goto("/#/lab")
-    page.get_by_label("Prompt").wait_for()
-
-
-def ask(page: Any, text: str = "a cat") -> None:
-    """Run a prompt."""
-    page.get_by_label("Prompt").fill(text)
-    page.get_by_label("Prompt").press("Enter")
-
-
-def waits_for(page: Any, selector: str, text: str | re.Pattern[str]) -> None:
-    """Until an element that is seen has some text."""
-    from playwright.sync_api import expect
-
-    assert page is not None
-    expect(page.locator(selector)).to_contain_text(text)
-
-
-def grid(page: Any) -> list[str]:
-    """The texts of the cells."""
-    return page.locator("[role=option]:not([hidden])").all_text_contents()
 
 
 def test_a_run(page: Any, fake: Fake) -> None:
@@ -121,17 +96,6 @@ def test_playing(page: Any, fake: Fake) -> None:
     page.get_by_role("button", name="Play").click()
     page.clock.run_for(50)
     waits_for(page, "output.pass", "pass 5 of 5")
-
-
-def test_reduced_motion(page: Any, fake: Fake) -> None:
-    """Passes that play by themselves for one who wants no motion."""
-    page.emulate_media(reduced_motion="reduce")
-    fake.script = run_of(16, 5)
-    open_lab(page, "1000")
-    ask(page)
-    waits_for(page, "output.pass", "pass 5 of 5")
-    page.get_by_role("button", name="One pass back").click()
-    waits_for(page, "output.pass", "pass 4 of 5")
 
 
 def test_writes_and_nodes(page: Any, fake: Fake) -> None:
@@ -205,41 +169,6 @@ def test_keyboard_alone(page: Any, fake: Fake) -> None:
     page.keyboard.press("Enter")
     assert page.evaluate("() => document.activeElement.id") == "main"
     assert page.url.endswith("#/lab")
-
-
-@pytest.mark.parametrize("look", ["light", "dark", "phone"])
-def test_accessible(page: Any, fake: Fake, look: str) -> None:
-    """Contrast, names and roles that axe finds fault with; a page that scrolls sideways."""
-    from axe_playwright_python.sync_playwright import Axe
-
-    page.emulate_media(color_scheme="dark" if look == "dark" else "light")
-    if look == "phone":
-        page.set_viewport_size({"width": 360, "height": 740})
-    fake.script = run_of(96, 6)
-    fake.features = ("stream", "edits")
-    open_lab(page)
-    if look == "light":  # the others have the same controls
-        assert [one["help"] for one in faults(Axe().run(page))] == []
-    ask(page)
-    waits_for(page, "output.pass", "pass 6 of 6")
-    page.get_by_role("button", name="One pass back").click()
-    page.get_by_role("button", name="One pass back").click()
-    page.get_by_role("button", name="Show as a table").click()
-    page.locator("[role=option]").nth(90).click()
-    found = faults(Axe().run(page))
-    assert [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found] == []
-    wide = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
-    assert page.evaluate(wide) <= 0
-    small = """() => [...document.querySelectorAll("button, input, select, summary, a")]
-      .map((one) => [one, one.getBoundingClientRect()])
-      .filter(([one, box]) => box.width && (box.width < 24 || box.height < 24) && !one.matches(".skip"))
-      .map(([one]) => one.outerHTML.slice(0, 100))"""
-    assert page.evaluate(small) == []
-
-
-def faults(result: Any) -> list[dict[str, Any]]:
-    """What axe found."""
-    return result.response["violations"]
 
 
 def test_a_position(page: Any, fake: Fake) -> None:
@@ -344,137 +273,3 @@ def test_forks(page: Any, fake: Fake) -> None:
     page.get_by_role("button", name="Remove: renoise").click()
     page.get_by_role("region", name="Fork").wait_for(state="hidden")
     assert fake.bodies[-1]["diffusion"]["edits"] == [again] and len(fake.bodies) == 4
-
-
-def refusal(status: int, message: str, **more: Any) -> tuple[int, dict[str, str], dict[str, Any]]:
-    """An answer that is an error."""
-    headers = {"Retry-After": "3"} if status == 429 else {}
-    return status, headers, {"error": {"message": message, "param": None, "code": None, **more}}
-
-
-def test_refusals(page: Any, fake: Fake, complaints: list[str]) -> None:
-    """An error without a mark at its field, a 429 that is not counted down."""
-    page.clock.install()
-    fake.script = run_of(16, 2)
-    fake.refusals = [
-        refusal(400, "max_steps must be at most 9", param="diffusion.max_steps"),
-        refusal(429, "Too busy."), refusal(413, "the body is larger than 1 MB"),
-    ]  # fmt: skip
-    open_lab(page)
-    ask(page)
-    waits_for(page, ".run-words", "max_steps must be at most 9")
-    field = page.get_by_label("Most passes")
-    assert field.get_attribute("aria-invalid") == "true"
-    waits_for(page, ".field .error:visible", "max_steps must be at most 9")
-    assert page.get_by_role("button", name="Ask again").is_hidden()
-    ask(page)
-    for left in (3, 2, 1):
-        waits_for(page, ".run-words", f"Too busy. Again in {left} s.")
-        assert page.get_by_role("button", name="Ask again").is_hidden()
-        page.clock.run_for(1000)
-    assert field.get_attribute("aria-invalid") is None
-    page.get_by_role("button", name="Ask again").click()
-    waits_for(page, ".run-words", "the body is larger than 1 MB")
-    page.get_by_role("button", name="Ask again").click()
-    waits_for(page, ".run-words", re.compile("^$"))
-    complaints[:] = [one for one in complaints if "status of 4" not in one]
-
-
-def test_cut_off(page: Any, fake: Fake, complaints: list[str]) -> None:
-    """What was told is lost with the connection; nobody says when the server is back."""
-    fake.script = [*run_of(16, 4)[:5], Gate("cut"), CUT]
-    open_lab(page)
-    ask(page)
-    waits_for(page, "output.pass", "pass 2 of")
-    fake.open("cut")
-    waits_for(
-        page, ".run-words", "Cut off after pass 2: the connection was lost. It answers again."
-    )
-    waits_for(page, "output.pass", "pass 2 of 2")
-    fake.script = [*run_of(16, 4)[:4], {"error": {"message": "bye", "code": "cancelled"}}]
-    page.get_by_role("button", name="Ask again").click()
-    waits_for(page, ".run-words", "Cut off after pass 1: the server is stopping.")
-    fake.script = [chunk({"role": "assistant"}), b"data: {nonsense\n\n"]
-    page.get_by_role("button", name="Ask again").click()
-    waits_for(page, ".run-words", "Cut off before the first pass: the server sent an event that")
-    complaints[:] = [one for one in complaints if "ERR_" not in one]
-
-
-def test_stop_and_silence(page: Any, fake: Fake) -> None:
-    """A stop that leaves the server working; a silence that looks like work."""
-    page.clock.install()
-    fake.script = [*run_of(16, 4)[:4], Gate("a"), b": still here\n\n", Gate("never")]
-    open_lab(page)
-    ask(page)
-    waits_for(page, ".run-words", "writing")
-    page.clock.run_for(9_000)
-    waits_for(page, ".run-clock", "9 s")
-    assert page.locator(".run-silent").is_hidden()
-    page.clock.run_for(2_000)
-    page.get_by_text("the server is silent").wait_for()
-    fake.open("a")
-    page.locator(".run-silent").wait_for(state="attached")
-    page.wait_for_function("() => performance.now() > 0")
-    page.clock.run_for(500)
-    page.get_by_text("the server is silent").wait_for(state="hidden")
-    page.get_by_role("button", name="Stop").click()
-    waits_for(page, ".run-words", "stopped")
-    assert fake.gone.wait(10)
-    waits_for(page, "output.pass", "pass 1 of 1")
-
-
-def test_key(page: Any, fake: Fake, complaints: list[str]) -> None:
-    """A key that needs a reload, or is found in a storage or an address."""
-    fake.key = "sk-right"
-    fake.script = run_of(16, 2)
-    page.goto("/")
-    for value in ("sk-wrong", "sk-right"):
-        page.get_by_label("API key").fill(value)
-        page.get_by_role("button", name="Use key").click()
-        if value == "sk-wrong":
-            waits_for(page, "dialog[open]", "The server refused this key.")
-    waits_for(page, ".model", "fake")
-    ask(page)
-    waits_for(page, "output.pass", "of 2")
-    stored = page.evaluate(
-        "() => JSON.stringify([{...localStorage}, {...sessionStorage}, location.href])"
-    )
-    assert "sk-" not in stored
-    complaints[:] = [one for one in complaints if "401" not in one]
-
-
-def test_what_is_said(page: Any, fake: Fake) -> None:
-    """A screen reader that hears every pass, or never hears the end."""
-    page.clock.install()
-    fake.script = run_of(16, 4, gates=True)
-    open_lab(page)
-    page.evaluate("""() => {
-      window.told = [];
-      const line = document.getElementById("say");
-      new MutationObserver(() => window.told.push(line.textContent)).observe(line, { childList: true });
-    }""")
-    ask(page)
-    waits_for(page, "output.pass", "pass 1 of")
-    page.clock.run_for(100)
-    for name in ("pass 2", "pass 3"):
-        fake.open(name)
-        waits_for(page, "output.pass", f"{name} of")
-    page.clock.run_for(5000)
-    fake.open("pass 4")
-    fake.open("end")
-    waits_for(page, "output.pass", "pass 4 of 4")
-    page.clock.run_for(5000)
-    told = page.evaluate("() => window.told")
-    assert (
-        len(told) == 3 and told[0] == "Run begun." and told[1].startswith("Pass 3 of at most 48,")
-    )
-    assert told[2].startswith("Done after 4 passes: The cat sat on the mat")
-
-
-def test_every_module_loads(blank: Any) -> None:
-    """A module that fails, or complains, when it is imported."""
-    from tests.ui.fake import UI
-
-    names = [f"/ui/{path.relative_to(UI).as_posix()}" for path in sorted(UI.rglob("*.js"))]
-    script = "async (names) => (await Promise.all(names.map((one) => import(one)))).length"
-    assert blank.evaluate(script, names) == len(names) > 15

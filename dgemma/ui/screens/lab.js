@@ -116,10 +116,8 @@ class Lab {
     return frame ? `after pass ${frame.step + 1}` : "before the first pass";
   }
 
-  /**
-   * What a pass is called. The last pass of a canvas that is still denoised is not known.
-   * @param {number} index
-   */
+  /** What a pass is called. The last pass of a canvas that is still denoised is not known.
+   * @param {number} index */
   name(index) {
     const trace = this.fork.trace?.frames[index] ? this.fork.trace : this.base.trace;
     const frame = trace?.frames[index];
@@ -196,11 +194,9 @@ class Lab {
     return this.growing && this.growing === this.fork.trace ? this.startFork() : this.start();
   }
 
-  /**
-   * Sends the request of a trace and shows what comes.
+  /** Sends the request of a trace and shows what comes.
    * @param {ReturnType<typeof track>} where
-   * @param {Trace} trace
-   */
+   * @param {Trace} trace */
   async follow(where, trace) {
     this.growing = trace;
     text(this.notice, "");
