@@ -9,6 +9,10 @@ import { store } from "./store.js";
  *   controls: Map<number, string>, ends: Set<number>, examples: string[], can: Record<string, boolean>,
  *   fields: Set<string>, state: "starting" | "ready" | "locked" | "away", props: any }} Server */
 
+/** What a newcomer must know of the bundled model. */
+export const NANO = "nano is a toy that knows seven made-up tasks, such as Sudoku and JSON from a sentence. "
+  + "It answers anything else with confident nonsense.";
+
 /** @type {import("./store.js").Store<Server>} */
 export const server = store(/** @type {Server} */ ({
   name: "", width: 0, context: 0, device: "", version: "", controls: new Map(), ends: new Set(),

@@ -70,6 +70,23 @@ function addPiece(trace, id, piece) {
   trace.pieces.set(id, bytes ? Uint8Array.from(bytes) : String(piece));
 }
 
+/** How a run ended, in a few words each: why, passes, tokens, time, seed.
+ * @param {Trace} trace
+ * @returns {string[]} none while it is running */
+export function outcome({ end, commits, frames, seed }) {
+  if (!end) return [];
+  const { finish_reason: finish, diffusion_usage: spent, timings } = end;
+  const reason = commits.at(-1)?.stop_reason;
+  const why = finish === "length" ? "cut at max_tokens" : reason === "step_cap" ? "step cap reached" : reason;
+  const passes = spent?.steps ?? frames.length;
+  const tokens = commits.reduce((sum, one) => sum + one.tokens, 0);
+  const told = [why ?? finish ?? "ended", `${passes} passes`, `${tokens} tokens`];
+  if (passes) told.push(`${(tokens / passes).toFixed(1)} tokens a pass`);
+  if (typeof timings?.total_ms === "number") told.push(`${(timings.total_ms / 1000).toFixed(2)} s`);
+  if (seed !== null) told.push(`seed ${seed}`);
+  return told;
+}
+
 /** A trace as the text of a file; `write(read(text))` gives the same text.
  * @param {Trace} trace */
 export function write(trace) {

@@ -8,6 +8,7 @@ import { grid } from "./grid.js";
 import { changed, heat } from "./heat.js";
 import { server } from "./server.js";
 import { counts, draft, meanNats } from "./tokens.js";
+import { outcome } from "./trace.js";
 
 /** @typedef {import("./trace.js").Trace} Trace */
 
@@ -21,11 +22,12 @@ export function track({ title, choose, go }) {
   const numbers = h("p", { class: "counts" });
   const textTitle = h("h3", null, "Draft");
   const words = h("p", { class: "draft", dir: "auto" });
+  const ending = h("p", { class: "counts" });
   const element = h("section", { class: "track card", "aria-label": title },
     h("header", null, heading, chips, numbers),
     cells.element,
     h("div", { class: "below" },
-      h("div", { class: "text" }, textTitle, words),
+      h("div", { class: "text" }, textTitle, words, ending),
       h("div", { class: "overview" }, h("h3", null, "All passes"), map.element, line.element)));
   /** @type {Trace | null} */
   let trace = null;
@@ -38,7 +40,7 @@ export function track({ title, choose, go }) {
     means = [];
     cells.clear();
     cells.mark(-1);
-    for (const one of [numbers, words]) text(one, "");
+    for (const one of [numbers, words, ending]) text(one, "");
     map.draw([], -1);
     line.draw([], -1);
   }
@@ -66,6 +68,7 @@ export function track({ title, choose, go }) {
     text(numbers, told.join("   "));
     const whole = trace.end && index === trace.frames.length - 1;
     text(textTitle, whole ? "Answer" : "Draft");
+    text(ending, outcome(trace).join("   "));
     text(words, whole ? trace.text : draftUpTo(trace, index, ends, controls));
   }
 

@@ -9,7 +9,7 @@ import { inspector } from "../inspector.js";
 import { KEYS, controls, player } from "../player.js";
 import { makeRun } from "../run.js";
 import { say } from "../say.js";
-import { server } from "../server.js";
+import { NANO, server } from "../server.js";
 import { settings } from "../settings.js";
 import { counts, shorten } from "../tokens.js";
 import * as traces from "../trace.js";
@@ -67,7 +67,8 @@ class Lab {
   differs = tool("", () => this.player.go(Number(this.differs.value)));
   notice = h("p", { class: "notice", role: "alert" });
   examples = h("ul", { class: "examples" });
-  empty = h("div", { class: "empty" }, h("p", null, ABOUT), this.examples);
+  limits = h("p");
+  empty = h("div", { class: "empty" }, h("p", null, ABOUT), this.limits, this.examples);
   stage = h("div", { class: "stage" },
     controls(this.player, (index) => this.name(index)), legend(),
     h("div", { class: "columns" },
@@ -85,6 +86,7 @@ class Lab {
     this.run.state.watch((one) => one.error, this.form.blame);
     this.run.state.watch((one) => one.stage, () => (this.submit.disabled = this.run.busy()));
     server.watch((one) => one.examples, (given) => this.offer(given.length ? given.slice(0, 3) : EXAMPLES));
+    server.watch((one) => one.name, (name) => put(this.limits, name === "nano" && NANO));
     this.refresh();
   }
 
