@@ -95,6 +95,7 @@ def blank(driven: Any, fake: Fake, kept: dict[str, Any]) -> Iterator[Any]:
         tab = driven.new_context(base_url=fake.url).new_page()
         kept.update(page=tab, said=[])
         tab.on("console", lambda said: kept["said"].append(said.text))
+        tab.set_default_timeout(10_000)
         tab.goto("/ui/blank")
     yield kept["page"]
     assert kept["said"] == []

@@ -80,7 +80,7 @@ class Fake:
     props: dict[str, Any] = field(default_factory=lambda: dict(PROPS))
     features: tuple[str, ...] = ("stream",)
     width: int = 256
-    render: Callable[[str], str] = field(default=lambda text: f"<p>{text}</p>")
+    render: Callable[[str], Any] = field(default=lambda text: f"<p>{text}</p>")
     bodies: list[dict[str, Any]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     gone: threading.Event = field(default_factory=threading.Event)

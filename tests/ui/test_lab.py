@@ -54,7 +54,7 @@ def test_a_run(page: Any, fake: Fake) -> None:
     waits_for(page, "output.pass", "pass 3 of 3")
     words = ["The", "␣cat", "␣sat", "␣on", "␣the", "␣mat", ",", "␣and", "␣then", "␣it", "␣slept"]
     assert grid(page) == [*words, ".", *words[:4]]
-    waits_for(page, ".track:visible .counts", "● 16 accepted")
+    waits_for(page, "header .counts:visible", "● 16 accepted")
     waits_for(page, ".below:visible .text", "AnswerThe cat sat on the mat, and then it slept.The")
     said = ["converged", "3 passes", "16 tokens", "5.3 tokens a pass", "1.23 s", "seed 7"]
     assert page.locator(".draft + .counts:visible").inner_text().split("   ") == said
@@ -125,13 +125,39 @@ def test_writes_and_nodes(page: Any, fake: Fake) -> None:
     sizes = []
     for _ in range(8):
         ask(page)
-        waits_for(page, ".track:visible .counts", "● 64 accepted")
+        waits_for(page, "header .counts:visible", "● 64 accepted")
         page.locator("[role=option]").nth(3).click()
         page.get_by_role("button", name="Close").click()
         sizes.append(page.evaluate(count))
     assert len(set(sizes[1:])) == 1, sizes
     style = "(cell) => getComputedStyle(cell).transitionDuration + getComputedStyle(cell).contain"
     assert page.locator("[role=option]").first.evaluate(style) == "0sstrict"
+
+
+def test_all_passes_at_once(page: Any, fake: Fake) -> None:
+    """A picture with a row too many, in another order, or that leads nowhere."""
+    low, high = [0] * 4, [255] * 4
+    passes = [frame(step, [0, 1, 2, 3], "1111", low if step % 2 else high) for step in range(3)]
+    fake.script = [*passes, *ending("x", steps=3, tokens=4)]
+    open_lab(page)
+    ask(page)
+    waits_for(page, "output.pass", "pass 3 of 3")
+    canvas = page.locator(".heat-map canvas:visible")
+    rows = canvas.evaluate("""(canvas) => {
+      const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+      const rows = Array.from({ length: canvas.height }, (_, y) =>
+        Array.from({ length: canvas.width }, (_, x) => data[4 * (y * canvas.width + x) + 2]));
+      return rows;
+    }""")
+    assert [len(row) for row in rows] == [4, 4, 4] and all(len(set(row)) == 1 for row in rows)
+    assert rows[0] == rows[2] and rows[0][0] < rows[1][0]  # less blue where it is unsure
+    box = canvas.bounding_box()
+    canvas.click(position={"x": box["width"] * 0.9, "y": box["height"] * 0.5})
+    waits_for(page, "output.pass", "pass 2 of 3")
+    waits_for(page, ".inspector", "Position 3")
+    page.get_by_role("button", name="Show as a table").click()
+    table = page.locator(".heat-table tr:visible").all_text_contents()
+    assert table[2] == "20.000 nats4000" and len(table) == 4
 
 
 def test_keyboard_alone(page: Any, fake: Fake) -> None:

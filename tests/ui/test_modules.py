@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.ui.fake import UI, ending, frame, run_of, status
+from tests.ui.fake import UI, Fake, ending, frame, run_of, status
 
 pytestmark = pytest.mark.process
 
@@ -196,6 +196,24 @@ def test_cells(blank: Any) -> None:
         ["blank Hello", "newline", "nothing", "blank", "a blank"], "👩‍👩‍👧👩‍👩‍👧…",
         ["100.0 %", "< 0.1 %"], ["0.02", "3.98 or more"], [0, 0, 1, 15, 16, 16],
     ]  # fmt: skip
+
+
+def test_markdown(blank: Any, fake: Fake, kept: dict[str, Any]) -> None:
+    """HTML that did not come from the server's own route; an answer that is lost if it fails."""
+    fake.render = lambda text: f"<p><b>{text}</b></p>"
+    script = """async (text) => {
+      const { render } = await import("/ui/markdown.js");
+      const box = document.createElement("div");
+      await render(box, text);
+      const found = [box.querySelector("b")?.textContent ?? null, box.textContent];
+      try { box.innerHTML = "<i>x</i>"; } catch (error) { found.push(error.name); }
+      return found;
+    }"""
+    assert blank.evaluate(script, "hello") == ["hello", "hello", "TypeError"]
+    fake.render = lambda text: None
+    assert blank.evaluate(script, "<b>x</b>") == [None, "<b>x</b>", "TypeError"]
+    assert len(kept["said"]) == 2 and all("TrustedHTML" in one for one in kept["said"])
+    kept["said"].clear()
 
 
 RECORD = """async (events) => {
