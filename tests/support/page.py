@@ -22,11 +22,10 @@ def ask(page: Any, text: str = "a cat") -> None:
     page.get_by_label("Prompt").press("Enter")
 
 
-def waits_for(page: Any, selector: str, text: str | re.Pattern[str]) -> None:
+def assert_shows(page: Any, selector: str, text: str | re.Pattern[str]) -> None:
     """Until an element that is seen has some text."""
     from playwright.sync_api import expect
 
-    assert page is not None
     expect(page.locator(selector)).to_contain_text(text)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.page import ask, grid, open_lab, waits_for
+from tests.support.page import ask, grid, open_lab, assert_shows
 from tests.ui.fake import Fake, Gate, ending, frame, run_of, status
 
 pytestmark = pytest.mark.process
@@ -36,26 +36,28 @@ def test_a_run(page: Any, fake: Fake) -> None:
     fake.script = [status("queued"), Gate("a"), status("encoding", 512, 2048), Gate("b"),
                    *run_of(16, 3, gates=True)[2:]]  # fmt: skip
     open_lab(page)
-    waits_for(page, ".model", "fakecanvas 256cpu float32")
+    assert_shows(page, ".model", "fakecanvas 256cpu float32")
     assert page.locator(".stage").is_hidden()
     assert page.locator(".examples button").all_text_contents() == fake.props["examples"][:3]
     page.get_by_text("Settings").click()
     page.get_by_label("Seed").fill("5")
     page.get_by_label("Most passes").fill("9")
     ask(page)
-    waits_for(page, ".run-words", "queued")
+    assert_shows(page, ".run-words", "queued")
     fake.open("a")
-    waits_for(page, ".run-words", "reading the prompt, 512 of 2,048 tokens")
+    assert_shows(page, ".run-words", "reading the prompt, 512 of 2,048 tokens")
     fake.open("b")
-    waits_for(page, "output.pass", "pass 1 of at most 48")
+    assert_shows(page, "output.pass", "pass 1 of at most 48")
     assert page.get_by_role("button", name="Run", exact=True).is_disabled()
     for name in ("pass 2", "pass 3", "end"):
         fake.open(name)
-    waits_for(page, "output.pass", "pass 3 of 3")
+    assert_shows(page, "output.pass", "pass 3 of 3")
     words = ["The", "␣cat", "␣sat", "␣on", "␣the", "␣mat", ",", "␣and", "␣then", "␣it", "␣slept"]
     assert grid(page) == [*words, ".", *words[:4]]
-    waits_for(page, "header .counts:visible", "● 16 accepted")
-    waits_for(page, ".below:visible .text", "AnswerThe cat sat on the mat, and then it slept.The")
+    assert_shows(page, "header .counts:visible", "● 16 accepted")
+    assert_shows(
+        page, ".below:visible .text", "AnswerThe cat sat on the mat, and then it slept.The"
+    )
     said = ["converged", "3 passes", "16 tokens", "5.3 tokens a pass", "1.23 s", "seed 7"]
     assert page.locator(".draft + .counts:visible").inner_text().split("   ") == said
     assert page.locator(".run-words").is_hidden()
@@ -72,11 +74,11 @@ def test_playing(page: Any, fake: Fake) -> None:
     fake.script = run_of(16, 5)
     open_lab(page, "500")
     ask(page)
-    waits_for(page, "output.pass", re.compile("pass 1 of 5|pass 1 of at most 48"))
+    assert_shows(page, "output.pass", re.compile("pass 1 of 5|pass 1 of at most 48"))
     page.get_by_role("heading", name="Lab").click()
     for wanted in (2, 3, 4, 5):
         page.clock.run_for(500)
-        waits_for(page, "output.pass", f"pass {wanted} of 5")
+        assert_shows(page, "output.pass", f"pass {wanted} of 5")
     page.clock.run_for(100)
     assert page.get_by_role("button", name="Play").is_visible()
     for key, wanted in (
@@ -84,20 +86,20 @@ def test_playing(page: Any, fake: Fake) -> None:
     ):  # fmt: skip
         page.keyboard.press(key)
         page.clock.run_for(50)
-        waits_for(page, "output.pass", f"pass {wanted} of 5")
+        assert_shows(page, "output.pass", f"pass {wanted} of 5")
     page.keyboard.press(" ")
     page.clock.run_for(50)
-    waits_for(page, "output.pass", "pass 1 of 5")
+    assert_shows(page, "output.pass", "pass 1 of 5")
     page.keyboard.press(" ")
     page.clock.run_for(3000)
-    waits_for(page, "output.pass", "pass 1 of 5")
+    assert_shows(page, "output.pass", "pass 1 of 5")
     page.get_by_label("Pass", exact=True).fill("3")
     page.clock.run_for(50)
-    waits_for(page, "output.pass", "pass 4 of 5")
+    assert_shows(page, "output.pass", "pass 4 of 5")
     page.get_by_label("Speed").select_option("0")
     page.get_by_role("button", name="Play").click()
     page.clock.run_for(50)
-    waits_for(page, "output.pass", "pass 5 of 5")
+    assert_shows(page, "output.pass", "pass 5 of 5")
 
 
 def test_writes_and_nodes(page: Any, fake: Fake) -> None:
@@ -107,17 +109,17 @@ def test_writes_and_nodes(page: Any, fake: Fake) -> None:
     fake.script = [*same, Gate("end"), *ending("adc", steps=2, tokens=3)]
     open_lab(page)
     ask(page)
-    waits_for(page, "output.pass", "pass 1 of at most")
+    assert_shows(page, "output.pass", "pass 1 of at most")
     page.evaluate(COUNT_WRITES)
     fake.open("next")
-    waits_for(page, "output.pass", "pass 2 of at most")
+    assert_shows(page, "output.pass", "pass 2 of at most")
     found = page.evaluate("() => [...window.writes].map(([cell, all]) => [cell.dataset.at, all])")
     written = dict(found)
     label = {"attributes aria-label": 1}  # of the one cell that has the tab stop
     assert written["0"] == {"attributes class": 1, **label} and set(written) == {"0", "1"}
     assert written["1"] == {"characterData ": 1, "attributes class": 1}
     fake.open("end")
-    waits_for(page, "output.pass", "pass 2 of 2")
+    assert_shows(page, "output.pass", "pass 2 of 2")
     page.evaluate("() => window.watching.disconnect()")
 
     count = "() => document.querySelectorAll('*').length"
@@ -125,7 +127,7 @@ def test_writes_and_nodes(page: Any, fake: Fake) -> None:
     sizes = []
     for _ in range(8):
         ask(page)
-        waits_for(page, "header .counts:visible", "● 64 accepted")
+        assert_shows(page, "header .counts:visible", "● 64 accepted")
         page.locator("[role=option]").nth(3).click()
         page.get_by_role("button", name="Close").click()
         sizes.append(page.evaluate(count))
@@ -141,7 +143,7 @@ def test_all_passes_at_once(page: Any, fake: Fake) -> None:
     fake.script = [*passes, *ending("x", steps=3, tokens=4)]
     open_lab(page)
     ask(page)
-    waits_for(page, "output.pass", "pass 3 of 3")
+    assert_shows(page, "output.pass", "pass 3 of 3")
     canvas = page.locator(".heat-map canvas:visible")
     rows = canvas.evaluate("""(canvas) => {
       const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
@@ -153,8 +155,8 @@ def test_all_passes_at_once(page: Any, fake: Fake) -> None:
     assert rows[0] == rows[2] and rows[0][0] < rows[1][0]  # less blue where it is unsure
     box = canvas.bounding_box()
     canvas.click(position={"x": box["width"] * 0.9, "y": box["height"] * 0.5})
-    waits_for(page, "output.pass", "pass 2 of 3")
-    waits_for(page, ".inspector", "Position 3")
+    assert_shows(page, "output.pass", "pass 2 of 3")
+    assert_shows(page, ".inspector", "Position 3")
     page.get_by_role("button", name="Show as a table").click()
     table = page.locator(".heat-table tr:visible").all_text_contents()
     assert table[2] == "20.000 nats4000" and len(table) == 4
@@ -166,7 +168,7 @@ def test_keyboard_alone(page: Any, fake: Fake) -> None:
     open_lab(page)
     page.keyboard.type("a cat")
     page.keyboard.press("Enter")
-    waits_for(page, "output.pass", "pass 4 of 4")
+    assert_shows(page, "output.pass", "pass 4 of 4")
     focused = "() => document.activeElement.getAttribute('aria-label')"
     for _ in range(20):
         page.keyboard.press("Tab")
@@ -183,12 +185,12 @@ def test_keyboard_alone(page: Any, fake: Fake) -> None:
         page.keyboard.press(key)
         assert page.evaluate(focused).startswith(f"position {wanted}:")
     page.keyboard.press("Enter")
-    waits_for(page, ".inspector", "Position 0")
-    waits_for(page, ".inspector", "54 68 65")
+    assert_shows(page, ".inspector", "Position 0")
+    assert_shows(page, ".inspector", "54 68 65")
     page.keyboard.press("Escape")
     assert page.locator(".inspector").is_hidden()
     page.keyboard.press("?")
-    waits_for(page, "dialog[open]", "play or pause")
+    assert_shows(page, "dialog[open]", "play or pause")
     page.keyboard.press("Escape")
     assert page.locator("dialog[open]").count() == 0
     page.evaluate("() => document.activeElement.blur()")
@@ -211,7 +213,7 @@ def test_a_position(page: Any, fake: Fake) -> None:
     fake.features = ("stream", "stream_alternatives")
     open_lab(page)
     ask(page)
-    waits_for(page, "output.pass", "pass 2 of 2")
+    assert_shows(page, "output.pass", "pass 2 of 2")
     assert fake.bodies[0]["diffusion"]["stream_alternatives"] == 8
     assert grid(page) == [pieces[1], "😀", "…3/4", "U+202Ex", "⏎", "<turn>"]
     assert page.locator("img").count() == 0
@@ -228,7 +230,7 @@ def test_a_position(page: Any, fake: Fake) -> None:
         page.get_by_role("button", name="Re-noise from here").count() == 0
     )  # this server has no edits
     page.locator("[role=option]").nth(1).click()
-    waits_for(page, ".inspector", "f0 9f")
+    assert_shows(page, ".inspector", "f0 9f")
 
 
 def test_traces(page: Any, fake: Fake, tmp_path: Path) -> None:
@@ -236,24 +238,26 @@ def test_traces(page: Any, fake: Fake, tmp_path: Path) -> None:
     fake.script = run_of(32, 4)
     open_lab(page)
     ask(page, "save me")
-    waits_for(page, "output.pass", "pass 4 of 4")
+    assert_shows(page, "output.pass", "pass 4 of 4")
     saved = []
     for name in ("one", "two"):
         with page.expect_download() as caught:
             page.get_by_role("button", name="Save trace").click()
         assert caught.value.suggested_filename == "fake-7.dgemma.json"
+        page.locator("[role=option]").first.click()
         path = tmp_path / f"{name}.dgemma.json"
         caught.value.save_as(path)
         saved.append(path.read_bytes())
         page.get_by_label("Trace file").set_input_files(path)
-        waits_for(page, "output.pass", "pass 4 of 4")
+        assert_shows(page, "output.pass", "pass 4 of 4")
+        page.locator(".inspector").wait_for(state="hidden")
     assert saved[0] == saved[1] and json.loads(saved[0])["end"]["finish_reason"] == "stop"
     page.get_by_role("button", name="First pass").click()
     before = grid(page)
     bad = tmp_path / "<img src=x>.json"
     bad.write_text('{"format": "dgemma-trace", "version": 9}')
     page.get_by_label("Trace file").set_input_files(bad)
-    waits_for(page, ".notice", "<img src=x>.json was not loaded: the trace has another version")
+    assert_shows(page, ".notice", "<img src=x>.json was not loaded: the trace has another version")
     assert grid(page) == before
     page.reload()
     drop = """async (text) => {
@@ -264,7 +268,7 @@ def test_traces(page: Any, fake: Fake, tmp_path: Path) -> None:
     }"""
     page.get_by_label("Prompt").wait_for()
     page.evaluate(drop, saved[0].decode())
-    waits_for(page, "output.pass", "pass 4 of 4")
+    assert_shows(page, "output.pass", "pass 4 of 4")
     assert page.get_by_label("Prompt").input_value() == "save me"
 
 
@@ -277,19 +281,19 @@ def test_forks(page: Any, fake: Fake) -> None:
     fake.script = [first, frame(1, [1, 3], "11", [0, 0], **more), *ending("ac", steps=2, tokens=2)]
     open_lab(page)
     ask(page)
-    waits_for(page, "output.pass", "pass 2 of 2")
+    assert_shows(page, "output.pass", "pass 2 of 2")
     page.get_by_role("button", name="First pass").click()
     page.locator("[role=option]").first.click()
     fake.script = [first, frame(1, [2, 3], "21", [0, 0], **more), *ending("bc", steps=2, tokens=2)]
     page.get_by_role("button", name="pin b").click()
-    waits_for(page, ".chips:not(:empty)", 'pin "b" at 0, pass 2')
+    assert_shows(page, ".chips:not(:empty)", 'pin "b" at 0, pass 2')
     page.get_by_role("button", name="Differs from pass 2 on").click()
     base, fork = page.locator(".track").all()
     assert base.locator("[role=option]").all_text_contents() == ["a", "c"]
     assert fork.locator("[role=option]").all_text_contents() == ["b", "c"]
     assert "apart" in fork.locator("[role=option]").first.get_attribute("class")
     page.get_by_role("button", name="Re-noise from here").click()
-    waits_for(page, ".chips:not(:empty)", "renoise at 0, pass 2")
+    assert_shows(page, ".chips:not(:empty)", "renoise at 0, pass 2")
     page.get_by_role("button", name="Differs").wait_for()
     place = {"canvas": 0, "try": 0, "step": 1, "position": 0}
     pin, again = {**place, "do": "pin", "id": 2}, {**place, "do": "renoise"}

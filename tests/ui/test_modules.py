@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.ui.fake import UI, Fake, ending, frame, run_of, status
+from tests.ui.fake import UI, Fake, Gate, ending, frame, run_of, status
 
 pytestmark = pytest.mark.process
 
@@ -77,7 +77,7 @@ SSE = """async (pieces) => {
 def test_events_are_read_however_they_are_cut(blank: Any) -> None:
     """A character or a line end in two halves; comments, names, data of several lines."""
     text = (
-        "\ufeff: still here\r\n\r\ndata: {\"a\": \"ä€😀\"}\r\n\r\nevent: x\ndata:1\ndata: 2\n\n"
+        "\ufeff: still here\r\n\r\ndata: {\"a\": \"ä€😀\"}\r\n\r\nevent: x\r\ndata:1\r\ndata: 2\r\n\n"
         "data\n\nid: 5\nretry: 1\n\rdata: last\r\rdata: unfinished"
     )  # fmt: skip
     wanted = [
@@ -89,6 +89,16 @@ def test_events_are_read_however_they_are_cut(blank: Any) -> None:
     cuts += [[[byte] for byte in raw], [raw]]
     for found in blank.evaluate(SSE, cuts):
         assert found == wanted
+
+
+def test_who_stops_reading_hangs_up(blank: Any, fake: Fake) -> None:
+    """A server that works on for nobody."""
+    fake.script = [status("queued"), Gate("never")]
+    script = """async () => {
+      const { events } = await import("/ui/api.js");
+      for await (const event of events("/v1/chat/completions", {})) return event.diffusion.state;
+    }"""
+    assert blank.evaluate(script) == "queued" and fake.gone.wait(10)
 
 
 def parts_of(blank: Any, pairs: list[list[str]], split: str) -> list[Any]:

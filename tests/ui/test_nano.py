@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.live import KEY, Live, running
-from tests.support.page import ask, grid, waits_for
+from tests.support.page import ask, grid, assert_shows
 
 pytest.importorskip("dgemma.server.page", reason="this server has no page yet")
 pytestmark = [pytest.mark.process, pytest.mark.model]
@@ -31,19 +31,19 @@ def lab(page: Any, live: Live, complaints: list[str]) -> Any:
     page.goto(f"{live.url}/")
     page.get_by_label("API key").fill(KEY)
     page.get_by_role("button", name="Use key").click()
-    waits_for(page, ".model", "nano")
+    assert_shows(page, ".model", "nano")
     complaints[:] = [one for one in complaints if "401" not in one]
     return page
 
 
 def finish(page: Any) -> None:
     """Until the answer is there."""
-    waits_for(page, ".text:has(.draft):visible h3", "Answer")
+    assert_shows(page, ".text:has(.draft):visible h3", "Answer")
 
 
 def test_a_way_through_the_lab(lab: Any, tmp_path: Path) -> None:
     """A screen that the scripted server pleases and the real one does not."""
-    waits_for(lab, ".empty", "nano is a toy")
+    assert_shows(lab, ".empty", "nano is a toy")
     ask(lab, QUESTION)
     finish(lab)
     first = lab.locator(".draft:visible").inner_text()
@@ -51,7 +51,7 @@ def test_a_way_through_the_lab(lab: Any, tmp_path: Path) -> None:
     lab.get_by_role("button", name="First pass").click()
     lab.locator("[role=option]").first.click()
     lab.get_by_role("button", name="Re-noise from here").click()
-    waits_for(lab, ".chips:not(:empty)", "renoise at 0, pass 2")
+    assert_shows(lab, ".chips:not(:empty)", "renoise at 0, pass 2")
     lab.get_by_role("region", name="Fork").get_by_role("heading", name="Answer").wait_for()
     saved = []
     for name in ("one", "two"):

@@ -7,21 +7,55 @@ from typing import Any
 
 import pytest
 
-from tests.support.page import ask, open_lab, waits_for
+from tests.support.page import ask, open_lab, assert_shows
 from tests.ui.fake import CUT, UI, Fake, Gate, chunk, run_of
 
 pytestmark = pytest.mark.process
+
+CONTRASTS = """() => {
+  // axe does not measure text on a background image.
+  const brush = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const light = (colour) => {
+    brush.fillStyle = colour;
+    brush.fillRect(0, 0, 1, 1);
+    const part = [...brush.getImageData(0, 0, 1, 1).data].slice(0, 3).map((byte) => byte / 255)
+      .map((one) => (one <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * part[0] + 0.7152 * part[1] + 0.0722 * part[2];
+  };
+  const cell = document.querySelector("[role=option]");
+  return Array.from({ length: 17 * 3 }, (_, at) => {
+    cell.className = `cell s${at % 3} e${Math.floor(at / 3)} text`;
+    const { color, backgroundColor } = getComputedStyle(cell);
+    const [low, high] = [light(color), light(backgroundColor)].sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05);
+  });
+}"""
 
 
 def test_reduced_motion(page: Any, fake: Fake) -> None:
     """Passes that play by themselves for one who wants no motion."""
     page.emulate_media(reduced_motion="reduce")
-    fake.script = run_of(16, 5)
-    open_lab(page, "1000")
+    page.clock.install()
+    fake.script = run_of(16, 5, gates=True)
+    open_lab(page, "0")
+    page.clock.run_for(2000)
     ask(page)
-    waits_for(page, "output.pass", "pass 5 of 5")
+    page.locator("[aria-label=Pass][max='0']:enabled").wait_for()
+    page.clock.run_for(50)
+    assert_shows(page, "output.pass", "pass 1 of at most 48")
+    fake.open("pass 2")
+    page.locator("[aria-label=Pass][max='1']").wait_for()
+    page.clock.run_for(100)
+    assert_shows(page, "output.pass", "pass 1 of at most 48")
+    page.clock.run_for(1000)
+    for name in ("pass 3", "pass 4", "pass 5", "end"):
+        fake.open(name)
+    assert_shows(page, ".draft + .counts:visible", "converged")
+    page.clock.run_for(50)
+    assert_shows(page, "output.pass", "pass 5 of 5")
     page.get_by_role("button", name="One pass back").click()
-    waits_for(page, "output.pass", "pass 4 of 5")
+    page.clock.run_for(50)
+    assert_shows(page, "output.pass", "pass 4 of 5")
 
 
 @pytest.mark.parametrize("look", ["light", "dark", "phone"])
@@ -38,13 +72,14 @@ def test_accessible(page: Any, fake: Fake, look: str) -> None:
     if look == "light":  # the others have the same controls
         assert [one["help"] for one in faults(Axe().run(page))] == []
     ask(page)
-    waits_for(page, "output.pass", "pass 6 of 6")
+    assert_shows(page, "output.pass", "pass 6 of 6")
     page.get_by_role("button", name="One pass back").click()
     page.get_by_role("button", name="One pass back").click()
     page.get_by_role("button", name="Show as a table").click()
     page.locator("[role=option]").nth(90).click()
     found = faults(Axe().run(page))
     assert [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found] == []
+    assert min(page.evaluate(CONTRASTS)) > 4.5
     wide = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert page.evaluate(wide) <= 0
     small = """() => [...document.querySelectorAll("button, input, select, summary, nav a")]
@@ -75,21 +110,21 @@ def test_refusals(page: Any, fake: Fake, complaints: list[str]) -> None:
     ]  # fmt: skip
     open_lab(page)
     ask(page)
-    waits_for(page, ".run-words", "max_steps must be at most 9")
+    assert_shows(page, ".run-words", "max_steps must be at most 9")
     field = page.get_by_label("Most passes")
     assert field.get_attribute("aria-invalid") == "true"
-    waits_for(page, ".field .error:visible", "max_steps must be at most 9")
+    assert_shows(page, ".field .error:visible", "max_steps must be at most 9")
     assert page.get_by_role("button", name="Ask again").is_hidden()
     ask(page)
     for left in (3, 2, 1):
-        waits_for(page, ".run-words", f"Too busy. Again in {left} s.")
+        assert_shows(page, ".run-words", f"Too busy. Again in {left} s.")
         assert page.get_by_role("button", name="Ask again").is_hidden()
         page.clock.run_for(1000)
     assert field.get_attribute("aria-invalid") is None
     page.get_by_role("button", name="Ask again").click()
-    waits_for(page, ".run-words", "the body is larger than 1 MB")
+    assert_shows(page, ".run-words", "the body is larger than 1 MB")
     page.get_by_role("button", name="Ask again").click()
-    waits_for(page, ".run-words", re.compile("^$"))
+    assert_shows(page, ".run-words", re.compile("^$"))
     complaints[:] = [one for one in complaints if "status of 4" not in one]
 
 
@@ -98,18 +133,18 @@ def test_cut_off(page: Any, fake: Fake, complaints: list[str]) -> None:
     fake.script = [*run_of(16, 4)[:5], Gate("cut"), CUT]
     open_lab(page)
     ask(page)
-    waits_for(page, "output.pass", "pass 2 of")
+    assert_shows(page, "output.pass", "pass 2 of")
     fake.open("cut")
-    waits_for(
+    assert_shows(
         page, ".run-words", "Cut off after pass 2: the connection was lost. It answers again."
     )
-    waits_for(page, "output.pass", "pass 2 of 2")
+    assert_shows(page, "output.pass", "pass 2 of 2")
     fake.script = [*run_of(16, 4)[:4], {"error": {"message": "bye", "code": "cancelled"}}]
     page.get_by_role("button", name="Ask again").click()
-    waits_for(page, ".run-words", "Cut off after pass 1: the server is stopping.")
+    assert_shows(page, ".run-words", "Cut off after pass 1: the server is stopping.")
     fake.script = [chunk({"role": "assistant"}), b"data: {nonsense\n\n"]
     page.get_by_role("button", name="Ask again").click()
-    waits_for(page, ".run-words", "Cut off before the first pass: the server sent an event that")
+    assert_shows(page, ".run-words", "Cut off before the first pass: the server sent an event that")
     complaints[:] = [one for one in complaints if "ERR_" not in one]
 
 
@@ -119,9 +154,9 @@ def test_stop_and_silence(page: Any, fake: Fake) -> None:
     fake.script = [*run_of(16, 4)[:4], Gate("a"), b": still here\n\n", Gate("never")]
     open_lab(page)
     ask(page)
-    waits_for(page, ".run-words", "writing")
+    assert_shows(page, ".run-words", "writing")
     page.clock.run_for(9_000)
-    waits_for(page, ".run-clock", "9 s")
+    assert_shows(page, ".run-clock", "9 s")
     assert page.locator(".run-silent").is_hidden()
     page.clock.run_for(2_000)
     page.get_by_text("the server is silent").wait_for()
@@ -131,9 +166,9 @@ def test_stop_and_silence(page: Any, fake: Fake) -> None:
     page.clock.run_for(500)
     page.get_by_text("the server is silent").wait_for(state="hidden")
     page.get_by_role("button", name="Stop").click()
-    waits_for(page, ".run-words", "stopped")
+    assert_shows(page, ".run-words", "stopped")
     assert fake.gone.wait(10)
-    waits_for(page, "output.pass", "pass 1 of 1")
+    assert_shows(page, "output.pass", "pass 1 of 1")
 
 
 def test_key(page: Any, fake: Fake, complaints: list[str]) -> None:
@@ -145,10 +180,10 @@ def test_key(page: Any, fake: Fake, complaints: list[str]) -> None:
         page.get_by_label("API key").fill(value)
         page.get_by_role("button", name="Use key").click()
         if value == "sk-wrong":
-            waits_for(page, "dialog[open]", "The server refused this key.")
-    waits_for(page, ".model", "fake")
+            assert_shows(page, "dialog[open]", "The server refused this key.")
+    assert_shows(page, ".model", "fake")
     ask(page)
-    waits_for(page, "output.pass", "of 2")
+    assert_shows(page, "output.pass", "of 2")
     stored = page.evaluate("() => JSON.stringify([localStorage, sessionStorage, location.href])")
     assert "sk-" not in stored
     complaints[:] = [one for one in complaints if "401" not in one]
@@ -166,15 +201,15 @@ def test_what_is_said(page: Any, fake: Fake) -> None:
       new MutationObserver(note).observe(line, { childList: true });
     }""")
     ask(page)
-    waits_for(page, "output.pass", "pass 1 of")
+    assert_shows(page, "output.pass", "pass 1 of")
     page.clock.run_for(100)
     for name in ("pass 2", "pass 3"):
         fake.open(name)
-        waits_for(page, "output.pass", f"{name} of")
+        assert_shows(page, "output.pass", f"{name} of")
     page.clock.run_for(5000)
     fake.open("pass 4")
     fake.open("end")
-    waits_for(page, "output.pass", "pass 4 of 4")
+    assert_shows(page, "output.pass", "pass 4 of 4")
     page.clock.run_for(5000)
     told = page.evaluate("() => window.told")
     assert (
