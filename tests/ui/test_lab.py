@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.page import ask, grid, open_lab, assert_shows
+from tests.support.page import ask, assert_shows, grid, open_lab
 from tests.ui.fake import Fake, Gate, ending, frame, run_of, status
 
 pytestmark = pytest.mark.process

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.page import ask, open_lab, assert_shows
+from tests.support.page import ask, assert_shows, open_lab
 from tests.ui.fake import CUT, UI, Fake, Gate, chunk, run_of
 
 pytestmark = pytest.mark.process
