@@ -78,7 +78,8 @@ def test_events_are_read_however_they_are_cut(blank: Any) -> None:
     """A character or a line end in two halves; comments, names, data of several lines."""
     text = (
         "\ufeff: still here\r\n\r\ndata: {\"a\": \"ä€😀\"}\r\n\r\n"
-        "event: x\r\ndata:1\r\ndata: 2\r\n\ndata\n\nid: 5\nretry: 1\n\rdata: last\r\rdata: unfinished"
+        "event: x\r\ndata:1\r\ndata: 2\r\n\ndata\n\nid: 5\nretry: 1\n\r"
+        "data: last\r\rdata: unfinished"
     )  # fmt: skip
     wanted = [
         {"name": "", "data": '{"a": "ä€😀"}'}, {"name": "x", "data": "1\n2"},
