@@ -13,7 +13,7 @@ DRIVER := .venv/.driver
 SIDE_BY_SIDE := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo test quick check lint attack verify bench performance gpu-report nano evaluate wheel clean
+.PHONY: help setup browser shots types-ui demo test quick check lint attack verify bench performance gpu-report nano evaluate wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,13 @@ $(DRIVER): $(STAMP)
 browser:  ## install a browser with fonts for the tests of the page, on Debian and its kin; 191 MB
 	@command -v apt-get >/dev/null || { echo "install Chromium, or name one in DGEMMA_CHROMIUM" >&2; exit 1; }
 	apt-get install -y --no-install-recommends chromium fonts-noto-core fonts-noto-cjk fonts-noto-color-emoji
+
+shots: $(DRIVER)  ## pictures of the page in light, dark, on a phone, to look at; into runs/ui
+	$(BIN)/python -m tests.ui.shots
+
+types-ui:  ## check the types of the page's modules, for those who have node
+	npx --yes --package typescript@5.9 tsc --noEmit --allowJs --checkJs --strict --target es2022 \
+		--module esnext --moduleResolution bundler --lib es2022,dom,dom.iterable $(wildcard dgemma/ui/*.js)
 
 demo: $(STAMP)  ## a Sudoku solved live by the bundled model, then a chat answer
 	$(BIN)/dgemma demo

@@ -116,7 +116,7 @@ export function list(parent, items, keyOf, make, update) {
     const element = before.get(key) ?? make(item);
     now.set(key, element);
     update?.(element, item);
-    if (element === at) at = at.nextElementSibling;
+    if (at && element === at) at = at.nextElementSibling;
     else parent.insertBefore(element, at);
   }
   for (const [key, element] of before) if (!now.has(key)) element.remove();

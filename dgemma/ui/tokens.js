@@ -187,7 +187,8 @@ export function draft(ids, pieces, ends, controls) {
 }
 
 /** A token in words: "blank Hello", "newline".
- * @param {string} text */
+ * @param {string} text
+ * @returns {string} */
 export function spoken(text) {
   const name = NAMES.get(text);
   if (name) return name;

@@ -15,6 +15,7 @@
 export const MOST_BYTES = 32 * 2 ** 20;
 const [MOST_FRAMES, MOST_POSITIONS, MOST_PIECES] = [4096, 4096, 300_000];
 const [LARGEST_ID, LARGEST, DEEPEST] = [2 ** 31 - 1, Number.MAX_SAFE_INTEGER, 64];
+const END = ["usage", "diffusion_usage", "timings", "finish_reason"];
 const MODES = ["diffusion", "autoregressive", "exact"];
 
 /** Why a file is not taken, in one sentence. */
@@ -106,7 +107,8 @@ export function write(trace) {
   }));
   const { made_by, model, mode, request, seed, commits, text, end } = trace;
   const head = { format: "dgemma-trace", version: 1, made_by, model, mode, request, seed };
-  return JSON.stringify({ ...head, pieces, frames, commits, text, end });
+  const costs = END.filter((name) => end && name in end).map((name) => [name, end[name]]);
+  return JSON.stringify({ ...head, pieces, frames, commits, text, end: end && Object.fromEntries(costs) });
 }
 
 /** Reads the text of a file.

@@ -21,7 +21,8 @@ export function track({ title, choose, go }) {
   const chips = h("div", { class: "chips" });
   const numbers = h("p", { class: "counts" });
   const textTitle = h("h3", null, "Draft");
-  const words = h("p", { class: "draft", dir: "auto" });
+  const scroller = { tabindex: 0, role: "group", "aria-label": "Text of this pass" };
+  const words = h("div", { class: "draft", dir: "auto", ...scroller });
   const ending = h("p", { class: "counts" });
   const element = h("section", { class: "track card", "aria-label": title },
     h("header", null, heading, chips, numbers),
@@ -65,14 +66,20 @@ export function track({ title, choose, go }) {
     told.push(`${changed(frame, before)} changed`, `${means[index].toFixed(2)} nats`);
     if (frame.temperature !== null) told.push(`T ${frame.temperature.toFixed(2)}`);
     if (frame.t_ms !== null) told.push(`${(frame.t_ms / 1000).toFixed(2)} s`);
-    text(numbers, told.join("   "));
+    text(numbers, facts(told));
     const whole = trace.end && index === trace.frames.length - 1;
     text(textTitle, whole ? "Answer" : "Draft");
-    text(ending, outcome(trace).join("   "));
+    text(ending, facts(outcome(trace)));
     text(words, whole ? trace.text : draftUpTo(trace, index, ends, controls));
   }
 
   return { element, use, draw, chips, mark: cells.mark, get trace() { return trace; } };
+}
+
+/** Facts side by side, each on one line.
+ * @param {string[]} told */
+function facts(told) {
+  return told.map((one) => one.replaceAll(" ", "\u00a0")).join("   ");
 }
 
 /** The text up to a pass: canvases that are done, and the draft of the one that it shows.

@@ -59,7 +59,8 @@ def test_a_run(page: Any, fake: Fake) -> None:
         page, ".below:visible .text", "AnswerThe cat sat on the mat, and then it slept.The"
     )
     said = ["converged", "3 passes", "16 tokens", "5.3 tokens a pass", "1.23 s", "seed 7"]
-    assert page.locator(".draft + .counts:visible").inner_text().split("   ") == said
+    shown = page.locator(".draft + .counts:visible").inner_text()
+    assert [one.replace("\xa0", " ") for one in shown.split("   ")] == said
     assert page.locator(".run-words").is_hidden()
     assert fake.bodies == [{
         "model": "fake", "messages": [{"role": "user", "content": "a cat"}], "seed": 5,

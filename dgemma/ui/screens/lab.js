@@ -176,8 +176,8 @@ class Lab {
     const more = fields.has("stream_alternatives") ? { stream_alternatives: ALTERNATIVES } : {};
     this.unfork();
     await this.follow(this.base, traces.begin({ name, canvas_length: width }, {
-      model: name, messages: [{ role: "user", content: this.prompt.value }], ...asked, stream: true,
-      stream_options: { include_usage: true }, diffusion: { ...diffusion, stream: "ids", ...more },
+      model: name || undefined, messages: [{ role: "user", content: this.prompt.value }], ...asked,
+      stream: true, stream_options: { include_usage: true }, diffusion: { ...diffusion, stream: "ids", ...more },
     }));
   }
 
