@@ -177,7 +177,8 @@ class Lab {
     this.unfork();
     await this.follow(this.base, traces.begin({ name, canvas_length: width }, {
       model: name || undefined, messages: [{ role: "user", content: this.prompt.value }], ...asked,
-      stream: true, stream_options: { include_usage: true }, diffusion: { ...diffusion, stream: "ids", ...more },
+      stream: true, stream_options: { include_usage: true },
+      diffusion: { ...diffusion, stream: "ids", ...more },
     }));
   }
 
