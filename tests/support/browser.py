@@ -15,7 +15,6 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 ARGUMENTS = ("--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
              "--disable-component-update", "--disable-sync", "--no-first-run",
              "--disable-quic")  # fmt: skip
-REMEDY = "make browser"
 
 
 class NoBrowser(Exception):
@@ -37,11 +36,11 @@ def browser() -> Iterator[Any]:
     try:
         from playwright.sync_api import Error, sync_playwright
     except ImportError as error:
-        raise NoBrowser(f"Playwright is not installed: {REMEDY}") from error
+        raise NoBrowser("Playwright is missing: pip install 'dgemma[browser]'") from error
     with sync_playwright() as playwright:
         try:
             found = playwright.chromium.launch(executable_path=on_path(), args=list(ARGUMENTS))
         except Error as error:
-            raise NoBrowser(f"no Chromium starts here: {REMEDY}") from error
+            raise NoBrowser("no Chromium starts here: make browser") from error
         yield found
         found.close()
