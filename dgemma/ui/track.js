@@ -56,7 +56,8 @@ export function track({ title, choose, go }) {
     const { controls, ends } = server.get();
     const before = trace.frames[index - 1];
     const sameCanvas = before?.canvas === frame.canvas ? before : null;
-    cells.draw(frame, sameCanvas, trace.pieces, controls, other?.frames[index] ?? null);
+    const beside = other?.frames[Math.min(index, other.frames.length - 1)] ?? null;
+    cells.draw(frame, sameCanvas, trace.pieces, controls, beside);
     map.draw(trace.frames, index);
     for (const one of trace.frames.slice(means.length)) means.push(meanNats(one.entropy));
     line.draw(means, index);

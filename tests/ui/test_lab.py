@@ -285,14 +285,22 @@ def test_forks(page: Any, fake: Fake) -> None:
     assert_shows(page, "output.pass", "pass 2 of 2")
     page.get_by_role("button", name="First pass").click()
     page.locator("[role=option]").first.click()
-    fake.script = [first, frame(1, [2, 3], "21", [0, 0], **more), *ending("bc", steps=2, tokens=2)]
+    second = [frame(step, [2, 3], "21", [0, 0], **more) for step in (1, 2)]
+    fake.script = [first, *second, *ending("bc", steps=3, tokens=2)]
     page.get_by_role("button", name="pin b").click()
     assert_shows(page, ".chips:not(:empty)", 'pin "b" at 0, pass 2')
     page.get_by_role("button", name="Differs from pass 2 on").click()
     base, fork = page.locator(".track").all()
     assert base.locator("[role=option]").all_text_contents() == ["a", "c"]
     assert fork.locator("[role=option]").all_text_contents() == ["b", "c"]
-    assert "apart" in fork.locator("[role=option]").first.get_attribute("class")
+    for name in ("Differs from pass 2 on", "Last pass"):  # there the fork is longer than the run
+        page.get_by_role("button", name=name).click()
+        apart = fork.locator("[role=option].apart")
+        assert apart.all_text_contents() == ["b"], name
+    page.get_by_role("button", name="One pass back").click()
+    assert_shows(page, "output.pass", "pass 2 of 3")
+    page.get_by_role("button", name="One pass back").click()
+    assert_shows(page, "output.pass", "pass 1 of 3")
     page.get_by_role("button", name="Re-noise from here").click()
     assert_shows(page, ".chips:not(:empty)", "renoise at 0, pass 2")
     page.get_by_role("button", name="Differs").wait_for()
