@@ -146,6 +146,12 @@ function key(event) {
   event.preventDefault();
 }
 
+/** A file that is dropped beside a screen's own place must not take the page's place.
+ * @param {DragEvent} event */
+function stay(event) {
+  if (event.dataTransfer?.types.includes("Files")) event.preventDefault();
+}
+
 /** @param {Event} event */
 function skip(event) {
   event.preventDefault(); // the address is for routes
@@ -157,4 +163,6 @@ put(document.body,
   h("p", { id: "say", role: "status", class: "unseen" }), keyForm(), help);
 addEventListener("hashchange", route);
 addEventListener("keydown", key);
+addEventListener("dragover", stay);
+addEventListener("drop", stay);
 await Promise.all([load(), route()]);

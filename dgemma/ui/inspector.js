@@ -16,7 +16,8 @@ export function inspector({ close, act, canAct, go }) {
   const button = h("button", { type: "button", class: "quiet", onclick: close }, "Close");
   const element = h("section", { class: "inspector card", "aria-label": "Inspector", hidden: true },
     h("header", null, title, button), body);
-  let key = "";
+  /** @type {any[]} what is shown now */
+  let last = [];
 
   /** @param {Trace} trace
    * @param {number} pass the frame; the last one if there are fewer
@@ -26,9 +27,9 @@ export function inspector({ close, act, canAct, go }) {
     const index = Math.min(pass, trace.frames.length - 1);
     const frame = trace.frames[index];
     element.hidden = !frame || at < 0 || at >= frame.ids.length;
-    const now = `${index} ${at} ${trace.frames.length}`;
-    if (element.hidden || key === now) return;
-    key = now;
+    const now = [trace, index, at, trace.frames.length];
+    if (element.hidden || now.every((one, i) => one === last[i])) return;
+    last = now;
     const id = frame.ids[at];
     const piece = trace.pieces.get(id);
     const bytes = typeof piece === "string" ? new TextEncoder().encode(piece) : piece ?? [];

@@ -219,8 +219,7 @@ def test_a_position(page: Any, fake: Fake) -> None:
     assert grid(page) == [pieces[1], "😀", "…3/4", "U+202Ex", "⏎", "<turn>"]
     assert page.locator("img").count() == 0
     page.locator("[role=option]").first.click()
-    shown = page.locator(".inspector")
-    assert "<img src=x onerror=alert(1)>" in shown.inner_text()
+    assert_shows(page, ".inspector", "<img src=x onerror=alert(1)>")
     assert page.locator(".history button").all_text_contents() == [
         "1○U+202Ex",
         f"2●{pieces[1][:23]}…",
@@ -253,6 +252,14 @@ def test_traces(page: Any, fake: Fake, tmp_path: Path) -> None:
         assert_shows(page, "output.pass", "pass 4 of 4")
         page.locator(".inspector").wait_for(state="hidden")
     assert saved[0] == saved[1] and json.loads(saved[0])["end"]["finish_reason"] == "stop"
+    page.locator("[role=option]").first.click()
+    assert_shows(page, ".inspector", "In wordsThe")
+    other = tmp_path / "other.json"
+    other.write_bytes(saved[0].replace(b'"The"', b'"One"'))
+    page.get_by_label("Trace file").set_input_files(other)
+    page.locator(".inspector").wait_for(state="hidden")
+    page.locator("[role=option]").first.click()
+    assert_shows(page, ".inspector", "In wordsOne")
     page.get_by_role("button", name="First pass").click()
     before = grid(page)
     bad = tmp_path / "<img src=x>.json"
@@ -283,27 +290,26 @@ def test_forks(page: Any, fake: Fake) -> None:
     open_lab(page)
     ask(page)
     assert_shows(page, "output.pass", "pass 2 of 2")
-    page.get_by_role("button", name="First pass").click()
     page.locator("[role=option]").first.click()
+    assert_shows(page, ".inspector", "● accepted")
     second = [frame(step, [2, 3], "21", [0, 0], **more) for step in (1, 2)]
-    fake.script = [first, *second, *ending("bc", steps=3, tokens=2)]
-    page.get_by_role("button", name="pin b").click()
+    fake.script = [first, second[0], *ending("bc", steps=2, tokens=2)]
+    page.get_by_role("button", name="pin b").click()  # in the last pass: it is made again
+    assert_shows(page, ".inspector", "◆ pinned")
     assert_shows(page, ".chips:not(:empty)", 'pin "b" at 0, pass 2')
     page.get_by_role("button", name="Differs from pass 2 on").click()
     base, fork = page.locator(".track").all()
     assert base.locator("[role=option]").all_text_contents() == ["a", "c"]
     assert fork.locator("[role=option]").all_text_contents() == ["b", "c"]
-    for name in ("Differs from pass 2 on", "Last pass"):  # there the fork is longer than the run
-        page.get_by_role("button", name=name).click()
-        apart = fork.locator("[role=option].apart")
-        assert apart.all_text_contents() == ["b"], name
-    page.get_by_role("button", name="One pass back").click()
-    assert_shows(page, "output.pass", "pass 2 of 3")
-    page.get_by_role("button", name="One pass back").click()
-    assert_shows(page, "output.pass", "pass 1 of 3")
+    page.get_by_role("button", name="First pass").click()
+    assert_shows(page, "output.pass", "pass 1 of 2")
+    fake.script = [first, *second, *ending("bc", steps=3, tokens=2)]
     page.get_by_role("button", name="Re-noise from here").click()
     assert_shows(page, ".chips:not(:empty)", "renoise at 0, pass 2")
-    page.get_by_role("button", name="Differs").wait_for()
+    assert_shows(page, "output.pass", "pass 3 of 3")
+    for name in ("Last pass", "Differs from pass 2 on"):  # the fork is longer than the run
+        page.get_by_role("button", name=name).click()
+        assert fork.locator("[role=option].apart").all_text_contents() == ["b"], name
     place = {"canvas": 0, "try": 0, "step": 1, "position": 0}
     pin, again = {**place, "do": "pin", "id": 2}, {**place, "do": "renoise"}
     asked = [body["diffusion"].get("edits") for body in fake.bodies]

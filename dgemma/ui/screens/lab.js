@@ -73,7 +73,7 @@ class Lab {
     controls(this.player, (index) => this.name(index)), legend(),
     h("div", { class: "columns" },
       h("div", { class: "tracks" }, this.base.element, this.fork.element), this.inspector.element));
-  element = h("div", { class: "lab", ondragover: over, ondrop: this.drop.bind(this) },
+  element = h("div", { class: "lab", ondrop: this.drop.bind(this) },
     h("header", { class: "title" }, h("h1", null, "Lab"),
       h("div", { class: "buttons" }, tool("Load trace", () => this.files.click()), this.saving, this.files)),
     h("form", { class: "ask card", onsubmit: this.submitted.bind(this) },
@@ -313,11 +313,6 @@ class Lab {
     this.choose(-1);
     return true;
   }
-}
-
-/** @param {DragEvent} event */
-function over(event) {
-  if (event.dataTransfer?.types.includes("Files")) event.preventDefault();
 }
 
 /** The screen; see `SCREENS` in app.js. */
