@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from typing import Any
 
@@ -216,6 +217,15 @@ def test_what_is_said(page: Any, fake: Fake) -> None:
         len(told) == 3 and told[0] == "Run begun." and told[1].startswith("Pass 3 of at most 48,")
     )
     assert told[2].startswith("Done after 4 passes: The cat sat on the mat")
+
+
+def test_the_start_is_small(page: Any, fake: Fake) -> None:
+    """A page that grows without anyone noticing: 30 requests, 60 KB of its own under gzip."""
+    open_lab(page)
+    page.locator(".examples button").first.wait_for()
+    assert len(fake.paths) <= 30 and "/openapi.json" in fake.paths
+    names = {path.removeprefix("/ui/") for path in fake.paths if path.startswith("/ui/")}
+    assert sum(len(gzip.compress((UI / name).read_bytes())) for name in names) < 60_000
 
 
 def test_every_module_loads(blank: Any) -> None:
