@@ -7,11 +7,13 @@ TORCH ?= default
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 SIZE := $(if $(filter cpu,$(TORCH)),2.3 GB,5.1 GB on Linux (2.3 GB with TORCH=cpu: enough without an NVIDIA GPU))
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check
+# What drives a browser in the tests of the page; a demo needs none of it.
+DRIVER := .venv/.driver
 # Two processes of pytest; a file stays in one of them, with the models that it has loaded.
 SIDE_BY_SIDE := -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test quick check lint attack verify bench performance gpu-report nano evaluate wheel clean
+.PHONY: help setup browser shots types-ui demo test quick check lint attack verify bench performance gpu-report nano evaluate wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,10 +31,25 @@ $(STAMP): pyproject.toml constraints.txt
 
 setup: $(STAMP)  ## install into .venv with the tested versions; TORCH=cpu for a small install
 
+$(DRIVER): $(STAMP)
+	$(INSTALL) -c constraints.txt -e '.[browser]'
+	@touch $@
+
+browser:  ## install a browser with fonts for the tests of the page, on Debian and its kin; 191 MB
+	@command -v apt-get >/dev/null || { echo "install Chromium, or name one in DGEMMA_CHROMIUM" >&2; exit 1; }
+	apt-get install -y --no-install-recommends chromium fonts-noto-core fonts-noto-cjk fonts-noto-color-emoji
+
+shots: $(DRIVER)  ## pictures of the page in light, dark, on a phone, to look at; into runs/ui
+	$(BIN)/python -m tests.ui.shots
+
+types-ui:  ## check the types of the page's modules, for those who have node
+	npx --yes --package typescript@5.9 tsc --noEmit --allowJs --checkJs --strict --target es2022 \
+		--module esnext --moduleResolution bundler --lib es2022,dom,dom.iterable $(wildcard dgemma/ui/*.js)
+
 demo: $(STAMP)  ## a Sudoku solved live by the bundled model, then a chat answer
 	$(BIN)/dgemma demo
 
-test: lint  ## lint, types, then the whole suite with its long parts sampled
+test: lint $(DRIVER)  ## lint, types, then the whole suite with its long parts sampled
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 quick: $(STAMP)  ## only the unit tests: no processes, no text by nano; under a minute

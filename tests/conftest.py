@@ -22,6 +22,8 @@ from tests.support.report import MEASUREMENT, Report, skips_by_reason
 ROOT = Path(__file__).parents[1]
 FOREIGN = ("DGEMMA_", "HF_", "HUGGINGFACE_", "HUGGING_FACE_", "TRANSFORMERS_")
 """Prefixes of the variables by which a user's machine could change what a test sees."""
+KEPT = {"DGEMMA_CHROMIUM"}
+"""Variables that are meant for the tests."""
 
 Number = int | float
 
@@ -34,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+    for name in [name for name in os.environ if name.startswith(FOREIGN) and name not in KEPT]:
         del os.environ[name]  # now: some libraries read it once, when they are imported
     # For processes that tests start: one thread, and this checkout wherever they run.
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -108,7 +110,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees the user's settings, nor what an earlier test left in the environment."""
-    for name in [name for name in os.environ if name.startswith(FOREIGN)]:
+    for name in [name for name in os.environ if name.startswith(FOREIGN) and name not in KEPT]:
         monkeypatch.delenv(name)
 
 
