@@ -37,7 +37,7 @@ $(DRIVER): $(STAMP)
 
 browser:  ## install a browser with fonts for the tests of the page, on Debian and its kin; 191 MB
 	@command -v apt-get >/dev/null || { echo "install Chromium, or name one in DGEMMA_CHROMIUM" >&2; exit 1; }
-	apt-get install -y --no-install-recommends chromium fonts-noto-core fonts-noto-cjk fonts-noto-color-emoji
+	apt-get update -q && apt-get install -y --no-install-recommends chromium fonts-noto-core fonts-noto-cjk fonts-noto-color-emoji
 
 shots: $(DRIVER)  ## pictures of the page in light, dark, on a phone, to look at; into runs/ui
 	$(BIN)/python -m tests.ui.shots

@@ -51,14 +51,19 @@ def test_health_says_when_the_server_is_about_to_stop() -> None:
 @pytest.mark.fault("R L6")
 def test_health_says_when_no_thread_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a balancer that sends requests to a server of which all threads hang."""
-    client, free = serve(), threading.Event()
+    client, free, hanging = serve(), threading.Event(), threading.Semaphore(0)
     service = client.app.state.service
     monkeypatch.setattr(service_module, "ALIVE_S", 0.01)
 
+    def hang() -> None:
+        hanging.release()
+        free.wait()
+
     async def scene() -> None:
-        jobs = [asyncio.create_task(service.in_thread("", free.wait)) for _ in range(THREADS)]
-        await asyncio.sleep(0)
+        jobs = [asyncio.create_task(service.in_thread("", hang)) for _ in range(THREADS)]
         try:
+            for _ in jobs:
+                assert await asyncio.to_thread(hanging.acquire, timeout=60)
             refused = await asyncio.to_thread(client.get, "/health")
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
             assert "the threads that prepare requests" in refused.json()["error"]["message"]

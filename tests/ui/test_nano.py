@@ -12,7 +12,6 @@ import pytest
 from tests.support.live import KEY, Live, running
 from tests.support.page import ask, assert_shows, grid
 
-pytest.importorskip("dgemma.server.page", reason="this server has no page yet")
 pytestmark = [pytest.mark.process, pytest.mark.model]
 QUESTION = "What is your name?"
 
