@@ -62,8 +62,8 @@ def test_health_says_when_no_thread_comes_back(monkeypatch: pytest.MonkeyPatch) 
     async def scene() -> None:
         jobs = [asyncio.create_task(service.in_thread("", hang)) for _ in range(THREADS)]
         try:
-            for _ in jobs:
-                assert await asyncio.to_thread(hanging.acquire, timeout=60)
+            # One that hangs is enough: a key holds no more than half of the threads.
+            assert await asyncio.to_thread(hanging.acquire, timeout=60)
             refused = await asyncio.to_thread(client.get, "/health")
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
             assert "the threads that prepare requests" in refused.json()["error"]["message"]
