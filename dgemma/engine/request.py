@@ -23,6 +23,7 @@ from dgemma.types import PAGE, Mode, Request
 
 EARLY = ("restart_after", "race", "quality")
 """Defaults of a checkpoint that a request leaves out if it wants text before its canvas is done."""
+UNRESTARTED = SamplingParams(restart_after=0)
 READ_ONLY = SamplingParams(max_steps=1, stable_prefix=False)
 """How a canvas is read that is not committed."""
 
@@ -112,7 +113,7 @@ def resolve_request(
         elif params.restart_after or (params.race or 1) > 1:
             merged.append(SamplingParams(stable_prefix=False))
         elif _outlasts(defaults, params):
-            defaults = replace(defaults, restart_after=None)
+            merged.append(UNRESTARTED)
         merged += [defaults, RELEASED]
     if params.thinking_budget is not None and thought is None:
         raise bad_field("thinking_budget", "needs a chat (Request.chat, or Request.thought)")

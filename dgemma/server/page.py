@@ -151,7 +151,8 @@ def takes_gzip(accepted: str) -> bool:
         name, _, weight = part.partition(";")
         weights[name.strip()] = weight
     weight = weights.get("gzip", weights.get("*", "q=0"))
-    return re.fullmatch(r"\s*q\s*=\s*0(\.0*)?\s*", weight) is None
+    name, _, value = weight.partition("=")
+    return name.strip() != "q" or value.strip().strip("0.") != ""
 
 
 def is_known(known: str, tag: str) -> bool:

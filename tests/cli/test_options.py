@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -155,12 +156,16 @@ def test_where_and_how_much_is_served(
 ) -> None:
     """`--host`, `--port` or `--max-running` that is read and forgotten."""
     seen: list[object] = []
-    monkeypatch.setattr(serve, "listen", lambda *where: seen.append(where))
+
+    def listen(*where: object) -> SimpleNamespace:
+        seen.append(where)
+        return SimpleNamespace(getsockname=lambda: where)
 
     def stop(_: argparse.Namespace, **more: object) -> None:
         seen.append(more)
         raise InvalidRequest("stop")
 
+    monkeypatch.setattr(serve, "listen", listen)
     monkeypatch.setattr(serve, "open_model", stop)
     assert run("serve", "--host", "::1", "--port", "81", "--max-running", "3")[0] == 2
     assert seen == [

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.process
 
 NARROW = (
     "--max-tokens", "4", "--max-prompt-tokens", "400", "--max-n", "2", "--max-steps", "16",
-    "--max-body-bytes", "65536", "--max-schema-bytes", "4096",
+    "--max-body-bytes", "1048576", "--max-schema-bytes", "4096",
 )  # fmt: skip
 LOOSE = [positive_data_acceptance]
 """Not asked: JSON Schema cannot say which fields go together, so a fitting body may be refused."""
