@@ -8,6 +8,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+WAIT_MS = 60_000
+"""How long a test waits for the page: a busy machine is not a bug."""
+
 
 def open_lab(page: Any, pace: str = "0") -> None:
     """The Lab, which shows the newest pass unless another pace is given."""
@@ -26,7 +29,7 @@ def assert_shows(page: Any, selector: str, text: str | re.Pattern[str]) -> None:
     """Until an element that is seen has some text."""
     from playwright.sync_api import expect
 
-    expect(page.locator(selector)).to_contain_text(text)
+    expect(page.locator(selector)).to_contain_text(text, timeout=WAIT_MS)
 
 
 def grid(page: Any) -> list[str]:

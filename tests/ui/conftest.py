@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.browser import NoBrowser, browser
+from tests.support.page import WAIT_MS
 from tests.ui.fake import Fake, serving
 
 
@@ -58,7 +59,7 @@ def driven(chromium: Any) -> Iterator[Any]:
 def context(driven: Any, fake: Fake) -> Iterator[Any]:
     """A fresh profile, 1,280 by 900."""
     made = driven.new_context(base_url=fake.url, viewport={"width": 1280, "height": 900})
-    made.set_default_timeout(10_000)
+    made.set_default_timeout(WAIT_MS)
     yield made
     made.close()
 
@@ -95,7 +96,7 @@ def blank(driven: Any, fake: Fake, kept: dict[str, Any]) -> Iterator[Any]:
         tab = driven.new_context(base_url=fake.url).new_page()
         kept.update(page=tab, said=[])
         tab.on("console", lambda said: kept["said"].append(said.text))
-        tab.set_default_timeout(10_000)
+        tab.set_default_timeout(WAIT_MS)
         tab.goto("/ui/blank")
     yield kept["page"]
     assert kept["said"] == []
