@@ -94,7 +94,7 @@ def ours(kind: str, seed: int, noise: float = 0.0) -> Generation:
         return our_generate(
             llm,
             prompt(kind, seed),
-            params.merged(SamplingParams(seed=seed)),
+            params.merged(SamplingParams(seed=seed, restart_after=0)),
             canvases=canvases,
             end_ids=None if ends else (),
         )
@@ -140,9 +140,12 @@ def picked(kind: str, wanted: int) -> dict[int, Generation]:
 
 
 def theirs(kind: str, seed: int) -> ReferenceRun:
-    """The oracle's loop, with the end ids and padding that `transformers` itself read."""
+    """The oracle's loop, with the end ids and padding that `transformers` itself read.
+
+    It restarts no canvas, so ours does not either.
+    """
     canvases, params, ends = KINDS[kind]
-    full = params.merged(SamplingParams(seed=seed))
+    full = params.merged(SamplingParams(seed=seed, restart_after=0))
     generation = reference().generation_config
     return reference_generate(
         reference(),
