@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dgemma.weights.writers.tally import Tally
 
 FORMATS = {
-    "int4": "experts in groups of 32, the rest in 8 bits a row, compressed-tensors",
+    "int4": "experts in groups of 32, attention and MLP in 8 bits a row, compressed-tensors",
     "int4-all": "all in groups of 32, compressed-tensors",
     "int8": "a scale a row, compressed-tensors",
     "fp8": "a scale a row, compressed-tensors",
